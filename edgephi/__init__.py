@@ -1,0 +1,31 @@
+"""edgephi: published Phi weights become int4 ONNX bundles that run, with proof, on the device at hand.
+
+edgephi.export("microsoft/Phi-4-mini-instruct", "phi4-mini")
+with edgephi.load("phi4-mini") as model:
+    for piece in model.chat("What is the capital of France?"):
+        print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgephi.errors import EdgephiError as EdgephiError
+    from edgephi.export.pipeline import export as export
+    from edgephi.runtime.model import Model as Model
+    from edgephi.runtime.model import load as load
+
+__version__ = "0.1.0"
+
+# imported on first use, so that `import edgephi` costs milliseconds
+_LAZY = {"load": "edgephi.runtime.model", "Model": "edgephi.runtime.model", "EdgephiError": "edgephi.errors"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name == "export":
+        return import_module("edgephi.export")
+    raise AttributeError(f"module 'edgephi' has no attribute {name!r}")

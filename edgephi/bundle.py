@@ -1,0 +1,223 @@
+"""The bundle: a folder stock onnxruntime-genai loads as it is, plus `edgephi.json`, which says what is in it and why.
+
+Everything in `edgephi.json` comes from a stranger when the folder does, so it is validated before it is believed:
+unknown keys, paths that leave the folder and sizes that disagree with the disk are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from edgephi.errors import BundleError
+
+MANIFEST = "edgephi.json"
+GENAI_CONFIG = "genai_config.json"
+
+# A load hashes what is small and decides behaviour (graph, configuration, tokenizer). Gigabytes of weights are hashed
+# by `edgephi verify`, because reading them all would cost more than the load.
+HASH_AT_LOAD_UP_TO = 32 * 2**20
+MANIFEST_LIMIT = 4 * 2**20
+
+
+def _inside_folder(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or "\\" in path or ":" in path or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{path!r} is not a relative path inside the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside_folder)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors and values do not change: a manifest is a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(Strict):
+    """One file of the bundle."""
+
+    path: RelativePath
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Source(Strict):
+    """Where the weights came from."""
+
+    kind: Literal["folder", "hub", "gguf"]
+    name: str = Field(
+        description="hub id, or the name of the folder or file; never a path of the machine that exported"
+    )
+    revision: str | None = Field(default=None, description="commit of the hub repository")
+    files: tuple[FileEntry, ...] = Field(description="the weight files that were read, with their hashes")
+
+
+class ModelFacts(Strict):
+    """What the model is, for people and for tools that do not want to parse the graph."""
+
+    family: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocabulary_size: int
+    context_length: int
+    sliding_window: int | None
+    tied_embedding: bool
+    parameters: int = Field(description="published parameters; a tied embedding counts once")
+
+
+class WeightRecipe(Strict):
+    """How one group of weights is stored."""
+
+    weights: str = Field(description="which: 'linear', 'embedding', 'head'")
+    bits: float = Field(description="bits of a code: 4, 8, 16 or 32")
+    block_size: int | None
+    symmetric: bool | None
+    method: str
+    parameters: int
+    stored_bytes: int
+
+
+class Recipe(Strict):
+    """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
+
+    precision: Literal["int4", "int8", "fp16", "fp32"]
+    accuracy_level: int | None = Field(description="MatMulNBits: 4 computes with int8 activations, 1 with float32")
+    weights: tuple[WeightRecipe, ...]
+
+
+class GraphEntry(Strict):
+    """A graph and the device class it was built for."""
+
+    device: Literal["cpu"]
+    file: RelativePath
+
+
+class Manifest(Strict):
+    """The content of edgephi.json."""
+
+    format: Literal[1] = 1
+    edgephi: str = Field(description="version that wrote the bundle")
+    versions: dict[str, str] = Field(description="libraries that took part")
+    source: Source
+    model: ModelFacts
+    recipe: Recipe
+    graphs: tuple[GraphEntry, ...]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of every file of the bundle, edgephi.json apart."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of codes, scales and zero points over published parameters."""
+        return 8 * sum(group.stored_bytes for group in self.recipe.weights) / self.model.parameters
+
+
+def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, read in 4 MB pieces; `on_bytes` is told how many more were read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(4 * 2**20))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            if on_bytes:
+                on_bytes(count)
+    return digest.hexdigest()
+
+
+def describe_file(folder: Path, path: str) -> FileEntry:
+    """The manifest's entry for a file that is in place."""
+    full = folder / path
+    return FileEntry(path=path, bytes=full.stat().st_size, sha256=sha256_of(full))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write edgephi.json (UTF-8, \\n), last of all files."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate edgephi.json.
+
+    Raises:
+        BundleError: not a folder, no manifest, or one this version does not understand.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(
+            "there is no such bundle", where=folder, remedy="Make one with `edgephi export SOURCE --output DIR`"
+        )
+    if not path.is_file():
+        raise BundleError(
+            f"this folder has no {MANIFEST}", where=folder, remedy="Name a folder that `edgephi export` wrote"
+        )
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise BundleError("the manifest is implausibly large", where=path, remedy="Export the model again")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(
+            f"the manifest cannot be used: {key}: {first['msg']}",
+            where=path,
+            remedy="Export the model again, or update edgephi if a newer version wrote it",
+        ) from error
+
+
+def check_bundle(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    every_byte: bool,
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
+    """Compare the folder with its manifest: every file present and of its size; hashes of all files, or of small ones.
+
+    Raises:
+        BundleError: naming the first file that differs.
+    """
+    root = folder.resolve()
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.resolve().is_relative_to(root):
+            raise BundleError(
+                "a file of the bundle is a link to the outside", where=path, remedy="Export the model again"
+            )
+        if not path.is_file():
+            raise BundleError("a file of the bundle is missing", where=path, remedy="Export the model again")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(
+                f"a file of the bundle has {size:,} bytes where its manifest says {entry.bytes:,}",
+                where=path,
+                remedy="Copy it again, or export the model again",
+            )
+        if (every_byte or size <= HASH_AT_LOAD_UP_TO) and sha256_of(path, on_bytes) != entry.sha256:
+            raise BundleError(
+                "a file of the bundle was changed: its SHA-256 is not the manifest's",
+                where=path,
+                remedy="Copy it again, or export the model again",
+            )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    return sum(os.lstat(path).st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

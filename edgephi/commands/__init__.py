@@ -1,0 +1,1 @@
+"""The `edgephi` command, one verb per file."""

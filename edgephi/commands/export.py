@@ -1,0 +1,93 @@
+"""`edgephi export`: a published checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from edgephi.bundle import Manifest
+    from edgephi.export.storage import Precision
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Checkpoint folder (safetensors), .gguf file, or hub id like org/name."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make.")],
+    precision: Annotated[
+        Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="How linear weights are stored.")
+    ] = "int4",
+    block_size: Annotated[
+        int, typer.Option(metavar="N", help="Input channels that share a scale: 16, 32, 64, 128 or 256 (int4, int8).")
+    ] = 32,
+    accuracy_level: Annotated[
+        int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
+    ] = 4,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
+    ] = False,
+) -> None:
+    """Export a checkpoint to an ONNX bundle that edgephi and stock onnxruntime-genai run."""
+    import time
+
+    from edgephi.commands.console import format_bytes, format_count, stderr, stdout
+    from edgephi.devices.memory import peak_resident_bytes
+
+    started = time.perf_counter()
+    manifest = export_with_progress(
+        source,
+        output,
+        precision=precision,
+        block_size=block_size,
+        accuracy_level=accuracy_level,
+        revision=revision,
+        force=force,
+    )
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
+    model = manifest.model
+    facts = [
+        manifest.source.name,
+        f"{model.family}, {format_count(model.parameters)} parameters",
+        f"{manifest.recipe.precision}, {manifest.bits_per_weight:.2f} bits per weight",
+        format_bytes(manifest.stored_bytes),
+    ]
+    stdout().print(f"{output}: {'; '.join(facts)}", soft_wrap=True)
+    stderr().print(
+        f"exported in {time.perf_counter() - started:.1f} s, peak memory {format_bytes(peak_resident_bytes())}",
+        style="dim",
+    )
+
+
+def export_with_progress(
+    source: str,
+    output: Path,
+    *,
+    precision: Precision = "int4",
+    block_size: int = 32,
+    accuracy_level: int = 4,
+    revision: str | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Export with a bar on the terminal, in bytes of the source."""
+    import edgephi
+    from edgephi.commands.console import byte_progress
+
+    with byte_progress("exporting") as advance_to:
+        return edgephi.export(
+            source,
+            output,
+            precision=precision,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
+            revision=revision,
+            force=force,
+            on_progress=lambda progress: advance_to(progress.done, progress.total),
+        )

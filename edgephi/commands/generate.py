@@ -1,0 +1,47 @@
+"""edgephi generate: one answer to one prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from edgephi.commands.options import Bundle, Json, MaxNewTokens, Seed, Temperature, TopP
+
+
+def generate(
+    folder: Bundle,
+    prompt: Annotated[str, typer.Argument(help="What to answer.", show_default=False)],
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer PROMPT on stdout, word by word; statistics go to stderr.
+
+    The prompt is put through the model's chat template if it has one; --raw sends the text as it is. Ctrl-C ends the
+    answer (exit status 130).
+
+    With --json, one object: text, prompt_tokens, reused_tokens, new_tokens, token_ids, finish ("stop", "length" or
+    "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s, templated (whether the
+    chat template was used), threads.
+    """
+    from edgephi.commands.console import print_statistics, print_stream
+    from edgephi.runtime.model import load
+
+    with load(folder) as model:
+        templated = model.template is not None and not raw
+        ask = model.chat if templated else model.generate
+        stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        if as_json:
+            record = dataclasses.asdict(stream.result()) | {"templated": templated, "threads": model.threads}
+            typer.echo(json.dumps(record))
+        else:
+            answer = print_stream(stream)
+            print_statistics(answer)
+            if answer.finish == "cancelled":
+                raise typer.Exit(130)

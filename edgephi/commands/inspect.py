@@ -1,0 +1,85 @@
+"""edgephi inspect: what a bundle is, from its manifest alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgephi.commands.options import Bundle, Json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgephi.bundle import Manifest, WeightRecipe
+
+
+def inspect(folder: Bundle, as_json: Json = False) -> None:
+    """Show a bundle's model, recipe, source and files. Nothing is loaded or hashed.
+
+    With --json, the manifest as one object, with stored_bytes and bits_per_weight added.
+    """
+    from edgephi.bundle import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        derived = {"stored_bytes": manifest.stored_bytes, "bits_per_weight": manifest.bits_per_weight}
+        typer.echo(json.dumps(manifest.model_dump(mode="json") | derived))
+    else:
+        _print(manifest)
+
+
+def _print(manifest: Manifest) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgephi.commands.console import format_bytes, harmless, stdout
+
+    console = stdout()
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(manifest):
+        facts.add_row(Text(name, style="bold"), Text(harmless(value)))
+    console.print(facts)
+    for title, entries in (("Files", manifest.files), ("Source files", manifest.source.files)):
+        table = Table("SHA-256", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("Size", justify="right")
+        table.add_column("File", overflow="fold")
+        for entry in entries:
+            table.add_row(entry.sha256[:12], format_bytes(entry.bytes), Text(harmless(entry.path)))
+        console.print()
+        console.print(table)
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    from edgephi.commands.console import format_bytes, format_count
+
+    model, recipe, source = manifest.model, manifest.recipe, manifest.source
+    window = f", sliding window {model.sliding_window:,}" if model.sliding_window else ""
+    tied = ", tied embedding" if model.tied_embedding else ""
+    yield "Model", f"{model.family}, {format_count(model.parameters)} parameters{tied}"
+    yield "Layers", f"{model.layers} of width {model.hidden_size:,}, MLP {model.intermediate_size:,}"
+    yield "Attention", f"{model.heads} heads of {model.head_dim}, {model.kv_heads} for keys and values{window}"
+    yield "Vocabulary", f"{model.vocabulary_size:,} tokens"
+    yield "Context", f"{model.context_length:,} tokens"
+    level = "" if recipe.accuracy_level is None else f", accuracy level {recipe.accuracy_level}"
+    yield "Precision", f"{recipe.precision}{level}, {manifest.bits_per_weight:.2f} bits per weight"
+    for group in recipe.weights:
+        yield f"  {group.weights}", _group(group)
+    yield "Size", format_bytes(manifest.stored_bytes)
+    yield "Graphs", ", ".join(f"{graph.device}: {graph.file}" for graph in manifest.graphs)
+    revision = f" at {source.revision}" if source.revision else ""
+    yield "Source", f"{source.kind} {source.name}{revision}"
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield "Made by", f"edgephi {manifest.edgephi} with {versions}"
+
+
+def _group(group: WeightRecipe) -> str:
+    from edgephi.commands.console import format_bytes, format_count
+
+    block = "" if group.block_size is None else f", blocks of {group.block_size}"
+    kind = {True: ", symmetric", False: ", asymmetric", None: ""}[group.symmetric]
+    return (
+        f"{group.bits:g} bits{block}{kind}, {group.method}, {format_count(group.parameters)} parameters in "
+        f"{format_bytes(group.stored_bytes)}"
+    )

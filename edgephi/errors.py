@@ -1,0 +1,68 @@
+"""Every error edgephi raises on purpose.
+
+Each carries three things, because a person has to act on it: what happened, where (file, tensor, node, provider)
+and what to do next. The command prints them on one line; programs read the attributes.
+"""
+
+from __future__ import annotations
+
+
+class EdgephiError(Exception):
+    """Base of the hierarchy.
+
+    Args:
+        what: what happened, without a full stop.
+        where: the file, tensor, key, node or provider it happened at.
+        remedy: what to do next, as an imperative sentence without a full stop.
+    """
+
+    def __init__(self, what: str, *, where: object = None, remedy: str) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.remedy = remedy
+        place = f" ({self.where})" if self.where else ""
+        super().__init__(f"{what}{place}. {remedy}.")
+
+
+class SourceError(EdgephiError):
+    """The checkpoint cannot be found, or its files are missing, truncated or malformed."""
+
+
+class DownloadError(SourceError):
+    """Weights could not be fetched."""
+
+
+class WeightError(EdgephiError):
+    """A tensor is missing, has the wrong shape or dtype, or holds values that are not finite."""
+
+
+class UnsupportedModelError(EdgephiError):
+    """The model's configuration asks for something edgephi does not build."""
+
+
+class TokenizerError(EdgephiError):
+    """The tokenizer or the chat template is missing or cannot be used."""
+
+
+class QuantizationError(EdgephiError):
+    """The requested number format cannot hold this weight."""
+
+
+class OutputError(EdgephiError):
+    """The output folder exists, cannot be written, or the disk is too small."""
+
+
+class BundleError(EdgephiError):
+    """A bundle is incomplete, altered, or of a format this version does not read."""
+
+
+class PromptError(EdgephiError):
+    """The prompt or the messages cannot be given to this model (too long, empty, not understood by the template)."""
+
+
+class EngineError(EdgephiError):
+    """The runtime refused the graph or failed while running it."""
+
+
+class UsageError(EdgephiError):
+    """The arguments contradict each other; the command exits with status 2."""

@@ -1,0 +1,48 @@
+"""A checkpoint becomes ONNX graphs.
+
+`edgephi.export` is both this subpackage and the function people call: the module is callable and hands the call on to
+`edgephi.export.pipeline.export`, which documents the arguments.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgephi.bundle import Manifest
+    from edgephi.export.pipeline import Progress
+    from edgephi.export.storage import Precision
+
+
+class _CallableModule(ModuleType):
+    def __call__(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        precision: Precision = "int4",
+        block_size: int = 32,
+        accuracy_level: int = 4,
+        revision: str | None = None,
+        force: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Manifest:
+        from edgephi.export.pipeline import export
+
+        return export(
+            source,
+            output,
+            precision=precision,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
+            revision=revision,
+            force=force,
+            on_progress=on_progress,
+        )
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,151 @@
+"""Nodes, values and initializers of one graph: what every decoder block is written with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DATA_FILE = "model.onnx.data"
+MS = "com.microsoft"
+
+Attributes = Mapping[str, int | float]
+
+
+class Emitter:
+    """The graph so far: nodes in order, and the initializers they use.
+
+    Weights enter as references into the data file; nothing here holds or reads a weight. Initializer and node names
+    follow onnxruntime-genai's builder, so that tools written for its graphs find their way.
+    """
+
+    def __init__(self, layout: Layout, recipe: Recipe) -> None:
+        import onnx_ir as ir
+
+        self._ir = ir
+        self._layout, self._recipe = layout, recipe
+        self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
+        self.float = self._sizes[recipe.float_type]
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+
+    # --- nodes
+
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[ir.Value],
+        attributes: Attributes | None = None,
+        domain: str = "",
+    ) -> None:
+        """Append a node; None stands for an optional input that is left out."""
+        ir = self._ir
+        attrs = [
+            ir.AttrFloat32(key, value) if isinstance(value, float) else ir.AttrInt64(key, value)
+            for key, value in (attributes or {}).items()
+        ]
+        self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=outputs, name=name))
+
+    def op(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Attributes | None = None,
+        domain: str = "",
+        output: ir.Value | None = None,
+    ) -> ir.Value:
+        """Append a node with one output, and return that; onnxruntime infers its type."""
+        result = output if output is not None else self._ir.Value(name=f"{name}/output_0")
+        self.node(op, name, inputs, [result], attributes, domain)
+        return result
+
+    def linear(
+        self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
+    ) -> ir.Value:
+        """value · weightᵀ + bias for canonical names; the bias counts only where the model has one."""
+        matrix = self._layout.matrices[weight]
+        addend = self.vector(bias) if bias is not None and bias in self._layout.vectors else None
+        if matrix.format is not None:
+            return self._block_linear(name, value, matrix, addend, output)
+        # stored as published, [outputs, inputs]; MatMul would need a transposed copy
+        inputs = [value, self.stored(matrix.codes)]
+        if addend is None:
+            return self.op("FusedMatMul", f"{name}/MatMul", inputs, {"transB": 1}, MS, output)
+        product = self.op("FusedMatMul", f"{name}/MatMul", inputs, {"transB": 1}, MS)
+        return self.op("Add", f"{name}/Add", [product, addend], output=output)
+
+    def _block_linear(
+        self, name: str, value: ir.Value, matrix: StoredMatrix, bias: ir.Value | None, output: ir.Value | None
+    ) -> ir.Value:
+        assert matrix.format is not None and matrix.scales is not None
+        zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
+        inputs = [value, self.stored(matrix.codes), self.stored(matrix.scales), zero_points, None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        attributes = {
+            "K": matrix.columns,
+            "N": matrix.rows,
+            "bits": matrix.format.bits,
+            "block_size": matrix.format.block_size,
+            "accuracy_level": self._recipe.accuracy_level,
+        }
+        return self.op("MatMulNBits", f"{name}/MatMulNBits", inputs, attributes, MS, output)
+
+    def lookup(self, name: str, weight: str, ids: ir.Value) -> ir.Value:
+        """Rows of a matrix by id; a quantized one shares its bytes with the head that multiplies by it."""
+        table = self._layout.matrices[weight]
+        if table.format is None:
+            return self.op("Gather", f"{name}/Gather", [self.stored(table.codes), ids])
+        assert table.format.bits == 8 and table.scales is not None
+        # MatMulNBits wants [rows, blocks, block], the lookup [rows, columns]: two shapes over one place in the file
+        rows = StoredTensor(f"{table.codes.name}_rows", table.codes.offset, (table.rows, table.columns), "uint8")
+        attributes = {"bits": 8, "block_size": table.format.block_size, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [self.stored(rows), ids, self.stored(table.scales)]
+        return self.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
+
+    # --- values
+
+    def value(self, name: str) -> ir.Value:
+        """An intermediate value of the graph's float type."""
+        return self._ir.Value(name=name, type=self._ir.TensorType(self.float))
+
+    def absent(self) -> ir.Value:
+        """An optional output that nobody reads."""
+        return self._ir.Value(name="")
+
+    def port(self, name: str, shape: Sequence[str | int], dtype: ir.DataType | None = None) -> ir.Value:
+        """An input or output of the graph."""
+        return self._ir.Value(name=name, type=self._ir.TensorType(dtype or self.float), shape=self._ir.Shape(shape))
+
+    def vector(self, canonical: str) -> ir.Value:
+        """A norm gain, a bias or a rotary table."""
+        return self.stored(self._layout.vectors[canonical])
+
+    def stored(self, tensor: StoredTensor) -> ir.Value:
+        """A place in the data file as an initializer."""
+        if tensor.name not in self.initializers:
+            shape = self._ir.Shape(tensor.shape)
+            dtype = self._sizes[tensor.dtype]
+            data = self._ir.ExternalTensor(DATA_FILE, tensor.offset, tensor.bytes, dtype, shape=shape, name=tensor.name)
+            self._add(tensor.name, data, dtype, shape)
+        return self.initializers[tensor.name]
+
+    def int64(self, name: str, numbers: int | list[int]) -> ir.Value:
+        """A small constant, kept in the graph itself."""
+        if name not in self.initializers:
+            dtype = self._ir.DataType.INT64
+            shape = self._ir.Shape([] if isinstance(numbers, int) else [len(numbers)])
+            self._add(name, self._ir.tensor(numbers, dtype=dtype, name=name), dtype, shape)
+        return self.initializers[name]
+
+    def _add(self, name: str, data: ir.TensorProtocol, dtype: ir.DataType, shape: ir.Shape) -> None:
+        self.initializers[name] = self._ir.Value(
+            name=name, type=self._ir.TensorType(dtype), shape=shape, const_value=data
+        )

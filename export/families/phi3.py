@@ -1,0 +1,66 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: everything published as Phi3ForCausalLM.
+
+Source: Abdin et al. 2024, "Phi-3 Technical Report"; transformers' Phi3Config for the keys.
+"""
+
+from __future__ import annotations
+
+from edgephi.export.config import Config
+from edgephi.export.families.naming import Claims
+from edgephi.export.families.sizes import read_sizes
+from edgephi.export.rope import rope_from_config
+from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
+
+
+def describe(checkpoint: Checkpoint) -> Architecture:
+    """Read the configuration and claim the tensors of a Phi3ForCausalLM."""
+    spec = read_config(Config(checkpoint.config, checkpoint.config_where))
+    claims = Claims(checkpoint.tensors)
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    qkv_rows = spec.query_size + 2 * spec.kv_size
+    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    for layer in range(spec.layers):
+        ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
+        claims.claim(f"{ours}.input_norm.weight", "vector", [(f"{theirs}.input_layernorm.weight", (hidden,))])
+        claims.claim(f"{ours}.qkv.weight", "linear", [(f"{theirs}.self_attn.qkv_proj.weight", (qkv_rows, hidden))])
+        claims.claim(f"{ours}.o.weight", "linear", [(f"{theirs}.self_attn.o_proj.weight", (hidden, spec.query_size))])
+        claims.claim(f"{ours}.post_norm.weight", "vector", [(f"{theirs}.post_attention_layernorm.weight", (hidden,))])
+        claims.claim(f"{ours}.gate_up.weight", "linear", [(f"{theirs}.mlp.gate_up_proj.weight", (2 * inner, hidden))])
+        claims.claim(f"{ours}.down.weight", "linear", [(f"{theirs}.mlp.down_proj.weight", (hidden, inner))])
+    claims.claim("norm.weight", "vector", [("model.norm.weight", (hidden,))])
+    if spec.tied_embedding:
+        claims.ignore("lm_head.weight")
+    else:
+        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    return Architecture(spec, claims.finish())
+
+
+def read_config(config: Config) -> DecoderSpec:
+    """Phi3Config, of transformers 4 or 5, as a description of the decoder."""
+    config.expect("hidden_act", "silu")
+    config.expect("attention_bias", False)
+    config.expect("mlp_bias", False)
+    config.expect("lm_head_bias", False)
+    sizes = read_sizes(config)
+    context = config.integer("max_position_embeddings")
+    window = config.integer("sliding_window") if config.has("sliding_window") else None
+    return DecoderSpec(
+        family="phi3",
+        genai_type="phi3",
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate,
+        vocabulary_size=sizes.vocabulary,
+        context_length=context,
+        norm_epsilon=config.number("rms_norm_eps", 1e-5),
+        rope=rope_from_config(config, sizes.head_dim),
+        # a window as long as the context hides nothing
+        sliding_window=window if window is not None and window < context else None,
+        tied_embedding=config.boolean("tie_word_embeddings", False),
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+    )

@@ -1,0 +1,40 @@
+"""The sizes every decoder's config.json states under the same keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgephi.export.config import Config
+
+MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024
+"""Far beyond any published decoder; a damaged file asks for more and would be built for hours."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+
+
+def read_sizes(config: Config) -> Sizes:
+    """Read and cross-check the sizes; without `head_dim` the hidden size is shared out among the heads."""
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads", at_most=MAX_HEADS)
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.refusal("num_key_value_heads", kv_heads, f"it does not divide the {heads} heads")
+    if not config.has("head_dim") and hidden % heads:
+        raise config.refusal("hidden_size", hidden, f"it is no multiple of the {heads} heads")
+    return Sizes(
+        hidden=hidden,
+        layers=config.integer("num_hidden_layers", at_most=MAX_LAYERS),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=config.integer("head_dim", hidden // heads, at_most=MAX_HEAD_DIM),
+        intermediate=config.integer("intermediate_size"),
+        vocabulary=config.integer("vocab_size"),
+    )

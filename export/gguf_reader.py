@@ -1,0 +1,178 @@
+"""A GGUF file as a Checkpoint.
+
+The header is parsed here: `gguf.GGUFReader` builds several NumPy arrays for every token and merge (2 s and 150 MB for a
+vocabulary of 49,152) and maps the file. Blocks are dequantized by the gguf package, which is also the reference in the
+tests. Format: ggml-org/ggml, docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgephi.errors import SourceError, UnsupportedModelError, WeightError
+from edgephi.export.gguf_names import config_from_metadata, hugging_face_name, interleaved_head_dim
+from edgephi.export.read import PLAIN_TYPES, gguf_block, stored_bytes
+from edgephi.export.spec import Checkpoint, TensorRef
+
+MAGIC = b"GGUF"
+HEADER_LIMIT = 512 * 2**20
+MAX_DEPTH = 4
+AGAIN = "Download the file again; it is damaged or cut short"
+
+READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass
+class _Cursor:
+    """Bytes of the header and a position in them; every read is checked against the end."""
+
+    data: memoryview
+    file: Path
+    at: int = 0
+
+    def take(self, count: int) -> memoryview:
+        if count > len(self.data) - self.at:
+            raise SourceError("the GGUF header runs past the end of the file", where=self.file, remedy=AGAIN)
+        piece = self.data[self.at : self.at + count]
+        self.at += count
+        return piece
+
+    def number(self, code: str) -> int:
+        return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
+
+    def text(self) -> str:
+        length = self.number("Q")
+        try:
+            return str(self.take(length), "utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError("a text in the GGUF header is no UTF-8", where=self.file, remedy=AGAIN) from error
+
+    def value(self, kind: int, depth: int = 0) -> object:
+        if kind in _SCALARS:
+            code = "<" + _SCALARS[kind]
+            scalar: object = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+            return scalar
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY or depth > MAX_DEPTH:
+            raise SourceError(f"the GGUF header holds a value of unknown type {kind}", where=self.file, remedy=AGAIN)
+        item, count = self.number("I"), self.number("Q")
+        if item in _SCALARS:
+            size = struct.calcsize("<" + _SCALARS[item])
+            return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * size)))
+        if count > len(self.data) - self.at:
+            raise SourceError("an array in the GGUF header is longer than the file", where=self.file, remedy=AGAIN)
+        return [self.value(item, depth + 1) for _ in range(count)]
+
+
+def read_gguf_header(file: Path) -> tuple[dict[str, object], list[TensorRef]]:
+    """Metadata and tensors of a GGUF file, under its own names; shapes in row-major order.
+
+    Raises:
+        SourceError: not GGUF, another version or byte order, cut short.
+        WeightError: a tensor type edgephi does not read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(min(size, 16 * 2**20))
+        cursor = _Cursor(memoryview(head), file)
+        try:
+            return _parse(cursor, size)
+        except SourceError:
+            if size <= len(head):
+                raise
+        # a vocabulary of 200k tokens with its merges takes tens of MB
+        head += stream.read(min(size, HEADER_LIMIT) - len(head))
+    return _parse(_Cursor(memoryview(head), file), size)
+
+
+def _parse(cursor: _Cursor, size: int) -> tuple[dict[str, object], list[TensorRef]]:
+    file = cursor.file
+    if bytes(cursor.take(4)) != MAGIC:
+        raise SourceError("the file is no GGUF file", where=file, remedy="Name a .gguf file or a checkpoint folder")
+    version = cursor.number("I")
+    if version not in (2, 3):
+        raise SourceError(
+            f"the file is GGUF version {version}", where=file, remedy="Convert it to version 3, little-endian"
+        )
+    tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
+    if max(tensor_count, value_count) > size:
+        raise SourceError("the GGUF header counts more entries than the file has bytes", where=file, remedy=AGAIN)
+    metadata = {}
+    for _ in range(value_count):
+        key = cursor.text()
+        metadata[key] = cursor.value(cursor.number("I"))
+    entries = []
+    for _ in range(tensor_count):
+        name, dims = cursor.text(), cursor.number("I")
+        if not 1 <= dims <= 4:
+            raise SourceError(f"tensor {name} has {dims} dimensions", where=file, remedy=AGAIN)
+        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
+        entries.append((name, shape, cursor.number("I"), cursor.number("Q")))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 8 <= alignment <= 65536 or alignment & (alignment - 1):
+        raise SourceError(f"general.alignment is {alignment!r}", where=file, remedy=AGAIN)
+    data = -(-cursor.at // alignment) * alignment
+    return metadata, [_tensor(file, size, data, *entry) for entry in entries]
+
+
+def _tensor(file: Path, size: int, data: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorRef:
+    import gguf
+
+    try:
+        storage = gguf.GGMLQuantizationType(kind).name
+    except ValueError:
+        storage = f"type {kind}"
+    if storage not in READABLE:
+        raise WeightError(
+            f"tensor {name} is stored as {storage}", where=file, remedy=f"Use a file in {', '.join(READABLE)}"
+        )
+    if storage not in PLAIN_TYPES and shape[-1] % gguf_block(storage)[0]:
+        raise WeightError(
+            f"tensor {name} has rows of {shape[-1]} values, no multiple of its block", where=file, remedy=AGAIN
+        )
+    length = stored_bytes(storage, shape)
+    if data + offset + length > size:
+        raise SourceError(
+            f"the file has {size:,} bytes; tensor {name} ends at {data + offset + length:,}", where=file, remedy=AGAIN
+        )
+    return TensorRef(name, file, data + offset, length, shape, storage)
+
+
+def open_gguf(file: Path) -> Checkpoint:
+    """Describe the model in a GGUF file, its tensors under Hugging Face names and in Hugging Face row order.
+
+    Raises:
+        SourceError, WeightError: see `read_gguf_header`.
+        UnsupportedModelError: an architecture, or a tensor, edgephi does not know.
+    """
+    metadata, tensors = read_gguf_header(file)
+    if "split.count" in metadata and metadata["split.count"] not in (0, 1):
+        raise UnsupportedModelError(
+            "the model is split over several GGUF files",
+            where=file,
+            remedy="Merge them first (llama-gguf-split --merge)",
+        )
+    config = config_from_metadata(metadata, {ref.name: ref.shape for ref in tensors}, str(file))
+    renamed = {}
+    for ref in tensors:
+        name = hugging_face_name(ref.name, str(config["model_type"]), str(file))
+        renamed[name] = TensorRef(
+            name, ref.file, ref.offset, ref.bytes, ref.shape, ref.storage, interleaved_head_dim(name, config)
+        )
+    return Checkpoint(
+        kind="gguf",
+        name=file.name,
+        revision=None,
+        config=config,
+        config_where=str(file),
+        tensors=renamed,
+        files=(file,),
+        folder=None,
+        gguf_metadata=metadata,
+    )

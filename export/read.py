@@ -1,0 +1,115 @@
+"""Rows of a checkpoint tensor as float32, read with ordinary reads.
+
+Memory-mapping a checkpoint (as the safetensors and gguf packages do) makes every page that was touched count as
+resident memory until the file is closed; a read into our own buffer counts once and goes with the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.errors import SourceError, WeightError
+from edgephi.export.spec import TensorRef, Weight
+
+Float32 = NDArray[np.float32]
+
+PLAIN_TYPES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of one value. Everything else that is read is a GGUF block type."""
+
+
+def gguf_block(storage: str) -> tuple[int, int]:
+    """Values and bytes of one block of a GGUF type, for example (32, 20) for Q4_1."""
+    import gguf
+
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[storage]]
+    return int(values), int(size)
+
+
+def stored_bytes(storage: str, shape: tuple[int, ...]) -> int:
+    """Bytes that a tensor of this type and shape takes in its file."""
+    if storage in PLAIN_TYPES:
+        return PLAIN_TYPES[storage] * prod(shape)
+    values, size = gguf_block(storage)
+    return prod(shape[:-1]) * (shape[-1] // values) * size
+
+
+def read_rows(ref: TensorRef, start: int, stop: int) -> Float32:
+    """Rows `start` to `stop` of a tensor along its first axis, float32 [stop - start, *shape[1:]].
+
+    Raises:
+        SourceError: the file ends before the rows do.
+    """
+    if ref.interleaved_head_dim is None:
+        return _read_as_stored(ref, start, stop)
+    head_dim = ref.interleaved_head_dim
+    first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
+    pairs = _read_as_stored(ref, first, last)
+    tail = pairs.shape[1:]
+    halves = pairs.reshape(-1, head_dim // 2, 2, *tail).swapaxes(1, 2).reshape(-1, *tail)
+    return halves[start - first : stop - first]
+
+
+def _read_as_stored(ref: TensorRef, start: int, stop: int) -> Float32:
+    row_bytes = stored_bytes(ref.storage, (1, *ref.shape[1:]))
+    raw = np.empty((stop - start) * row_bytes, dtype=np.uint8)
+    with ref.file.open("rb", buffering=0) as stream:
+        stream.seek(ref.offset + start * row_bytes)
+        view = raw.data
+        done = 0
+        while done < len(view):
+            count = stream.readinto(view[done:])
+            if not count:
+                raise SourceError(
+                    f"the file ends inside tensor {ref.name}",
+                    where=ref.file,
+                    remedy="Download the file again; it was cut short",
+                )
+            done += count
+    shape = (stop - start, *ref.shape[1:])
+    if ref.storage == "F32":
+        return raw.view("<f4").reshape(shape)
+    if ref.storage == "F16":
+        return raw.view("<f2").astype(np.float32).reshape(shape)
+    if ref.storage == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)
+    import gguf
+
+    rows = raw.reshape(-1, row_bytes)
+    values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[ref.storage])
+    return np.asarray(values, dtype=np.float32).reshape(shape)
+
+
+def weight_slices(weight: Weight, values_per_slice: int) -> Iterator[tuple[int, TensorRef, int, int]]:
+    """Cut a weight into row slices: (row in the weight, tensor, first row in the tensor, last row in the tensor)."""
+    columns = prod(weight.shape[1:])
+    step = max(1, values_per_slice // columns)
+    row = 0
+    for part in weight.parts:
+        for start in range(part.start, part.stop, step):
+            stop = min(start + step, part.stop)
+            yield row, part.tensor, start, stop
+            row += stop - start
+
+
+def read_vector(weight: Weight) -> Float32:
+    """A whole one-dimensional weight (norm gain, bias), checked for values that are not finite."""
+    values = np.concatenate([read_rows(part.tensor, part.start, part.stop) for part in weight.parts])
+    require_finite(values, weight.parts[0].tensor)
+    return values
+
+
+def require_finite(values: Float32, ref: TensorRef) -> None:
+    """Raise WeightError when a value is NaN or infinite."""
+    # one pass without a temporary: a sum is finite exactly when nothing in it is NaN or infinite, overflow apart
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(values, dtype=np.float64)):
+            return
+    raise WeightError(
+        f"tensor {ref.name} holds NaN or infinite values",
+        where=ref.file,
+        remedy="Download the file again, or take another checkpoint; these weights cannot be used",
+    )

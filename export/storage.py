@@ -1,0 +1,193 @@
+"""Where every weight will lie in `model.onnx.data`, decided before a single one is read.
+
+Sizes follow from shapes and the recipe alone. So the disk can be checked first, the graph can be written without
+weights, slices can be packed by several threads in any order, and the same recipe gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from edgephi.errors import UsageError
+from edgephi.export.spec import Architecture, DecoderSpec, Weight
+from edgephi.quantize import BlockFormat
+
+Precision = Literal["int4", "int8", "fp16", "fp32"]
+DType = Literal["float32", "float16", "uint8"]
+ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "float16": 2, "uint8": 1}
+
+# Windows maps files at multiples of 64 KB, Linux at pages; what is smaller than a page is not worth the padding.
+PAGE, LARGE, SMALL = 65536, 1 << 20, 64
+
+EMBEDDING_BLOCK = 32
+"""Embedding and head are 8-bit in blocks of 32: 1.125 bytes a value, an error far below that of the 4-bit linears."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are stored. `linear` and `embedding` None: unquantized, in `float_type`."""
+
+    precision: Precision
+    linear: BlockFormat | None
+    embedding: BlockFormat | None
+    float_type: Literal["float32", "float16"]
+    """Activations, norms, KV cache; unquantized weights too."""
+    accuracy_level: int = 4
+    """MatMulNBits: 4 multiplies in int8, 1 in float32."""
+
+
+def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4) -> Recipe:
+    """The recipe a precision stands for.
+
+    Raises:
+        UsageError: a block size the operator does not have.
+    """
+    if block_size not in (16, 32, 64, 128, 256):
+        raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
+    eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
+    match precision:
+        case "int4":
+            linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
+            return Recipe(precision, linear, eight, "float32", accuracy_level)
+        case "int8":
+            linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
+            return Recipe(precision, linear, eight, "float32", accuracy_level)
+        case "fp16":
+            return Recipe(precision, None, None, "float16", accuracy_level)
+        case "fp32":
+            return Recipe(precision, None, None, "float32", accuracy_level)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One initializer of the graph and its place in the data file."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def bytes(self) -> int:
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A weight matrix [rows, columns]: plain (`format` None, `codes` holds the values) or in blocks."""
+
+    rows: int
+    columns: int
+    format: BlockFormat | None
+    codes: StoredTensor
+    scales: StoredTensor | None = None
+    zero_points: StoredTensor | None = None
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return tuple(tensor for tensor in (self.codes, self.scales, self.zero_points) if tensor is not None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The data file: matrices and vectors by canonical name, and how long it gets."""
+
+    matrices: dict[str, StoredMatrix]
+    vectors: dict[str, StoredTensor]
+    bytes: int
+
+
+# canonical name → initializer name in onnxruntime-genai's convention
+_GENAI = {
+    "embed": "model.embed_tokens",
+    "head": "lm_head.MatMul",
+    "norm": "model.layers.{last}.final_norm_layernorm",
+    "input_norm": "input_layernorm",
+    "post_norm": "post_attention_layernorm",
+    "qkv": "attn.qkv_proj.MatMul",
+    "o": "attn.o_proj.MatMul",
+    "gate_up": "mlp.gate_up_proj.MatMul",
+    "down": "mlp.down_proj.MatMul",
+}
+
+
+def initializer_name(canonical: str, layers: int) -> str:
+    """`layers.3.qkv.weight` → `model.layers.3.attn.qkv_proj.MatMul.weight`."""
+    stem, kind = canonical.rsplit(".", 1)
+    if stem.startswith("layers."):
+        _, layer, module = stem.split(".")
+        return f"model.layers.{layer}.{_GENAI[module]}.{kind}"
+    return f"{_GENAI[stem].format(last=layers)}.{kind}"
+
+
+class _Allocator:
+    def __init__(self) -> None:
+        self.end = 0
+
+    def place(self, name: str, shape: tuple[int, ...], dtype: DType) -> StoredTensor:
+        size = ITEM_BYTES[dtype] * prod(shape)
+        alignment = PAGE if size >= LARGE else SMALL
+        offset = -(-self.end // alignment) * alignment
+        self.end = offset + size
+        return StoredTensor(name, offset, shape, dtype)
+
+
+def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
+    """The format of this weight under the recipe; embedding blocks shrink until they divide the row."""
+    if weight.role == "linear":
+        return recipe.linear
+    if recipe.embedding is None:
+        return None
+    # GatherBlockQuantized takes whole blocks only; 16 is its smallest
+    if weight.shape[1] % recipe.embedding.block_size == 0:
+        return recipe.embedding
+    if weight.shape[1] % 16 == 0:
+        return BlockFormat(recipe.embedding.bits, 16, recipe.embedding.symmetric)
+    raise UsageError(
+        f"{weight.name} has rows of {weight.shape[1]} values, no multiple of 16",
+        remedy="Export with --precision fp16 or fp32",
+    )
+
+
+def plan_storage(architecture: Architecture, recipe: Recipe) -> Layout:
+    """Give every weight, and the rotary tables, a place."""
+    allocator = _Allocator()
+    matrices: dict[str, StoredMatrix] = {}
+    vectors: dict[str, StoredTensor] = {}
+    layers = architecture.spec.layers
+    for weight in architecture.weights.values():
+        name = initializer_name(weight.name, layers)
+        if weight.role == "vector":
+            vectors[weight.name] = allocator.place(name, weight.shape, recipe.float_type)
+        else:
+            matrices[weight.name] = _place_matrix(allocator, name, weight, block_format(recipe, weight), recipe)
+    for name, shape in rope_tables(architecture.spec).items():
+        vectors[name] = allocator.place(name, shape, recipe.float_type)
+    return Layout(matrices, vectors, allocator.end)
+
+
+def _place_matrix(
+    allocator: _Allocator, name: str, weight: Weight, fmt: BlockFormat | None, recipe: Recipe
+) -> StoredMatrix:
+    rows, columns = weight.shape
+    if fmt is None:
+        return StoredMatrix(rows, columns, None, allocator.place(name, weight.shape, recipe.float_type))
+    blocks = -(-columns // fmt.block_size)
+    kind = f"Q{fmt.bits}G{fmt.block_size}"
+    return StoredMatrix(
+        rows,
+        columns,
+        fmt,
+        allocator.place(f"{name}_{kind}", (rows, blocks, fmt.block_size * fmt.bits // 8), "uint8"),
+        allocator.place(f"{name}_{kind}_scales", (rows, blocks), recipe.float_type),
+        None if fmt.symmetric else allocator.place(f"{name}_{kind}_zp", (rows, -(-blocks * fmt.bits // 8)), "uint8"),
+    )
+
+
+def rope_tables(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the rotary tables the graph looks angles up in."""
+    shape = (spec.context_length, spec.rope.dim // 2)
+    return {"cos_cache": shape, "sin_cache": shape}

@@ -1,0 +1,211 @@
+"""Round-to-nearest quantization with a search for each block's scale and zero point.
+
+Codes c = q - zero point approximate a block w by s * c. For given codes the best scale in squared error is
+s = <w, c> / <c, c> (linear least squares), and it leaves <w, w> - <w, c>^2 / <c, c>. A candidate scale is therefore
+judged by <w, c>^2 / <c, c> alone: what counts is the codes it rounds to, not the candidate itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.errors import QuantizationError, WeightError
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
+
+Floats = NDArray[np.float32]
+
+# Elements worked on at a time: 256 KB, so that the weight and the codes of a chunk stay in a core's L2 cache.
+CHUNK_ELEMENTS = 1 << 16
+# Beyond this a code times its scale, or a range of weights, could overflow float32.
+LARGEST_WEIGHT = float(2.0**125)
+# A symmetric 4-bit scale puts the weight of largest magnitude at minus this code. 8 comes first: a tie keeps it, and it
+# reproduces a weight that lies on such a grid. Below 8 that weight is rounded to -8 or -7; above, it is clipped.
+DIVISORS = (8.0, 7.0, 7.5, 8.5, 9.0)
+# An asymmetric 4-bit scale divides the block's range into this many steps; codes reach 15 steps, the rest is clipped.
+STEPS = (14.0, 14.5, 15.0, 15.5, 16.0, 17.0)
+
+
+class _Chunk:
+    """Blocks in work, as [block_size, blocks]: ufuncs then loop over blocks, and a block's sums run along axis 0.
+
+    `low` is the code minus zero point of the smallest stored code, i.e. minus the zero point.
+    """
+
+    def __init__(self, weights: Floats, codes: Floats, span: int) -> None:
+        blocks = weights.shape[1]
+        self.weights, self.codes, self.span = weights, codes, np.float32(span)
+        self.best_score = np.full(blocks, -1, np.float32)
+        self.best_scale = np.zeros(blocks, np.float32)
+        self.best_low = np.zeros(blocks, np.float32)
+        self.best_fit = np.zeros(blocks, np.float32)
+
+    def round(self, scale: Floats, low: Floats) -> None:
+        """Writes the nearest codes; a scale of zero, which only a block of zeros has, gives code 0."""
+        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+        np.multiply(self.weights, inverse, out=self.codes)
+        np.rint(self.codes, out=self.codes)
+        np.maximum(self.codes, low, out=self.codes)
+        np.minimum(self.codes, low + self.span, out=self.codes)
+
+    def consider(self, scale: Floats, low: Floats) -> None:
+        """Keeps a candidate in the blocks where its codes, with their own best scale, beat the best so far."""
+        self.round(scale, low)
+        product, square = _dot(self.weights, self.codes), _dot(self.codes, self.codes)
+        fit = product / np.maximum(square, np.float32(1))
+        score = fit * product
+        better = score > self.best_score
+        for best, new in (
+            (self.best_score, score),
+            (self.best_scale, scale),
+            (self.best_low, low),
+            (self.best_fit, fit),
+        ):
+            np.copyto(best, new, where=better)
+
+    def flip_negative_scales(self) -> None:
+        """Turns best scales -s with codes -8..7 into s with codes -7..8, the same values."""
+        negative = self.best_scale < 0
+        np.copyto(self.best_low, -(self.best_low + self.span), where=negative)
+        np.abs(self.best_scale, out=self.best_scale)
+        np.abs(self.best_fit, out=self.best_fit)
+
+    def refit(self, scale: Floats, low: Floats, scratch: Floats) -> tuple[Floats, Floats]:
+        """Writes the codes; returns their best scale and its squared error.
+
+        Works on the residual, so that a scale that is already exact is returned unchanged to the last bit.
+        """
+        self.round(scale, low)
+        np.multiply(self.codes, scale, out=scratch)
+        np.subtract(self.weights, scratch, out=scratch)
+        product = _dot(scratch, self.codes)
+        step: Floats = np.divide(product, np.maximum(_dot(self.codes, self.codes), np.float32(1)))
+        error = _dot(scratch, scratch)
+        error -= product * step
+        step += scale
+        return step, error
+
+
+def round_to_nearest(weight: Floats, fmt: BlockFormat, name: str = "weight") -> QuantizedWeight:
+    """Quantizes a weight block by block, minimizing each block's squared error.
+
+    4 bits search over scales (and zero points when asymmetric); 8 bits, where rounding error is far smaller, take the
+    block's extremes. The scale is always the least-squares one for the codes. The asymmetric candidates include the
+    symmetric result, so an asymmetric weight is never further from the original than a symmetric one. A weight that
+    lies on a symmetric grid whose extreme code is used (-8 for 4 bits, ±127 for 8 bits: GGUF's Q4_0 and Q8_0 at the
+    same block size) comes back exactly.
+
+    Besides the result this needs about 1 MB whatever the size of the weight, more only where a single row is longer
+    than CHUNK_ELEMENTS. Threads may run it side by side.
+
+    Args:
+        weight: float32 [rows, columns], neither of them 0; a slice of a larger weight's rows gives the same blocks.
+        fmt: the format to store.
+        name: the weight's name for error messages.
+
+    Raises:
+        WeightError: not a float32 matrix, empty, or holding NaN or an infinity.
+        QuantizationError: a magnitude beyond 2**125, which could overflow when multiplied out.
+    """
+    if weight.ndim != 2 or weight.dtype != np.float32 or weight.size == 0:
+        raise WeightError(
+            f"expected a float32 matrix, got {weight.dtype} {list(weight.shape)}",
+            where=name,
+            remedy="Pass [rows, columns] as float32",
+        )
+    rows, columns = weight.shape
+    blocks = fmt.blocks(columns)
+    codes = np.empty((rows, blocks, fmt.block_size * fmt.bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zero_points = None if fmt.symmetric else np.empty((rows, -(-blocks * fmt.bits // 8)), np.uint8)
+
+    step = min(rows, max(1, CHUNK_ELEMENTS // (blocks * fmt.block_size)))
+    work, rounded, scratch = np.empty((3, fmt.block_size * step * blocks), np.float32)
+    for start in range(0, rows, step):
+        part = weight[start : start + step]
+        count = part.shape[0] * blocks
+        shape = (fmt.block_size, count)
+        w, c, t = (buffer[: fmt.block_size * count].reshape(shape) for buffer in (work, rounded, scratch))
+        _load(part, w)
+        exponent = _normalize(w, name)
+        scale, low = _quantize(_Chunk(w, c, fmt.largest_code), fmt, t)
+        np.subtract(c, low, out=c)
+        stored = c.astype(np.uint8).T
+        target = codes[start : start + step].reshape(count, -1)
+        target[...] = stored if fmt.bits == 8 else pack_nibbles(stored)
+        scales[start : start + step] = np.ldexp(scale, exponent).reshape(-1, blocks)
+        if zero_points is not None:
+            zeros = (-low).astype(np.uint8).reshape(-1, blocks)
+            zero_points[start : start + step] = zeros if fmt.bits == 8 else pack_nibbles(zeros)
+    return QuantizedWeight(fmt, columns, codes, scales, zero_points)
+
+
+def _load(part: Floats, work: Floats) -> None:
+    """Copies [rows, columns] to [block_size, rows * blocks], the last block of each row padded with zeros."""
+    (rows, columns), block_size = part.shape, work.shape[0]
+    whole, rest = divmod(columns, block_size)
+    target = work.reshape(block_size, rows, -1)
+    target[:, :, :whole] = part[:, : whole * block_size].reshape(rows, whole, block_size).transpose(2, 0, 1)
+    if rest:
+        target[:rest, :, whole] = part[:, whole * block_size :].T
+        target[rest:, :, whole] = 0
+
+
+def _normalize(weights: Floats, name: str) -> NDArray[np.int32]:
+    """Divides every block by a power of two, which is exact, to keep squares in range; returns the exponents."""
+    largest = np.maximum(weights.max(axis=0), -weights.min(axis=0))
+    if not np.isfinite(largest).all():
+        raise WeightError(
+            "the weight holds NaN or infinite values", where=name, remedy="Check the checkpoint, or download it again"
+        )
+    if (largest > LARGEST_WEIGHT).any():
+        raise QuantizationError(
+            f"the weight holds magnitudes up to {largest.max():.3g}",
+            where=name,
+            remedy="Check the checkpoint: such values overflow float32 arithmetic",
+        )
+    # not below -126, so that the factor itself stays in float32's range
+    exponent: NDArray[np.int32] = np.maximum(np.frexp(largest)[1], -126)
+    np.multiply(weights, np.ldexp(np.float32(1), -exponent), out=weights)
+    return exponent
+
+
+def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats, Floats]:
+    """Leaves the best codes in the chunk; returns scales and low codes, both [blocks]."""
+    low_end = np.minimum(chunk.weights.min(axis=0), np.float32(0))
+    high_end = np.maximum(chunk.weights.max(axis=0), np.float32(0))
+    spread = high_end - low_end
+    middle = np.full_like(spread, -fmt.default_zero_point)
+    if fmt.bits == 8:
+        scale, low = np.maximum(high_end, -low_end) / np.float32(127), middle
+        if not fmt.symmetric:
+            wide = spread / chunk.span
+            wide_low = _balanced_low(low_end, wide, 255.0, chunk.span)
+            worse = chunk.refit(wide, wide_low, scratch)[1] >= chunk.refit(scale, low, scratch)[1]
+            scale, low = np.where(worse, scale, wide), np.where(worse, low, wide_low)
+        return chunk.refit(scale, low, scratch)[0], low
+
+    extreme = np.where(high_end > -low_end, high_end, low_end)
+    for divisor in DIVISORS:
+        chunk.consider(extreme / np.float32(-divisor), middle)
+    chunk.consider(chunk.best_fit.copy(), middle)
+    if not fmt.symmetric:
+        chunk.flip_negative_scales()
+        for steps in STEPS:
+            scale = spread / np.float32(steps)
+            chunk.consider(scale, _balanced_low(low_end, scale, steps, chunk.span))
+        chunk.consider(chunk.best_fit.copy(), chunk.best_low.copy())
+    return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
+
+
+def _balanced_low(low_end: Floats, scale: Floats, steps: float, span: np.float32) -> Floats:
+    """The low code that clips as much of a block's low end as of its high end when `steps` is more than the span."""
+    ideal = np.divide(low_end, scale, out=np.zeros_like(scale), where=scale != 0) + np.float32((steps - span) / 2)
+    low: Floats = np.clip(np.rint(ideal), -span, np.float32(0))
+    return low
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """Per-block dot products."""
+    result: Floats = np.einsum("ij,ij->j", a, b)
+    return result

@@ -1,0 +1,169 @@
+"""An answer while it is written, and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from edgephi.runtime.engine import Engine
+from edgephi.runtime.sampling import Sampling, chooser
+from edgephi.runtime.tokenizer import Tokenizer
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated, and how fast.
+
+    Times are monotonic seconds spent inside the stream; what the caller does between two pieces is not counted.
+    """
+
+    text: str
+    """Without special tokens."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt, taken from the KV cache instead of computed."""
+    new_tokens: int
+    token_ids: tuple[int, ...]
+    """Generated, the stop token included."""
+    finish: Finish
+    time_to_first_token_s: float | None
+    """From the start of the iteration, templating and tokenizing added; None when cancelled before."""
+    decode_tokens_per_s: float | None
+    """Tokens after the first over the time they took; None below two tokens."""
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized prompt, checked against the context."""
+
+    tokens: Sequence[int]
+    max_new_tokens: int
+    """Bounded by what the context leaves."""
+    prepare_s: float
+    """Time templating and tokenizing took."""
+
+
+class Stream(Iterator[str]):
+    """Pieces of text, whole characters each; computing happens while it is iterated.
+
+    Args:
+        prompt: what to answer.
+        open_engine: gives an engine and how many tokens of the prompt its cache holds already.
+        on_end: called once, with the answer (None: the runtime failed) and whether the engine may be used again.
+
+    Raises (on iteration):
+        EngineError: the model was closed, or the runtime failed.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        open_engine: Callable[[Prompt], tuple[Engine, int]],
+        on_end: Callable[[Answer | None, bool], None],
+    ) -> None:
+        self._prompt = prompt
+        self._choose = chooser(sampling)
+        self._text = tokenizer.stream()
+        self._stop_ids = stop_ids
+        self._open_engine = open_engine
+        self._on_end = on_end
+        self._engine: Engine | None = None
+        self._reused = 0
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._cancelled = False
+        self._elapsed = prompt.prepare_s
+        self._first: float | None = None
+        self._answer: Answer | None = None
+        self._failure: Exception | None = None
+
+    def __next__(self) -> str:
+        while self._answer is None:
+            if self._failure:
+                raise self._failure
+            if piece := self._advance():
+                return piece
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Stop after the token or the piece of prompt being computed. Any thread or signal handler may call it."""
+        self._cancelled = True
+
+    def result(self) -> Answer:
+        """The whole answer; computes what is left of it."""
+        for _ in self:
+            pass
+        assert self._answer is not None
+        return self._answer
+
+    @property
+    def finished(self) -> bool:
+        return self._answer is not None or self._failure is not None
+
+    def _advance(self) -> str:
+        """One token further; the text it completes."""
+        started = perf_counter()
+        written = len(self._pieces)
+        try:
+            token = self._compute()
+        except Exception as error:
+            self._failure = error
+            self._on_end(None, False)
+            raise
+        except BaseException:
+            # Ctrl-C may have struck between the runtime and our record of what its cache holds
+            self._end("cancelled", perf_counter() - started, sound=False)
+            raise
+        seconds = perf_counter() - started
+        if token is None:
+            self._end("cancelled", seconds)
+        else:
+            self._ids.append(token)
+            if self._first is None:
+                self._first = self._elapsed + seconds
+            if token in self._stop_ids:
+                self._end("stop", seconds)
+            else:
+                self._pieces.append(self._text.push(token))
+                if len(self._ids) == self._prompt.max_new_tokens:
+                    self._end("length", seconds)
+                else:
+                    self._elapsed += seconds
+        return "".join(self._pieces[written:])
+
+    def _compute(self) -> int | None:
+        """The next token, or None when cancelled first."""
+        if self._cancelled:
+            return None
+        if self._engine is None:
+            self._engine, self._reused = self._open_engine(self._prompt)
+            if not self._engine.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
+                return None
+        return self._engine.step(self._choose)
+
+    def _end(self, finish: Finish, seconds: float, *, sound: bool = True) -> None:
+        self._elapsed += seconds
+        self._pieces.append(self._text.finish())
+        count = len(self._ids)
+        decode_s = self._elapsed - (self._first or 0.0)
+        self._answer = Answer(
+            text="".join(self._pieces),
+            prompt_tokens=len(self._prompt.tokens),
+            reused_tokens=self._reused,
+            new_tokens=count,
+            token_ids=tuple(self._ids),
+            finish=finish,
+            time_to_first_token_s=self._first,
+            decode_tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else None,
+            total_s=self._elapsed,
+        )
+        self._engine = None
+        self._on_end(self._answer, sound)

@@ -1,0 +1,79 @@
+"""What the runtime needs from a bundle's genai_config.json, checked before onnxruntime-genai sees the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgephi.bundle import GENAI_CONFIG, Manifest
+from edgephi.errors import BundleError
+
+CONFIG_LIMIT = 4 * 2**20
+
+# onnxruntime-genai loads a shared library that either of these names. A bundle has no business bringing code.
+CODE_KEYS = frozenset({"custom_ops_library", "library_path"})
+
+
+class _Decoder(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    filename: str
+
+
+class GenaiModel(BaseModel):
+    """The `model` section; keys only onnxruntime-genai needs are left to it."""
+
+    model_config = ConfigDict(frozen=True)
+    context_length: int = Field(gt=0, description="tokens of prompt and answer together")
+    vocab_size: int = Field(gt=0)
+    eos_token_id: int | tuple[int, ...]
+    decoder: _Decoder
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return frozenset((self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id)
+
+
+class _GenaiConfig(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    model: GenaiModel
+
+
+def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
+    """Read genai_config.json.
+
+    Raises:
+        BundleError: missing, malformed, at odds with the manifest, or naming a library to load.
+    """
+    path = folder / GENAI_CONFIG
+
+    def refusal(what: str) -> BundleError:
+        return BundleError(what, where=path, remedy="Export the model again")
+
+    try:
+        if path.stat().st_size > CONFIG_LIMIT:
+            raise refusal("the configuration is implausibly large")
+        text = path.read_bytes()
+        parsed = _GenaiConfig.model_validate_json(text)
+        keys = _keys(json.loads(text))
+    except OSError as error:
+        raise refusal(f"the configuration cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise refusal(f"the configuration cannot be used: {key}: {first['msg']}") from error
+    if named := sorted(keys & CODE_KEYS):
+        raise refusal(f"the configuration asks to load code: {named[0]}")
+    if parsed.model.decoder.filename not in {graph.file for graph in manifest.graphs}:
+        raise refusal(f"the configuration names a graph the manifest does not: {parsed.model.decoder.filename!r}")
+    return parsed.model
+
+
+def _keys(value: object) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*map(_keys, value.values()))
+    if isinstance(value, list):
+        return set[str]().union(*map(_keys, value))
+    return set()

@@ -1,0 +1,195 @@
+"""A bundle that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+
+from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.devices.cpu import decode_threads
+from edgephi.errors import PromptError, UsageError
+from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.engine import Engine, OgModel, capacity_for
+from edgephi.runtime.sampling import Sampling
+from edgephi.runtime.session import Session
+from edgephi.runtime.templates import ChatTemplate, Message, read_template
+from edgephi.runtime.tokenizer import Tokenizer
+
+
+def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: bool = False) -> Model:
+    """Load a bundle.
+
+    Args:
+        folder: what `edgephi export` wrote.
+        threads: of the CPU; by default one per physical core this process may use.
+        verify: read and hash every byte of the bundle first, not only the small files.
+
+    Raises:
+        BundleError: the folder is not an intact bundle.
+        TokenizerError: its tokenizer or chat template cannot be used.
+        EngineError: onnxruntime-genai refuses it.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
+    path = Path(folder)
+    manifest = read_manifest(path)
+    check_bundle(path, manifest, every_byte=verify)
+    return Model(path, manifest, threads or decode_threads())
+
+
+class Model:
+    """A loaded bundle: made by `load`, used by one thread at a time.
+
+    Every call of `chat` and `generate` computes its prompt from nothing, so equal calls give equal answers; `session`
+    keeps the KV cache from one turn to the next.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.threads = threads
+        config = read_genai_config(folder, manifest)
+        self.context_length: int = config.context_length
+        self.stop_ids = config.stop_ids
+        self.tokenizer = Tokenizer(folder)
+        self.template: ChatTemplate | None = read_template(folder)
+        self._weights = OgModel(folder, config, threads=threads)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Stream:
+        """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
+
+        Raises:
+            PromptError: no chat template, the template refuses the messages, or they are longer than the context.
+            UsageError: a sampling argument outside its range.
+            EngineError: the model is closed.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), sampling)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Stream:
+        """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
+
+        Raises:
+            PromptError: the text is empty or longer than the context.
+            UsageError: a sampling argument outside its range.
+            EngineError: the model is closed.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], sampling)
+
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Session:
+        """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
+
+        Raises:
+            UsageError: a sampling argument outside its range.
+        """
+        return Session(self, Sampling(max_new_tokens, temperature, top_p, seed), system)
+
+    def close(self) -> None:
+        """Free weights and KV caches, those of sessions too; more than once is allowed."""
+        self._weights.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation, ending where the answer starts.
+
+        Raises:
+            PromptError: no chat template, or it refuses the messages.
+        """
+        if self.template is None:
+            raise PromptError(
+                "this model has no chat template", where=self.folder, remedy="Use `generate` (--raw) with a raw prompt"
+            )
+        return self.tokenizer.encode(self.template.render(messages, tools=tools))
+
+    def prepare(self, encode: Callable[[], list[int]], sampling: Sampling) -> Prompt:
+        """Tokenize a prompt, on the clock, and check it against the context.
+
+        Raises:
+            PromptError: the prompt is empty or leaves no room for an answer.
+            EngineError: the model is closed.
+        """
+        started = perf_counter()
+        self._weights.require_open()
+        tokens = encode()
+        if not tokens:
+            raise PromptError("the prompt is empty", remedy="Give at least one word")
+        room = self.context_length - len(tokens)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(tokens):,} tokens and the model's context holds {self.context_length:,}, "
+                "answer included",
+                remedy="Shorten the prompt or start a new conversation",
+            )
+        return Prompt(tokens, min(sampling.max_new_tokens, room), perf_counter() - started)
+
+    def open_engine(self, tokens: int) -> Engine:
+        """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
+
+        Raises:
+            EngineError: the model is closed, or there is no memory.
+        """
+        return self._weights.sequence(capacity_for(tokens, self.context_length))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        open_engine: Callable[[Prompt], tuple[Engine, int]],
+        on_end: Callable[[Answer | None, bool], None],
+    ) -> Stream:
+        """A stream with this model's tokenizer and stop tokens."""
+        return Stream(prompt, sampling, self.tokenizer, self.stop_ids, open_engine, on_end)
+
+    def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
+        engines: list[Engine] = []
+
+        def fresh(prompt: Prompt) -> tuple[Engine, int]:
+            engines.append(self.open_engine(len(prompt.tokens) + prompt.max_new_tokens))
+            return engines[0], 0
+
+        def free(answer: Answer | None, sound: bool) -> None:
+            for engine in engines:
+                engine.close()
+
+        return self.stream(self.prepare(encode, sampling), sampling, fresh, free)

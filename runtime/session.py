@@ -1,0 +1,97 @@
+"""A conversation: its messages, and the KV cache they have in common from turn to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.runtime.engine import Engine
+from edgephi.runtime.sampling import Sampling
+from edgephi.runtime.templates import Message
+
+if TYPE_CHECKING:
+    from edgephi.runtime.model import Model
+
+
+class Session:
+    """Made by `Model.session`. Each `say` renders all messages again and computes only what the cache does not hold.
+
+    The cache is sized for the turn; a conversation that outgrows it gets one of twice the size and computes its prompt
+    once more (the answer's `reused_tokens` is then 0).
+    """
+
+    def __init__(self, model: Model, sampling: Sampling, system: str | None) -> None:
+        self._model = model
+        self._sampling = sampling
+        self._system = system
+        self._engine: Engine | None = None
+        self._stream: Stream | None = None
+        self._messages: tuple[Message, ...] = ()
+        self.reset()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far; the answer being written is not in it yet."""
+        return self._messages
+
+    def say(self, text: str) -> Stream:
+        """Add a message and answer it. An earlier answer that was not read to its end is cancelled first.
+
+        A cancelled answer stays in the conversation as far as it went. A message that cannot be answered does not
+        enter the conversation.
+
+        Raises:
+            PromptError: the conversation is longer than the context, or the template refuses it.
+            EngineError: the model is closed.
+        """
+        self._settle()
+        messages = (*self._messages, {"role": "user", "content": text})
+        prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)
+
+        def on_end(answer: Answer | None, sound: bool) -> None:
+            if not sound:
+                self._drop_cache()
+            if answer is not None:
+                self._messages = (*messages, {"role": "assistant", "content": answer.text})
+
+        self._stream = self._model.stream(prompt, self._sampling, self._open_engine, on_end)
+        return self._stream
+
+    def reset(self) -> None:
+        """Forget all messages but the system's. The cache stays: the next prompt often begins alike."""
+        self._settle()
+        self._messages = () if self._system is None else ({"role": "system", "content": self._system},)
+
+    def close(self) -> None:
+        """Free the KV cache; the messages stay, and saying more makes a new one."""
+        self._settle()
+        self._drop_cache()
+
+    def _settle(self) -> None:
+        if self._stream is not None and not self._stream.finished:
+            self._stream.cancel()
+            self._stream.result()
+        self._stream = None
+
+    def _open_engine(self, prompt: Prompt) -> tuple[Engine, int]:
+        needed = len(prompt.tokens) + prompt.max_new_tokens
+        if self._engine is not None and self._engine.capacity < needed:
+            needed = max(needed, 2 * self._engine.capacity)
+            self._drop_cache()
+        if self._engine is None:
+            self._engine = self._model.open_engine(needed)
+        # the last token of the prompt is always computed: its logits choose the first token of the answer
+        reused = min(common_prefix(self._engine.tokens, prompt.tokens), len(prompt.tokens) - 1)
+        self._engine.rewind(reused)
+        return self._engine, reused
+
+    def _drop_cache(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,51 @@
+"""Fixtures every tier of tests shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """WikiText-2, PIQA and real Phi tokenizers: a folder beside the project, or the one EDGEPHI_TEST_DATA names."""
+    named = os.environ.get("EDGEPHI_TEST_DATA")
+    folder = Path(named) if named else PROJECT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("test data not here; set EDGEPHI_TEST_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """Real weights: the file EDGEPHI_SMOLLM2 names, or the one `edgephi demo` keeps, fetched if need be."""
+    named = os.environ.get("EDGEPHI_SMOLLM2")
+    if named:
+        return Path(named)
+    from edgephi.demo_weights import cache_folder, demo_weights
+    from edgephi.errors import DownloadError
+
+    try:
+        return demo_weights(cache_folder(), lambda done, total: None)
+    except DownloadError as error:
+        pytest.skip(f"real weights not here: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct exported to int4 with the defaults."""
+    import edgephi
+
+    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
+    edgephi.export(smollm2_gguf, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Tiny checkpoints with logits computed by transformers; see tests/fixtures/README.md."""
+    return Path(__file__).parent / "fixtures"

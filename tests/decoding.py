@@ -1,0 +1,62 @@
+"""Running an exported graph through plain onnxruntime, one thread, for comparisons with a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.families import describe
+from edgephi.export.graph import write_graph
+from edgephi.export.pack import pack_weights
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.spec import Checkpoint
+from edgephi.export.storage import Precision, make_recipe, plan_storage
+
+
+def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:
+    """Export graph and weights (no tokenizer: the tiny checkpoints have none), computing in float32."""
+    architecture = describe(open_folder(source) if isinstance(source, Path) else source)
+    recipe = make_recipe(precision, block_size, accuracy_level=1)
+    layout = plan_storage(architecture, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    pack_weights(architecture, layout, folder / DATA_FILE, 1, lambda count: None)
+    write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+class Decoder:
+    """A graph and its KV cache."""
+
+    def __init__(self, graph: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.past = {
+            value.name: np.zeros(
+                (1, value.shape[1], 0, value.shape[3]), np.float16 if "float16" in value.type else np.float32
+            )
+            for value in self.session.get_inputs()
+            if value.name.startswith("past_key_values.")
+        }
+        self.length = 0
+
+    def feed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [1, n, vocabulary] of n more tokens [1, n]."""
+        self.length += token_ids.shape[1]
+        mask = np.ones((1, self.length), np.int64)
+        outputs = self.session.run(None, {"input_ids": token_ids, "attention_mask": mask, **self.past})
+        self.past = dict(zip(self.past, outputs[1:], strict=True))
+        return np.asarray(outputs[0], np.float32)
+
+    def feed_one_by_one(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The same logits, token by token."""
+        return np.concatenate([self.feed(token_ids[:, i : i + 1]) for i in range(token_ids.shape[1])], axis=1)
+
+
+def distance(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest difference, in units of the reference logits' standard deviation over the vocabulary."""
+    return float(np.abs(logits - reference).max() / reference.std(axis=-1).mean())

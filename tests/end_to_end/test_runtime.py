@@ -1,0 +1,363 @@
+"""A real int4 bundle answers: SmolLM2-135M-Instruct, exported by this project, on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from edgephi.commands.app import app
+from edgephi.errors import BundleError, EngineError, PromptError, UsageError
+from edgephi.runtime.model import Model, load
+from edgephi.runtime.placement import placement
+
+QUESTION = "What is the capital of France?"
+# int8 activations: logits of one prefill and of two differ by up to 1.4 on this model
+LOGIT_NOISE = 2.0
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_bundle: Path) -> Iterator[Model]:
+    with load(smollm2_bundle) as loaded:
+        yield loaded
+
+
+def test_it_answers_paris_and_stops(model: Model) -> None:
+    answer = model.chat(QUESTION).result()
+    assert answer.text.startswith("The capital of France is Paris")
+    assert answer.finish == "stop"
+    assert answer.token_ids[-1] in model.stop_ids
+    assert answer.new_tokens == len(answer.token_ids) < 30
+    assert "<|" not in answer.text
+
+
+def test_the_pieces_are_the_text(model: Model) -> None:
+    stream = model.chat("Write a line with an emoji and the word café.", max_new_tokens=40)
+    pieces = list(stream)
+    answer = stream.result()
+    assert "".join(pieces) == answer.text == model.tokenizer.decode(answer.token_ids).rstrip("\ufffd")
+    assert all(pieces)
+    assert len(pieces) > 3
+
+
+def test_a_list_of_messages_is_a_question_with_its_history(model: Model) -> None:
+    told = [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Nice to meet you, Ada!"},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    assert "Ada" in model.chat(told, max_new_tokens=20).result().text
+
+
+def test_generate_continues_a_text_and_ends_at_its_length(model: Model) -> None:
+    answer = model.generate("1, 2, 3, 4, 5,", max_new_tokens=8).result()
+    assert answer.text.replace(" ", "").startswith("6,7")
+    assert (answer.finish, answer.new_tokens) == ("length", 8)
+    assert answer.prompt_tokens == len(model.tokenizer.encode("1, 2, 3, 4, 5,"))
+
+
+def test_times_are_consistent(model: Model) -> None:
+    answer = model.generate("Once upon a time", max_new_tokens=20).result()
+    assert answer.time_to_first_token_s is not None
+    assert answer.decode_tokens_per_s is not None
+    assert 0 < answer.time_to_first_token_s < answer.total_s
+    decode_s = answer.total_s - answer.time_to_first_token_s
+    assert answer.decode_tokens_per_s == pytest.approx((answer.new_tokens - 1) / decode_s)
+    assert model.generate("Once", max_new_tokens=1).result().decode_tokens_per_s is None
+
+
+def test_a_seed_repeats_a_sampled_answer(model: Model) -> None:
+    def sampled(seed: int) -> str:
+        return model.generate("Once upon a time", max_new_tokens=20, temperature=1.5, seed=seed).result().text
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+def test_two_streams_may_be_read_in_turn(model: Model) -> None:
+    alone = [model.generate(text, max_new_tokens=8).result().text for text in ("Red, green,", "One, two,")]
+    first, second = (model.generate(text, max_new_tokens=8) for text in ("Red, green,", "One, two,"))
+    next(first)
+    next(second)
+    assert [first.result().text, second.result().text] == alone
+
+
+def test_a_session_reuses_the_common_prefix_and_answers_like_a_fresh_run(model: Model) -> None:
+    session = model.session(max_new_tokens=24)
+    session.say(QUESTION).result()
+    before = session.messages
+    reused = session.say("And what is the capital of Italy?").result()
+    # everything but the new message, the turn's markers and the retold end of the answer was there already
+    assert reused.reused_tokens > len(model.encode_chat(before[:1]))
+    assert reused.reused_tokens < reused.prompt_tokens
+    assert "Rome" in reused.text
+
+    messages = [*before, {"role": "user", "content": "And what is the capital of Italy?"}]
+    fresh, logits = greedy_with_logits(model, model.encode_chat(messages), reused.new_tokens)
+    for ours, theirs, row in zip(reused.token_ids, fresh, logits, strict=False):
+        if ours != theirs:  # only a near-tie may flip; after it the texts are free to differ
+            assert row[theirs] - row[ours] < LOGIT_NOISE
+            break
+
+
+def greedy_with_logits(model: Model, prompt: list[int], count: int) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """One prefill of the whole prompt in a cache of its own, then greedy steps."""
+    engine, rows = model.open_engine(len(prompt) + count), []
+
+    def choose(row: NDArray[np.float32]) -> int:
+        rows.append(row.copy())
+        return int(np.argmax(row))
+
+    assert engine.prefill(prompt, lambda: False)
+    tokens = [engine.step(choose) for _ in range(count)]
+    engine.close()
+    return tokens, rows
+
+
+def test_a_rewound_cache_is_as_good_as_new(model: Model) -> None:
+    prompt = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 8)
+    engine = model.open_engine(len(prompt) + 40)
+    rows: list[NDArray[np.float32]] = []
+
+    def look(row: NDArray[np.float32]) -> int:
+        rows.append(row.copy())
+        return int(np.argmax(row))
+
+    engine.prefill(prompt, lambda: False)
+    engine.step(look)
+    engine.prefill(model.tokenizer.encode(" Something else entirely follows here."), lambda: False)
+    engine.rewind(len(prompt) - 5)
+    engine.prefill(prompt[-5:], lambda: False)
+    engine.step(look)
+    engine.close()
+    assert list(engine.tokens) == []
+    assert np.abs(rows[0] - rows[1]).max() < LOGIT_NOISE
+    assert np.corrcoef(rows[0], rows[1])[0, 1] > 0.99
+
+
+def test_a_conversation_outgrows_its_cache_and_goes_on(model: Model) -> None:
+    session = model.session(max_new_tokens=8)
+    first = session.say("Hi").result()
+    grown = session.say("The number is 4711. " * 60).result()
+    again = session.say("Thanks").result()
+    assert first.reused_tokens == grown.reused_tokens == 0
+    assert again.reused_tokens > 600
+
+
+def test_a_cancelled_answer_stays_in_the_conversation(model: Model) -> None:
+    session = model.session(system="You are terse.", max_new_tokens=60)
+    stream = session.say("Tell me a long story about a lighthouse.")
+    heard = next(stream) + next(stream)
+    stream.cancel()
+    answer = stream.result()
+    assert answer.finish == "cancelled"
+    assert answer.text == heard
+    assert [message["role"] for message in session.messages] == ["system", "user", "assistant"]
+    assert session.messages[-1]["content"] == heard
+    after = session.say(QUESTION).result()
+    assert "Paris" in after.text
+    assert after.reused_tokens > 0
+
+
+def test_an_answer_left_unread_is_cancelled_by_the_next(model: Model) -> None:
+    session = model.session(max_new_tokens=30)
+    unread = session.say("Tell me a story.")
+    next(unread)
+    assert session.say(QUESTION).result().text
+    assert unread.result().finish == "cancelled"
+    assert len(session.messages) == 4
+
+
+def test_cancelling_before_the_first_token_computes_nothing(model: Model) -> None:
+    stream = model.chat(QUESTION)
+    stream.cancel()
+    answer = stream.result()
+    assert (answer.text, answer.new_tokens, answer.finish) == ("", 0, "cancelled")
+    assert answer.time_to_first_token_s is None
+
+
+def test_reset_forgets_all_but_the_system_message(model: Model) -> None:
+    session = model.session(system="Be kind.", max_new_tokens=4)
+    session.say("Hi").result()
+    session.reset()
+    assert [message["role"] for message in session.messages] == ["system"]
+
+
+def test_a_prompt_longer_than_the_context_names_both_numbers(model: Model) -> None:
+    words = "word " * (model.context_length + 50)
+    count = len(model.tokenizer.encode(words))
+    with pytest.raises(PromptError) as caught:
+        model.generate(words)
+    assert f"{count:,}" in str(caught.value)
+    assert f"{model.context_length:,}" in str(caught.value)
+
+
+def test_a_message_that_does_not_fit_does_not_enter_the_conversation(model: Model) -> None:
+    session = model.session(max_new_tokens=8)
+    with pytest.raises(PromptError):
+        session.say("word " * model.context_length)
+    assert session.messages == ()
+    assert session.say("Hi").result().new_tokens > 0
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_is_refused(model: Model, prompt: str | list[object]) -> None:
+    with pytest.raises(PromptError):
+        model.generate("") if prompt == "" else model.chat([])
+
+
+def test_a_token_outside_the_vocabulary_is_refused(model: Model) -> None:
+    engine = model.open_engine(8)
+    with pytest.raises(PromptError, match="vocabulary"):
+        engine.prefill([1, 10**6], lambda: False)
+    engine.close()
+
+
+def test_a_closed_model_says_so(smollm2_bundle: Path) -> None:
+    model = load(smollm2_bundle, threads=1)
+    session = model.session()
+    stream = model.generate("Once upon a time")
+    next(stream)
+    model.close()
+    model.close()
+    for use in (
+        lambda: model.chat("Hi"),
+        lambda: model.generate("Hi"),
+        lambda: session.say("Hi"),
+        lambda: next(stream),
+    ):
+        with pytest.raises(EngineError, match="closed"):
+            use()
+
+
+def test_memory_is_given_back(smollm2_bundle: Path) -> None:
+    def resident() -> int:
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    load(smollm2_bundle).close()  # code and thread pools of the libraries stay after the first
+    before = resident()
+    for _ in range(2):
+        model = load(smollm2_bundle)
+        model.session().say("Tell me about the sea. " * 100).cancel()
+        session = model.session(max_new_tokens=4)
+        session.say("Tell me about the sea. " * 100).result()
+        loaded = resident()
+        model.close()
+        del model, session
+    assert loaded - before > 80e6
+    assert resident() - before < 0.15 * (loaded - before)
+
+
+def test_every_node_runs_on_the_cpu_provider(smollm2_bundle: Path) -> None:
+    placed = placement(smollm2_bundle)
+    (cpu,) = placed.providers
+    assert cpu.provider == "CPUExecutionProvider"
+    assert cpu.op_types["com.microsoft::GroupQueryAttention"] == 30
+    assert cpu.nodes == sum(cpu.op_types.values()) == placed.nodes_per_provider["CPUExecutionProvider"]
+    assert json.loads(json.dumps(dataclasses.asdict(placed)))["graph"] == "model.onnx"
+
+
+@pytest.fixture
+def damaged(smollm2_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose weights differ in one bit; everything a load hashes is intact."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(smollm2_bundle, folder)
+    with (folder / "model.onnx.data").open("r+b") as stream:
+        stream.seek(50_000_000)
+        byte = stream.read(1)[0]
+        stream.seek(50_000_000)
+        stream.write(bytes([byte ^ 16]))
+    return folder
+
+
+def test_load_with_verify_finds_a_changed_weight(damaged: Path) -> None:
+    load(damaged).close()
+    with pytest.raises(BundleError, match="was changed"):
+        load(damaged, verify=True)
+
+
+def test_a_graph_the_runtime_cannot_read_is_an_engine_error(smollm2_bundle: Path, tmp_path: Path) -> None:
+    from edgephi.bundle import describe_file, read_manifest, write_manifest
+
+    folder = tmp_path / "broken"
+    shutil.copytree(smollm2_bundle, folder)
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    manifest = read_manifest(folder)
+    write_manifest(
+        folder, manifest.model_copy(update={"files": tuple(describe_file(folder, f.path) for f in manifest.files)})
+    )
+    with pytest.raises(EngineError, match="onnxruntime-genai"):
+        load(folder)
+    with pytest.raises(EngineError, match="onnxruntime"):
+        placement(folder)
+
+
+def test_impossible_arguments_are_usage_errors(model: Model, smollm2_bundle: Path) -> None:
+    with pytest.raises(UsageError):
+        load(smollm2_bundle, threads=0)
+    with pytest.raises(UsageError):
+        model.chat("Hi", top_p=2)
+
+
+def test_the_command_streams_the_answer_and_keeps_statistics_off_stdout(smollm2_bundle: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", str(smollm2_bundle), QUESTION])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("The capital of France is Paris")
+    assert result.stdout.count("\n") == 1
+    assert "tokens/s" in result.stderr
+    assert "stop" in result.stderr
+
+
+def test_the_command_prints_one_json_object(smollm2_bundle: Path) -> None:
+    arguments = ["generate", str(smollm2_bundle), "1, 2, 3, 4,", "--raw", "--max-new-tokens", "4", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    record = json.loads(result.stdout)
+    assert record["templated"] is False
+    assert (record["new_tokens"], record["finish"]) == (4, "length")
+    assert record["text"].replace(" ", "").startswith("5,")
+
+
+def test_the_chat_command_holds_a_conversation_over_a_pipe(smollm2_bundle: Path) -> None:
+    lines = f"{QUESTION}\n\n/help\nAnd what is the capital of Italy?\n/reset\nSay hi.\n/exit\nnever reached\n"
+    result = CliRunner().invoke(app, ["chat", str(smollm2_bundle), "--max-new-tokens", "24"], input=lines)
+    assert result.exit_code == 0, result.output
+    answers = result.stdout.splitlines()
+    assert "Paris" in answers[0]
+    assert "Rome" in result.stdout
+    notes = result.stderr.splitlines()
+    assert sum("tokens/s" in note or "in all" in note for note in notes) == 3
+    assert "from the cache" in result.stderr
+    assert "anew" in result.stderr
+
+
+def test_interrupting_an_answer_does_not_end_the_program(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgephi.commands.console import print_stream
+
+    class InterruptedTerminal(io.StringIO):
+        def write(self, text: str) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    terminal = InterruptedTerminal()
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        # the last line break is written with Ctrl-C in its ordinary meaning again
+        with pytest.raises(KeyboardInterrupt):
+            print_stream(stream := model.chat("Tell me a long story."))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stream.result().finish == "cancelled"
+    assert terminal.getvalue() == stream.result().text != ""

@@ -1,0 +1,224 @@
+"""The manifest: what a folder must be to pass as a bundle, and what `verify` and `inspect` say about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edgephi import bundle
+from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
+from edgephi.commands.app import app
+from edgephi.errors import BundleError
+
+FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 40, "tokenizer/extra.json": b"{}"}
+
+
+def make_bundle(folder: Path) -> Manifest:
+    """A folder with a true manifest; its files only have to exist."""
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    entries = [
+        {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in FILES.items()
+    ]
+    record: dict[str, Any] = {
+        "format": 1,
+        "edgephi": "0.1.0",
+        "versions": {"onnx": "1.2"},
+        "source": {"kind": "hub", "name": "org/[red]phi[/red]", "revision": "abc", "files": entries[:1]},
+        "model": {
+            "family": "llama",
+            "hidden_size": 64,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 128,
+            "vocabulary_size": 1000,
+            "context_length": 2048,
+            "sliding_window": None,
+            "tied_embedding": True,
+            "parameters": 100_000,
+        },
+        "recipe": {
+            "precision": "int4",
+            "accuracy_level": 4,
+            "weights": [
+                {
+                    "weights": "linear",
+                    "bits": 4,
+                    "block_size": 32,
+                    "symmetric": False,
+                    "method": "RTN",
+                    "parameters": 100_000,
+                    "stored_bytes": 62_500,
+                }
+            ],
+        },
+        "graphs": [{"device": "cpu", "file": "model.onnx"}],
+        "files": entries,
+    }
+    manifest = Manifest.model_validate_json(json.dumps(record))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((folder / "edgephi.json").read_text(encoding="utf-8"))
+    change(record)
+    (folder / "edgephi.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_untouched_bundle_passes(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    check_bundle(tmp_path, manifest, every_byte=True)
+
+
+def test_every_byte_is_reported_as_it_is_hashed(tmp_path: Path) -> None:
+    seen: list[int] = []
+    check_bundle(tmp_path, make_bundle(tmp_path), every_byte=True, on_bytes=seen.append)
+    assert sum(seen) == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_bit_is_found(tmp_path: Path, name: str) -> None:
+    manifest = make_bundle(tmp_path)
+    flip(tmp_path / name, -1)
+    with pytest.raises(BundleError, match="was changed") as caught:
+        check_bundle(tmp_path, manifest, every_byte=True)
+    assert Path(name).name in str(caught.value)
+
+
+def test_a_load_hashes_small_files_and_leaves_large_ones_to_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "HASH_AT_LOAD_UP_TO", 100)
+    manifest = make_bundle(tmp_path)
+    flip(tmp_path / "model.onnx.data", 0)
+    check_bundle(tmp_path, manifest, every_byte=False)
+    flip(tmp_path / "model.onnx", 0)
+    with pytest.raises(BundleError, match=r"model\.onnx\b"):
+        check_bundle(tmp_path, manifest, every_byte=False)
+
+
+@pytest.mark.parametrize("every_byte", [True, False])
+def test_a_missing_file_and_a_wrong_size_are_found_without_hashing(tmp_path: Path, every_byte: bool) -> None:
+    manifest = make_bundle(tmp_path)
+    (tmp_path / "model.onnx.data").write_bytes(b"short")
+    with pytest.raises(BundleError, match="has 5 bytes where its manifest says 10,240"):
+        check_bundle(tmp_path, manifest, every_byte=every_byte)
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(BundleError, match="missing"):
+        check_bundle(tmp_path, manifest, every_byte=every_byte)
+
+
+def test_a_link_to_the_outside_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    manifest = make_bundle(folder)
+    outside = tmp_path / "outside"
+    outside.write_bytes(FILES["model.onnx"])
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link to the outside"):
+        check_bundle(folder, manifest, every_byte=True)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "C:/x", "a\\b", ""])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda record: record["files"][0].update(path=path))
+    with pytest.raises(BundleError, match=r"files\.0\.path"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda record: record.update(surprise=1), "surprise"),
+        (lambda record: record["model"].update(surprise=1), r"model\.surprise"),
+        (lambda record: record.update(format=2), "format"),
+        (lambda record: record.pop("recipe"), "recipe"),
+        (lambda record: record["files"][0].update(bytes=-1), r"files\.0\.bytes"),
+        (lambda record: record["files"][0].update(sha256="XYZ"), r"files\.0\.sha256"),
+        (lambda record: record["graphs"][0].update(device="tpu"), r"graphs\.0\.device"),
+    ],
+    ids=["unknown key", "unknown nested key", "newer format", "missing key", "negative size", "bad hash", "device"],
+)
+def test_a_manifest_this_version_does_not_understand_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], key: str
+) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, change)
+    with pytest.raises(BundleError, match=key):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "edgephi.json").write_bytes(content)
+    with pytest.raises(BundleError, match="cannot be used"):
+        read_manifest(tmp_path)
+
+
+def test_an_implausibly_large_manifest_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "edgephi.json").open("wb") as stream:
+        stream.truncate(bundle.MANIFEST_LIMIT + 1)
+    with pytest.raises(BundleError, match="large"):
+        read_manifest(tmp_path)
+
+
+def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"has no edgephi\.json"):
+        read_manifest(tmp_path)
+
+
+def test_verify_says_what_it_checked(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "3 files" in result.stdout
+    as_json = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
+    assert json.loads(as_json.stdout) == {"files": 3, "bytes": sum(map(len, FILES.values())), "intact": True}
+
+
+def test_verify_fails_on_a_changed_byte(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    flip(tmp_path / "model.onnx.data", 5000)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
+    assert isinstance(result.exception, BundleError)
+    assert result.stdout == ""
+
+
+def test_inspect_shows_the_manifest_and_believes_no_markup(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    # 62,500 bytes for 100,000 parameters: 5 bits
+    for expected in (
+        "llama, 100k parameters",
+        "5.00 bits per weight",
+        "org/[red]phi[/red]",
+        "model.onnx.data",
+        "10.2 kB",
+    ):
+        assert expected in result.stdout
+    record = json.loads(CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"]).stdout)
+    assert record["bits_per_weight"] == 5.0
+    assert record["stored_bytes"] == sum(map(len, FILES.values()))
+    assert record["source"]["revision"] == "abc"

@@ -1,0 +1,178 @@
+"""Chat templates: rendered as transformers would, and kept inside the sandbox."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from edgephi.errors import PromptError, TokenizerError
+from edgephi.runtime.templates import ChatTemplate, read_template
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 1 < 2 && 'x'?"},
+    {"role": "assistant", "content": "True — naturally."},
+    {"role": "user", "content": "Sure?\n\nReally?"},
+]
+PHI = ("phi-3-mini", "phi-3-medium", "phi-4-mini", "phi-4-mini-reasoning")
+
+
+def template_text(folder: Path) -> tuple[str, dict[str, object]]:
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    separate = folder / "chat_template.jinja"
+    return separate.read_text(encoding="utf-8") if separate.exists() else config["chat_template"], config
+
+
+@pytest.mark.parametrize("name", PHI)
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_real_templates_render_as_plain_jinja_does(shared_data: Path, name: str, add_generation_prompt: bool) -> None:
+    folder = shared_data / "tokenizers" / name
+    source, config = template_text(folder)
+    plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    expected = plain.render(
+        messages=CONVERSATION,
+        tools=None,
+        add_generation_prompt=add_generation_prompt,
+        bos_token=config["bos_token"],
+        eos_token=config["eos_token"],
+    )
+    template = read_template(folder)
+    assert template is not None
+    assert template.render(CONVERSATION, add_generation_prompt=add_generation_prompt) == expected
+    assert "Really?" in expected
+
+
+def test_phi_3_prompt_is_the_one_of_its_model_card(shared_data: Path) -> None:
+    template = read_template(shared_data / "tokenizers" / "phi-3-mini")
+    assert template is not None
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert template.render(messages) == "<|system|>\nBe brief.<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\n"
+
+
+def test_tools_inside_a_message_reach_the_template(shared_data: Path) -> None:
+    template = read_template(shared_data / "tokenizers" / "phi-4-mini")
+    assert template is not None
+    text = template.render([{"role": "system", "content": "Help.", "tools": '[{"name": "now"}]'}])
+    assert text == '<|system|>Help.<|tool|>[{"name": "now"}]<|/tool|><|end|><|assistant|>'
+
+
+def test_a_base_model_has_no_template(shared_data: Path) -> None:
+    assert read_template(shared_data / "tokenizers" / "phi-2") is None
+
+
+def test_the_separate_file_goes_before_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}', encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text("new", encoding="utf-8")
+    assert render_only(tmp_path) == "new"
+
+
+def test_of_several_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}), encoding="utf-8")
+    assert render_only(tmp_path) == "d"
+
+
+def test_special_tokens_may_be_texts_or_objects(tmp_path: Path) -> None:
+    config = {
+        "bos_token": {"content": "<s>", "special": True},
+        "eos_token": "</s>",
+        "pad_token": None,
+        "chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert render_only(tmp_path) == "<s></s>False"
+
+
+def render_only(folder: Path) -> str:
+    template = read_template(folder)
+    assert template is not None
+    return template.render([{"role": "user", "content": "x"}])
+
+
+def rendered(source: str, **arguments: object) -> str:
+    template = ChatTemplate(source, {"eos_token": "</s>"}, strftime_now=lambda pattern: f"<{pattern}>")
+    return template.render([{"role": "user", "content": "hé"}], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "<%d %b %Y>"),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "hé"}]'),
+        ("{{ {'a': '<b>'} | tojson(indent=1) }}", '{\n "a": "<b>"\n}'),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{% for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02"),
+        ("a{% generation %}{{ eos_token }}{% endgeneration %}b", "a</s>b"),
+        ("{{ tools is none }}{{ documents is none }}", "TrueTrue"),
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+    ],
+)
+def test_what_transformers_offers_a_template(source: str, expected: str) -> None:
+    assert rendered(source) == expected
+
+
+def test_tools_are_given_to_the_template() -> None:
+    assert rendered("{% for t in tools %}{{ t.name }}{% endfor %}", tools=[{"name": "clock"}]) == "clock"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ strftime_now.__globals__ }}",
+        "{{ raise_exception.__globals__['__builtins__'] }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ ''|attr('__class__')|attr('__mro__') }}",
+        "{{ '{0.__class__.__mro__}'.format('') }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{% for i in range(1000000000) %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'abcdefghij' * 100 }}{% endfor %}{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({'role': 'x'}) }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_malicious_template_does_not_get_out(source: str) -> None:
+    try:
+        text = rendered(source)
+    except PromptError:
+        return
+    assert text == "", "a forbidden attribute has no value"
+
+
+def test_the_callers_messages_are_not_changed() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    ChatTemplate("{% set m = messages[0] %}{{ m.content }}", {}).render(messages)
+    assert messages == [{"role": "user", "content": "x"}]
+
+
+def test_a_refusal_by_the_template_says_what_it_said() -> None:
+    with pytest.raises(PromptError, match="roles must alternate"):
+        rendered("{{ raise_exception('roles must alternate') }}")
+
+
+def test_a_template_that_trips_over_its_messages_is_a_prompt_error() -> None:
+    with pytest.raises(PromptError):
+        rendered("{{ 'a' + messages[0]['content'] + none }}")
+
+
+def test_an_invalid_template_is_found_when_it_is_read() -> None:
+    with pytest.raises(TokenizerError, match="line 2"):
+        ChatTemplate("ok\n{% for %}", {})
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}], ["x"]])
+def test_malformed_messages_are_refused(messages: list[object]) -> None:
+    with pytest.raises(PromptError):
+        ChatTemplate("x", {}).render(messages)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"chat_template": 5}'])
+def test_a_broken_tokenizer_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(TokenizerError):
+        read_template(tmp_path)
