@@ -20,6 +20,11 @@ from edgephi.errors import BundleError
 MANIFEST = "edgephi.json"
 GENAI_CONFIG = "genai_config.json"
 
+ROPE_SWITCH = "rope_switch"
+"""Graph input of a model with two ropes, int64 [1] and optional: the longest sequence that takes the short one."""
+LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
+"""An onnxruntime adapter that sets this input to 0; through it onnxruntime-genai computes long prompts in pieces."""
+
 # A load hashes what is small and decides behaviour (graph, configuration, tokenizer). Gigabytes of weights are hashed
 # by `edgephi verify`, because reading them all would cost more than the load.
 HASH_AT_LOAD_UP_TO = 32 * 2**20
@@ -71,18 +76,21 @@ class ModelFacts(Strict):
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate_size: int
+    intermediate_size: int | None
     vocabulary_size: int
     context_length: int
     sliding_window: int | None
     tied_embedding: bool
     parameters: int = Field(description="published parameters; a tied embedding counts once")
+    rope_switch: int | None = Field(
+        default=None, ge=1, description="longest sequence that takes the short rope, in a model with two (LongRoPE)"
+    )
 
 
 class WeightRecipe(Strict):
     """How one group of weights is stored."""
 
-    weights: str = Field(description="which: 'linear', 'embedding', 'head'")
+    weights: str = Field(description="which: 'linear', 'expert', 'router', 'embedding', 'head', 'other'")
     bits: float = Field(description="bits of a code: 4, 8, 16 or 32")
     block_size: int | None
     symmetric: bool | None
@@ -111,6 +119,7 @@ class Manifest(Strict):
 
     format: Literal[1] = 1
     edgephi: str = Field(description="version that wrote the bundle")
+    exporter: Literal["edgephi", "optimum"] = Field(default="edgephi", description="who built the graph")
     versions: dict[str, str] = Field(description="libraries that took part")
     source: Source
     model: ModelFacts
@@ -141,10 +150,10 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def describe_file(folder: Path, path: str) -> FileEntry:
-    """The manifest's entry for a file that is in place."""
+def describe_file(folder: Path, path: str, on_bytes: Callable[[int], None] | None = None) -> FileEntry:
+    """The manifest's entry for a file that is in place; `on_bytes` is that of `sha256_of`."""
     full = folder / path
-    return FileEntry(path=path, bytes=full.stat().st_size, sha256=sha256_of(full))
+    return FileEntry(path=path, bytes=full.stat().st_size, sha256=sha256_of(full, on_bytes))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from edgephi.bundle import Manifest
@@ -29,6 +29,7 @@ class _CallableModule(ModuleType):
         accuracy_level: int = 4,
         revision: str | None = None,
         force: bool = False,
+        via: Literal["edgephi", "optimum"] = "edgephi",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
         from edgephi.export.pipeline import export
@@ -41,6 +42,7 @@ class _CallableModule(ModuleType):
             accuracy_level=accuracy_level,
             revision=revision,
             force=force,
+            via=via,
             on_progress=on_progress,
         )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DATA_FILE = "model.onnx.data"
 MS = "com.microsoft"
 
-Attributes = Mapping[str, int | float]
+Attributes = Mapping[str, int | float | str]
 
 
 class Emitter:
@@ -46,10 +46,8 @@ class Emitter:
     ) -> None:
         """Append a node; None stands for an optional input that is left out."""
         ir = self._ir
-        attrs = [
-            ir.AttrFloat32(key, value) if isinstance(value, float) else ir.AttrInt64(key, value)
-            for key, value in (attributes or {}).items()
-        ]
+        kinds = {float: ir.AttrFloat32, int: ir.AttrInt64, str: ir.AttrString}
+        attrs = [kinds[type(value)](key, value) for key, value in (attributes or {}).items()]
         self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=outputs, name=name))
 
     def op(
@@ -110,6 +108,15 @@ class Emitter:
         inputs = [self.stored(rows), ids, self.stored(table.scales)]
         return self.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
 
+    @property
+    def accuracy_level(self) -> int:
+        """MatMulNBits' attribute, for operators that share it."""
+        return self._recipe.accuracy_level
+
+    def stack(self, name: str) -> StoredMatrix:
+        """The experts of a layer, stacked."""
+        return self._layout.stacks[name]
+
     # --- values
 
     def value(self, name: str) -> ir.Value:
@@ -144,6 +151,25 @@ class Emitter:
             shape = self._ir.Shape([] if isinstance(numbers, int) else [len(numbers)])
             self._add(name, self._ir.tensor(numbers, dtype=dtype, name=name), dtype, shape)
         return self.initializers[name]
+
+    def scalar(self, name: str, number: float) -> ir.Value:
+        """A small constant of the graph's float type."""
+        if name not in self.initializers:
+            shape = self._ir.Shape([])
+            self._add(name, self._ir.tensor(number, dtype=self.float, name=name), self.float, shape)
+        return self.initializers[name]
+
+    def lowest(self) -> ir.Value:
+        """The lowest finite number of the graph's float type, a scalar."""
+        import numpy as np
+
+        return self.scalar("lowest", float(np.finfo(self.float.numpy()).min))
+
+    def scaled(self, name: str, value: ir.Value, factor: float) -> ir.Value:
+        """value · factor; nothing is emitted for a factor of 1."""
+        if factor == 1.0:
+            return value
+        return self.op("Mul", f"{name}/Mul", [value, self.scalar(f"{name}/factor", factor)])
 
     def _add(self, name: str, data: ir.TensorProtocol, dtype: ir.DataType, shape: ir.Shape) -> None:
         self.initializers[name] = self._ir.Value(

@@ -7,16 +7,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 from edgephi.bundle import GENAI_CONFIG
-from edgephi.export.spec import DecoderSpec
 from edgephi.export.tokenizer_files import TokenizerFiles
 
 GRAPH_FILE = "model.onnx"
 
 
-def genai_config(spec: DecoderSpec, tokenizer: TokenizerFiles) -> dict[str, object]:
-    """The configuration of a bundle whose graph is `model.onnx`; greedy search unless the caller asks otherwise."""
+class Decoder(Protocol):
+    """What the configuration says about a decoder."""
+
+    @property
+    def genai_type(self) -> str: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+def genai_config(
+    spec: Decoder,
+    tokenizer: TokenizerFiles,
+    *,
+    position_ids: bool = False,
+    shared_cache: bool = True,
+    prefill_chunk: int | None = None,
+) -> dict[str, object]:
+    """The configuration of a bundle whose graph is `model.onnx`; greedy search unless the caller asks otherwise.
+
+    Args:
+        position_ids: the graph has that input.
+        shared_cache: the graph writes new keys and values into the buffer it reads the past from (GroupQueryAttention);
+            otherwise it returns past and new ones concatenated.
+        prefill_chunk: how many tokens of a prompt to compute at once; None: all.
+    """
     eos = list(tokenizer.eos_token_ids)
     model: dict[str, object] = {
         "type": spec.genai_type,
@@ -35,6 +70,7 @@ def genai_config(spec: DecoderSpec, tokenizer: TokenizerFiles) -> dict[str, obje
             "inputs": {
                 "input_ids": "input_ids",
                 "attention_mask": "attention_mask",
+                **({"position_ids": "position_ids"} if position_ids else {}),
                 "past_key_names": "past_key_values.%d.key",
                 "past_value_names": "past_key_values.%d.value",
             },
@@ -53,16 +89,29 @@ def genai_config(spec: DecoderSpec, tokenizer: TokenizerFiles) -> dict[str, obje
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,
-        "past_present_share_buffer": True,
+        "past_present_share_buffer": shared_cache,
         "repetition_penalty": 1.0,
         "temperature": 1.0,
         "top_k": 50,
         "top_p": 1.0,
     }
+    if prefill_chunk is not None:
+        search["chunk_size"] = prefill_chunk
     return {"model": model, "search": search}
 
 
-def write_genai_config(spec: DecoderSpec, tokenizer: TokenizerFiles, folder: Path) -> None:
-    """Write genai_config.json (UTF-8, \\n)."""
-    text = json.dumps(genai_config(spec, tokenizer), indent=2, ensure_ascii=False) + "\n"
+def write_genai_config(
+    spec: Decoder,
+    tokenizer: TokenizerFiles,
+    folder: Path,
+    *,
+    position_ids: bool = False,
+    shared_cache: bool = True,
+    prefill_chunk: int | None = None,
+) -> None:
+    """Write genai_config.json (UTF-8, \\n); the arguments are those of `genai_config`."""
+    config = genai_config(
+        spec, tokenizer, position_ids=position_ids, shared_cache=shared_cache, prefill_chunk=prefill_chunk
+    )
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / GENAI_CONFIG).write_text(text, encoding="utf-8", newline="\n")

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgephi.errors import SourceError, UnsupportedModelError, WeightError
-from edgephi.export.gguf_names import config_from_metadata, hugging_face_name, interleaved_head_dim
-from edgephi.export.read import PLAIN_TYPES, gguf_block, stored_bytes
+from edgephi.export.gguf_names import config_from_metadata, hugging_face_name, interleaved_head_dim, split_qkv
+from edgephi.export.gguf_rope import FACTOR_TENSORS
+from edgephi.export.read import PLAIN_TYPES, gguf_block, read_rows, stored_bytes
 from edgephi.export.spec import Checkpoint, TensorRef
 
 MAGIC = b"GGUF"
 HEADER_LIMIT = 512 * 2**20
 MAX_DEPTH = 4
+MAX_FACTORS = 512
 AGAIN = "Download the file again; it is damaged or cut short"
 
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -158,9 +160,14 @@ def open_gguf(file: Path) -> Checkpoint:
             where=file,
             remedy="Merge them first (llama-gguf-split --merge)",
         )
-    config = config_from_metadata(metadata, {ref.name: ref.shape for ref in tensors}, str(file))
+    shapes = {ref.name: ref.shape for ref in tensors}
+    if len(shapes) < len(tensors):
+        raise SourceError("two tensors have the same name", where=file, remedy=AGAIN)
+    factors = {ref.name: _factors(ref) for ref in tensors if ref.name in FACTOR_TENSORS}
+    config = config_from_metadata(metadata, shapes, factors, str(file))
+    weights = [ref for ref in tensors if ref.name not in FACTOR_TENSORS]
     renamed = {}
-    for ref in tensors:
+    for ref in (part for tensor in weights for part in split_qkv(tensor, config)):
         name = hugging_face_name(ref.name, str(config["model_type"]), str(file))
         renamed[name] = TensorRef(
             name, ref.file, ref.offset, ref.bytes, ref.shape, ref.storage, interleaved_head_dim(name, config)
@@ -176,3 +183,10 @@ def open_gguf(file: Path) -> Checkpoint:
         folder=None,
         gguf_metadata=metadata,
     )
+
+
+def _factors(ref: TensorRef) -> list[float]:
+    if len(ref.shape) != 1 or ref.shape[0] > MAX_FACTORS or ref.storage not in PLAIN_TYPES:
+        what = f"tensor {ref.name} has shape {list(ref.shape)} and type {ref.storage}"
+        raise SourceError(what, where=ref.file, remedy=AGAIN)
+    return [float(x) for x in read_rows(ref, 0, ref.shape[0])]

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgephi.export.block_sparse import visibility
 from edgephi.export.emitter import MS, Emitter
+from edgephi.export.head import logits as emit_logits
+from edgephi.export.mlp import mlp
+from edgephi.export.norms import add_and_norm, first_norm
+from edgephi.export.rope_switch import RopeRows, rope_rows
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.storage import Layout, Recipe
 
@@ -49,18 +54,28 @@ def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = [_kv_cache(emit, spec, layer) for layer in range(spec.layers)]
     lengths = _lengths(emit, mask)
-    hidden = emit.lookup("/model/embed_tokens", "embed.weight", token_ids)
-    normed = _first_norm(emit, spec, hidden)
+    rope = rope_rows(emit, spec.long_rope, token_ids, lengths.last) if spec.long_rope else None
+    sparse = spec.block_sparse
+    visible = visibility(emit, sparse, spec.heads, token_ids, lengths.last, lengths.total) if sparse else None
+    embedded = emit.lookup("/model/embed_tokens", "embed.weight", token_ids)
+    hidden = emit.scaled("/model/embed_tokens", embedded, spec.embedding_scale)
+    normed = first_norm(emit, spec, hidden)
     for layer, cache in enumerate(caches):
-        attended = _attention(emit, spec, layer, normed, cache, lengths)
-        hidden, normed = _add_and_norm(emit, spec, f"layers.{layer}.post_norm", hidden, attended)
-        fed = _gated_mlp(emit, layer, normed)
+        seen = visible if sparse and sparse.covers(layer) else None
+        attended = _attention(emit, spec, layer, normed, cache, lengths, rope, seen)
+        if spec.parallel:
+            fed = emit.op("Add", f"/model/layers.{layer}/Add", [attended, mlp(emit, spec, layer, normed)])
+        else:
+            hidden, normed = add_and_norm(emit, spec, f"layers.{layer}.post_norm", hidden, attended)
+            fed = mlp(emit, spec, layer, normed)
         following = f"layers.{layer + 1}.input_norm" if layer + 1 < spec.layers else "norm"
-        hidden, normed = _add_and_norm(emit, spec, following, hidden, fed)
+        hidden, normed = add_and_norm(emit, spec, following, hidden, fed)
     logits = emit.port("logits", ["batch_size", "sequence_length", spec.vocabulary_size])
-    emit.linear("/lm_head", normed, "embed.weight" if spec.tied_embedding else "head.weight", output=logits)
+    emit_logits(emit, spec, normed, logits)
+    past = [value for cache in caches for value in (cache.past_key, cache.past_value)]
     graph = ir.Graph(
-        inputs=[token_ids, mask, *(value for cache in caches for value in (cache.past_key, cache.past_value))],
+        # an input that is an initializer as well may be left out
+        inputs=[token_ids, mask, *past, *([rope.switch] if rope else [])],
         outputs=[logits, *(value for cache in caches for value in (cache.present_key, cache.present_value))],
         nodes=emit.nodes,
         initializers=list(emit.initializers.values()),
@@ -103,37 +118,23 @@ def _lengths(emit: Emitter, mask: ir.Value) -> Lengths:
     )
 
 
-def _first_norm(emit: Emitter, spec: DecoderSpec, hidden: ir.Value) -> ir.Value:
-    attributes: dict[str, int | float] = {"axis": -1, "epsilon": spec.norm_epsilon, "stash_type": 1}
-    name = "/model/layers.0/input_layernorm/LayerNorm"
-    return emit.op(
-        "SimplifiedLayerNormalization", name, [hidden, emit.vector("layers.0.input_norm.weight")], attributes
-    )
-
-
-def _add_and_norm(
-    emit: Emitter, spec: DecoderSpec, norm: str, hidden: ir.Value, update: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """(hidden + update, its norm); after the last layer nobody reads the sum, and it is left out."""
-    name = "/model/final_norm" if norm == "norm" else f"/model/{norm}"
-    name = f"{name}/SkipLayerNorm"
-    normed, total = emit.value(f"{name}/output_0"), emit.value(f"{name}/output_3")
-    outputs = [normed] if norm == "norm" else [normed, emit.absent(), emit.absent(), total]
-    inputs = [hidden, update, emit.vector(f"{norm}.weight")]
-    emit.node("SkipSimplifiedLayerNormalization", name, inputs, outputs, {"epsilon": spec.norm_epsilon}, MS)
-    return total, normed
-
-
 def _attention(
-    emit: Emitter, spec: DecoderSpec, layer: int, normed: ir.Value, cache: KvCache, lengths: Lengths
+    emit: Emitter,
+    spec: DecoderSpec,
+    layer: int,
+    normed: ir.Value,
+    cache: KvCache,
+    lengths: Lengths,
+    rope: RopeRows | None,
+    visible: ir.Value | None,
 ) -> ir.Value:
-    """Rotary, KV cache update, causal (windowed) grouped-query attention and output projection."""
+    """Rotary, KV cache update, causal (windowed, block-sparse) grouped-query attention and output projection."""
     base = f"/model/layers.{layer}/attn"
     qkv = emit.linear(f"{base}/qkv_proj", normed, f"layers.{layer}.qkv.weight", f"layers.{layer}.qkv.bias")
     attributes: dict[str, int | float] = {
         "num_heads": spec.heads,
         "kv_num_heads": spec.kv_heads,
-        "scale": float(spec.head_dim**-0.5),
+        "scale": float(spec.head_dim**-0.5) if spec.attention_scale is None else spec.attention_scale,
         "do_rotary": 1,
         "rotary_interleaved": 0,
     }
@@ -142,20 +143,11 @@ def _attention(
         attributes["local_window_size"] = spec.sliding_window
     tables = [emit.vector("cos_cache"), emit.vector("sin_cache")]
     inputs = [qkv, None, None, cache.past_key, cache.past_value, lengths.last, lengths.total, *tables]
+    if rope is not None or visible is not None:
+        inputs.append(rope.rows if rope else None)
+    if visible is not None:
+        inputs.append(visible)
     name = f"{base}/GroupQueryAttention"
     attended = emit.value(f"{name}/output_0")
     emit.node("GroupQueryAttention", name, inputs, [attended, cache.present_key, cache.present_value], attributes, MS)
     return emit.linear(f"{base}/o_proj", attended, f"layers.{layer}.o.weight", f"layers.{layer}.o.bias")
-
-
-def _gated_mlp(emit: Emitter, layer: int, normed: ir.Value) -> ir.Value:
-    """down(silu(gate(x)) · up(x)); gate and up are one matrix, gate first."""
-    base = f"/model/layers.{layer}/mlp"
-    both = emit.linear(f"{base}/gate_up_proj", normed, f"layers.{layer}.gate_up.weight", f"layers.{layer}.gate_up.bias")
-    gate, up = emit.value(f"{base}/Split/output_0"), emit.value(f"{base}/Split/output_1")
-    emit.node("Split", f"{base}/Split", [both], [gate, up], {"axis": -1, "num_outputs": 2})
-    # x · sigmoid(x) is SiLU; onnxruntime fuses the pair
-    sigmoid = emit.op("Sigmoid", f"{base}/act_fn/Sigmoid", [gate])
-    activated = emit.op("Mul", f"{base}/act_fn/Mul", [gate, sigmoid])
-    gated = emit.op("Mul", f"{base}/Mul", [activated, up])
-    return emit.linear(f"{base}/down_proj", gated, f"layers.{layer}.down.weight", f"layers.{layer}.down.bias")

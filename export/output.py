@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,9 @@ from pathlib import Path
 
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import OutputError
+from edgephi.export.data_file import JOURNAL, Journal, write_refusal
 
+LOCK = "export.lock"
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
 
@@ -57,31 +58,71 @@ def check_disk(output: Path, needed: int) -> None:
 
 
 @contextmanager
-def staged(output: Path, force: bool) -> Iterator[Path]:
-    """A folder beside `output` to write into: it takes `output`'s place when the block ends well, else it is removed.
+def staged(output: Path, force: bool, key: str) -> Iterator[tuple[Path, Journal]]:
+    """A folder beside `output` to write into: it takes `output`'s place when the block ends well.
+
+    After an error the folder is removed. After an interruption (Ctrl-C, a kill) it stays, and the next
+    call for the same output with the same key gets it again, with the journal of what is done; another key starts anew.
 
     Raises:
-        OutputError: the folder cannot be made or renamed.
+        OutputError: the folder cannot be made or renamed, or another export is writing to it.
     """
     output = output.absolute()
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    partial = output.parent / f".{output.name}.partial"
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = _claim(partial)
     except OSError as error:
-        raise _refusal(error, output.parent) from error
+        raise write_refusal(error, output.parent) from error
     try:
-        yield partial
+        journal = Journal(partial / JOURNAL, key)
+        if not journal.continues:
+            for stale in bundle_files(partial):
+                stale.unlink()
+        yield partial, journal
         check_output(output, force)
+        for working_file in (lock, partial / JOURNAL):
+            working_file.unlink(missing_ok=True)
         _replace(partial, output)
     except OSError as error:
-        raise _refusal(error, output) from error
-    finally:
         shutil.rmtree(partial, ignore_errors=True)
+        raise write_refusal(error, output) from error
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def bundle_files(folder: Path) -> list[Path]:
+    """The files in a staged folder that belong to the bundle, by name."""
+    return sorted(path for path in folder.iterdir() if path.name not in (LOCK, JOURNAL))
+
+
+def _claim(partial: Path) -> Path:
+    """Write our process into the lock file, unless a process that is alive is there."""
+    import psutil
+
+    lock = partial / LOCK
+    ours = psutil.Process()
+    try:
+        pid, started = lock.read_text(encoding="ascii").split()
+        if int(pid) != ours.pid and psutil.Process(int(pid)).create_time() == float(started):
+            raise OutputError(
+                f"another export, process {pid}, is writing this output",
+                where=partial,
+                remedy="Wait until it ends, or choose another --output",
+            )
+    except (FileNotFoundError, ValueError, psutil.Error):
+        pass  # nobody, or one that was killed
+    lock.write_text(f"{ours.pid} {ours.create_time()!r}", encoding="ascii")
+    return lock
 
 
 def _replace(partial: Path, output: Path) -> None:
-    old = output.parent / f".{output.name}.replaced-{os.getpid()}"
+    old = output.parent / f".{output.name}.replaced"
     if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
     try:
         partial.rename(output)
@@ -97,11 +138,3 @@ def _existing_parent(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _refusal(error: OSError, where: Path) -> OutputError:
-    return OutputError(
-        f"the output could not be written: {error.strerror or error}",
-        where=where,
-        remedy="Check the folder's permissions and free space, then run the same command again",
-    )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.errors import OutputError, WeightError
-from edgephi.export.read import read_rows, read_vector, require_finite, weight_slices
+from edgephi.errors import WeightError
+from edgephi.export.data_file import DataFile, Journal
+from edgephi.export.read import read_alternating, read_vector, require_finite, weight_slices
 from edgephi.export.rope import rope_table
-from edgephi.export.spec import Architecture, TensorRef, Weight
-from edgephi.export.storage import DType, Layout, StoredMatrix, StoredTensor
+from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
+from edgephi.export.storage import DType, Layout, StoredMatrix
 from edgephi.quantize import QuantizedWeight, round_to_nearest
 
 VALUES_PER_SLICE = 2 * 2**20
@@ -28,78 +28,77 @@ ROPE_ROWS = 4096
 Report = Callable[[int], None]
 
 
-class DataFile:
-    """`model.onnx.data` while it is written: tensors at their offsets, from several threads."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._lock = Lock()
-        self._stream: BinaryIO = path.open("wb", buffering=0)
-        try:
-            self._stream.truncate(size)
-        except OSError as error:
-            self.close()
-            raise self._refusal(error) from error
-
-    def write(self, tensor: StoredTensor, first_row: int, values: NDArray[np.generic]) -> None:
-        """Write consecutive rows of a tensor, in the tensor's dtype."""
-        rows = np.ascontiguousarray(values)
-        offset = tensor.offset + first_row * (tensor.bytes // tensor.shape[0])
-        view = rows.view(np.uint8).reshape(-1).data
-        try:
-            with self._lock:
-                self._stream.seek(offset)
-                while view:
-                    view = view[self._stream.write(view) :]
-        except OSError as error:
-            raise self._refusal(error) from error
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _refusal(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"the weights could not be written: {os.strerror(error.errno or 0)}",
-            where=self._path,
-            remedy="Free disk space or choose another --output, then run the same command again",
-        )
-
-
 @dataclass(frozen=True)
 class _Slice:
     weight: Weight
     row: int
-    tensor: TensorRef
+    tensors: tuple[TensorRef, ...]
     start: int
     stop: int
 
     @property
+    def group(self) -> str:
+        """`layers.3` for all weights of a layer, else the weight's own name."""
+        parts = self.weight.name.split(".")
+        return ".".join(parts[:2]) if parts[0] == "layers" else self.weight.name
+
+    @property
     def source_bytes(self) -> int:
-        return self.tensor.bytes * (self.stop - self.start) // self.tensor.shape[0]
+        return sum(tensor.bytes * (self.stop - self.start) // tensor.shape[0] for tensor in self.tensors)
 
 
-def pack_weights(architecture: Architecture, layout: Layout, path: Path, threads: int, report: Report) -> None:
-    """Fill the data file. `report` is told the source bytes of every finished slice.
+def pack_weights(
+    architecture: Architecture, layout: Layout, path: Path, journal: Journal, threads: int, report: Report
+) -> None:
+    """Fill the data file, group by group; groups the journal holds are left as they are.
+
+    Args:
+        journal: learns of every group (a layer, the embedding, the head) once it is written.
+        report: told the source bytes of every finished slice, from the threads that finished them.
 
     Raises:
         WeightError: NaN or infinite values, naming tensor and file.
         OutputError: the disk is full.
         SourceError: a file ends early.
     """
-    data = DataFile(path, layout.bytes)
+    data = DataFile(path)
     try:
         _write_vectors(architecture, layout, data, report)
         _write_rope(architecture, layout, data)
-        slices = list(_matrix_slices(architecture))
+        progress = _Groups(architecture, journal)
+        report(progress.bytes_before)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
-            jobs = [pool.submit(_pack_slice, job, layout.matrices[job.weight.name], data, report) for job in slices]
-            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for job in jobs:
-                job.cancel()
+            jobs = [
+                pool.submit(_pack_slice, piece, layout.matrices[piece.weight.name], data, progress, report)
+                for piece in progress.pending
+            ]
+            try:
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:  # an error or Ctrl-C: leaving the pool must not mean finishing the rest
+                for job in jobs:
+                    job.cancel()
         for job in done:
             job.result()
     finally:
         data.close()
+
+
+class _Groups:
+    """Slices still to pack, in order, and how many of each group are missing."""
+
+    def __init__(self, architecture: Architecture, journal: Journal) -> None:
+        self._journal, self._lock = journal, Lock()
+        slices = list(_matrix_slices(architecture))
+        self.pending = [piece for piece in slices if piece.group not in journal.done]
+        self.bytes_before = sum(piece.source_bytes for piece in slices if piece.group in journal.done)
+        self._missing = Counter(piece.group for piece in self.pending)
+
+    def finish(self, piece: _Slice) -> None:
+        with self._lock:
+            self._missing[piece.group] -= 1
+            complete = not self._missing[piece.group]
+        if complete:
+            self._journal.add(piece.group)
 
 
 def source_bytes(architecture: Architecture) -> int:
@@ -114,23 +113,22 @@ def source_bytes(architecture: Architecture) -> int:
 def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
     for weight in architecture.weights.values():
         if weight.role != "vector":
-            for row, tensor, start, stop in weight_slices(weight, VALUES_PER_SLICE):
-                yield _Slice(weight, row, tensor, start, stop)
+            for row, tensors, start, stop in weight_slices(weight, VALUES_PER_SLICE):
+                yield _Slice(weight, row, tensors, start, stop)
 
 
-def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, report: Report) -> None:
-    values = read_rows(job.tensor, job.start, job.stop)
+def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Groups, report: Report) -> None:
+    values, tensor = read_alternating(job.tensors, job.start, job.stop), job.tensors[0]
     if matrix.format is None:
-        require_finite(values, job.tensor)
-        data.write(matrix.codes, job.row, _as(values, matrix.codes.dtype, job.tensor))
+        require_finite(values, tensor)
+        data.write(matrix.codes, job.row, _as(values, matrix.codes.dtype, tensor))
     else:
         try:
-            packed = round_to_nearest(values, matrix.format, name=job.tensor.name)
+            packed = round_to_nearest(values, matrix.format, name=tensor.name)
         except WeightError as error:
-            raise WeightError(
-                error.what, where=f"{job.tensor.name} in {job.tensor.file}", remedy=error.remedy
-            ) from error
+            raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
         _write_quantized(packed, matrix, job.row, data)
+    progress.finish(job)
     report(job.source_bytes)
 
 
@@ -161,13 +159,22 @@ def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, r
         weight = architecture.weights.get(name)
         if weight is not None:
             data.write(stored, 0, _as(read_vector(weight), stored.dtype, weight.parts[0].tensor))
-            report(sum(part.tensor.bytes for part in weight.parts))
+            report(sum(part.tensor.bytes * (part.stop - part.start) // part.tensor.shape[0] for part in weight.parts))
 
 
 def _write_rope(architecture: Architecture, layout: Layout, data: DataFile) -> None:
+    spec = architecture.spec
+    if spec.long_rope is None:
+        _write_table(spec.rope, 0, spec.context_length, layout, data)
+    else:
+        _write_table(spec.rope, 0, spec.long_rope.switch, layout, data)
+        _write_table(spec.long_rope.rope, spec.long_rope.switch, spec.context_length, layout, data)
+
+
+def _write_table(rope: Rope, first_row: int, rows: int, layout: Layout, data: DataFile) -> None:
     cos_cache, sin_cache = layout.vectors["cos_cache"], layout.vectors["sin_cache"]
     dtype = np.float32 if cos_cache.dtype == "float32" else np.float16
-    for start in range(0, cos_cache.shape[0], ROPE_ROWS):
-        cos, sin = rope_table(architecture.spec.rope, start, min(start + ROPE_ROWS, cos_cache.shape[0]))
-        data.write(cos_cache, start, cos.astype(dtype))
-        data.write(sin_cache, start, sin.astype(dtype))
+    for start in range(0, rows, ROPE_ROWS):
+        cos, sin = rope_table(rope, start, min(start + ROPE_ROWS, rows))
+        data.write(cos_cache, first_row + start, cos.astype(dtype))
+        data.write(sin_cache, first_row + start, sin.astype(dtype))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from threading import Event, Lock
+from typing import Literal
 
 import edgephi
 from edgephi.bundle import (
+    LONG_ROPE_ADAPTER,
     FileEntry,
     GraphEntry,
     Manifest,
@@ -21,22 +27,23 @@ from edgephi.bundle import (
     write_manifest,
 )
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.errors import TokenizerError
+from edgephi.export.block_sparse import prefill_chunk
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.graph import write_graph
-from edgephi.export.output import check_disk, check_output, staged
+from edgephi.export.output import bundle_files, check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes
+from edgephi.export.rope_switch import write_long_rope_adapter
 from edgephi.export.source import open_source
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Layout, Precision, Recipe, make_recipe, plan_storage
-from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.export.storage import ITEM_BYTES, Layout, Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
 
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "gguf", "tokenizers")
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
 """Libraries whose version can change the bytes of a bundle."""
 
 GRAPH_ALLOWANCE = 32 * 2**20
@@ -60,6 +67,7 @@ def export(
     accuracy_level: int = 4,
     revision: str | None = None,
     force: bool = False,
+    via: Literal["edgephi", "optimum"] = "edgephi",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -73,6 +81,7 @@ def export(
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
+        via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -80,43 +89,83 @@ def export(
 
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
+
+    An export that was interrupted (Ctrl-C, a kill) continues from its last whole layer when it is called again with the
+    same arguments, and gives the same bytes.
     """
     output = Path(output)
     check_output(output, force)
     recipe = make_recipe(precision, block_size, accuracy_level)
+    if via == "optimum":
+        from edgephi.export.via_optimum import export_via_optimum
+
+        return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)
     checkpoint = open_source(source, revision)
     architecture = describe(checkpoint)
     tokenizer = _tokenizer(checkpoint, architecture)
     layout = plan_storage(architecture, recipe)
     check_disk(output, layout.bytes + GRAPH_ALLOWANCE)
     threads = min(4, os.cpu_count() or 1)
-    with staged(output, force) as folder, ThreadPoolExecutor(1, thread_name_prefix="edgephi-hash") as hasher:
-        hashes = hasher.submit(lambda: tuple(describe_file(file.parent, file.name) for file in checkpoint.files))
+    key = _key(checkpoint, architecture, recipe, layout)
+    with staged(output, force, key) as (folder, journal), source_hashes(checkpoint.files) as source_files:
         write_graph(architecture.spec, layout, recipe, folder / GRAPH_FILE)
-        write_genai_config(architecture.spec, tokenizer, folder)
+        write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
         write_tokenizer(tokenizer, folder)
-        _pack(architecture, layout, folder / DATA_FILE, threads, on_progress)
-        manifest = _manifest(checkpoint, architecture, layout, recipe, folder, hashes.result())
+        if architecture.spec.long_rope is not None:
+            write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
+        reporter = Reporter(source_bytes(architecture), on_progress)
+        pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
+        manifest = _manifest(checkpoint, architecture, layout, recipe, folder, source_files())
         write_manifest(folder, manifest)
     return manifest
 
 
-def _pack(
-    architecture: Architecture,
-    layout: Layout,
-    path: Path,
-    threads: int,
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    total, done = source_bytes(architecture), 0
+class Reporter:
+    """Adds up what worker threads have finished."""
 
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(Progress(done, total))
+    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None) -> None:
+        self._total, self._done, self._lock = total, 0, Lock()
+        self._on_progress = on_progress
 
-    pack_weights(architecture, layout, path, threads, report)
+    def __call__(self, count: int) -> None:
+        if self._on_progress is None:
+            return
+        with self._lock:
+            self._done += count
+            self._on_progress(Progress(self._done, self._total))
+
+
+def _key(checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, layout: Layout) -> str:
+    """Of everything that decides the bytes of the data file: an interrupted export continues under the same key."""
+    stats = [(file.name, file.stat()) for file in checkpoint.files]
+    facts = [
+        edgephi.__version__,
+        checkpoint.kind,
+        checkpoint.name,
+        checkpoint.revision,
+        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        asdict(recipe),
+        asdict(architecture.spec),
+        asdict(layout),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def source_hashes(files: tuple[Path, ...]) -> Iterator[Callable[[], tuple[FileEntry, ...]]]:
+    """Hash the source files in a thread of their own; yields a function that waits for the result."""
+    leaving = Event()
+
+    def stop_early(count: int) -> None:
+        if leaving.is_set():
+            raise CancelledError
+
+    with ThreadPoolExecutor(1, thread_name_prefix="edgephi-hash") as pool:
+        job = pool.submit(lambda: tuple(describe_file(file.parent, file.name, stop_early) for file in files))
+        try:
+            yield job.result
+        finally:
+            leaving.set()
 
 
 def _tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:
@@ -125,13 +174,7 @@ def _tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerF
     else:
         assert checkpoint.gguf_metadata is not None
         tokenizer = tokenizer_from_gguf(checkpoint.gguf_metadata, checkpoint.config_where)
-    if tokenizer.vocabulary_size > architecture.spec.vocabulary_size:
-        raise TokenizerError(
-            f"the tokenizer knows {tokenizer.vocabulary_size:,} tokens, "
-            f"the embedding has {architecture.spec.vocabulary_size:,}",
-            where=checkpoint.folder or checkpoint.config_where,
-            remedy="Use the tokenizer that was published with these weights",
-        )
+    require_vocabulary(tokenizer, architecture.spec.vocabulary_size, checkpoint.folder or checkpoint.config_where)
     return tokenizer
 
 
@@ -163,6 +206,7 @@ def _manifest(
             sliding_window=spec.sliding_window,
             tied_embedding=spec.tied_embedding,
             parameters=architecture.parameters,
+            rope_switch=spec.long_rope.switch if spec.long_rope is not None else None,
         ),
         recipe=RecipeRecord(
             precision=recipe.precision,
@@ -170,15 +214,14 @@ def _manifest(
             weights=_weight_recipes(architecture, layout, recipe),
         ),
         graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
-        files=tuple(describe_file(folder, path.name) for path in sorted(folder.iterdir())),
+        files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
     )
 
 
 def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
     """One record for each group of weights that are stored alike."""
-    float_bits = 32 if recipe.float_type == "float32" else 16
     records = []
-    for role in ("embedding", "linear", "head"):
+    for role in ("embedding", "linear", "expert", "router", "head"):
         weights = [weight for weight in architecture.weights.values() if weight.role == role]
         if not weights:
             continue
@@ -187,7 +230,7 @@ def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) 
         records.append(
             WeightRecipe(
                 weights=role,
-                bits=fmt.bits if fmt else float_bits,
+                bits=fmt.bits if fmt else 8 * ITEM_BYTES[matrices[0].codes.dtype],
                 block_size=fmt.block_size if fmt else None,
                 symmetric=fmt.symmetric if fmt else None,
                 method="round to nearest, scale searched" if fmt else "stored as it is",

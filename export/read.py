@@ -83,16 +83,34 @@ def _read_as_stored(ref: TensorRef, start: int, stop: int) -> Float32:
     return np.asarray(values, dtype=np.float32).reshape(shape)
 
 
-def weight_slices(weight: Weight, values_per_slice: int) -> Iterator[tuple[int, TensorRef, int, int]]:
-    """Cut a weight into row slices: (row in the weight, tensor, first row in the tensor, last row in the tensor)."""
+def weight_slices(weight: Weight, values_per_slice: int) -> Iterator[tuple[int, tuple[TensorRef, ...], int, int]]:
+    """Cut a weight into row slices: (row in the weight, tensors, first row in each tensor, last row in each + 1).
+
+    There are several tensors where the weight is interleaved, and the slice's rows are then taken from them in turn.
+    """
     columns = prod(weight.shape[1:])
-    step = max(1, values_per_slice // columns)
+    groups = [weight.parts] if weight.interleaved else [(part,) for part in weight.parts]
     row = 0
-    for part in weight.parts:
-        for start in range(part.start, part.stop, step):
-            stop = min(start + step, part.stop)
-            yield row, part.tensor, start, stop
-            row += stop - start
+    for group in groups:
+        step = max(1, values_per_slice // (columns * len(group)))
+        for start in range(group[0].start, group[0].stop, step):
+            stop = min(start + step, group[0].stop)
+            yield row, tuple(part.tensor for part in group), start, stop
+            row += (stop - start) * len(group)
+
+
+def read_alternating(refs: tuple[TensorRef, ...], start: int, stop: int) -> Float32:
+    """Rows `start` to `stop` of every tensor, the first of each, then the second of each.
+
+    Raises:
+        WeightError: NaN or infinite values in one of several tensors; afterwards nobody could tell in which.
+    """
+    if len(refs) == 1:
+        return read_rows(refs[0], start, stop)
+    rows = [read_rows(ref, start, stop) for ref in refs]
+    for values, ref in zip(rows, refs, strict=True):
+        require_finite(values, ref)
+    return np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
 
 
 def read_vector(weight: Weight) -> Float32:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from edgephi.export.config import Config
 from edgephi.export.spec import Rope
 
-TYPES = ("default", "linear", "llama3")
+TYPES = ("default", "linear", "llama3", "factors")
+"""The last is no published name: GGUF files state llama3's result, one divisor for each angle."""
 
 
 def rope_from_config(config: Config, head_dim: int) -> Rope:
@@ -19,9 +20,34 @@ def rope_from_config(config: Config, head_dim: int) -> Rope:
     Raises:
         UnsupportedModelError: an unknown rope type, naming it.
     """
+    scaling = scaling_section(config)
+    inv_freq: NDArray[np.float32] = np.float32(1.0) / powers_of_theta(config, head_dim)
+    if scaling is not None:
+        kind = scaling.one_of(type_key(scaling), TYPES, "default")
+        if kind == "linear":
+            inv_freq = inv_freq / np.float32(scaling.number("factor"))
+        elif kind == "llama3":
+            inv_freq = _llama3(inv_freq, scaling)
+        elif kind == "factors":
+            divisors = np.asarray(scaling.numbers("factors", len(inv_freq)), np.float32)
+            inv_freq = np.divide(inv_freq, divisors, dtype=np.float32)
+    return make_rope(inv_freq)
+
+
+def scaling_section(config: Config) -> Config | None:
+    """Where transformers 5, or else 4, describes how the angles are scaled."""
+    return config.section("rope_parameters") or config.section("rope_scaling")
+
+
+def type_key(scaling: Config) -> str:
+    """transformers 4 wrote "type" before "rope_type"."""
+    return "rope_type" if scaling.has("rope_type") or not scaling.has("type") else "type"
+
+
+def powers_of_theta(config: Config, head_dim: int) -> NDArray[np.float32]:
+    """theta^(2i/dim), the reciprocals of the unscaled angles per position; float32 [dim / 2]."""
     section = config.section("rope_parameters")
-    scaling = section or config.section("rope_scaling")
-    theta = (section or config).number("rope_theta", 10000.0)
+    theta = (section if section and section.has("rope_theta") else config).number("rope_theta", 10000.0)
     fraction = (section if section and section.has("partial_rotary_factor") else config).number(
         "partial_rotary_factor", 1.0
     )
@@ -30,16 +56,12 @@ def rope_from_config(config: Config, head_dim: int) -> Rope:
         raise config.refusal("partial_rotary_factor", fraction, f"it rotates {dim} of {head_dim} channels")
     # float32 throughout: models were trained with the angles this rounding gives
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    inv_freq = np.float32(1.0) / np.power(np.float32(theta), exponents)
-    if scaling is not None:
-        # transformers 4 wrote "type" before "rope_type"
-        key = "rope_type" if scaling.has("rope_type") or not scaling.has("type") else "type"
-        kind = scaling.one_of(key, TYPES, "default")
-        if kind == "linear":
-            inv_freq = inv_freq / np.float32(scaling.number("factor"))
-        elif kind == "llama3":
-            inv_freq = _llama3(inv_freq, scaling)
-    return Rope(dim=dim, inv_freq=tuple(float(x) for x in inv_freq))
+    return np.asarray(np.power(np.float32(theta), exponents), dtype=np.float32)
+
+
+def make_rope(inv_freq: NDArray[np.float32], scale: float = 1.0) -> Rope:
+    """A rope of these angles per position, radians [dim / 2]."""
+    return Rope(dim=2 * len(inv_freq), inv_freq=tuple(float(x) for x in inv_freq), scale=scale)
 
 
 def _llama3(inv_freq: NDArray[np.float32], scaling: Config) -> NDArray[np.float32]:
@@ -51,7 +73,7 @@ def _llama3(inv_freq: NDArray[np.float32], scaling: Config) -> NDArray[np.float3
         raise scaling.refusal("high_freq_factor", high, f"it must exceed low_freq_factor {low}")
     turns = context * inv_freq / np.float32(2 * math.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0).astype(np.float32)
-    return np.asarray((1 - blend) * inv_freq / np.float32(factor) + blend * inv_freq, dtype=np.float32)
+    return np.array((1 - blend) * inv_freq / np.float32(factor) + blend * inv_freq, dtype=np.float32)
 
 
 def rope_table(rope: Rope, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

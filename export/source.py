@@ -1,12 +1,14 @@
-"""SOURCE, as a person writes it, becomes a Checkpoint: a folder, a GGUF file, or a Hugging Face hub id."""
+"""SOURCE, as a person writes it, becomes a Checkpoint: a folder, a GGUF file, Ollama's model, or a hub id."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from edgephi.errors import DownloadError, SourceError
 from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.ollama import SCHEME, find_ollama_model
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Checkpoint
 
@@ -19,6 +21,7 @@ _HUB_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer*",
+    "*.tiktoken",
     "special_tokens_map.json",
     "chat_template.*",
 ]
@@ -28,13 +31,18 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
     """Describe the model that SOURCE names; downloads only when it is a hub id that is not in the hub's cache.
 
     Args:
-        source: path of a checkpoint folder or a .gguf file, or a hub id such as `microsoft/Phi-4-mini-instruct`.
+        source: path of a checkpoint folder or a .gguf file, a model that Ollama has pulled such as `ollama:phi4-mini`,
+            or a hub id such as `microsoft/Phi-4-mini-instruct`.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
         SourceError: nothing of that name, or a damaged checkpoint.
         DownloadError: the hub cannot be reached, refuses, or offline mode is on.
     """
+    name = str(source)
+    if name.startswith(SCHEME):
+        model = find_ollama_model(name)
+        return replace(open_gguf(model.file), name=f"{SCHEME}{model.name}", revision=model.digest)
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -44,12 +52,11 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
         return open_gguf(path)
     if path.is_dir():
         return open_folder(path)
-    name = str(source)
     if path.is_absolute() or not _HUB_ID.fullmatch(name):
         raise SourceError(
             "there is no such file or folder, and it is no hub id",
             where=source,
-            remedy="Name a checkpoint folder, a .gguf file, or a hub id such as microsoft/Phi-4-mini-instruct",
+            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
         )
     folder = _download(name, revision)
     # the cache keeps a snapshot in a folder named after its commit

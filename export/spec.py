@@ -23,8 +23,47 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class LongRope:
+    """What replaces the rope of a sequence, at all its positions, once it is longer than `switch` tokens."""
+
+    switch: int
+    rope: Rope
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Which keys a head looks at in the sparse layers, in blocks of `block_size` positions, causality apart.
+
+    Query block q looks at key block k when k is among the last `local_blocks` up to q, or when k + shift + 1 is a
+    multiple of `stride`, with `shifts[h % len(shifts)]` as the shift of head h.
+    Source: Abdin et al. 2024, "Phi-3 Technical Report", figure 1.
+    """
+
+    block_size: int
+    local_blocks: int
+    stride: int
+    shifts: tuple[int, ...]
+    """Their number divides the number of heads."""
+    dense_every: int | None
+    """Layers whose number, counted from 1, is a multiple of this look at all keys; None: no layer does."""
+
+    def covers(self, layer: int) -> bool:
+        """Whether this layer, counted from 0, is a sparse one."""
+        return self.dense_every is None or (layer + 1) % self.dense_every != 0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A layer's MLP as `count` gated ones, two of which see a token; `export/experts.py` says how they are chosen."""
+
+    count: int
+    jitter: float
+    """How far below the best score, as a fraction of their size, others count in half of a softmax: r in the paper."""
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
-    """A decoder-only transformer with pre-normalization, gated MLP and grouped-query attention.
+    """A decoder-only transformer with pre-normalization and grouped-query attention.
 
     It holds all a graph needs to know, and no weights.
     """
@@ -49,6 +88,27 @@ class DecoderSpec:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, a gain only; or LayerNorm, with a bias."""
+    mlp: Literal["gated_silu", "gelu_tanh", "gegelu", "experts"] = "gated_silu"
+    """down(silu(gate(x)) · up(x)); down(gelu(up(x))) with the tanh approximation of GELU; `export/gegelu.py`; or
+    experts of the first kind, `intermediate_size` channels each."""
+    experts: Experts | None = None
+    """Given exactly where `mlp` says so."""
+    gegelu_limit: float | None = None
+    """What gegelu clamps its inputs to; None: it does not."""
+    parallel: bool = False
+    """Attention and MLP read the same norm and are added together; otherwise the MLP follows, with its own norm."""
+    long_rope: LongRope | None = None
+    """None: `rope` serves every length."""
+    block_sparse: BlockSparse | None = None
+    attention_scale: float | None = None
+    """What scores are multiplied by before the softmax; None: head_dim^(-1/2)."""
+    embedding_scale: float = 1.0
+    head_scale: float = 1.0
+    """What the last norm's output is multiplied by before the head."""
+    suppressed_tokens: tuple[int, ...] = ()
+    """Ids whose logit is the lowest number there is: they are in the vocabulary, but never in a text."""
 
     @property
     def query_size(self) -> int:
@@ -90,16 +150,22 @@ class Weight:
     name: str
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
-    role: Literal["linear", "embedding", "head", "vector"]
+    role: Literal["linear", "expert", "router", "embedding", "head", "vector"]
+    """A router is never quantized: its scores decide by their order which expert is read."""
+    interleaved: bool = False
+    """Rows of the parts alternate: the first of each, then the second of each. The parts are the same rows."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What a family file returns: the decoder and all its weights, by canonical name.
 
-    Canonical names: `embed.weight`, `layers.N.input_norm.weight`, `layers.N.qkv.weight|bias`, `layers.N.o.weight|bias`,
-    `layers.N.post_norm.weight`, `layers.N.gate_up.weight|bias`, `layers.N.down.weight|bias`, `norm.weight`,
-    `head.weight` (absent when tied). Linear weights are [rows = outputs, columns = inputs].
+    Canonical names: `embed.weight`, `layers.N.input_norm.weight|bias`, `layers.N.qkv.weight|bias`,
+    `layers.N.o.weight|bias`, `layers.N.post_norm.weight|bias`, `layers.N.gate_up.weight|bias` or
+    `layers.N.up.weight|bias`, `layers.N.down.weight|bias`, `norm.weight|bias`, `head.weight` (absent when tied),
+    `head.bias`. In place of an MLP: `layers.N.router.weight` and for every expert E `layers.N.experts.E.gate_up.weight`
+    (rows of gate and up alternate) and `layers.N.experts.E.down.weight`.
+    Linear weights are [rows = outputs, columns = inputs].
     """
 
     spec: DecoderSpec

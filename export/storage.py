@@ -7,7 +7,7 @@ weights, slices can be packed by several threads in any order, and the same reci
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -98,6 +98,9 @@ class Layout:
     matrices: dict[str, StoredMatrix]
     vectors: dict[str, StoredTensor]
     bytes: int
+    stacks: dict[str, StoredMatrix] = field(default_factory=dict)
+    """The experts of a layer as one, by the name without their number (`layers.3.experts.down.weight`): the tensors
+    have a leading axis for the expert, and rows as QMoE wants them. They hold what `matrices` hold one by one."""
 
 
 # canonical name → initializer name in onnxruntime-genai's convention
@@ -110,7 +113,11 @@ _GENAI = {
     "qkv": "attn.qkv_proj.MatMul",
     "o": "attn.o_proj.MatMul",
     "gate_up": "mlp.gate_up_proj.MatMul",
+    "up": "mlp.up_proj.MatMul",
     "down": "mlp.down_proj.MatMul",
+    "router": "moe.router.MatMul",
+    "experts.gate_up": "moe.experts.gate_up_proj",
+    "experts.down": "moe.experts.down_proj",
 }
 
 
@@ -118,12 +125,12 @@ def initializer_name(canonical: str, layers: int) -> str:
     """`layers.3.qkv.weight` → `model.layers.3.attn.qkv_proj.MatMul.weight`."""
     stem, kind = canonical.rsplit(".", 1)
     if stem.startswith("layers."):
-        _, layer, module = stem.split(".")
+        _, layer, module = stem.split(".", 2)
         return f"model.layers.{layer}.{_GENAI[module]}.{kind}"
     return f"{_GENAI[stem].format(last=layers)}.{kind}"
 
 
-class _Allocator:
+class Allocator:
     def __init__(self) -> None:
         self.end = 0
 
@@ -154,23 +161,33 @@ def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
 
 def plan_storage(architecture: Architecture, recipe: Recipe) -> Layout:
     """Give every weight, and the rotary tables, a place."""
-    allocator = _Allocator()
+    allocator = Allocator()
     matrices: dict[str, StoredMatrix] = {}
     vectors: dict[str, StoredTensor] = {}
+    stacks: dict[str, StoredMatrix] = {}
     layers = architecture.spec.layers
+    for stack, experts in expert_stacks(architecture).items():
+        placed = place_stack(allocator, initializer_name(stack, layers), experts, architecture.spec, recipe)
+        stacks[stack], members = placed
+        matrices.update(members)
     for weight in architecture.weights.values():
+        if weight.role == "expert":
+            continue
         name = initializer_name(weight.name, layers)
         if weight.role == "vector":
             vectors[weight.name] = allocator.place(name, weight.shape, recipe.float_type)
+        elif weight.role == "router":
+            place = allocator.place(name, weight.shape, "float32")
+            matrices[weight.name] = StoredMatrix(weight.shape[0], weight.shape[1], None, place)
         else:
-            matrices[weight.name] = _place_matrix(allocator, name, weight, block_format(recipe, weight), recipe)
+            matrices[weight.name] = place_matrix(allocator, name, weight, block_format(recipe, weight), recipe)
     for name, shape in rope_tables(architecture.spec).items():
         vectors[name] = allocator.place(name, shape, recipe.float_type)
-    return Layout(matrices, vectors, allocator.end)
+    return Layout(matrices, vectors, allocator.end, stacks)
 
 
-def _place_matrix(
-    allocator: _Allocator, name: str, weight: Weight, fmt: BlockFormat | None, recipe: Recipe
+def place_matrix(
+    allocator: Allocator, name: str, weight: Weight, fmt: BlockFormat | None, recipe: Recipe
 ) -> StoredMatrix:
     rows, columns = weight.shape
     if fmt is None:
@@ -187,7 +204,62 @@ def _place_matrix(
     )
 
 
+def expert_stacks(architecture: Architecture) -> dict[str, list[Weight]]:
+    """The experts' weights, in order, by the name of their stack."""
+    stacks: dict[str, list[Weight]] = {}
+    for weight in architecture.weights.values():
+        if weight.role == "expert":
+            layer, _, module = weight.name.rpartition(".experts.")
+            stacks.setdefault(f"{layer}.experts.{module.split('.', 1)[1]}", []).append(weight)
+    return stacks
+
+
+def expert_format(recipe: Recipe, spec: DecoderSpec) -> BlockFormat | None:
+    """The recipe's format in blocks that QMoE takes: one size for all, whole blocks only, two or more to a row."""
+    if recipe.linear is None:
+        return None
+    size = recipe.linear.block_size
+    while size >= 16:
+        if all(columns % size == 0 and columns > size for columns in (spec.hidden_size, spec.intermediate_size)):
+            return replace(recipe.linear, block_size=size)
+        size //= 2
+    raise UsageError(
+        f"experts of {spec.hidden_size} and {spec.intermediate_size} channels cannot be cut into blocks of 16 or more",
+        remedy="Export with --precision fp16 or fp32",
+    )
+
+
+def place_stack(
+    allocator: Allocator, name: str, experts: list[Weight], spec: DecoderSpec, recipe: Recipe
+) -> tuple[StoredMatrix, dict[str, StoredMatrix]]:
+    """One place for the experts of a layer, and each expert's part of it: consecutive, equal parts."""
+    rows, columns = experts[0].shape
+    together = replace(experts[0], shape=(len(experts) * rows, columns))
+    flat = place_matrix(allocator, name, together, expert_format(recipe, spec), recipe)
+
+    def part(tensor: StoredTensor | None, index: int) -> StoredTensor | None:
+        if tensor is None:
+            return None
+        size, shape = tensor.bytes // len(experts), (rows, *tensor.shape[1:])
+        return StoredTensor(f"{tensor.name}.{index}", tensor.offset + index * size, shape, tensor.dtype)
+
+    def stack(tensor: StoredTensor | None) -> StoredTensor | None:
+        return tensor and replace(tensor, shape=(len(experts), rows, prod(tensor.shape[1:])))
+
+    def matrix(codes: StoredTensor | None, *others: StoredTensor | None) -> StoredMatrix:
+        assert codes is not None
+        return StoredMatrix(rows, columns, flat.format, codes, *others)
+
+    parts = (flat.codes, flat.scales, flat.zero_points)
+    members = {expert.name: matrix(*(part(tensor, index) for tensor in parts)) for index, expert in enumerate(experts)}
+    return matrix(*(stack(tensor) for tensor in parts)), members
+
+
 def rope_tables(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     """Names and shapes of the rotary tables the graph looks angles up in."""
-    shape = (spec.context_length, spec.rope.dim // 2)
+    rows = spec.context_length
+    if spec.long_rope is not None:
+        # the short rope's rows, then the long one's; `export/longrope.py` picks the row
+        rows += spec.long_rope.switch
+    shape = (rows, spec.rope.dim // 2)
     return {"cos_cache": shape, "sin_cache": shape}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from edgephi.errors import OutputError
+from edgephi.errors import OutputError, TokenizerError
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
@@ -36,6 +36,16 @@ class TokenizerFiles:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     vocabulary_size: int
+
+
+def require_vocabulary(files: TokenizerFiles, rows: int, where: object) -> None:
+    """Raises TokenizerError when the tokenizer knows more tokens than the embedding has rows."""
+    if files.vocabulary_size > rows:
+        raise TokenizerError(
+            f"the tokenizer knows {files.vocabulary_size:,} tokens, the embedding has {rows:,}",
+            where=where,
+            remedy="Use the tokenizer that was published with these weights",
+        )
 
 
 def write(files: TokenizerFiles, folder: Path) -> None:

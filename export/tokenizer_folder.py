@@ -12,6 +12,7 @@ from edgephi.errors import SourceError, TokenizerError
 from edgephi.export.end_of_turn import end_of_turn_tokens
 from edgephi.export.pre_tokenizers import readable_by_genai
 from edgephi.export.tokenizer_files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles
+from edgephi.export.tokenizer_tiktoken import RANK_FILE, tokenizer_from_ranks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,13 +46,11 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     token with which the chat template closes an assistant's message.
 
     Raises:
-        SourceError: tokenizer.json is missing, or a file is too large (64 MiB), unreadable or malformed.
-        TokenizerError: the files contradict each other or hold something that cannot be used.
+        SourceError: a file is too large (64 MiB), unreadable or malformed.
+        TokenizerError: tokenizer.json is missing, or the files contradict each other or hold something that cannot be used.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise _missing(folder)
-    parsed = readable_by_genai(_read_object(path), path)
+    path, source = _tokenizer_json(folder)
+    parsed = readable_by_genai(source, path)
     text = json.dumps(parsed, ensure_ascii=False)
     tokenizer = _load(text, path)
     config_path = folder / "tokenizer_config.json"
@@ -78,6 +77,17 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
         pad_token_id=pads[0] if pads else ends[0],
         vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
     )
+
+
+def _tokenizer_json(folder: Path) -> tuple[Path, dict[str, JsonValue]]:
+    """tokenizer.json, or what Phi-3-small has in its place, and the file it was read from."""
+    path, ranks = folder / "tokenizer.json", folder / RANK_FILE
+    if path.is_file():
+        return path, _read_object(path)
+    # the special tokens are Phi-3-small's own: the same file serves other models with others
+    if ranks.is_file() and _read_optional(folder / "config.json").get("model_type") == "phi3small":
+        return ranks, tokenizer_from_ranks(_read_text(ranks), ranks)
+    raise _missing(folder)
 
 
 class _ConfiguredIds:
@@ -126,16 +136,16 @@ class _ConfiguredIds:
         return self._tokenizer.id_to_token(value) is not None
 
 
-def _missing(folder: Path) -> SourceError:
+def _missing(folder: Path) -> TokenizerError:
     present = [name for name in _OTHER_FORMATS if (folder / name).is_file()]
     present += sorted(path.name for path in folder.glob("*.tiktoken"))
     if present:
-        return SourceError(
+        return TokenizerError(
             f"tokenizer.json is missing; there is only {', '.join(present)}",
             where=folder,
             remedy="Make it once with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
         )
-    return SourceError(
+    return TokenizerError(
         "tokenizer.json is missing",
         where=folder,
         remedy="Copy tokenizer.json from the model's repository into the folder",

@@ -23,7 +23,12 @@ LARGEST_WEIGHT = float(2.0**125)
 # reproduces a weight that lies on such a grid. Below 8 that weight is rounded to -8 or -7; above, it is clipped.
 DIVISORS = (8.0, 7.0, 7.5, 8.5, 9.0)
 # An asymmetric 4-bit scale divides the block's range into this many steps; codes reach 15 steps, the rest is clipped.
-STEPS = (14.0, 14.5, 15.0, 15.5, 16.0, 17.0)
+# Clipping lowers the squared error of blocks of every size, yet of large blocks it costs quality: there it falls on the
+# few large weights that matter. SmolLM2, blocks of 128: KL 0.44 with the first set, 0.38 with the second; of 32: 0.26
+# and 0.26. Three times as many candidates would lower the squared error by another 1 %.
+STEPS = (14.0, 15.0, 16.0, 17.0)
+STEPS_WITHOUT_CLIPPING = (14.0, 14.5, 15.0)
+LARGEST_CLIPPED_BLOCK = 32
 
 
 class _Chunk:
@@ -90,9 +95,9 @@ def round_to_nearest(weight: Floats, fmt: BlockFormat, name: str = "weight") -> 
     """Quantizes a weight block by block, minimizing each block's squared error.
 
     4 bits search over scales (and zero points when asymmetric); 8 bits, where rounding error is far smaller, take the
-    block's extremes. The scale is always the least-squares one for the codes. The asymmetric candidates include the
-    symmetric result, so an asymmetric weight is never further from the original than a symmetric one. A weight that
-    lies on a symmetric grid whose extreme code is used (-8 for 4 bits, ±127 for 8 bits: GGUF's Q4_0 and Q8_0 at the
+    block's extremes. The scale is always the least-squares one for the codes. The asymmetric candidates include plain
+    symmetric rounding (extreme / -8), so an asymmetric weight is never further from the original than that. A weight
+    that lies on a symmetric grid whose extreme code is used (-8 or ±127: GGUF's Q4_0 and Q8_0 at the
     same block size) comes back exactly.
 
     Besides the result this needs about 1 MB whatever the size of the weight, more only where a single row is longer
@@ -186,15 +191,15 @@ def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats,
         return chunk.refit(scale, low, scratch)[0], low
 
     extreme = np.where(high_end > -low_end, high_end, low_end)
-    for divisor in DIVISORS:
+    # an asymmetric weight on a symmetric grid must come back too: the first divisor does it
+    for divisor in DIVISORS if fmt.symmetric else DIVISORS[:1]:
         chunk.consider(extreme / np.float32(-divisor), middle)
-    chunk.consider(chunk.best_fit.copy(), middle)
     if not fmt.symmetric:
         chunk.flip_negative_scales()
-        for steps in STEPS:
+        for steps in STEPS if fmt.block_size <= LARGEST_CLIPPED_BLOCK else STEPS_WITHOUT_CLIPPING:
             scale = spread / np.float32(steps)
             chunk.consider(scale, _balanced_low(low_end, scale, steps, chunk.span))
-        chunk.consider(chunk.best_fit.copy(), chunk.best_low.copy())
+    chunk.consider(chunk.best_fit.copy(), chunk.best_low.copy())
     return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
 
 

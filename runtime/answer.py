@@ -26,6 +26,9 @@ class Answer:
     prompt_tokens: int
     reused_tokens: int
     """Of the prompt, taken from the KV cache instead of computed."""
+    recomputed_tokens: int
+    """Computed again although they were in the KV cache, because the sequence crossed the length at which the model
+    changes its rotary factors (LongRoPE)."""
     new_tokens: int
     token_ids: tuple[int, ...]
     """Generated, the stop token included."""
@@ -147,6 +150,9 @@ class Stream(Iterator[str]):
             self._engine, self._reused = self._open_engine(self._prompt)
             if not self._engine.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
                 return None
+        # enters the last token here, not in `step`: with LongRoPE all tokens may have to be computed again
+        elif not self._engine.prefill((), lambda: self._cancelled):
+            return None
         return self._engine.step(self._choose)
 
     def _end(self, finish: Finish, seconds: float, *, sound: bool = True) -> None:
@@ -158,6 +164,7 @@ class Stream(Iterator[str]):
             text="".join(self._pieces),
             prompt_tokens=len(self._prompt.tokens),
             reused_tokens=self._reused,
+            recomputed_tokens=self._engine.recomputed if self._engine is not None else 0,
             new_tokens=count,
             token_ids=tuple(self._ids),
             finish=finish,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edgephi.bundle import LONG_ROPE_ADAPTER
 from edgephi.errors import EngineError, PromptError
 from edgephi.runtime.sampling import Chooser
 
@@ -38,6 +39,11 @@ class Engine(Protocol):
     def tokens(self) -> Sequence[int]:
         """Token ids in the cache."""
 
+    @property
+    def recomputed(self) -> int:
+        """Cached tokens, since `reuse` or the beginning, that had to be computed again: the sequence became longer
+        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong."""
+
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         """Append tokens; False when `cancelled` became true before all were computed."""
 
@@ -46,6 +52,9 @@ class Engine(Protocol):
 
     def rewind(self, length: int) -> None:
         """Keep the first `length` tokens of the cache and forget the rest."""
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Rewind to what the cache can spare a prompt; how many of its tokens that is, never all."""
 
     def close(self) -> None:
         """Free the cache; more than once is allowed."""
@@ -61,25 +70,31 @@ class OgModel:
 
     Args:
         folder: an onnxruntime-genai folder.
-        graph: file name of the graph in it.
         threads: of one operator. og behaves like one thread unless told.
+        rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
+            an adapter that makes the graph take the long one at any length.
 
     Raises:
         EngineError: og refuses the folder.
     """
 
-    def __init__(self, folder: Path, config: GenaiModel, *, threads: int) -> None:
+    def __init__(self, folder: Path, config: GenaiModel, *, threads: int, rope_switch: int | None = None) -> None:
         import onnxruntime_genai as og
 
         og.disable_telemetry_events()
         overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
         self._vocabulary = config.vocab_size
+        self._rope_switch = rope_switch
         self._sequences: weakref.WeakSet[OgEngine] = weakref.WeakSet()
         with _og_errors(folder, "Check the bundle with `edgephi verify`"):
             settings = og.Config(str(folder))
             settings.clear_providers()
             settings.overlay(json.dumps(overlay))
             self._model: Any = og.Model(settings)
+            self._adapters: Any = None
+            if rope_switch is not None:
+                self._adapters = og.Adapters(self._model)
+                self._adapters.load(str(folder / LONG_ROPE_ADAPTER), LONG_ROPE_ADAPTER)
 
     def require_open(self) -> None:
         """Raises EngineError once the model is closed."""
@@ -92,30 +107,48 @@ class OgModel:
         Raises:
             EngineError: the model is closed, or there is no memory for the cache.
         """
+        engine = OgEngine(lambda long: self._generator(capacity, long), capacity, self._vocabulary, self._rope_switch)
+        self._sequences.add(engine)
+        return engine
+
+    def _generator(self, capacity: int, long: bool) -> Any:
         import onnxruntime_genai as og
 
         self.require_open()
         with _og_errors(f"KV cache of {capacity:,} tokens", "Ask for fewer tokens, or close other programs"):
             params = og.GeneratorParams(self._model)
             params.set_search_options(max_length=capacity, do_sample=False, num_beams=1)
-            engine = OgEngine(og.Generator(self._model, params), capacity, self._vocabulary)
-        self._sequences.add(engine)
-        return engine
+            generator = og.Generator(self._model, params)
+            if long:
+                generator.set_active_adapter(self._adapters, LONG_ROPE_ADAPTER)
+        return generator
 
     def close(self) -> None:
         """Free the sequences, then the weights, and return the memory to the system."""
         for engine in list(self._sequences):
             engine.close()
+        self._adapters = None
         self._model = None
         _trim_heap()
 
 
 class OgEngine:
-    """One og generator (the `Engine` protocol). Made by `OgModel.sequence`."""
+    """One og generator at a time (the `Engine` protocol). Made by `OgModel.sequence`.
 
-    def __init__(self, generator: Any, capacity: int, vocabulary: int) -> None:
-        self._generator = generator
+    Args:
+        new_generator: makes an empty one, for the short rope or (True) the long one.
+        rope_switch: longest sequence that takes the short rope; None: the model has one rope.
+    """
+
+    def __init__(
+        self, new_generator: Callable[[bool], Any], capacity: int, vocabulary: int, rope_switch: int | None = None
+    ) -> None:
+        self._new_generator = new_generator
+        self._generator = new_generator(False)
         self._vocabulary = vocabulary
+        self._rope_switch = rope_switch
+        self._long = False
+        self._recomputed = 0
         self._pending: int | None = None
         self._tokens: list[int] = []
         self.capacity = capacity
@@ -124,6 +157,10 @@ class OgEngine:
     def tokens(self) -> Sequence[int]:
         return self._tokens
 
+    @property
+    def recomputed(self) -> int:
+        return self._recomputed
+
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         # og looks token ids up without a check
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
@@ -131,15 +168,21 @@ class OgEngine:
                 f"a token id is outside the model's vocabulary of {self._vocabulary:,}",
                 remedy="Check that the tokenizer belongs to this model",
             )
-        for start in range(0, len(tokens), PREFILL_CHUNK):
+        new = [*(() if self._pending is None else (self._pending,)), *tokens]
+        length = len(self._tokens) + len(new)
+        if self._is_long(length) != self._long:
+            self._recomputed += len(self._tokens)
+            new = [*self._tokens, *new]
+            self._change_rope()
+        for start in range(0, len(new), PREFILL_CHUNK):
             if cancelled():
                 return False
-            self._append(tokens[start : start + PREFILL_CHUNK])
+            self._append(new[start : start + PREFILL_CHUNK])
         return True
 
     def step(self, choose: Chooser) -> int:
         if self._pending is not None:
-            self._append(())
+            self.prefill((), lambda: False)
         with _og_errors("decode", "Load the model again"):
             logits = self._open().get_logits()
         self._pending = choose(logits[0, -1])
@@ -151,17 +194,38 @@ class OgEngine:
             self._open().rewind_to(length)
         del self._tokens[length:]
 
+    def reuse(self, prompt: Sequence[int]) -> int:
+        # the last token is always computed: its logits choose what follows
+        common = min(common_prefix(self._tokens, prompt), len(prompt) - 1)
+        self._recomputed = 0
+        if self._is_long(len(prompt)) == self._long:
+            self.rewind(common)
+        else:
+            self._recomputed = common
+            self._change_rope()
+        return len(self._tokens)
+
     def close(self) -> None:
         self._generator = None
         self._pending = None
         self._tokens = []
 
-    def _append(self, tokens: Sequence[int]) -> None:
-        new = [*(() if self._pending is None else (self._pending,)), *tokens]
+    def _change_rope(self) -> None:
+        """Empty the cache: the rope of one sequence cannot change."""
+        self._open()
+        self._generator = self._pending = None  # two caches at once could be too much
+        self._tokens = []
+        self._generator = self._new_generator(not self._long)
+        self._long = not self._long
+
+    def _append(self, tokens: list[int]) -> None:
         with _og_errors("prefill or decode", "Load the model again"):
-            self._open().append_tokens(np.asarray(new, dtype=np.int32))
+            self._open().append_tokens(np.asarray(tokens, dtype=np.int32))
         self._pending = None
-        self._tokens += new
+        self._tokens += tokens
+
+    def _is_long(self, length: int) -> bool:
+        return self._rope_switch is not None and length > self._rope_switch
 
     def _open(self) -> Any:
         if self._generator is None:
@@ -169,8 +233,13 @@ class OgEngine:
         return self._generator
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _trim_heap() -> None:
-    """glibc keeps freed blocks for the next malloc: after closing SmolLM2 (86 MB) it held 150 MB. Others give them back."""
+    """glibc keeps freed blocks for the next malloc: 150 MB of them after SmolLM2 (86 MB) was closed."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none and needs none
         if trim is not None:

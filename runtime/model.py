@@ -16,7 +16,7 @@ from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.engine import Engine, OgModel, capacity_for
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
-from edgephi.runtime.templates import ChatTemplate, Message, read_template
+from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 
 
@@ -57,7 +57,7 @@ class Model:
         self.stop_ids = config.stop_ids
         self.tokenizer = Tokenizer(folder)
         self.template: ChatTemplate | None = read_template(folder)
-        self._weights = OgModel(folder, config, threads=threads)
+        self._weights = OgModel(folder, config, threads=threads, rope_switch=manifest.model.rope_switch)
 
     def chat(
         self,
@@ -77,7 +77,7 @@ class Model:
             EngineError: the model is closed.
         """
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
+            messages = [user_message(messages)]
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         return self._answer_once(lambda: self.encode_chat(messages, tools=tools), sampling)
 
@@ -153,7 +153,7 @@ class Model:
         self._weights.require_open()
         tokens = encode()
         if not tokens:
-            raise PromptError("the prompt is empty", remedy="Give at least one word")
+            raise empty_prompt()
         room = self.context_length - len(tokens)
         if room < 1:
             raise PromptError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.engine import Engine
 from edgephi.runtime.sampling import Sampling
-from edgephi.runtime.templates import Message
+from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
     from edgephi.runtime.model import Model
@@ -46,7 +45,7 @@ class Session:
             EngineError: the model is closed.
         """
         self._settle()
-        messages = (*self._messages, {"role": "user", "content": text})
+        messages = (*self._messages, user_message(text))
         prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)
 
         def on_end(answer: Answer | None, sound: bool) -> None:
@@ -81,17 +80,9 @@ class Session:
             self._drop_cache()
         if self._engine is None:
             self._engine = self._model.open_engine(needed)
-        # the last token of the prompt is always computed: its logits choose the first token of the answer
-        reused = min(common_prefix(self._engine.tokens, prompt.tokens), len(prompt.tokens) - 1)
-        self._engine.rewind(reused)
-        return self._engine, reused
+        return self._engine, self._engine.reuse(prompt.tokens)
 
     def _drop_cache(self) -> None:
         if self._engine is not None:
             self._engine.close()
         self._engine = None
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -141,6 +141,22 @@ def special_tokens(config: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
+def user_message(text: str) -> Message:
+    """A question as a message.
+
+    Raises:
+        PromptError: the text is blank; the template would make a prompt of it all the same.
+    """
+    if not text.strip():
+        raise empty_prompt()
+    return {"role": "user", "content": text}
+
+
+def empty_prompt() -> PromptError:
+    """What a prompt without content is refused with."""
+    return PromptError("the prompt is empty", remedy="Give at least one word")
+
+
 def _read(path: Path) -> str | None:
     if not path.is_file():
         return None

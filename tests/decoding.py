@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.graph import write_graph
@@ -23,15 +25,16 @@ def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, b
     recipe = make_recipe(precision, block_size, accuracy_level=1)
     layout = plan_storage(architecture, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    pack_weights(architecture, layout, folder / DATA_FILE, 1, lambda count: None)
+    pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
     write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
     return folder / "model.onnx"
 
 
 class Decoder:
-    """A graph and its KV cache."""
+    """A graph and its KV cache; `inputs` go into every run."""
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, inputs: Mapping[str, NDArray[np.int64]] | None = None) -> None:
+        self.inputs = inputs or {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -48,7 +51,7 @@ class Decoder:
         """Logits [1, n, vocabulary] of n more tokens [1, n]."""
         self.length += token_ids.shape[1]
         mask = np.ones((1, self.length), np.int64)
-        outputs = self.session.run(None, {"input_ids": token_ids, "attention_mask": mask, **self.past})
+        outputs = self.session.run(None, {"input_ids": token_ids, "attention_mask": mask, **self.inputs, **self.past})
         self.past = dict(zip(self.past, outputs[1:], strict=True))
         return np.asarray(outputs[0], np.float32)
 

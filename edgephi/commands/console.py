@@ -85,6 +85,8 @@ def statistics(answer: Answer) -> str:
         parts.append(f"first after {answer.time_to_first_token_s:.2f} s")
     if answer.decode_tokens_per_s is not None:
         parts.append(f"{answer.decode_tokens_per_s:.1f} tokens/s")
+    if answer.recomputed_tokens:
+        parts.append(f"{answer.recomputed_tokens} computed again at the model's rope switch")
     return ", ".join([*parts, f"{answer.total_s:.2f} s in all", answer.finish])
 
 

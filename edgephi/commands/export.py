@@ -29,6 +29,10 @@ def export(
     ] = 4,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    via: Annotated[
+        Literal["edgephi", "optimum"],
+        typer.Option(help="Who builds the graph. optimum: for decoders outside edgephi's families; needs the extra."),
+    ] = "edgephi",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -48,6 +52,7 @@ def export(
         accuracy_level=accuracy_level,
         revision=revision,
         force=force,
+        via=via,
     )
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
@@ -75,6 +80,7 @@ def export_with_progress(
     accuracy_level: int = 4,
     revision: str | None = None,
     force: bool = False,
+    via: Literal["edgephi", "optimum"] = "edgephi",
 ) -> Manifest:
     """Export with a bar on the terminal, in bytes of the source."""
     import edgephi
@@ -89,5 +95,6 @@ def export_with_progress(
             accuracy_level=accuracy_level,
             revision=revision,
             force=force,
+            via=via,
             on_progress=lambda progress: advance_to(progress.done, progress.total),
         )

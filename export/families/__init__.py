@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from edgephi.errors import UnsupportedModelError
-from edgephi.export.families import llama, phi3
-from edgephi.export.spec import Architecture, Checkpoint
+from collections.abc import Mapping
 
-_FAMILIES = {"llama": llama.describe, "phi3": phi3.describe}
+from edgephi.errors import UnsupportedModelError
+from edgephi.export.families import llama, phi, phi3, phi3small, phi4mm, phimoe
+from edgephi.export.families.naming import Blueprint
+from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
+
+_FAMILIES = {
+    "llama": llama.describe,
+    "phi": phi.describe,
+    "phi3": phi3.describe,
+    "phi3small": phi3small.describe,
+    "phi4mm": phi4mm.describe,
+    "phimoe": phimoe.describe,
+}
+
+_OLD_PHI = (
+    "phi-1, phi-1.5 or phi-2 as first published, with other tensors than PhiForCausalLM",
+    "Download the model's current revision, whose model_type is 'phi'",
+)
+# relatives people will try: what they are, and what to do instead
+_REFUSED = {
+    "phi4flash": (
+        "Phi-4-mini-flash-reasoning, which mixes state-space layers and differential attention",
+        "Use microsoft/Phi-4-mini-reasoning",
+    ),
+    "phi3_v": (
+        "Phi-3-vision or Phi-3.5-vision, a picture encoder and a decoder trained with it",
+        "Use microsoft/Phi-3.5-mini-instruct for text",
+    ),
+    "phi-msft": _OLD_PHI,
+    "mixformer-sequential": _OLD_PHI,
+}
+
+_OTHER_FAMILY = "Use a checkpoint of one of these, or --via optimum for any decoder that optimum-onnx exports"
 
 
 def describe(checkpoint: Checkpoint) -> Architecture:
@@ -19,9 +49,34 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     model_type = checkpoint.config.get("model_type")
     family = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        raise UnsupportedModelError(
-            f"model_type is {model_type!r}: edgephi builds {', '.join(sorted(_FAMILIES))}",
-            where=checkpoint.config_where,
-            remedy="Use a checkpoint of one of these",
-        )
-    return family(checkpoint)
+        known = f"edgephi builds {', '.join(sorted(_FAMILIES))}", _OTHER_FAMILY
+        what, remedy = _REFUSED.get(str(model_type), known)
+        what = f"model_type is {model_type!r}: {what}"
+        raise UnsupportedModelError(what, where=checkpoint.config_where, remedy=remedy)
+    architecture = family(checkpoint)
+    check_rotary(architecture.spec, checkpoint.config_where)
+    return architecture
+
+
+def expected_tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors a checkpoint with this config.json has, in the order a family claims them.
+
+    Raises:
+        UnsupportedModelError: see `describe`.
+    """
+    blueprint = Blueprint()
+    describe(Checkpoint("folder", "blueprint", None, dict(config), "blueprint", blueprint, (), None))
+    return {name: ref.shape for name, ref in blueprint.items()}
+
+
+def check_rotary(spec: DecoderSpec, where: str) -> None:
+    """Refuse head sizes that onnxruntime 1.31's GroupQueryAttention only rejects when the graph runs."""
+    if spec.head_dim % 16:
+        what = f"head_dim is {spec.head_dim}: GroupQueryAttention rotates heads of a multiple of 16 channels"
+    elif spec.rope.dim % 16:
+        what = f"{spec.rope.dim} of {spec.head_dim} channels are rotated: GroupQueryAttention takes a multiple of 16"
+    else:
+        return
+    raise UnsupportedModelError(
+        what, where=where, remedy="Use a checkpoint whose head_dim and partial_rotary_factor give multiples of 16"
+    )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
 from typing import Literal
 
 from edgephi.errors import UnsupportedModelError, WeightError
@@ -16,7 +19,14 @@ from edgephi.export.spec import Part, TensorRef, Weight
 # buffers that some checkpoints carry and that the configuration determines
 _IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
 
-Role = Literal["linear", "embedding", "head", "vector"]
+Role = Literal["linear", "expert", "router", "embedding", "head", "vector"]
+
+
+class Blueprint(dict[str, TensorRef]):
+    """A checkpoint before there is one: every tensor that is claimed exists, in bfloat16 and the shape demanded."""
+
+    def demand(self, name: str, shape: tuple[int, ...]) -> None:
+        self[name] = TensorRef(name, Path(), 0, 2 * prod(shape), shape, "BF16")
 
 
 class Claims:
@@ -29,25 +39,20 @@ class Claims:
 
     def claim(self, name: str, role: Role, parts: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Record a canonical weight made of whole tensors stacked along rows: (tensor name, shape it must have)."""
-        pieces = []
-        for tensor_name, shape in parts:
-            ref = self._tensors.get(tensor_name)
-            if ref is None:
-                raise WeightError(
-                    f"the checkpoint has no tensor {tensor_name}",
-                    where=self._somewhere(),
-                    remedy="Download the checkpoint again, with all its files",
-                )
-            if ref.shape != shape:
-                raise WeightError(
-                    f"tensor {tensor_name} has shape {list(ref.shape)} where the configuration demands {list(shape)}",
-                    where=ref.file,
-                    remedy="Use the config.json that was published with these weights",
-                )
-            self._unclaimed.discard(tensor_name)
-            pieces.append(Part(ref, 0, shape[0]))
-        rows = sum(part.stop for part in pieces)
-        self.weights[name] = Weight(name, tuple(pieces), (rows, *pieces[0].tensor.shape[1:]), role)
+        self._record(name, role, [Part(self._tensor(each, shape), 0, shape[0]) for each, shape in parts])
+
+    def claim_rows(
+        self, name: str, role: Role, tensor_name: str, shape: tuple[int, ...], rows: Iterable[tuple[int, int]]
+    ) -> None:
+        """Record a canonical weight made of row ranges (first, last + 1) of one tensor, in the order given."""
+        ref = self._tensor(tensor_name, shape)
+        self._record(name, role, [Part(ref, start, stop) for start, stop in rows])
+
+    def claim_alternating(self, name: str, role: Role, tensor_names: Iterable[str], shape: tuple[int, ...]) -> None:
+        """Record a canonical weight whose rows are taken from several tensors of one shape in turn."""
+        parts = [Part(self._tensor(each, shape), 0, shape[0]) for each in tensor_names]
+        self._record(name, role, parts)
+        self.weights[name] = replace(self.weights[name], interleaved=True)
 
     def ignore(self, tensor_name: str) -> None:
         """A tensor that repeats another one, for example the head of a tied checkpoint."""
@@ -68,6 +73,29 @@ class Claims:
                 remedy="Merge adapters into the weights first, or use a checkpoint of a supported architecture",
             )
         return self.weights
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> TensorRef:
+        if isinstance(self._tensors, Blueprint):
+            self._tensors.demand(name, shape)
+        ref = self._tensors.get(name)
+        if ref is None:
+            raise WeightError(
+                f"the checkpoint has no tensor {name}",
+                where=self._somewhere(),
+                remedy="Download the checkpoint again, with all its files",
+            )
+        if ref.shape != shape:
+            raise WeightError(
+                f"tensor {name} has shape {list(ref.shape)} where the configuration demands {list(shape)}",
+                where=ref.file,
+                remedy="Use the config.json that was published with these weights",
+            )
+        self._unclaimed.discard(name)
+        return ref
+
+    def _record(self, name: str, role: Role, parts: list[Part]) -> None:
+        rows = sum(part.stop - part.start for part in parts)
+        self.weights[name] = Weight(name, tuple(parts), (rows, *parts[0].tensor.shape[1:]), role)
 
     def _somewhere(self) -> object:
         return next(iter(self._tensors.values())).file.parent if self._tensors else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.sizes import read_sizes
-from edgephi.export.rope import rope_from_config
+from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 
@@ -44,6 +44,7 @@ def read_config(config: Config) -> DecoderSpec:
     sizes = read_sizes(config)
     context = config.integer("max_position_embeddings")
     window = config.integer("sliding_window") if config.has("sliding_window") else None
+    rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     return DecoderSpec(
         family="phi3",
         genai_type="phi3",
@@ -56,11 +57,12 @@ def read_config(config: Config) -> DecoderSpec:
         vocabulary_size=sizes.vocabulary,
         context_length=context,
         norm_epsilon=config.number("rms_norm_eps", 1e-5),
-        rope=rope_from_config(config, sizes.head_dim),
+        rope=rope,
         # a window as long as the context hides nothing
         sliding_window=window if window is not None and window < context else None,
         tied_embedding=config.boolean("tie_word_embeddings", False),
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
+        long_rope=long_rope,
     )

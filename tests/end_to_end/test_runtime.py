@@ -153,7 +153,8 @@ def test_a_conversation_outgrows_its_cache_and_goes_on(model: Model) -> None:
     grown = session.say("The number is 4711. " * 60).result()
     again = session.say("Thanks").result()
     assert first.reused_tokens == grown.reused_tokens == 0
-    assert again.reused_tokens > 600
+    assert grown.prompt_tokens > 512
+    assert again.reused_tokens >= grown.prompt_tokens
 
 
 def test_a_cancelled_answer_stays_in_the_conversation(model: Model) -> None:
@@ -212,10 +213,11 @@ def test_a_message_that_does_not_fit_does_not_enter_the_conversation(model: Mode
     assert session.say("Hi").result().new_tokens > 0
 
 
-@pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_refused(model: Model, prompt: str | list[object]) -> None:
-    with pytest.raises(PromptError):
-        model.generate("") if prompt == "" else model.chat([])
+def test_an_empty_prompt_is_refused(model: Model) -> None:
+    session = model.session()
+    for ask in (lambda: model.generate(""), lambda: model.chat(" "), lambda: model.chat([]), lambda: session.say("\n")):
+        with pytest.raises(PromptError):
+            ask()
 
 
 def test_a_token_outside_the_vocabulary_is_refused(model: Model) -> None:
@@ -251,7 +253,6 @@ def test_memory_is_given_back(smollm2_bundle: Path) -> None:
     before = resident()
     for _ in range(2):
         model = load(smollm2_bundle)
-        model.session().say("Tell me about the sea. " * 100).cancel()
         session = model.session(max_new_tokens=4)
         session.say("Tell me about the sea. " * 100).result()
         loaded = resident()
@@ -346,18 +347,21 @@ def test_the_chat_command_holds_a_conversation_over_a_pipe(smollm2_bundle: Path)
 def test_interrupting_an_answer_does_not_end_the_program(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgephi.commands.console import print_stream
 
-    class InterruptedTerminal(io.StringIO):
+    class Terminal(io.StringIO):
+        """Someone presses Ctrl-C at the second word."""
+
         def write(self, text: str) -> int:
-            signal.raise_signal(signal.SIGINT)
+            if self.getvalue() and text != "\n":
+                signal.raise_signal(signal.SIGINT)
             return super().write(text)
 
-    terminal = InterruptedTerminal()
+    terminal = Terminal()
     before = signal.getsignal(signal.SIGINT)
+    stream = model.chat("Tell me a long story.")
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", terminal)
-        # the last line break is written with Ctrl-C in its ordinary meaning again
-        with pytest.raises(KeyboardInterrupt):
-            print_stream(stream := model.chat("Tell me a long story."))
+        answer = print_stream(stream)
     assert signal.getsignal(signal.SIGINT) is before
-    assert stream.result().finish == "cancelled"
-    assert terminal.getvalue() == stream.result().text != ""
+    assert answer.finish == "cancelled"
+    assert answer.new_tokens == 2
+    assert terminal.getvalue() == answer.text + "\n"

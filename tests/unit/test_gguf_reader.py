@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -59,6 +62,27 @@ def write_llama(path: Path, quantization: str = "F32", extra: str = "") -> dict[
     return tensors
 
 
+SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
+SCALES["Q6_K"] = [208]
+"""Where the float16 numbers of a block lie: ggml-org/llama.cpp, ggml/src/ggml-common.h."""
+
+
+def write_blocks(path: Path, quantization: str, rows: int, columns: int) -> None:
+    """One matrix of random blocks: every bit pattern is a valid one as long as the float16 scales are finite."""
+    rng = np.random.default_rng(2)
+    kind = gguf.GGMLQuantizationType[quantization]
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (rows * columns // values, size), np.uint8)
+    for at in SCALES[quantization]:
+        blocks[:, at : at + 2] = rng.standard_normal((len(blocks), 1)).astype(np.float16).view(np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", blocks.reshape(rows, -1), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     write_llama(tmp_path / "m.gguf")
@@ -84,6 +108,59 @@ def test_values_equal_the_gguf_package(quantization: str, tmp_path: Path) -> Non
         ref = refs[tensor.name]
         np.testing.assert_array_equal(read_rows(ref, 0, ref.shape[0]), expected)
         np.testing.assert_array_equal(read_rows(ref, 5, 9), expected[5:9])
+
+
+@pytest.mark.parametrize("quantization", SCALES)
+def test_random_blocks_equal_the_gguf_package_whole_and_in_slices(quantization: str, tmp_path: Path) -> None:
+    write_blocks(tmp_path / "m.gguf", quantization, 40, 512)
+    (ref,) = read_gguf_header(tmp_path / "m.gguf")[1]
+    (tensor,) = gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    assert ref.shape == expected.shape == (40, 512)
+    assert np.isfinite(expected).all()
+    for start, stop in [(0, 40), (0, 1), (39, 40), (5, 38)]:
+        rows = read_rows(ref, start, stop)
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, expected[start:stop])
+    # rotary pairs put back in halves, for a slice that begins and ends inside heads of 8 rows
+    halves = expected.reshape(5, 4, 2, 512).swapaxes(1, 2).reshape(40, 512)
+    np.testing.assert_array_equal(read_rows(replace(ref, interleaved_head_dim=8), 3, 21), halves[3:21])
+
+
+@pytest.mark.parametrize("quantization", SCALES)
+def test_reading_a_slice_takes_a_small_multiple_of_its_float32_size(quantization: str, tmp_path: Path) -> None:
+    write_blocks(tmp_path / "m.gguf", quantization, 2048, 1024)
+    (ref,) = read_gguf_header(tmp_path / "m.gguf")[1]
+    read_rows(ref, 0, 16)
+    tracemalloc.start()
+    rows = read_rows(ref, 0, 1024)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * rows.nbytes
+
+
+@pytest.mark.parametrize("quantization", SCALES)
+def test_rows_that_are_no_multiple_of_a_block_are_refused(quantization: str, tmp_path: Path) -> None:
+    """Even where the file has bytes enough: a block would begin in one row and end in the next."""
+    path = tmp_path / "m.gguf"
+    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantization]][0]
+    write_blocks(path, quantization, 2, 2 * block)
+    whole = path.read_bytes()
+    name = b"token_embd.weight"
+    at = whole.index(name) + len(name) + 4
+
+    def with_columns(columns: int, rows: int) -> Path:
+        path.write_bytes(whole[:at] + struct.pack("<QQ", columns, rows) + whole[at + 16 :])
+        return path
+
+    assert read_gguf_header(with_columns(block, 4))[1][0].shape == (4, block)
+    for columns in range(1, 3 * block):
+        if columns % block:
+            with pytest.raises(WeightError, match=r"token_embd\.weight has rows of \d+ values"):
+                read_gguf_header(with_columns(columns, 4 * block // columns or 1))
+    for columns, rows in [(2**63, 2), (block, 2**62), (2**64 - block, 1), (4 * block, 2)]:
+        with pytest.raises(SourceError, match="token_embd"):
+            read_gguf_header(with_columns(columns, rows))
 
 
 def test_rotary_pairs_return_to_halves(file: Path) -> None:

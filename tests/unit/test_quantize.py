@@ -250,12 +250,15 @@ def test_the_search_is_within_two_percent_of_a_dense_grid() -> None:
 @pytest.mark.parametrize("block_size", [32, 128])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_no_block_is_worse_for_having_a_zero_point(source: Any, block_size: int, bits: int) -> None:
-    weight = source(32, 1024)
-    symmetric = block_errors(weight, BlockFormat(bits, block_size, symmetric=True))
-    asymmetric = block_errors(weight, BlockFormat(bits, block_size, symmetric=False))
-    energy = (weight.reshape(-1, block_size).astype(np.float64) ** 2).sum(axis=1)
-    assert (asymmetric <= symmetric + 1e-6 * energy).all()
-    assert asymmetric.sum() < symmetric.sum()
+    """Than plain symmetric rounding, whose extreme weight lies on the last code (-8, or ±127)."""
+    blocks = source(32, 1024).reshape(-1, block_size).astype(np.float64)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
+    scale = extreme / {4: -8, 8: 127}[bits]
+    lowest, highest = {4: (-8, 7), 8: (-127, 127)}[bits]
+    plain = ((np.clip(np.rint(blocks / scale), lowest, highest) * scale - blocks) ** 2).sum(axis=1)
+    searched = block_errors(blocks.astype(np.float32), BlockFormat(bits, block_size, symmetric=False))
+    assert (searched <= plain + 1e-6 * (blocks**2).sum(axis=1)).all()
+    assert searched.sum() < plain.sum()
 
 
 @given(exponent=st.integers(-100, 110), fmt=st.sampled_from(FORMATS))

@@ -250,7 +250,7 @@ class TestErrors:
     ) -> None:
         for name in present:
             (tmp_path / name).touch()
-        with pytest.raises(SourceError, match=message) as caught:
+        with pytest.raises(TokenizerError, match=message) as caught:
             tokenizer_from_folder(tmp_path)
         assert ("transformers" in caught.value.remedy) == bool(present)
 

@@ -1,0 +1,132 @@
+"""Logits of an exported decoder by plain onnxruntime on the CPU, for a whole window at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.bundle import GENAI_CONFIG
+from edgephi.devices.cpu import decode_threads
+from edgephi.errors import BundleError, EngineError, UsageError
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+PAST = "past_key_values."
+CONFIG_LIMIT = 4 * 2**20
+SIZE_LIMIT = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """What genai_config.json says about the decoder."""
+
+    graph: Path
+    context_length: int
+    kv_heads: int
+    head_size: int
+
+
+class GraphLogits:
+    """An open session on the decoder of a folder that onnxruntime-genai loads.
+
+    Args:
+        folder: bundle, or the output of another exporter with the same inputs.
+        window_length: most tokens of a window.
+
+    Raises:
+        BundleError: no usable genai_config.json, or no graph.
+        UsageError: the window is longer than the context.
+        EngineError: onnxruntime refuses the graph.
+    """
+
+    def __init__(self, folder: Path, window_length: int) -> None:
+        import onnxruntime as ort
+
+        self.folder = folder
+        decoder = _read_config(folder)
+        if window_length > decoder.context_length:
+            raise UsageError(
+                f"a window of {window_length:,} tokens exceeds the context of {decoder.context_length:,}",
+                where=folder,
+                remedy="Take shorter windows",
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = decode_threads()
+        # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+        try:
+            self._session = ort.InferenceSession(str(decoder.graph), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise _failure("onnxruntime refuses the graph", error, decoder.graph) from error
+        self._types = {value.name: DTYPES.get(value.type) for value in self._session.get_inputs()}
+        empty = (1, decoder.kv_heads, 0, decoder.head_size)
+        self._past = {
+            name: np.zeros(empty, dtype) for name, dtype in self._types.items() if dtype and name.startswith(PAST)
+        }
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Logits [n, vocabulary] of n tokens [n], computed from an empty KV cache.
+
+        Raises:
+            EngineError: the run fails, the graph has an input nobody knows, or it computes the last position only.
+        """
+        count = len(ids)
+        batch = {"input_ids": ids, "attention_mask": np.ones(count, np.int64), "position_ids": np.arange(count)}
+        feeds = {name: values[None].astype(self._types[name]) for name, values in batch.items() if name in self._types}
+        try:
+            (logits,) = self._session.run(["logits"], {**feeds, **self._past})
+        except Exception as error:  # as above; a missing input is a ValueError that names it
+            raise _failure("onnxruntime failed", error, self.folder) from error
+        if logits.shape[:2] != (1, count):
+            raise EngineError(
+                f"the graph computes logits of shape {logits.shape} for {count} tokens",
+                where=self.folder,
+                remedy="Export the model so that every position has its logits",
+            )
+        result: NDArray[np.float32] | NDArray[np.float16] = logits[0]
+        return result
+
+
+def _failure(what: str, error: Exception, where: Path) -> EngineError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EngineError(f"{what}: {reason[:200]}", where=where, remedy="Export the model again")
+
+
+def _read_config(folder: Path) -> _Decoder:
+    path = folder / GENAI_CONFIG
+    if not path.is_file():
+        raise BundleError(
+            f"this folder has no {GENAI_CONFIG}", where=folder, remedy="Name a folder that `edgephi export` wrote"
+        )
+    if path.stat().st_size > CONFIG_LIMIT:
+        raise BundleError("the configuration is implausibly large", where=path, remedy="Export the model again")
+    try:
+        model = json.loads(path.read_bytes())["model"]
+        decoder = model["decoder"]
+        found = _Decoder(
+            graph=folder / decoder["filename"],
+            context_length=int(model["context_length"]),
+            kv_heads=int(decoder["num_key_value_heads"]),
+            head_size=int(decoder["head_size"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"the configuration does not describe a decoder: {type(error).__name__} {error}",
+            where=path,
+            remedy="Export the model again",
+        ) from error
+    # an empty cache has no values, but NumPy still refuses sizes that are negative or overflow
+    if not (0 < found.kv_heads <= SIZE_LIMIT and 0 < found.head_size <= SIZE_LIMIT):
+        raise BundleError("the KV cache has an impossible size", where=path, remedy="Export the model again")
+    if not found.graph.resolve().is_relative_to(folder.resolve()) or not found.graph.is_file():
+        raise BundleError("the graph is not in the folder", where=found.graph, remedy="Export the model again")
+    return found

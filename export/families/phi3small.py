@@ -1,0 +1,142 @@
+"""Phi-3-small (8k and 128k): everything published as Phi3SmallForCausalLM.
+
+It differs from Phi-3 in most of its parts: LayerNorm with biases, a clamped GEGLU (`export/gegelu.py`), block-sparse
+attention in every second layer (`export/block_sparse.py`), muP scales, and q, k, v interleaved by group of heads.
+transformers has no class for it; the checkpoint carries its own.
+Source: Abdin et al. 2024, "Phi-3 Technical Report"; microsoft/Phi-3-small-8k-instruct, configuration_phi3_small.py and
+modeling_phi3_small.py; Yang et al. 2022, "Tensor Programs V", for muP.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from edgephi.export.config import Config
+from edgephi.export.families.naming import Claims
+from edgephi.export.families.sizes import MAX_LAYERS, Sizes, read_sizes
+from edgephi.export.longrope import ropes_from_config
+from edgephi.export.spec import Architecture, BlockSparse, Checkpoint, DecoderSpec
+
+UNUSED_TOKENS = (100256, 100258, 100259, 100260, 100264, 100265, *range(100267, 100352))
+"""`dummy_token_indices` as the published configuration class computes it from the tokenizer; config.json has none."""
+
+
+def describe(checkpoint: Checkpoint) -> Architecture:
+    """Read the configuration and claim the tensors of a Phi3SmallForCausalLM."""
+    spec = read_config(Config(checkpoint.config, checkpoint.config_where))
+    claims = Claims(checkpoint.tensors)
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+
+    def norm(ours: str, theirs: str) -> None:
+        for kind in ("weight", "bias"):
+            claims.claim(f"{ours}.{kind}", "vector", [(f"{theirs}.{kind}", (hidden,))])
+
+    def linear(ours: str, theirs: str, rows: int, columns: int) -> None:
+        claims.claim(f"{ours}.weight", "linear", [(f"{theirs}.weight", (rows, columns))])
+        claims.claim(f"{ours}.bias", "vector", [(f"{theirs}.bias", (rows,))])
+
+    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    for layer in range(spec.layers):
+        ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
+        norm(f"{ours}.input_norm", f"{theirs}.input_layernorm")
+        qkv, rows = f"{theirs}.self_attn.query_key_value", spec.query_size + 2 * spec.kv_size
+        claims.claim_rows(f"{ours}.qkv.weight", "linear", f"{qkv}.weight", (rows, hidden), _qkv_rows(spec))
+        claims.claim_rows(f"{ours}.qkv.bias", "vector", f"{qkv}.bias", (rows,), _qkv_rows(spec))
+        linear(f"{ours}.o", f"{theirs}.self_attn.dense", hidden, spec.query_size)
+        norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm")
+        linear(f"{ours}.up", f"{theirs}.mlp.up_proj", 2 * inner, hidden)
+        linear(f"{ours}.down", f"{theirs}.mlp.down_proj", hidden, inner)
+    norm("norm", "model.final_layernorm")
+    if spec.tied_embedding:
+        claims.ignore("lm_head.weight")
+    else:
+        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    return Architecture(spec, claims.finish())
+
+
+def _qkv_rows(spec: DecoderSpec) -> list[tuple[int, int]]:
+    """All queries, all keys, all values, where the checkpoint has for each KV head its queries, its key, its value."""
+    queries, size = spec.heads // spec.kv_heads, spec.head_dim
+    starts = [group * (queries + 2) * size for group in range(spec.kv_heads)]
+    spans = ((0, queries), (queries, queries + 1), (queries + 1, queries + 2))
+    return [(start + first * size, start + last * size) for first, last in spans for start in starts]
+
+
+def read_config(config: Config) -> DecoderSpec:
+    """Phi3SmallConfig as a description of the decoder."""
+    config.expect("hidden_act", "gegelu")
+    config.expect("ff_dim_multiplier", None)
+    config.expect("rope_position_scale", 1.0)
+    inner, theta = config.integer("ff_intermediate_size"), config.number("rope_embedding_base")
+    common = Config({**config.values, "intermediate_size": inner, "rope_theta": theta}, config.where)
+    sizes = read_sizes(common)
+    context = config.integer("max_position_embeddings")
+    rope, long_rope = ropes_from_config(common, sizes.head_dim, context)
+    width = config.number("mup_width_multiplier")
+    if not width > 0:
+        raise config.refusal("mup_width_multiplier", width, "a number above 0 is needed")
+    scale = config.number("mup_attn_multiplier") / sizes.head_dim if config.boolean("mup_use_scaling") else None
+    return DecoderSpec(
+        family="phi3small",
+        genai_type="phi3small",
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=inner,
+        vocabulary_size=sizes.vocabulary,
+        context_length=context,
+        norm_epsilon=config.number("layer_norm_epsilon"),
+        rope=rope,
+        sliding_window=None,
+        # the checkpoints have no head, and transformers ties where a configuration says nothing
+        tied_embedding=config.boolean("tie_word_embeddings", True),
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        norm="layer",
+        mlp="gegelu",
+        gegelu_limit=config.number("gegelu_limit") if config.has("gegelu_limit") else None,
+        long_rope=long_rope,
+        block_sparse=_block_sparse(config, sizes),
+        attention_scale=scale,
+        embedding_scale=config.number("mup_embedding_multiplier"),
+        head_scale=1 / width,
+        suppressed_tokens=_suppressed_tokens(config, sizes.vocabulary),
+    )
+
+
+def _block_sparse(config: Config, sizes: Sizes) -> BlockSparse | None:
+    """The pattern; None when every layer is dense."""
+    dense_every = None
+    if config.has("dense_attention_every_n_layers"):
+        dense_every = config.integer("dense_attention_every_n_layers", at_most=MAX_LAYERS)
+    stride = config.integer("blocksparse_vert_stride", at_most=1 << 16)
+    # each head's strided blocks lie one step before those of the head in front of it; heads repeat after `period`
+    step = 0 if config.boolean("blocksparse_homo_head_pattern") else max(1, stride // sizes.heads)
+    period = stride // gcd(stride, step)
+    count = period if sizes.heads % period == 0 else sizes.heads
+    sparse = BlockSparse(
+        block_size=config.integer("blocksparse_block_size", at_most=1 << 16),
+        local_blocks=config.integer("blocksparse_num_local_blocks", at_most=1 << 16),
+        stride=stride,
+        shifts=tuple(head * step % stride for head in range(count)),
+        dense_every=dense_every,
+    )
+    return sparse if any(sparse.covers(layer) for layer in range(sizes.layers)) else None
+
+
+def _suppressed_tokens(config: Config, vocabulary: int) -> tuple[int, ...]:
+    key = "dummy_token_indices"
+    tokens = config.values.get(key)
+    if tokens is None:
+        if vocabulary <= UNUSED_TOKENS[-1]:
+            raise config.refusal("vocab_size", vocabulary, f"without {key} it must exceed {UNUSED_TOKENS[-1]}")
+        return UNUSED_TOKENS
+    if not isinstance(tokens, list):
+        raise config.refusal(key, tokens, "a list of token ids is needed")
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+            raise config.refusal(key, token, f"ids below {vocabulary:,} are needed")
+    return tuple(sorted(set(tokens)))

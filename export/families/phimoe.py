@@ -1,0 +1,102 @@
+"""Phi-3.5-MoE and the SlimMoE models distilled from it: everything published as PhiMoEForCausalLM.
+
+The names of two keys mislead: all norms are LayerNorm with a bias, and `rms_norm_eps` is their epsilon;
+`router_jitter_noise` is no noise outside of training but the reach of the sparse mixer.
+Source: Abdin et al. 2024, "Phi-3 Technical Report"; Li et al. 2025, "SlimMoE"; transformers' PhimoeConfig for the keys.
+"""
+
+from __future__ import annotations
+
+from edgephi.export.config import Config
+from edgephi.export.experts import PICKED
+from edgephi.export.families.naming import Claims
+from edgephi.export.families.sizes import read_sizes
+from edgephi.export.longrope import ropes_from_config
+from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
+
+DEFAULT_THETA = 1000000.0
+"""PhimoeConfig's, unlike that of every other Phi."""
+
+MAX_EXPERTS = 256
+
+
+def describe(checkpoint: Checkpoint) -> Architecture:
+    """Read the configuration and claim the tensors of a PhiMoEForCausalLM."""
+    config = Config(checkpoint.config, checkpoint.config_where)
+    spec = read_config(config)
+    assert spec.experts is not None
+    claims = Claims(checkpoint.tensors)
+    hidden, inner, query, kv = spec.hidden_size, spec.intermediate_size, spec.query_size, spec.kv_size
+
+    def norm(ours: str, theirs: str) -> None:
+        for kind in ("weight", "bias"):
+            claims.claim(f"{ours}.{kind}", "vector", [(f"{theirs}.{kind}", (hidden,))])
+
+    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    for layer in range(spec.layers):
+        ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
+        qkv = [(f"{theirs}.self_attn.{x}_proj", size) for x, size in (("q", query), ("k", kv), ("v", kv))]
+        norm(f"{ours}.input_norm", f"{theirs}.input_layernorm")
+        claims.claim(f"{ours}.qkv.weight", "linear", [(f"{name}.weight", (size, hidden)) for name, size in qkv])
+        claims.claim(f"{ours}.o.weight", "linear", [(f"{theirs}.self_attn.o_proj.weight", (hidden, query))])
+        if spec.qkv_bias:
+            claims.claim(f"{ours}.qkv.bias", "vector", [(f"{name}.bias", (size,)) for name, size in qkv])
+            claims.claim(f"{ours}.o.bias", "vector", [(f"{theirs}.self_attn.o_proj.bias", (hidden,))])
+        norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm")
+        block = f"{theirs}.block_sparse_moe"
+        claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (spec.experts.count, hidden))])
+        for expert in range(spec.experts.count):
+            # w1 is the gate, w3 the up projection
+            names = [f"{block}.experts.{expert}.{x}.weight" for x in ("w1", "w3")]
+            claims.claim_alternating(f"{ours}.experts.{expert}.gate_up.weight", "expert", names, (inner, hidden))
+            down = f"{block}.experts.{expert}.w2.weight"
+            claims.claim(f"{ours}.experts.{expert}.down.weight", "expert", [(down, (hidden, inner))])
+    norm("norm", "model.norm")
+    if spec.tied_embedding:
+        claims.ignore("lm_head.weight")
+    else:
+        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    if config.boolean("lm_head_bias", False):
+        claims.claim("head.bias", "vector", [("lm_head.bias", (spec.vocabulary_size,))])
+    return Architecture(spec, claims.finish())
+
+
+def read_config(config: Config) -> DecoderSpec:
+    """PhimoeConfig, of transformers 4 or 5, as a description of the decoder."""
+    config.expect("hidden_act", "silu")
+    config.expect("num_experts_per_tok", PICKED)
+    config.expect("partial_rotary_factor", 1.0)
+    sizes = read_sizes(config)
+    context = config.integer("max_position_embeddings")
+    window = config.integer("sliding_window") if config.has("sliding_window") else None
+    jitter = config.number("router_jitter_noise", 0.01)
+    if not 0 <= jitter < 1:
+        raise config.refusal("router_jitter_noise", jitter, "a fraction is needed")
+    if not config.has("rope_theta"):
+        config = Config({**config.values, "rope_theta": DEFAULT_THETA}, config.where)
+    rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
+    bias = config.boolean("attention_bias", False)
+    return DecoderSpec(
+        family="phimoe",
+        genai_type="phimoe",
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate,
+        vocabulary_size=sizes.vocabulary,
+        context_length=context,
+        norm_epsilon=config.number("rms_norm_eps", 1e-5),
+        rope=rope,
+        # a window as long as the context hides nothing
+        sliding_window=window if window is not None and window < context else None,
+        tied_embedding=config.boolean("tie_word_embeddings", False),
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=False,
+        norm="layer",
+        mlp="experts",
+        experts=Experts(count=config.integer("num_local_experts", 16, at_most=MAX_EXPERTS), jitter=jitter),
+        long_rope=long_rope,
+    )

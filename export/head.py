@@ -1,0 +1,29 @@
+"""The last step of a decoder: hidden states become logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgephi.export.emitter import Emitter
+from edgephi.export.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
+    """Write logits, [batch, length, vocabulary], to `output`, the suppressed tokens' at the lowest number."""
+    head = "embed.weight" if spec.tied_embedding else "head.weight"
+    scaled = emit.scaled("/lm_head/scale", normed, spec.head_scale)
+    if not spec.suppressed_tokens:
+        emit.linear("/lm_head", scaled, head, "head.bias", output=output)
+        return
+    raw = emit.linear("/lm_head", scaled, head, "head.bias")
+    # onnxruntime folds this into a constant, and adds in place
+    base, count = "/lm_head/suppressed", len(spec.suppressed_tokens)
+    vocabulary = emit.int64("vocabulary_size", [spec.vocabulary_size])
+    zeros = emit.op("Expand", f"{base}/zeros/Expand", [emit.scalar("zero", 0.0), vocabulary])
+    lowest = emit.op("Expand", f"{base}/lowest/Expand", [emit.lowest(), emit.int64("suppressed_count", [count])])
+    ids = emit.int64("suppressed_tokens", list(spec.suppressed_tokens))
+    penalty = emit.op("ScatterElements", f"{base}/ScatterElements", [zeros, ids, lowest], {"axis": 0})
+    emit.op("Add", f"{base}/Add", [raw, penalty], output=output)

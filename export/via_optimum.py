@@ -1,0 +1,234 @@
+"""Decoders outside edgephi's families: optimum-onnx traces them to a float32 graph, and edgephi makes a bundle of it.
+
+Needs `pip install "edgephi[optimum]"`, and memory for the whole model in float32, several times over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from uuid import uuid4
+
+import edgephi
+from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
+from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.errors import UnsupportedModelError, UsageError, WeightError
+from edgephi.export.config import Config
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
+from edgephi.export.optimum_child import REPORT
+from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
+from edgephi.export.output import bundle_files, check_disk, staged
+from edgephi.export.pipeline import LIBRARIES, Progress, Reporter, source_hashes
+from edgephi.export.source import open_source
+from edgephi.export.spec import Checkpoint
+from edgephi.export.storage import Recipe
+from edgephi.export.tokenizer_files import require_vocabulary
+from edgephi.export.tokenizer_files import write as write_tokenizer
+from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.traced_decoder import read_ports
+
+EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
+"""Distributions the extra `optimum` installs."""
+
+_REFUSALS = {kind.__name__: kind for kind in (UnsupportedModelError, WeightError)}
+
+
+@dataclass(frozen=True)
+class TracedDecoder:
+    """What genai_config.json says about a traced graph."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary_size: int
+    context_length: int
+    genai_type: str = "decoder"
+    """onnxruntime-genai's type without special cases (src/models/model_type.h)."""
+
+
+def export_via_optimum(
+    source: str | Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    revision: str | None,
+    force: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> Manifest:
+    """Export any decoder that optimum-onnx exports; the arguments are those of `edgephi.export.pipeline.export`.
+
+    Raises:
+        UsageError: the extra is not installed, the source is a .gguf file, or the precision is fp16.
+        UnsupportedModelError: optimum-onnx does not export the model, or its graph is not one onnxruntime-genai runs.
+        EdgephiError: as for any other export; nothing is left behind.
+    """
+    versions = _installed_versions()
+    if recipe.float_type != "float32":
+        raise UsageError("a traced graph computes in float32", remedy="Choose --precision int4, int8 or fp32")
+    checkpoint = open_source(source, revision)
+    if checkpoint.folder is None:
+        raise UsageError(
+            "transformers reads checkpoint folders, not this .gguf file",
+            where=checkpoint.name,
+            remedy="Name the folder or the hub id of the original checkpoint",
+        )
+    if checkpoint.config.get("quantization_config") is not None:
+        raise UnsupportedModelError(
+            "quantization_config is set: the weights are already quantized",
+            where=checkpoint.config_where,
+            remedy="Use the checkpoint it was made from",
+        )
+    tokenizer = tokenizer_from_folder(checkpoint.folder)
+    # optimum-onnx writes the float32 weights twice before the bundle is written
+    values = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    check_disk(output, 3 * 4 * values)
+    with (
+        staged(output, force, uuid4().hex) as (folder, _),
+        source_hashes(checkpoint.files) as source_files,
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.traced-", dir=folder.parent) as traced,
+    ):
+        report = _trace(checkpoint.folder, Path(traced))
+        import onnx_ir as ir
+
+        model = ir.load(Path(traced) / GRAPH_FILE)
+        ports = read_ports(model.graph, checkpoint.config_where)
+        decoder = TracedDecoder(
+            hidden_size=report.integer("hidden_size"),
+            layers=ports.layers,
+            heads=report.integer("heads"),
+            kv_heads=ports.kv_heads,
+            head_dim=ports.head_dim,
+            vocabulary_size=ports.vocabulary_size,
+            context_length=report.integer("context_length"),
+        )
+        require_vocabulary(tokenizer, decoder.vocabulary_size, checkpoint.folder)
+        weights = rewrite(model, recipe)
+        ir.save(model, folder / GRAPH_FILE)
+        write_genai_config(decoder, tokenizer, folder, position_ids=ports.position_ids, shared_cache=False)
+        write_tokenizer(tokenizer, folder)
+        reporter = Reporter(weights.source_bytes, on_progress)
+        write_weights(weights, folder / DATA_FILE, min(4, os.cpu_count() or 1), reporter)
+        manifest = Manifest(
+            edgephi=edgephi.__version__,
+            exporter="optimum",
+            versions=versions,
+            source=Source(
+                kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files()
+            ),
+            model=_facts(checkpoint, decoder, report, weights),
+            recipe=RecipeRecord(
+                precision=recipe.precision,
+                accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
+                weights=_weight_recipes(weights),
+            ),
+            graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
+            files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _installed_versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {name: version(name) for name in (*LIBRARIES, *EXTRA)}
+    except PackageNotFoundError as error:
+        raise UsageError(
+            f"--via optimum needs {error.name}, which is not installed",
+            remedy='Install it with `pip install "edgephi[optimum]"`',
+        ) from error
+
+
+def _trace(checkpoint: Path, folder: Path) -> Config:
+    """Run `edgephi.export.optimum_child` and read its report."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+    settings = {
+        "FORCE_ONNX_EXTERNAL_DATA": "1",  # optimum-onnx: weights beside the graph, whatever their size
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    # -P: no module of the current folder is imported
+    command = [sys.executable, "-P", "-m", "edgephi.export.optimum_child", str(checkpoint), str(folder)]
+    environment = os.environ | quiet | settings
+    child = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if child.returncode < 0:
+        raise UnsupportedModelError(
+            f"the process that traces the model was stopped by signal {-child.returncode}",
+            where=checkpoint,
+            remedy="Free memory, or use a machine that holds the model in float32 three times",
+        )
+    if child.returncode > 0:
+        lines = child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise UnsupportedModelError(
+            f"optimum-onnx could not trace the model: {lines[-1][:400]}",
+            where=checkpoint,
+            remedy="Use a checkpoint of a model that optimum-onnx exports for text generation",
+        )
+    report = Config(json.loads((folder / REPORT).read_text(encoding="utf-8")), str(checkpoint / "config.json"))
+    if (refusal := report.section("refusal")) is not None:
+        raise _REFUSALS[refusal.text("kind")](
+            refusal.text("what"), where=refusal.values["where"], remedy=refusal.text("remedy")
+        )
+    return report
+
+
+def _facts(checkpoint: Checkpoint, decoder: TracedDecoder, report: Config, weights: TracedWeights) -> ModelFacts:
+    return ModelFacts(
+        family=report.text("family"),
+        hidden_size=decoder.hidden_size,
+        layers=decoder.layers,
+        heads=decoder.heads,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        intermediate_size=report.integer("intermediate_size") if report.has("intermediate_size") else None,
+        vocabulary_size=decoder.vocabulary_size,
+        context_length=decoder.context_length,
+        sliding_window=report.integer("sliding_window") if report.has("sliding_window") else None,
+        tied_embedding=weights.tied_embedding,
+        parameters=report.integer("parameters", at_most=1 << 50),
+    )
+
+
+def _weight_recipes(weights: TracedWeights) -> tuple[WeightRecipe, ...]:
+    """One record for each group of matrices that are stored alike; `other`: those that stay as they were traced."""
+    records = []
+    for role in ("embedding", "linear", "head"):
+        matrices = [matrix.stored for matrix in weights.matrices if matrix.role == role]
+        if matrices and (fmt := matrices[0].format) is not None:
+            records.append(
+                WeightRecipe(
+                    weights=role,
+                    bits=fmt.bits,
+                    block_size=fmt.block_size,
+                    symmetric=fmt.symmetric,
+                    method="round to nearest, scale searched",
+                    parameters=sum(matrix.rows * matrix.columns for matrix in matrices),
+                    stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),
+                )
+            )
+    rest = [tensor.source for tensor in weights.tensors if len(tensor.source.shape) > 1]
+    if rest:
+        count, stored = sum(tensor.size for tensor in rest), sum(tensor.nbytes for tensor in rest)
+        records.append(
+            WeightRecipe(
+                weights="other",
+                bits=8 * stored / count,
+                block_size=None,
+                symmetric=None,
+                method="stored as it is",
+                parameters=count,
+                stored_bytes=stored,
+            )
+        )
+    return tuple(records)

@@ -1,0 +1,93 @@
+"""An export that was killed continues from its last whole layer and gives the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import edgephi
+from edgephi.errors import OutputError
+from edgephi.export.data_file import JOURNAL
+from edgephi.export.pipeline import Progress
+
+# exports slowly enough to be killed in the middle: a pause after every slice of the weights
+SLOW_EXPORT = """
+import sys, time
+import edgephi
+edgephi.export(sys.argv[1], sys.argv[2], on_progress=lambda progress: time.sleep(0.02))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def done_layers(partial: Path) -> list[str]:
+    journal = partial / JOURNAL
+    return journal.read_text(encoding="utf-8").splitlines()[1:] if journal.is_file() else []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.parametrize("layers_before_the_kill", [1, 9])
+def test_killed_and_resumed_is_byte_identical(
+    smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path, layers_before_the_kill: int
+) -> None:
+    target, partial = tmp_path / "out", tmp_path / ".out.partial"
+    process = subprocess.Popen([sys.executable, "-c", SLOW_EXPORT, str(smollm2_gguf), str(target)])
+    deadline = time.monotonic() + 120
+    while len(done_layers(partial)) < layers_before_the_kill:
+        assert process.poll() is None and time.monotonic() < deadline, "the export ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists(), "half a bundle must not look like a whole one"
+    before = len(done_layers(partial))
+    assert before >= layers_before_the_kill
+
+    reports: list[Progress] = []
+    edgephi.export(smollm2_gguf, target, on_progress=reports.append)
+    assert reports[-1].done == reports[-1].total
+    # what was done is reported at once, not done again; a layer of this file has 2.2 MB, the embedding 30
+    jump = max(later.done - earlier.done for earlier, later in pairwise(reports))
+    assert jump >= 2_000_000 * before
+    assert contents(target) == contents(smollm2_bundle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_other_arguments_start_anew(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(progress: Progress) -> None:
+        if len(done_layers(partial)) >= 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        edgephi.export(smollm2_gguf, tmp_path / "out", block_size=64, on_progress=interrupt)
+    assert done_layers(partial), "an interrupted export keeps what it has"
+    edgephi.export(smollm2_gguf, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(smollm2_bundle)
+
+
+def test_two_exports_to_one_output_do_not_mix(smollm2_gguf: Path, tmp_path: Path) -> None:
+    import psutil
+
+    from edgephi.export.output import LOCK
+
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    other = psutil.Process(os.getppid())
+    (partial / LOCK).write_text(f"{other.pid} {other.create_time()!r}", encoding="ascii")
+    with pytest.raises(OutputError, match=f"process {other.pid}"):
+        edgephi.export(smollm2_gguf, tmp_path / "out")
+    (partial / LOCK).write_text(f"{other.pid} 1.0", encoding="ascii")  # the pid was given to somebody else meanwhile
+    edgephi.export(smollm2_gguf, tmp_path / "out", precision="int8")

@@ -1,0 +1,116 @@
+"""The house rules a program can check: which way imports point, what importing costs, what the core does not need."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "edgephi.quantize": PROJECT / "quantize",
+    "edgephi.devices": PROJECT / "devices",
+    "edgephi.export": PROJECT / "export",
+    "edgephi.runtime": PROJECT / "runtime",
+    "edgephi.benchmarks": PROJECT / "benchmarks",
+}
+FOUNDATION = {"edgephi.errors", "edgephi.bundle"}
+ALLOWED = {
+    "edgephi.quantize": FOUNDATION,
+    "edgephi.devices": FOUNDATION,
+    "edgephi.export": FOUNDATION | {"edgephi", "edgephi.quantize", "edgephi.devices"},
+    "edgephi.runtime": FOUNDATION | {"edgephi.devices"},
+}
+HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules of edgephi a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file} imports relatively"
+            found.add(node.module)
+    return {name for name in found if name == "edgephi" or name.startswith("edgephi.")}
+
+
+def covered(module: str, allowed: set[str]) -> bool:
+    return any(module == name or (name != "edgephi" and module.startswith(name + ".")) for name in allowed)
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_point_one_way(package: str) -> None:
+    allowed = ALLOWED[package] | {package}
+    for file in PACKAGES[package].rglob("*.py"):
+        wrong = {module for module in imports_of(file) if not covered(module, allowed)}
+        assert not wrong, f"{file.relative_to(PROJECT)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", ["errors.py", "bundle.py"])
+def test_the_foundation_knows_nobody(file: str) -> None:
+    assert imports_of(PROJECT / "edgephi" / file) <= {"edgephi.errors"}
+
+
+def test_nobody_imports_the_commands() -> None:
+    for folder in PACKAGES.values():
+        for file in folder.rglob("*.py"):
+            assert not {name for name in imports_of(file) if name.startswith("edgephi.commands")}, file
+
+
+def modules_after(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_edgephi_is_light() -> None:
+    loaded = modules_after("import edgephi")
+    assert not loaded & {
+        "numpy",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "onnxruntime_genai",
+        "tokenizers",
+        "rich",
+        "pydantic",
+    }
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    assert not modules_after("import edgephi.commands.app") & HEAVY
+
+
+def test_import_edgephi_takes_under_300_ms() -> None:
+    program = "import time; t = time.perf_counter(); import edgephi; print(time.perf_counter() - t)"
+    runs = [
+        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    assert min(runs) < 0.3
+
+
+def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Path) -> None:
+    loaded = modules_after(
+        "import edgephi.export.pipeline, edgephi.runtime.model\n"
+        "from pathlib import Path\n"
+        "from edgephi.export.families import describe\n"
+        "from edgephi.export.safetensors_reader import open_folder\n"
+        f"describe(open_folder(Path({str(fixtures / 'phi3-mha')!r})))"
+    )
+    assert not loaded & {"torch", "transformers", "optimum"}
+
+
+def test_no_file_has_two_subjects() -> None:
+    long = {
+        str(file.relative_to(PROJECT)): count
+        for folder in (PROJECT / "edgephi", PROJECT / "tests", *PACKAGES.values())
+        for file in folder.rglob("*.py")
+        if (count := len(file.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long
