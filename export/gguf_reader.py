@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgephi.errors import SourceError, UnsupportedModelError, WeightError
@@ -48,9 +49,16 @@ class _Cursor:
         return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
 
     def text(self) -> str:
-        length = self.number("Q")
+        # a vocabulary has 100,000 of them: no calls that can be spared
+        start = self.at + 8
+        if start > len(self.data):
+            self.take(8)
+        end = start + int.from_bytes(self.data[self.at : start], "little")
+        if end > len(self.data):
+            self.take(end - self.at)
+        self.at = end
         try:
-            return str(self.take(length), "utf-8")
+            return str(self.data[start:end], "utf-8")
         except UnicodeDecodeError as error:
             raise SourceError("a text in the GGUF header is no UTF-8", where=self.file, remedy=AGAIN) from error
 
@@ -69,7 +77,8 @@ class _Cursor:
             return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * size)))
         if count > len(self.data) - self.at:
             raise SourceError("an array in the GGUF header is longer than the file", where=self.file, remedy=AGAIN)
-        return [self.value(item, depth + 1) for _ in range(count)]
+        read = self.text if item == _STRING else partial(self.value, item, depth + 1)
+        return [read() for _ in range(count)]
 
 
 def read_gguf_header(file: Path) -> tuple[dict[str, object], list[TensorRef]]:

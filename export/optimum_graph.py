@@ -63,7 +63,7 @@ class TracedWeights:
 
     @property
     def source_bytes(self) -> int:
-        return sum(part.source.nbytes for part in (*self.matrices, *self.tensors))
+        return sum(m.source.nbytes for m in self.matrices) + sum(t.source.nbytes for t in self.tensors)
 
 
 def rewrite(model: ir.Model, recipe: Recipe) -> TracedWeights:
@@ -133,6 +133,7 @@ class _Rewriter:
                 continue
             if source.nbytes < INLINE_BYTES:
                 value.const_value = ir.Tensor(source.numpy().copy(), dtype=source.dtype, name=name)
+                _unmap(source)
                 continue
             place = self._allocator.place(name, (source.nbytes,), "uint8")
             tensors.append(TracedTensor(source, place))
@@ -287,13 +288,23 @@ def write_weights(weights: TracedWeights, path: Path, threads: int, report: Call
     try:
         for tensor in weights.tensors:
             data.write(tensor.stored, 0, tensor.source.numpy().reshape(-1).view(np.uint8))  # mapped, not read
+            _unmap(tensor.source)
             report(tensor.source.nbytes)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
             for matrix in weights.matrices:
                 _write_matrix(matrix, data, pool)
+                _unmap(matrix.source)
                 report(matrix.source.nbytes)
     finally:
         data.close()
+
+
+def _unmap(source: ir.TensorProtocol) -> None:
+    """Let go of the traced graph's data: Windows deletes no file that is mapped."""
+    import onnx_ir as ir
+
+    if isinstance(source, ir.ExternalTensor):
+        source.release()
 
 
 def _write_matrix(matrix: TracedMatrix, data: DataFile, pool: ThreadPoolExecutor) -> None:

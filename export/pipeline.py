@@ -73,7 +73,7 @@ def export(
     """Export a published checkpoint to a bundle.
 
     Args:
-        source: checkpoint folder (safetensors), .gguf file, or hub id.
+        source: checkpoint folder (safetensors), .gguf file, hub id, or `ollama:NAME` for a model Ollama has pulled.
         output: folder to make; it appears whole or not at all.
         precision: int4 and int8 quantize the linear layers in blocks, with an int8 embedding and head;
             fp16 and fp32 store everything in that type.
@@ -107,14 +107,20 @@ def export(
     check_disk(output, layout.bytes + GRAPH_ALLOWANCE)
     threads = min(4, os.cpu_count() or 1)
     key = _key(checkpoint, architecture, recipe, layout)
-    with staged(output, force, key) as (folder, journal), source_hashes(checkpoint.files) as source_files:
-        write_graph(architecture.spec, layout, recipe, folder / GRAPH_FILE)
+    with (
+        staged(output, force, key) as (folder, journal),
+        source_hashes(checkpoint.files) as source_files,
+        ThreadPoolExecutor(1, thread_name_prefix="edgephi-graph") as aside,
+    ):
+        # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
+        graph = aside.submit(write_graph, architecture.spec, layout, recipe, folder / GRAPH_FILE)
         write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
         write_tokenizer(tokenizer, folder)
         if architecture.spec.long_rope is not None:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         reporter = Reporter(source_bytes(architecture), on_progress)
         pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
+        graph.result()
         manifest = _manifest(checkpoint, architecture, layout, recipe, folder, source_files())
         write_manifest(folder, manifest)
     return manifest

@@ -47,7 +47,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
 
     Raises:
         SourceError: a file is too large (64 MiB), unreadable or malformed.
-        TokenizerError: tokenizer.json is missing, or the files contradict each other or hold something that cannot be used.
+        TokenizerError: tokenizer.json is missing, or the files contradict each other or cannot be used.
     """
     path, source = _tokenizer_json(folder)
     parsed = readable_by_genai(source, path)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def export(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Checkpoint folder (safetensors), .gguf file, or hub id like org/name."),
+        typer.Argument(metavar="SOURCE", help="Checkpoint folder, .gguf file, hub id (org/name), or ollama:NAME."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make.")],
     precision: Annotated[

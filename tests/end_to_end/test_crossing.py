@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import edgephi
-from edgephi.bundle import LONG_ROPE_ADAPTER, read_manifest
+from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
 from edgephi.commands.console import statistics
 from edgephi.runtime import engine as engine_module
 from edgephi.runtime.model import Model, load
@@ -78,6 +78,8 @@ def test_the_bundle_states_the_switch_and_how_to_compute_long_prompts_in_pieces(
     manifest = read_manifest(bundle)
     assert manifest.model.rope_switch == SWITCH
     assert LONG_ROPE_ADAPTER in {entry.path for entry in manifest.files}
+    written_before = {key: value for key, value in manifest.model.model_dump().items() if key != "rope_switch"}
+    assert ModelFacts.model_validate(written_before).rope_switch is None
 
 
 def test_an_answer_that_crosses_is_the_references(model: Model, reference: Mapping[str, NDArray[np.int64]]) -> None:

@@ -150,7 +150,7 @@ def test_a_published_configuration_gives_the_papers_angles(name: str) -> None:
     scaling = published["rope_scaling"]
     assert isinstance(scaling, dict)
     assert rope.dim == long_rope.rope.dim == 96  # 48 pairs, whether of 96 or of 128 channels
-    # the model card of LongRoPE's authors: 32 times longer, 1 + 5/12 under the root
+    # 32 times longer: 1 + ln 32 / ln 4096 = 1 + 5/12 under the root
     assert rope.scale == long_rope.rope.scale == pytest.approx(math.sqrt(17 / 12), rel=1e-12)
     assert_angles(rope, scaling["short_factor"])
     assert_angles(long_rope.rope, scaling["long_factor"])

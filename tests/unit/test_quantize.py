@@ -349,4 +349,4 @@ def test_working_memory_does_not_grow_with_the_weight() -> None:
     result = round_to_nearest(weight, INT4_ASYMMETRIC)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak - result.nbytes < 2_000_000
+    assert peak - result.nbytes < 6_000_000

@@ -42,7 +42,7 @@ def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_dat
         smollm2_gguf, tmp_path
     )
     (tmp_path / "text.txt").write_text(
-        (shared_data / "wikitext2" / "test.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8"
+        (shared_data / "wikitext2" / "test.txt").read_text(encoding="utf-8")[:20_000], encoding="utf-8"
     )
     environment = os.environ | {"EDGEPHI_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     environment["EDGEPHI_SMOLLM2"] = str(smollm2_gguf)
