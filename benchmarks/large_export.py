@@ -157,7 +157,7 @@ def main() -> None:
     rows, records = [], []
     cores = os.cpu_count() or 1
     for name in options.model:
-        with tempfile.TemporaryDirectory(dir=options.folder) as scratch_name:
+        with tempfile.TemporaryDirectory(dir=options.folder.resolve()) as scratch_name:
             scratch = Path(scratch_name)
             (scratch / "checkpoint").mkdir()
             weights = make_checkpoint(name, scratch / "checkpoint", options.layers)

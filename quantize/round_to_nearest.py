@@ -15,9 +15,9 @@ from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 
 Floats = NDArray[np.float32]
 
-# Elements worked on at a time: 1 MB, near enough to a core's L2 cache. Smaller chunks make every ufunc so short that two
-# threads spend their time handing Python's global lock to each other (2 threads, ns per weight: 15 with a quarter of
-# this, 5 with this).
+# Elements worked on at a time: 1 MB, near enough to a core's L2 cache. Smaller chunks make every ufunc so short that
+# two threads spend their time handing Python's global lock to each other (2 threads, ns per weight: 15 with a quarter
+# of this, 5 with this).
 CHUNK_ELEMENTS = 1 << 18
 # Beyond this a code times its scale, or a range of weights, could overflow float32.
 LARGEST_WEIGHT = float(2.0**125)

@@ -44,7 +44,7 @@ def traced_graph(folder: Path, *, tied: bool = False) -> tuple[Path, dict[str, F
         "narrow": on_a_grid(rng, VOCABULARY, WIDTH),
         "square": on_a_grid(rng, WIDTH, WIDTH),
         "gemm": on_a_grid(rng, WIDTH, WIDTH),
-        "gemm_bias": rng.normal(size=WIDTH).astype(np.float32),
+        "gemm_bias": (300 * rng.normal(size=WIDTH)).astype(np.float32),  # as large as what it is added to
         "head": np.clip(rng.normal(size=(VOCABULARY, WIDTH)), -1, 1).astype(np.float32),
         "gain": rng.normal(size=WIDTH).astype(np.float32),
     }
