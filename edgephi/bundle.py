@@ -99,11 +99,20 @@ class WeightRecipe(Strict):
     stored_bytes: int
 
 
+class QuantizationChoice(Strict):
+    """Who decided the codes of the 4-bit weights, and why."""
+
+    asked: str = Field(description="the argument: 'auto' or the name of a method")
+    picked: str
+    reason: str
+
+
 class Recipe(Strict):
     """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
 
     precision: Literal["int4", "int8", "fp16", "fp32"]
     accuracy_level: int | None = Field(description="MatMulNBits: 4 computes with int8 activations, 1 with float32")
+    quantize: QuantizationChoice | None = Field(default=None, description="for int4")
     weights: tuple[WeightRecipe, ...]
 
 

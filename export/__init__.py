@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from edgephi.bundle import Manifest
     from edgephi.export.pipeline import Progress
-    from edgephi.export.storage import Precision
+    from edgephi.export.storage import Precision, Quantize
 
 
 class _CallableModule(ModuleType):
@@ -27,6 +27,7 @@ class _CallableModule(ModuleType):
         precision: Precision = "int4",
         block_size: int = 32,
         accuracy_level: int = 4,
+        quantize: Quantize = "auto",
         revision: str | None = None,
         force: bool = False,
         via: Literal["edgephi", "optimum"] = "edgephi",
@@ -40,6 +41,7 @@ class _CallableModule(ModuleType):
             precision=precision,
             block_size=block_size,
             accuracy_level=accuracy_level,
+            quantize=quantize,
             revision=revision,
             force=force,
             via=via,

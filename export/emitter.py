@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DATA_FILE = "model.onnx.data"
 MS = "com.microsoft"
 
-Attributes = Mapping[str, int | float | str]
+Attributes = Mapping[str, int | float | str | list[int]]
 
 
 class Emitter:
@@ -32,6 +32,7 @@ class Emitter:
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
+        self._with_means: dict[ir.Value, ir.Value] = {}
 
     # --- nodes
 
@@ -46,7 +47,7 @@ class Emitter:
     ) -> None:
         """Append a node; None stands for an optional input that is left out."""
         ir = self._ir
-        kinds = {float: ir.AttrFloat32, int: ir.AttrInt64, str: ir.AttrString}
+        kinds = {float: ir.AttrFloat32, int: ir.AttrInt64, str: ir.AttrString, list: ir.AttrInt64s}
         attrs = [kinds[type(value)](key, value) for key, value in (attributes or {}).items()]
         self.nodes.append(ir.Node(domain, op, inputs, attrs, outputs=outputs, name=name))
 
@@ -84,17 +85,36 @@ class Emitter:
     ) -> ir.Value:
         assert matrix.format is not None and matrix.scales is not None
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
-        inputs = [value, self.stored(matrix.codes), self.stored(matrix.scales), zero_points, None, bias]
+        if matrix.mean_copies:
+            value = self._with_block_means(name, value, matrix)
+        inputs = [value, self.stored(matrix.codes), self._scales(matrix.scales), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
         attributes = {
-            "K": matrix.columns,
+            "K": matrix.inputs,
             "N": matrix.rows,
             "bits": matrix.format.bits,
             "block_size": matrix.format.block_size,
             "accuracy_level": self._recipe.accuracy_level,
         }
         return self.op("MatMulNBits", f"{name}/MatMulNBits", inputs, attributes, MS, output)
+
+    def _with_block_means(self, name: str, value: ir.Value, matrix: StoredMatrix) -> ir.Value:
+        """The inputs and, as often as the matrix wants, the means of their blocks; once for all readers of a value."""
+        assert matrix.format is not None
+        if value not in self._with_means:
+            pool = {"kernel_shape": [matrix.format.block_size], "strides": [matrix.format.block_size]}
+            means = self.op("AveragePool", f"{name}/block_means/AveragePool", [value], pool)
+            parts = [value, *[means] * matrix.mean_copies]
+            self._with_means[value] = self.op("Concat", f"{name}/block_means/Concat", parts, {"axis": -1})
+        return self._with_means[value]
+
+    def _scales(self, tensor: StoredTensor) -> ir.Value:
+        """Scales in the type MatMulNBits wants, that of its input; onnxruntime casts constants while it loads."""
+        stored = self.stored(tensor)
+        if stored.dtype == self.float:
+            return stored
+        return self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(self.float)})
 
     def lookup(self, name: str, weight: str, ids: ir.Value) -> ir.Value:
         """Rows of a matrix by id; a quantized one shares its bytes with the head that multiplies by it."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import WeightError
+from edgephi.export.carry_over import carry_over
 from edgephi.export.data_file import DataFile, Journal
 from edgephi.export.read import read_alternating, read_vector, require_finite, weight_slices
 from edgephi.export.rope import rope_table
@@ -118,24 +119,38 @@ def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
 
 
 def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Groups, report: Report) -> None:
-    values, tensor = read_alternating(job.tensors, job.start, job.stop), job.tensors[0]
+    tensor = job.tensors[0]
     if matrix.format is None:
+        values = read_alternating(job.tensors, job.start, job.stop)
         require_finite(values, tensor)
         data.write(matrix.codes, job.row, _as(values, matrix.codes.dtype, tensor))
     else:
-        try:
-            packed = round_to_nearest(values, matrix.format, name=tensor.name)
-        except WeightError as error:
-            raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
-        _write_quantized(packed, matrix, job.row, data)
+        _write_quantized(_quantized(job, matrix), matrix, job.row, data, tensor)
     progress.finish(job)
     report(job.source_bytes)
 
 
-def _write_quantized(packed: QuantizedWeight, matrix: StoredMatrix, row: int, data: DataFile) -> None:
+def _quantized(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
+    """The slice in the matrix's format: the source's own blocks, or rounded."""
+    tensor = job.tensors[0]
+    if matrix.carried:
+        assert matrix.scales is not None
+        scale_type = np.float16 if matrix.scales.dtype == "float16" else np.float32
+        return carry_over(tensor, job.start, job.stop, matrix.mean_copies, scale_type)
+    assert matrix.format is not None
+    values = read_alternating(job.tensors, job.start, job.stop)
+    try:
+        return round_to_nearest(values, matrix.format, name=tensor.name)
+    except WeightError as error:
+        raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
+
+
+def _write_quantized(
+    packed: QuantizedWeight, matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef
+) -> None:
     data.write(matrix.codes, row, packed.codes)
     if matrix.scales is not None:
-        data.write(matrix.scales, row, packed.scales)
+        data.write(matrix.scales, row, _as(packed.scales, matrix.scales.dtype, tensor))
     if matrix.zero_points is not None and packed.zero_points is not None:
         data.write(matrix.zero_points, row, packed.zero_points)
 

@@ -21,6 +21,7 @@ from edgephi.bundle import (
     GraphEntry,
     Manifest,
     ModelFacts,
+    QuantizationChoice,
     Source,
     WeightRecipe,
     describe_file,
@@ -36,8 +37,8 @@ from edgephi.export.output import bundle_files, check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes
 from edgephi.export.rope_switch import write_long_rope_adapter
 from edgephi.export.source import open_source
-from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import ITEM_BYTES, Layout, Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.spec import Architecture, Checkpoint, Weight
+from edgephi.export.storage import ITEM_BYTES, Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
 from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
@@ -65,6 +66,7 @@ def export(
     precision: Precision = "int4",
     block_size: int = 32,
     accuracy_level: int = 4,
+    quantize: Quantize = "auto",
     revision: str | None = None,
     force: bool = False,
     via: Literal["edgephi", "optimum"] = "edgephi",
@@ -79,6 +81,8 @@ def export(
             fp16 and fp32 store everything in that type.
         block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
+        quantize: for int4. auto carries over what the source holds in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K),
+            provided that `block_size` is 32, and rounds the rest; rtn rounds everything to nearest.
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
@@ -95,7 +99,7 @@ def export(
     """
     output = Path(output)
     check_output(output, force)
-    recipe = make_recipe(precision, block_size, accuracy_level)
+    recipe = make_recipe(precision, block_size, accuracy_level, quantize)
     if via == "optimum":
         from edgephi.export.via_optimum import export_via_optimum
 
@@ -217,29 +221,56 @@ def _manifest(
         recipe=RecipeRecord(
             precision=recipe.precision,
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
-            weights=_weight_recipes(architecture, layout, recipe),
+            quantize=quantization_choice(architecture, layout, recipe),
+            weights=_weight_recipes(architecture, layout),
         ),
         graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
         files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
     )
 
 
-def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
+def quantization_choice(architecture: Architecture, layout: Layout, recipe: Recipe) -> QuantizationChoice | None:
+    """What was asked for, what came of it and why; None where there are no 4-bit weights."""
+    if recipe.linear is None or recipe.linear.bits != 4:
+        return None
+    if recipe.quantize == "rtn":
+        return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
+    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
+    carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
+    if carried == len(linear):
+        picked, reason = "carried over", "the source holds every linear weight in 4-bit blocks of 32"
+    elif carried:
+        picked = "carried over, the rest rounded to nearest"
+        reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
+    elif recipe.carries_over:
+        picked, reason = "rounded to nearest", "the source holds no linear weight in 4-bit blocks of 32"
+    else:
+        picked, reason = "rounded to nearest", f"blocks of {recipe.linear.block_size} were asked for"
+    return QuantizationChoice(asked="auto", picked=picked, reason=reason)
+
+
+def _weight_recipes(architecture: Architecture, layout: Layout) -> tuple[WeightRecipe, ...]:
     """One record for each group of weights that are stored alike."""
-    records = []
+    groups: dict[tuple[str, tuple[str, ...]], list[Weight]] = {}
     for role in ("embedding", "linear", "expert", "router", "head"):
-        weights = [weight for weight in architecture.weights.values() if weight.role == role]
-        if not weights:
-            continue
+        for weight in architecture.weights.values():
+            if weight.role == role:
+                groups.setdefault((role, layout.matrices[weight.name].carried), []).append(weight)
+    records = []
+    for (role, carried), weights in groups.items():
         matrices = [layout.matrices[weight.name] for weight in weights]
         fmt = matrices[0].format
+        method = "round to nearest, scale searched" if fmt else "stored as it is"
+        if carried:
+            offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
+            method = f"carried over from {' and '.join(carried)}{offsets}"
         records.append(
             WeightRecipe(
                 weights=role,
                 bits=fmt.bits if fmt else 8 * ITEM_BYTES[matrices[0].codes.dtype],
                 block_size=fmt.block_size if fmt else None,
                 symmetric=fmt.symmetric if fmt else None,
-                method="round to nearest, scale searched" if fmt else "stored as it is",
+                method=method,
                 parameters=sum(prod(weight.shape) for weight in weights),
                 stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),
             )

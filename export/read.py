@@ -47,17 +47,33 @@ def read_rows(ref: TensorRef, start: int, stop: int) -> Float32:
     Raises:
         SourceError: the file ends before the rows do.
     """
+    raw = read_raw_rows(ref, start, stop).reshape(-1)
+    shape = (stop - start, *ref.shape[1:])
+    if ref.storage == "F32":
+        return raw.view("<f4").reshape(shape)
+    if ref.storage == "F16":
+        return raw.view("<f2").astype(np.float32).reshape(shape)
+    if ref.storage == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)
+    return _dequantize(raw, ref.storage).reshape(shape)
+
+
+def read_raw_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.uint8]:
+    """The bytes of rows `start` to `stop` as the file holds them, uint8 [stop - start, bytes of a row].
+
+    Raises:
+        SourceError: the file ends before the rows do.
+    """
     if ref.interleaved_head_dim is None:
         return _read_as_stored(ref, start, stop)
     head_dim = ref.interleaved_head_dim
     first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
     pairs = _read_as_stored(ref, first, last)
-    tail = pairs.shape[1:]
-    halves = pairs.reshape(-1, head_dim // 2, 2, *tail).swapaxes(1, 2).reshape(-1, *tail)
+    halves = pairs.reshape(-1, head_dim // 2, 2, pairs.shape[1]).swapaxes(1, 2).reshape(pairs.shape)
     return halves[start - first : stop - first]
 
 
-def _read_as_stored(ref: TensorRef, start: int, stop: int) -> Float32:
+def _read_as_stored(ref: TensorRef, start: int, stop: int) -> NDArray[np.uint8]:
     row_bytes = stored_bytes(ref.storage, (1, *ref.shape[1:]))
     raw = np.empty((stop - start) * row_bytes, dtype=np.uint8)
     with ref.file.open("rb", buffering=0) as stream:
@@ -73,14 +89,7 @@ def _read_as_stored(ref: TensorRef, start: int, stop: int) -> Float32:
                     remedy="Download the file again; it was cut short",
                 )
             done += count
-    shape = (stop - start, *ref.shape[1:])
-    if ref.storage == "F32":
-        return raw.view("<f4").reshape(shape)
-    if ref.storage == "F16":
-        return raw.view("<f2").astype(np.float32).reshape(shape)
-    if ref.storage == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)
-    return _dequantize(raw, ref.storage).reshape(shape)
+    return raw.reshape(stop - start, row_bytes)
 
 
 def _dequantize(raw: NDArray[np.uint8], storage: str) -> Float32:

@@ -6,16 +6,21 @@ weights, slices can be packed by several threads in any order, and the same reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Literal
 
 from edgephi.errors import UsageError
+from edgephi.export.carry_over import CARRIED, HALF_SCALES, carried_types, mean_copies
 from edgephi.export.spec import Architecture, DecoderSpec, Weight
 from edgephi.quantize import BlockFormat
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
+Quantize = Literal["auto", "rtn"]
+"""Who decides the codes of int4 weights. auto: the source where it holds them, else rounding; rtn: rounding to nearest,
+scale and zero point searched."""
 DType = Literal["float32", "float16", "uint8"]
 ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "float16": 2, "uint8": 1}
 
@@ -37,9 +42,17 @@ class Recipe:
     """Activations, norms, KV cache; unquantized weights too."""
     accuracy_level: int = 4
     """MatMulNBits: 4 multiplies in int8, 1 in float32."""
+    quantize: Quantize = "rtn"
+
+    @property
+    def carries_over(self) -> bool:
+        """Whether 4-bit blocks of the source stay what they are."""
+        if self.linear is None or self.quantize != "auto":
+            return False
+        return (self.linear.bits, self.linear.block_size) == (CARRIED.bits, CARRIED.block_size)
 
 
-def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4) -> Recipe:
+def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4, quantize: Quantize = "rtn") -> Recipe:
     """The recipe a precision stands for.
 
     Raises:
@@ -51,7 +64,7 @@ def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4) 
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
-            return Recipe(precision, linear, eight, "float32", accuracy_level)
+            return Recipe(precision, linear, eight, "float32", accuracy_level, quantize)
         case "int8":
             linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
             return Recipe(precision, linear, eight, "float32", accuracy_level)
@@ -85,6 +98,15 @@ class StoredMatrix:
     codes: StoredTensor
     scales: StoredTensor | None = None
     zero_points: StoredTensor | None = None
+    carried: tuple[str, ...] = ()
+    """Types of the source whose blocks these are; see `export/carry_over.py`. Empty: quantized here."""
+    mean_copies: int = 0
+    """How often the means of the inputs' blocks follow the inputs; codes and scales have columns for them."""
+
+    @property
+    def inputs(self) -> int:
+        """Columns that codes and scales describe."""
+        return self.columns + self.mean_copies * (self.columns // CARRIED.block_size)
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -179,6 +201,8 @@ def plan_storage(architecture: Architecture, recipe: Recipe) -> Layout:
         elif weight.role == "router":
             place = allocator.place(name, weight.shape, "float32")
             matrices[weight.name] = StoredMatrix(weight.shape[0], weight.shape[1], None, place)
+        elif recipe.carries_over and carried_types(weight):
+            matrices[weight.name] = place_carried(allocator, name, weight)
         else:
             matrices[weight.name] = place_matrix(allocator, name, weight, block_format(recipe, weight), recipe)
     for name, shape in rope_tables(architecture.spec).items():
@@ -201,6 +225,23 @@ def place_matrix(
         allocator.place(f"{name}_{kind}", (rows, blocks, fmt.block_size * fmt.bits // 8), "uint8"),
         allocator.place(f"{name}_{kind}_scales", (rows, blocks), recipe.float_type),
         None if fmt.symmetric else allocator.place(f"{name}_{kind}_zp", (rows, -(-blocks * fmt.bits // 8)), "uint8"),
+    )
+
+
+def place_carried(allocator: Allocator, name: str, weight: Weight) -> StoredMatrix:
+    """A place for the source's own blocks and the digits of their offsets; scales as precise as in the source."""
+    types, (rows, columns) = carried_types(weight), weight.shape
+    copies = mean_copies(types, columns)
+    blocks = -(-(columns + copies * (columns // CARRIED.block_size)) // CARRIED.block_size)
+    scale_type: DType = "float16" if set(types) <= set(HALF_SCALES) else "float32"
+    return StoredMatrix(
+        rows,
+        columns,
+        CARRIED,
+        allocator.place(f"{name}_Q4G32", (rows, blocks, CARRIED.block_size // 2), "uint8"),
+        allocator.place(f"{name}_Q4G32_scales", (rows, blocks), scale_type),
+        carried=types,
+        mean_copies=copies,
     )
 
 
@@ -246,13 +287,13 @@ def place_stack(
     def stack(tensor: StoredTensor | None) -> StoredTensor | None:
         return tensor and replace(tensor, shape=(len(experts), rows, prod(tensor.shape[1:])))
 
-    def matrix(codes: StoredTensor | None, *others: StoredTensor | None) -> StoredMatrix:
+    def matrix(change: Callable[[StoredTensor | None], StoredTensor | None]) -> StoredMatrix:
+        codes = change(flat.codes)
         assert codes is not None
-        return StoredMatrix(rows, columns, flat.format, codes, *others)
+        return StoredMatrix(rows, columns, flat.format, codes, change(flat.scales), change(flat.zero_points))
 
-    parts = (flat.codes, flat.scales, flat.zero_points)
-    members = {expert.name: matrix(*(part(tensor, index) for tensor in parts)) for index, expert in enumerate(experts)}
-    return matrix(*(stack(tensor) for tensor in parts)), members
+    members = {expert.name: matrix(partial(part, index=index)) for index, expert in enumerate(experts)}
+    return matrix(stack), members
 
 
 def rope_tables(spec: DecoderSpec) -> dict[str, tuple[int, int]]:

@@ -16,13 +16,17 @@ from edgephi.export.graph import write_graph
 from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Checkpoint
-from edgephi.export.storage import Precision, make_recipe, plan_storage
+from edgephi.export.storage import Precision, Recipe, make_recipe, plan_storage
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:
     """Export graph and weights (no tokenizer: the tiny checkpoints have none), computing in float32."""
+    return build_graph_with(source, folder, make_recipe(precision, block_size, accuracy_level=1))
+
+
+def build_graph_with(source: Path | Checkpoint, folder: Path, recipe: Recipe) -> Path:
+    """The same with any recipe."""
     architecture = describe(open_folder(source) if isinstance(source, Path) else source)
-    recipe = make_recipe(precision, block_size, accuracy_level=1)
     layout = plan_storage(architecture, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from edgephi.bundle import Manifest
-    from edgephi.export.storage import Precision
+    from edgephi.export.storage import Precision, Quantize
 
 
 def export(
@@ -27,6 +27,13 @@ def export(
     accuracy_level: Annotated[
         int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
     ] = 4,
+    quantize: Annotated[
+        Literal["auto", "rtn"],
+        typer.Option(
+            help="For int4. auto: what the source holds in 4-bit blocks of 32 (GGUF) is carried over as it is, unless "
+            "--block-size is not 32, and the rest is rounded. rtn: everything is rounded to nearest."
+        ),
+    ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     via: Annotated[
@@ -50,6 +57,7 @@ def export(
         precision=precision,
         block_size=block_size,
         accuracy_level=accuracy_level,
+        quantize=quantize,
         revision=revision,
         force=force,
         via=via,
@@ -64,6 +72,8 @@ def export(
         f"{manifest.recipe.precision}, {manifest.bits_per_weight:.2f} bits per weight",
         format_bytes(manifest.stored_bytes),
     ]
+    if (choice := manifest.recipe.quantize) is not None:
+        facts.append(f"{choice.picked}: {choice.reason}")
     stdout().print(f"{output}: {'; '.join(facts)}", soft_wrap=True)
     stderr().print(
         f"exported in {time.perf_counter() - started:.1f} s, peak memory {format_bytes(peak_resident_bytes())}",
@@ -78,6 +88,7 @@ def export_with_progress(
     precision: Precision = "int4",
     block_size: int = 32,
     accuracy_level: int = 4,
+    quantize: Quantize = "auto",
     revision: str | None = None,
     force: bool = False,
     via: Literal["edgephi", "optimum"] = "edgephi",
@@ -93,6 +104,7 @@ def export_with_progress(
             precision=precision,
             block_size=block_size,
             accuracy_level=accuracy_level,
+            quantize=quantize,
             revision=revision,
             force=force,
             via=via,

@@ -65,6 +65,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "Context", f"{model.context_length:,} tokens"
     level = "" if recipe.accuracy_level is None else f", accuracy level {recipe.accuracy_level}"
     yield "Precision", f"{recipe.precision}{level}, {manifest.bits_per_weight:.2f} bits per weight"
+    if recipe.quantize is not None:
+        yield "Quantized", f"{recipe.quantize.picked}: {recipe.quantize.reason}"
     for group in recipe.weights:
         yield f"  {group.weights}", _group(group)
     yield "Size", format_bytes(manifest.stored_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,10 +41,17 @@ def llama3_divisors(rope: dict[str, float], head_dim: int) -> NDArray[np.float32
     return np.array(divisors, np.float32)
 
 
-def write_gguf(source: Path, path: Path, quantization: str = "F32", dequantized: bool = False) -> Path:
+def write_gguf(
+    source: Path,
+    path: Path,
+    quantization: str = "F32",
+    dequantized: bool = False,
+    other_types: Mapping[str, str] | None = None,
+) -> Path:
     """The fixture as llama.cpp's converter writes it: gguf-py's keys and tensor names, vectors in float32.
 
-    `dequantized` stores what the quantized matrices mean, in float32.
+    `dequantized` stores what the quantized matrices mean, in float32; `other_types` are for tensors whose name holds
+    the key.
     """
     config = json.loads((source / "config.json").read_text())
     rope = {"rope_theta": config.get("rope_theta")} | (
@@ -82,7 +90,6 @@ def write_gguf(source: Path, path: Path, quantization: str = "F32", dequantized:
         for length in ("long", "short"):
             writer.add_tensor(f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
-    qtype = gguf.GGMLQuantizationType[quantization]
     for name, ref in open_folder(source).tensors.items():
         values = read_rows(ref, 0, ref.shape[0])
         if arch == "llama" and ".q_proj." in name:
@@ -90,6 +97,8 @@ def write_gguf(source: Path, path: Path, quantization: str = "F32", dequantized:
         elif arch == "llama" and ".k_proj." in name:
             values = pairs_side_by_side(values, kv_heads)
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        other = [kind for part, kind in (other_types or {}).items() if part in theirs]
+        qtype = gguf.GGMLQuantizationType[other[0] if other else quantization]
         if values.ndim == 1 or quantization == "F32":
             writer.add_tensor(theirs, values)
         elif dequantized:

@@ -1,0 +1,73 @@
+"""The graph of a 4-bit GGUF file, carried over, computes what the decoded file does in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgephi.export.families import describe
+from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.storage import make_recipe, plan_storage
+from tests.decoding import Decoder, build_graph, build_graph_with, distance
+from tests.parity.test_gguf import write_gguf
+
+# embedding and head stay in float32: what differs is the linear layers
+RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), embedding=None)
+# of a logit's spread; rounding these weights to 4 bits again costs more than 0.1
+TOLERANCES = {"Q4_0": 1e-4, "Q4_1": 0.02}
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "llama-linear-rope", "phi3-window", "phi3-gqa-partial"])
+@pytest.mark.parametrize("quantization", TOLERANCES)
+def test_logits_are_those_of_the_decoded_file(case: str, quantization: str, fixtures: Path, tmp_path: Path) -> None:
+    stored = open_gguf(write_gguf(fixtures / case, tmp_path / "a.gguf", quantization))
+    meant = open_gguf(write_gguf(fixtures / case, tmp_path / "b.gguf", quantization, dequantized=True))
+    layout = plan_storage(describe(stored), RECIPE)
+    carried = [name for name, matrix in layout.matrices.items() if matrix.carried == (quantization,)]
+    assert len(carried) == 4 * describe(stored).spec.layers
+    tokens = np.load(fixtures / case / "reference.npz")["input_ids"]
+    reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
+    graph = build_graph_with(stored, tmp_path / "carried", RECIPE)
+    assert distance(Decoder(graph).feed(tokens), reference) < TOLERANCES[quantization]
+    one_by_one = Decoder(graph).feed_one_by_one(tokens)
+    assert distance(one_by_one, reference) < TOLERANCES[quantization]
+
+
+def test_one_weight_of_several_types_is_carried_over_together(fixtures: Path, tmp_path: Path) -> None:
+    """q and k in Q4_1, v in Q4_0: rows without offsets among rows with them."""
+    case, mixed = fixtures / "llama-gqa", {"attn_v": "Q4_0"}
+    stored = open_gguf(write_gguf(case, tmp_path / "a.gguf", "Q4_1", other_types=mixed))
+    meant = open_gguf(write_gguf(case, tmp_path / "b.gguf", "Q4_1", dequantized=True, other_types=mixed))
+    assert plan_storage(describe(stored), RECIPE).matrices["layers.0.qkv.weight"].carried == ("Q4_0", "Q4_1")
+    tokens = np.load(case / "reference.npz")["input_ids"]
+    reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
+    logits = Decoder(build_graph_with(stored, tmp_path / "carried", RECIPE)).feed(tokens)
+    assert distance(logits, reference) < TOLERANCES["Q4_1"]
+
+
+def test_a_weight_with_one_part_in_another_type_is_rounded_and_the_others_are_not(
+    fixtures: Path, tmp_path: Path
+) -> None:
+    mixed = {"attn_v": "Q8_0"}
+    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1", other_types=mixed))
+    matrices = plan_storage(describe(stored), RECIPE).matrices
+    assert matrices["layers.0.qkv.weight"].carried == ()
+    assert matrices["layers.0.qkv.weight"].zero_points is not None
+    assert matrices["layers.0.o.weight"].carried == ("Q4_1",)
+
+
+@pytest.mark.parametrize("recipe", [make_recipe("int4", 64, quantize="auto"), make_recipe("int8", 32, quantize="auto")])
+def test_other_blocks_and_other_precisions_carry_nothing_over(recipe, fixtures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1"))
+    assert not any(matrix.carried for matrix in plan_storage(describe(stored), recipe).matrices.values())
+
+
+def test_means_are_computed_once_for_all_who_read_a_value(smollm2_bundle: Path) -> None:
+    import onnx
+
+    model = onnx.load(smollm2_bundle / "model.onnx", load_external_data=False)
+    pooled = [node.input[0] for node in model.graph.node if node.op_type == "AveragePool"]
+    assert len(pooled) == len(set(pooled)) == 4 * 30
