@@ -1,7 +1,8 @@
 """Where every weight will lie in `model.onnx.data`, decided before a single one is read.
 
-Sizes follow from shapes and the recipe alone. So the disk can be checked first, the graph can be written without
-weights, slices can be packed by several threads in any order, and the same recipe gives the same bytes.
+Sizes follow from shapes, the recipe and, where 4-bit blocks are carried over, the source's types. So the disk can be
+checked first, the graph can be written without weights, slices can be packed by several threads in any order, and the
+same recipe gives the same bytes.
 """
 
 from __future__ import annotations
