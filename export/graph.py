@@ -52,8 +52,8 @@ def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     emit = Emitter(layout, recipe)
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
-    caches = [_kv_cache(emit, spec, layer) for layer in range(spec.layers)]
-    lengths = _lengths(emit, mask)
+    caches = [kv_cache(emit, spec, layer) for layer in range(spec.layers)]
+    lengths = mask_lengths(emit, mask)
     rope = rope_rows(emit, spec.long_rope, token_ids, lengths.last) if spec.long_rope else None
     sparse = spec.block_sparse
     visible = visibility(emit, sparse, spec.heads, token_ids, lengths.last, lengths.total) if sparse else None
@@ -62,7 +62,7 @@ def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     normed = first_norm(emit, spec, hidden)
     for layer, cache in enumerate(caches):
         seen = visible if sparse and sparse.covers(layer) else None
-        attended = _attention(emit, spec, layer, normed, cache, lengths, rope, seen)
+        attended = attention(emit, spec, layer, normed, cache, lengths, rope, seen)
         if spec.parallel:
             fed = emit.op("Add", f"/model/layers.{layer}/Add", [attended, mlp(emit, spec, layer, normed)])
         else:
@@ -92,7 +92,7 @@ def write_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, path: Path) -
     ir.save(build_graph(spec, layout, recipe), path)
 
 
-def _kv_cache(emit: Emitter, spec: DecoderSpec, layer: int) -> KvCache:
+def kv_cache(emit: Emitter, spec: DecoderSpec, layer: int) -> KvCache:
     def port(name: str, length: str) -> ir.Value:
         return emit.port(name, ["batch_size", spec.kv_heads, length, spec.head_dim])
 
@@ -104,7 +104,7 @@ def _kv_cache(emit: Emitter, spec: DecoderSpec, layer: int) -> KvCache:
     )
 
 
-def _lengths(emit: Emitter, mask: ir.Value) -> Lengths:
+def mask_lengths(emit: Emitter, mask: ir.Value) -> Lengths:
     import onnx_ir as ir
 
     base, int32 = "/model/attn_mask_reformat", {"to": int(ir.DataType.INT32)}
@@ -118,7 +118,7 @@ def _lengths(emit: Emitter, mask: ir.Value) -> Lengths:
     )
 
 
-def _attention(
+def attention(
     emit: Emitter,
     spec: DecoderSpec,
     layer: int,

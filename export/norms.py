@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def first_norm(emit: Emitter, spec: DecoderSpec, hidden: ir.Value) -> ir.Value:
     """The norm in front of layer 0, the only one without a block's output to add."""
-    return _norm(emit, spec, "layers.0.input_norm", "/model/layers.0/input_layernorm/LayerNorm", hidden)
+    return normalize(emit, spec, "layers.0.input_norm", "/model/layers.0/input_layernorm/LayerNorm", hidden)
 
 
 def add_and_norm(
@@ -27,7 +27,7 @@ def add_and_norm(
     if spec.norm == "layer":
         # in prefill SkipLayerNormalization takes 8 to 11 times as long on the CPU provider of 1.31, and it errs more
         total = emit.op("Add", f"{base}/Add", [hidden, update])
-        return total, _norm(emit, spec, norm, f"{base}/LayerNorm", total)
+        return total, normalize(emit, spec, norm, f"{base}/LayerNorm", total)
     name = f"{base}/SkipLayerNorm"
     normed, total = emit.value(f"{name}/output_0"), emit.value(f"{name}/output_3")
     outputs = [normed] if norm == "norm" else [normed, emit.absent(), emit.absent(), total]
@@ -36,7 +36,8 @@ def add_and_norm(
     return total, normed
 
 
-def _norm(emit: Emitter, spec: DecoderSpec, norm: str, name: str, hidden: ir.Value) -> ir.Value:
+def normalize(emit: Emitter, spec: DecoderSpec, norm: str, name: str, hidden: ir.Value) -> ir.Value:
+    """The norm of that canonical name, as a node called `name`."""
     op, inputs = "SimplifiedLayerNormalization", [hidden, emit.vector(f"{norm}.weight")]
     if spec.norm == "layer":
         op, inputs = "LayerNormalization", [*inputs, emit.vector(f"{norm}.bias")]

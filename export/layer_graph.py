@@ -1,0 +1,105 @@
+"""One decoder layer, or the end of a decoder, as a model of its own: hidden states in, hidden states or logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgephi.export.block_sparse import visibility
+from edgephi.export.emitter import MS, Emitter
+from edgephi.export.graph import IR_VERSION, MS_OPSET, OPSET, attention, kv_cache, mask_lengths
+from edgephi.export.head import logits as emit_logits
+from edgephi.export.mlp import mlp
+from edgephi.export.norms import add_and_norm, first_norm, normalize
+from edgephi.export.rope_switch import rope_rows
+from edgephi.export.spec import Architecture, DecoderSpec, Weight
+from edgephi.export.storage import Layout, Recipe
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+HIDDEN_IN, HIDDEN_OUT, LOGITS, MASK = "hidden_in", "hidden_out", "logits", "attention_mask"
+
+
+def single_layer(architecture: Architecture, layer: int, longest: int) -> Architecture:
+    """Layer number `layer`, counted from 0, as the only one of a model for sequences of up to `longest` tokens.
+
+    Its weights are called `layers.0. …`. Embedding, last norm and head are not part of it. The rotary tables are as
+    long as `longest` asks for, not as the context; a model with two ropes keeps both.
+    """
+    spec, prefix = architecture.spec, f"layers.{layer}."
+    sparse = spec.block_sparse
+    if sparse is not None:
+        sparse = replace(sparse, dense_every=None) if sparse.covers(layer) else None
+    weights = {
+        f"layers.0.{name.removeprefix(prefix)}": weight
+        for name, weight in architecture.weights.items()
+        if name.startswith(prefix)
+    }
+    return Architecture(replace(spec, layers=1, context_length=longest, block_sparse=sparse), _named(weights))
+
+
+def decoder_end(architecture: Architecture) -> Architecture:
+    """The last norm and the head, as a model without layers."""
+    names: tuple[str, ...] = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    if architecture.spec.tied_embedding:
+        names = (*names, "embed.weight")
+    weights = {name: architecture.weights[name] for name in names if name in architecture.weights}
+    return Architecture(replace(architecture.spec, layers=0, context_length=1, long_rope=None), weights)
+
+
+def layer_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
+    """The graph of a `single_layer`: HIDDEN_IN and HIDDEN_OUT [batch, length, hidden], MASK int64 [batch, length].
+
+    It has an (empty) KV cache as inputs, because the operator asks for one, and gives none back.
+    """
+    import onnx_ir as ir
+
+    emit = Emitter(layout, recipe)
+    hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
+    mask = emit.port(MASK, ["batch_size", "total_sequence_length"], ir.DataType.INT64)
+    cache = kv_cache(emit, spec, 0)
+    lengths = mask_lengths(emit, mask)
+    # of the token ids, these two read the length only, which hidden states have on the same axis
+    rope = rope_rows(emit, spec.long_rope, hidden, lengths.last) if spec.long_rope else None
+    sparse = spec.block_sparse
+    visible = visibility(emit, sparse, spec.heads, hidden, lengths.last, lengths.total) if sparse else None
+    normed = first_norm(emit, spec, hidden)
+    attended = attention(emit, spec, 0, normed, cache, lengths, rope, visible)
+    total = hidden
+    if spec.parallel:
+        fed = emit.op("Add", "/model/layers.0/Add", [attended, mlp(emit, spec, 0, normed)])
+    else:
+        total, normed = add_and_norm(emit, spec, "layers.0.post_norm", hidden, attended)
+        fed = mlp(emit, spec, 0, normed)
+    output = emit.port(HIDDEN_OUT, ["batch_size", "sequence_length", spec.hidden_size])
+    emit.op("Add", "/model/layers.0/residual/Add", [total, fed], output=output)
+    return _model(emit, [hidden, mask, cache.past_key, cache.past_value], [output])
+
+
+def end_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
+    """The graph of a `decoder_end`: HIDDEN_IN [batch, length, hidden] to LOGITS [batch, length, vocabulary]."""
+    emit = Emitter(layout, recipe)
+    hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
+    logits = emit.port(LOGITS, ["batch_size", "sequence_length", spec.vocabulary_size])
+    emit_logits(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden), logits)
+    return _model(emit, [hidden], [logits])
+
+
+def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    return {name: replace(weight, name=name) for name, weight in weights.items()}
+
+
+def _model(emit: Emitter, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+    import onnx_ir as ir
+
+    graph = ir.Graph(
+        inputs=inputs,
+        outputs=outputs,
+        nodes=emit.nodes,
+        initializers=list(emit.initializers.values()),
+        opset_imports={"": OPSET, MS: MS_OPSET},
+        name="main_graph",
+    )
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")
