@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgephi.errors import BundleError
+from edgephi.errors import BundleError, OutputError
 
 MANIFEST = "edgephi.json"
 GENAI_CONFIG = "genai_config.json"
@@ -39,6 +39,7 @@ def _inside_folder(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_inside_folder)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -123,6 +124,45 @@ class GraphEntry(Strict):
     file: RelativePath
 
 
+class MeasuredText(Strict):
+    """A text, and how much of it was read: `windows` pieces of `window_length` tokens from its beginning."""
+
+    name: str
+    sha256: Sha256
+    windows: int = Field(ge=1)
+    window_length: int = Field(ge=2)
+
+
+class GoldenAnswer(Strict):
+    """What the bundle answered, greedily, to a prompt that was not put through a chat template."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    token_ids: tuple[int, ...] = Field(min_length=1)
+    margins: tuple[Finite, ...] = Field(description="logit of each token less that of the second best")
+
+    @model_validator(mode="after")
+    def _one_margin_a_token(self) -> GoldenAnswer:
+        if len(self.margins) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} golden tokens have {len(self.margins)} margins")
+        return self
+
+
+class Quality(Strict):
+    """The quality contract: what the bundle measured and answered when it was recorded. KL divergences in nats."""
+
+    text: MeasuredText
+    perplexity: Finite = Field(gt=0)
+    against: str | None = Field(description="name of the float model that kl and top-1 refer to")
+    against_perplexity: Finite | None
+    kl_mean: Finite | None
+    kl_p99: Finite | None
+    top1_agreement: Finite | None = Field(ge=0, le=1)
+    providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
+    versions: dict[str, str] = Field(description="libraries that took part")
+    golden: tuple[GoldenAnswer, ...] = Field(min_length=1)
+
+
 class Manifest(Strict):
     """The content of edgephi.json."""
 
@@ -135,6 +175,7 @@ class Manifest(Strict):
     recipe: Recipe
     graphs: tuple[GraphEntry, ...]
     files: tuple[FileEntry, ...]
+    quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
 
     @property
     def stored_bytes(self) -> int:
@@ -166,9 +207,23 @@ def describe_file(folder: Path, path: str, on_bytes: Callable[[int], None] | Non
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write edgephi.json (UTF-8, \\n), last of all files."""
+    """Write edgephi.json (UTF-8, \\n), last of all files; one that is there is replaced whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+    beside = folder / f".{MANIFEST}.new"
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(folder / MANIFEST)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OutputError(
+            f"the manifest could not be written: {error.strerror or error}",
+            where=folder / MANIFEST,
+            remedy="Free disk space, or make the folder writable",
+        ) from error
 
 
 def read_manifest(folder: Path) -> Manifest:

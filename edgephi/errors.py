@@ -56,6 +56,10 @@ class BundleError(EdgephiError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
 
+class QualityError(EdgephiError):
+    """A bundle no longer gives the answers or the figures that its quality contract records."""
+
+
 class PromptError(EdgephiError):
     """The prompt or the messages cannot be given to this model (too long, empty, not understood by the template)."""
 

@@ -136,6 +136,7 @@ def _session(part: Architecture, build: GraphBuilder) -> Iterator[Any]:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False  # kept for every length otherwise
         # packed weights would be a copy of the layer; unpacked, they stay pages of the file
         options.add_session_config_entry("session.disable_prepacking", "1")
         try:

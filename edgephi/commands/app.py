@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import edgephi
-from edgephi.commands import chat, demo, export, generate, inspect, verify
+from edgephi.commands import chat, demo, evaluate, export, generate, inspect, verify
 from edgephi.errors import EdgephiError, UsageError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
+app.command("evaluate")(evaluate.evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ from edgephi.commands.options import Bundle, Json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgephi.bundle import Manifest, WeightRecipe
+    from edgephi.bundle import Manifest, Quality, WeightRecipe
 
 
 def inspect(folder: Bundle, as_json: Json = False) -> None:
@@ -73,8 +73,15 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "Graphs", ", ".join(f"{graph.device}: {graph.file}" for graph in manifest.graphs)
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"
+    if manifest.quality is not None:
+        yield "Quality", _quality(manifest.quality)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield "Made by", f"edgephi {manifest.edgephi} with {versions}"
+
+
+def _quality(quality: Quality) -> str:
+    distance = "" if quality.kl_mean is None else f", KL divergence {quality.kl_mean:.3g} to {quality.against}"
+    return f"perplexity {quality.perplexity:.2f} on {quality.text.name}{distance}"
 
 
 def _group(group: WeightRecipe) -> str:

@@ -13,3 +13,9 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most like
 TopP = Annotated[float, typer.Option(help="Nucleus sampling: keep the likeliest tokens up to this probability.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Float model: checkpoint folder, .gguf file, hub id, or a bundle.", show_default=False
+    ),
+]

@@ -1,25 +1,50 @@
-"""edgephi verify: is this bundle, byte for byte, what was exported?"""
+"""edgephi verify: is this bundle, byte for byte, what was exported, and does it still answer as it did?"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, Json
+from edgephi.commands.options import Against, Bundle, Json
+from edgephi.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgephi.commands.contract import Kept
 
 
-def verify(folder: Bundle, as_json: Json = False) -> None:
-    """Compare every byte of a bundle with its manifest.
+def verify(
+    folder: Bundle,
+    run: Annotated[bool, typer.Option("--run", help="Run the bundle and hold it to its quality contract.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --run: measure the figures on this text again.", show_default=False),
+    ] = None,
+    against: Against = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of a bundle with its manifest; with --run, its answers with the recorded ones.
 
     Checks that every file is there, has its size and its SHA-256. The first that differs ends the command with an
-    error. With --json, one object: files, bytes, intact (true).
+    error. --run then answers the golden prompts on the provider the bundle runs on: a token that is not the recorded
+    one is an error, unless the two logits lay so close that rounding explains it (a near-tie). With the recorded --text
+    the perplexity is measured again too, and with --against the KL divergence and the top-1 agreement.
+
+    With --json, one object: files, bytes, intact (true), and with --run also contract: golden_tokens, near_ties,
+    margin_shift (largest change of a logit margin), figures (null, or those of `edgephi evaluate --json`), providers,
+    versions.
     """
     from rich.text import Text
 
     from edgephi.bundle import check_bundle, read_manifest
     from edgephi.commands.console import byte_progress, format_bytes, stdout
 
+    if not run and (text is not None or against is not None):
+        raise UsageError("--text and --against are for --run", remedy="Add --run")
+    if against is not None and text is None:
+        raise UsageError("there is no text to compare on", remedy="Name the recorded --text as well")
     manifest = read_manifest(folder)
     files, size = len(manifest.files), manifest.stored_bytes
     done = 0
@@ -31,9 +56,36 @@ def verify(folder: Bundle, as_json: Json = False) -> None:
 
     with byte_progress("Hashing") as advance_to:
         check_bundle(folder, manifest, every_byte=True, on_bytes=on_bytes)
+    kept = None
+    if run:
+        from edgephi.benchmarks.report import progress
+        from edgephi.commands.contract import check
+
+        kept = check(folder, manifest, text, against, progress)
     if as_json:
-        typer.echo(json.dumps({"files": files, "bytes": size, "intact": True}))
-    else:
-        stdout().print(
-            Text(f"Intact: {files} files, {format_bytes(size)}, sizes and SHA-256 as in the manifest"), soft_wrap=True
-        )
+        record: dict[str, object] = {"files": files, "bytes": size, "intact": True}
+        typer.echo(json.dumps(record | ({"contract": _record(kept)} if kept else {})))
+        return
+    intact = f"Intact: {files} files, {format_bytes(size)}, sizes and SHA-256 as in the manifest"
+    for line in [intact, *([_sentence(kept)] if kept else [])]:
+        stdout().print(Text(line), soft_wrap=True)
+
+
+def _record(kept: Kept) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "golden_tokens": kept.golden.tokens,
+        "near_ties": len(kept.golden.flips),
+        "margin_shift": kept.golden.margin_shift,
+        "figures": kept.figures and asdict(kept.figures),
+        "providers": kept.providers,
+        "versions": kept.versions,
+    }
+
+
+def _sentence(kept: Kept) -> str:
+    golden, ties = kept.golden, len(kept.golden.flips)
+    near = f", {ties} of them flipped where two tokens were nearly equal" if ties else ""
+    figures = f"; perplexity {kept.figures.perplexity:.3f} as recorded" if kept.figures else ""
+    return f"Answers as recorded: {golden.tokens} golden tokens on {', '.join(kept.providers)}{near}{figures}"

@@ -1,0 +1,147 @@
+"""edgephi evaluate: how good a bundle is, measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgephi.commands.options import Against, Bundle, Json
+
+if TYPE_CHECKING:
+    from edgephi.benchmarks.choices import ChoiceScores
+    from edgephi.benchmarks.evaluation import Evaluation
+
+
+def evaluate(
+    folder: Bundle,
+    against: Against = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="UTF-8 text to predict.", show_default=False)
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Pieces of the text, from its beginning.")] = 20,
+    window_length: Annotated[int, typer.Option(min=2, help="Tokens of a piece.")] = 512,
+    choices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Multiple-choice questions, JSON lines: PIQA's, or prompt, choices, answer.",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="How many of the questions, from the first.", show_default=False)
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write figures and golden answers into edgephi.json, for verify --run.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the divergence along the text.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle: perplexity, distance to its float model, multiple-choice accuracy.
+
+    Perplexity is of the tokens after the first in each window. KL divergence (nats; mean and 99th percentile over
+    predictions) and top-1 agreement compare with --against. A checkpoint there is run in float32 one layer at a time,
+    so that it may be larger than the memory. A choice's likelihood is the sum over its tokens; "normalized" is this sum
+    over the choice's UTF-8 bytes.
+
+    With --json, one object: model, against (name or null); text (null, or name, sha256, windows, window_length);
+    figures (null, or predictions, perplexity, and against_perplexity, kl_mean, kl_p99, top1_agreement, which are null
+    without --against); choices (null, or file, questions, accuracy, accuracy_normalized, and against with the last two
+    for the float model, or null); recorded (true or false); versions (library to version); machine (cpu, cores, memory,
+    system, python); seconds; peak_memory_bytes.
+    """
+    import time
+    from dataclasses import asdict
+
+    from edgephi.benchmarks import plots
+    from edgephi.benchmarks.evaluation import evaluate as measure
+    from edgephi.benchmarks.report import library_versions, machine, progress
+    from edgephi.commands import contract
+    from edgephi.devices.memory import peak_resident_bytes
+    from edgephi.errors import UsageError
+
+    if plot is not None:
+        plots.require_plots(plot)
+        if text is None or against is None:
+            raise UsageError("there is no divergence to draw", remedy="Name a --text and what to compare --against")
+    if record and text is None:
+        raise UsageError("a quality contract needs figures on a text", remedy="Name a --text as well")
+    started = time.perf_counter()
+    result = measure(
+        folder,
+        against=against,
+        text=text,
+        windows=windows,
+        window_length=window_length,
+        choices=choices,
+        questions=questions,
+        progress=progress,
+    )
+    if plot is not None:
+        plots.plot_divergence(result, plot)
+    if record:
+        contract.record(folder, result)
+    if not as_json:
+        _print(result, record)
+        return
+    facts = {
+        "model": result.model,
+        "against": result.against,
+        "text": result.text and result.text.model_dump(),
+        "figures": result.figures and asdict(result.figures),
+        "choices": _choices(result),
+        "recorded": record,
+        "versions": library_versions(*contract.LIBRARIES),
+        "machine": machine(),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_resident_bytes(),
+    }
+    typer.echo(json.dumps(facts, ensure_ascii=False))
+
+
+def _choices(result: Evaluation) -> dict[str, object] | None:
+    if result.choices is None:
+        return None
+
+    def accuracies(scores: ChoiceScores) -> dict[str, object]:
+        return {"accuracy": scores.accuracy, "accuracy_normalized": scores.accuracy_normalized}
+
+    return {
+        "file": result.questions,
+        "questions": result.choices.questions,
+        **accuracies(result.choices),
+        "against": result.against_choices and accuracies(result.against_choices),
+    }
+
+
+def _print(result: Evaluation, recorded: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgephi.commands.console import harmless, stdout
+
+    table = Table.grid(padding=(0, 2))
+    figures, text = result.figures, result.text
+    if figures is not None and text is not None:
+        pieces = f"{text.windows} windows of {text.window_length} tokens, {figures.predictions:,} predictions"
+        table.add_row("text", Text(f"{harmless(text.name)}: {pieces}"))
+        table.add_row("perplexity", f"{figures.perplexity:.3f}")
+    if figures is not None and figures.kl_mean is not None:
+        assert figures.kl_p99 is not None and figures.top1_agreement is not None
+        assert figures.against_perplexity is not None and result.against is not None
+        table.add_row("against", Text(f"{harmless(result.against)}, perplexity {figures.against_perplexity:.3f}"))
+        table.add_row("KL divergence", f"mean {figures.kl_mean:.4g}, 99th percentile {figures.kl_p99:.4g} nats")
+        table.add_row("top-1 agreement", f"{100 * figures.top1_agreement:.1f} %")
+    for name, scores in ((result.model, result.choices), (result.against, result.against_choices)):
+        if scores is not None:
+            plain, normalized = 100 * scores.accuracy, 100 * scores.accuracy_normalized
+            accuracy = f"{plain:.1f} %, normalized {normalized:.1f} %, of {scores.questions:,} questions"
+            table.add_row("choices", Text(f"{harmless(str(name))}: {accuracy}"))
+    if recorded:
+        table.add_row("recorded", "the quality contract is in edgephi.json")
+    stdout().print(table)
