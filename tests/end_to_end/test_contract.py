@@ -163,9 +163,11 @@ def test_the_float_model_is_streamed_from_the_checkpoint(smollm2_bundle: Path, s
     found = json.loads(command(*arguments).stdout)
     figures = found["figures"]
     assert found["against"] == smollm2_gguf.name and found["recorded"] is False
-    assert 0.02 < figures["kl_mean"] < figures["kl_p99"]
-    assert 0.5 < figures["top1_agreement"] < 1
-    assert figures["against_perplexity"] < figures["perplexity"]
+    # int8 activations cost a little; one wrong layer, norm or rope would cost whole nats
+    assert 0 < figures["kl_mean"] < 0.05
+    assert figures["kl_mean"] < figures["kl_p99"]
+    assert 0.9 < figures["top1_agreement"] <= 1
+    assert figures["against_perplexity"] == pytest.approx(figures["perplexity"], rel=0.05)
 
 
 def test_a_flip_counts_when_the_logits_moved_further_than_rounding_moves_them() -> None:
