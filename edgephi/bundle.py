@@ -108,6 +108,15 @@ class QuantizationChoice(Strict):
     reason: str
 
 
+class CalibrationText(Strict):
+    """What a quantizer was fitted to."""
+
+    text: str = Field(description="name of the file, or that the model sampled it")
+    tokens: int = Field(ge=1)
+    sha256: Sha256 = Field(description="of the token ids, int64, little-endian")
+    seed: int | None = Field(description="of the sampling")
+
+
 class Recipe(Strict):
     """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
 
@@ -115,6 +124,7 @@ class Recipe(Strict):
     accuracy_level: int | None = Field(description="MatMulNBits: 4 computes with int8 activations, 1 with float32")
     quantize: QuantizationChoice | None = Field(default=None, description="for int4")
     weights: tuple[WeightRecipe, ...]
+    calibration: CalibrationText | None = None
 
 
 class GraphEntry(Strict):

@@ -31,6 +31,8 @@ class _CallableModule(ModuleType):
         revision: str | None = None,
         force: bool = False,
         via: Literal["edgephi", "optimum"] = "edgephi",
+        calibration: str | Path | None = None,
+        seed: int = 0,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Manifest:
         from edgephi.export.pipeline import export
@@ -45,6 +47,8 @@ class _CallableModule(ModuleType):
             revision=revision,
             force=force,
             via=via,
+            calibration=calibration,
+            seed=seed,
             on_progress=on_progress,
         )
 

@@ -49,6 +49,23 @@ class DataFile:
         except OSError as error:
             raise write_refusal(error, self._path) from error
 
+    def read(self, tensor: StoredTensor) -> NDArray[np.generic]:
+        """A whole tensor that was written before."""
+        raw = bytearray(tensor.bytes)
+        view = memoryview(raw)
+        with self._lock:
+            self._stream.seek(tensor.offset)
+            while view:
+                count = self._stream.readinto(view)  # type: ignore[attr-defined]
+                if not count:
+                    raise OutputError(
+                        f"the unfinished export ends inside {tensor.name}",
+                        where=self._path,
+                        remedy="Delete the folder it lies in, then run the same command again",
+                    )
+                view = view[count:]
+        return np.frombuffer(raw, tensor.dtype).reshape(tensor.shape)
+
     def close(self) -> None:
         self._stream.close()
 

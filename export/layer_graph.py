@@ -54,9 +54,14 @@ def layer_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
 
     It has an (empty) KV cache as inputs, because the operator asks for one, and gives none back.
     """
+    emit = Emitter(layout, recipe)
+    return model_of(emit, *emit_layer(emit, spec))
+
+
+def emit_layer(emit: Emitter, spec: DecoderSpec) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Write the nodes of a `single_layer`; returns inputs and outputs as `layer_graph` describes them."""
     import onnx_ir as ir
 
-    emit = Emitter(layout, recipe)
     hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
     mask = emit.port(MASK, ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     cache = kv_cache(emit, spec, 0)
@@ -75,7 +80,7 @@ def layer_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
         fed = mlp(emit, spec, 0, normed)
     output = emit.port(HIDDEN_OUT, ["batch_size", "sequence_length", spec.hidden_size])
     emit.op("Add", "/model/layers.0/residual/Add", [total, fed], output=output)
-    return _model(emit, [hidden, mask, cache.past_key, cache.past_value], [output])
+    return [hidden, mask, cache.past_key, cache.past_value], [output]
 
 
 def end_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
@@ -84,14 +89,15 @@ def end_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
     logits = emit.port(LOGITS, ["batch_size", "sequence_length", spec.vocabulary_size])
     emit_logits(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden), logits)
-    return _model(emit, [hidden], [logits])
+    return model_of(emit, [hidden], [logits])
 
 
 def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {name: replace(weight, name=name) for name, weight in weights.items()}
 
 
-def _model(emit: Emitter, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+def model_of(emit: Emitter, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+    """The nodes so far as a model."""
     import onnx_ir as ir
 
     graph = ir.Graph(

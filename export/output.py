@@ -78,7 +78,10 @@ def staged(output: Path, force: bool, key: str) -> Iterator[tuple[Path, Journal]
         journal = Journal(partial / JOURNAL, key)
         if not journal.continues:
             for stale in bundle_files(partial):
-                stale.unlink()
+                if stale.is_dir() and not stale.is_symlink():
+                    shutil.rmtree(stale)
+                else:
+                    stale.unlink()
         yield partial, journal
         check_output(output, force)
         for working_file in (lock, partial / JOURNAL):

@@ -104,11 +104,12 @@ class _Groups:
 
 def source_bytes(architecture: Architecture) -> int:
     """Bytes `pack_weights` will report in all."""
-    return sum(
-        part.tensor.bytes * (part.stop - part.start) // part.tensor.shape[0]
-        for weight in architecture.weights.values()
-        for part in weight.parts
-    )
+    return sum(weight_source_bytes(weight) for weight in architecture.weights.values())
+
+
+def weight_source_bytes(weight: Weight) -> int:
+    """Bytes of the checkpoint that a weight is read from."""
+    return sum(part.tensor.bytes * (part.stop - part.start) // part.tensor.shape[0] for part in weight.parts)
 
 
 def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
@@ -125,7 +126,7 @@ def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Gr
         require_finite(values, tensor)
         data.write(matrix.codes, job.row, _as(values, matrix.codes.dtype, tensor))
     else:
-        _write_quantized(_quantized(job, matrix), matrix, job.row, data, tensor)
+        write_quantized(_quantized(job, matrix), matrix, job.row, data, tensor)
     progress.finish(job)
     report(job.source_bytes)
 
@@ -145,9 +146,8 @@ def _quantized(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
         raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
 
 
-def _write_quantized(
-    packed: QuantizedWeight, matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef
-) -> None:
+def write_quantized(packed: QuantizedWeight, matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef) -> None:
+    """Write rows of a quantized matrix, the first of them row `row`; `tensor` is where they came from."""
     data.write(matrix.codes, row, packed.codes)
     if matrix.scales is not None:
         data.write(matrix.scales, row, _as(packed.scales, matrix.scales.dtype, tensor))
@@ -174,7 +174,7 @@ def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, r
         weight = architecture.weights.get(name)
         if weight is not None:
             data.write(stored, 0, _as(read_vector(weight), stored.dtype, weight.parts[0].tensor))
-            report(sum(part.tensor.bytes * (part.stop - part.start) // part.tensor.shape[0] for part in weight.parts))
+            report(weight_source_bytes(weight))
 
 
 def _write_rope(architecture: Architecture, layout: Layout, data: DataFile) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import edgephi
 from edgephi.bundle import (
     LONG_ROPE_ADAPTER,
+    CalibrationText,
     FileEntry,
     GraphEntry,
     Manifest,
@@ -28,10 +29,13 @@ from edgephi.bundle import (
     write_manifest,
 )
 from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.errors import UsageError
 from edgephi.export.block_sparse import prefill_chunk
+from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
+from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.output import bundle_files, check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes
@@ -70,6 +74,8 @@ def export(
     revision: str | None = None,
     force: bool = False,
     via: Literal["edgephi", "optimum"] = "edgephi",
+    calibration: str | Path | None = None,
+    seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -82,10 +88,13 @@ def export(
         block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
         quantize: for int4. auto carries over what the source holds in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K),
-            provided that `block_size` is 32, and rounds the rest; rtn rounds everything to nearest.
+            provided that `block_size` is 32, and rounds the rest; rtn rounds everything to nearest; gptq fits
+            every layer to calibration text that passes through the model layer by layer (experts are rounded).
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
+        calibration: UTF-8 text for gptq, of which the first 4,096 tokens count; None: the model samples its own.
+        seed: of that sampling.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -100,6 +109,7 @@ def export(
     output = Path(output)
     check_output(output, force)
     recipe = make_recipe(precision, block_size, accuracy_level, quantize)
+    text = _calibration(recipe, calibration, seed, via)
     if via == "optimum":
         from edgephi.export.via_optimum import export_via_optimum
 
@@ -108,9 +118,9 @@ def export(
     architecture = describe(checkpoint)
     tokenizer = _tokenizer(checkpoint, architecture)
     layout = plan_storage(architecture, recipe)
-    check_disk(output, layout.bytes + GRAPH_ALLOWANCE)
+    check_disk(output, layout.bytes + GRAPH_ALLOWANCE + (extra_disk(architecture, text) if text else 0))
     threads = min(4, os.cpu_count() or 1)
-    key = _key(checkpoint, architecture, recipe, layout)
+    key = _key(checkpoint, architecture, recipe, layout, text.digest() if text else None)
     with (
         staged(output, force, key) as (folder, journal),
         source_hashes(checkpoint.files) as source_files,
@@ -123,11 +133,30 @@ def export(
         if architecture.spec.long_rope is not None:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         reporter = Reporter(source_bytes(architecture), on_progress)
-        pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
+        record = None
+        if text:
+            tokens = calibration_tokens(architecture, tokenizer, text, folder, journal, threads)
+            pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, threads, reporter)
+            forget_tokens(folder)
+            record = describe_text(text, tokens)
+        else:
+            pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
         graph.result()
-        manifest = _manifest(checkpoint, architecture, layout, recipe, folder, source_files())
+        manifest = _manifest(checkpoint, architecture, layout, recipe, folder, source_files(), record)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _calibration(recipe: Recipe, calibration: str | Path | None, seed: int, via: str) -> CalibrationSource | None:
+    if recipe.quantize != "gptq":
+        if calibration is not None:
+            raise UsageError("only GPTQ needs a calibration text", remedy="Add --quantize gptq, or leave the text out")
+        return None
+    if via != "edgephi":
+        raise UsageError("GPTQ takes models of edgephi's own families", remedy="Leave --quantize or --via out")
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
+    return CalibrationSource(None if calibration is None else Path(calibration), seed)
 
 
 class Reporter:
@@ -145,7 +174,9 @@ class Reporter:
             self._on_progress(Progress(self._done, self._total))
 
 
-def _key(checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, layout: Layout) -> str:
+def _key(
+    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, layout: Layout, calibration: str | None
+) -> str:
     """Of everything that decides the bytes of the data file: an interrupted export continues under the same key."""
     stats = [(file.name, file.stat()) for file in checkpoint.files]
     facts = [
@@ -157,6 +188,7 @@ def _key(checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, lay
         asdict(recipe),
         asdict(architecture.spec),
         asdict(layout),
+        calibration,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -195,6 +227,7 @@ def _manifest(
     recipe: Recipe,
     folder: Path,
     source_files: tuple[FileEntry, ...],
+    calibration: CalibrationText | None,
 ) -> Manifest:
     from importlib.metadata import version
 
@@ -222,7 +255,8 @@ def _manifest(
             precision=recipe.precision,
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
             quantize=quantization_choice(architecture, layout, recipe),
-            weights=_weight_recipes(architecture, layout),
+            weights=_weight_recipes(architecture, layout, recipe),
+            calibration=calibration,
         ),
         graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
         files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
@@ -235,6 +269,8 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
         return None
     if recipe.quantize == "rtn":
         return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
+    if recipe.quantize == "gptq":
+        return QuantizationChoice(asked="gptq", picked="GPTQ, experts rounded to nearest", reason="asked for")
     linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
     carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
     if carried == len(linear):
@@ -249,7 +285,7 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     return QuantizationChoice(asked="auto", picked=picked, reason=reason)
 
 
-def _weight_recipes(architecture: Architecture, layout: Layout) -> tuple[WeightRecipe, ...]:
+def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
     """One record for each group of weights that are stored alike."""
     groups: dict[tuple[str, tuple[str, ...]], list[Weight]] = {}
     for role in ("embedding", "linear", "expert", "router", "head"):
@@ -261,6 +297,8 @@ def _weight_recipes(architecture: Architecture, layout: Layout) -> tuple[WeightR
         matrices = [layout.matrices[weight.name] for weight in weights]
         fmt = matrices[0].format
         method = "round to nearest, scale searched" if fmt else "stored as it is"
+        if role == "linear" and recipe.quantize == "gptq":
+            method = "GPTQ"
         if carried:
             offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
             method = f"carried over from {' and '.join(carried)}{offsets}"

@@ -19,9 +19,9 @@ from edgephi.export.spec import Architecture, DecoderSpec, Weight
 from edgephi.quantize import BlockFormat
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
-Quantize = Literal["auto", "rtn"]
+Quantize = Literal["auto", "rtn", "gptq"]
 """Who decides the codes of int4 weights. auto: the source where it holds them, else rounding; rtn: rounding to nearest,
-scale and zero point searched."""
+scale and zero point searched; gptq: what changes the layer's outputs least, see `quantize/gptq.py`."""
 DType = Literal["float32", "float16", "uint8"]
 ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "float16": 2, "uint8": 1}
 
@@ -62,6 +62,8 @@ def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4, 
     if block_size not in (16, 32, 64, 128, 256):
         raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
     eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
+    if quantize == "gptq" and precision != "int4":
+        raise UsageError("GPTQ makes int4 bundles", remedy="Leave --quantize out, or --precision")
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)

@@ -28,10 +28,11 @@ def export(
         int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
     ] = 4,
     quantize: Annotated[
-        Literal["auto", "rtn"],
+        Literal["auto", "rtn", "gptq"],
         typer.Option(
             help="For int4. auto: what the source holds in 4-bit blocks of 32 (GGUF) is carried over as it is, unless "
-            "--block-size is not 32, and the rest is rounded. rtn: everything is rounded to nearest."
+            "--block-size is not 32, and the rest is rounded. rtn: everything is rounded to nearest. gptq: "
+            "every layer is fitted to calibration text, in minutes."
         ),
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
@@ -40,6 +41,13 @@ def export(
         Literal["edgephi", "optimum"],
         typer.Option(help="Who builds the graph. optimum: for decoders outside edgephi's families; needs the extra."),
     ] = "edgephi",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="UTF-8 text for gptq, up to 4,096 tokens. Without: the model samples its own."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -61,6 +69,8 @@ def export(
         revision=revision,
         force=force,
         via=via,
+        calibration=calibration,
+        seed=seed,
     )
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
@@ -92,6 +102,8 @@ def export_with_progress(
     revision: str | None = None,
     force: bool = False,
     via: Literal["edgephi", "optimum"] = "edgephi",
+    calibration: Path | None = None,
+    seed: int = 0,
 ) -> Manifest:
     """Export with a bar on the terminal, in bytes of the source."""
     import edgephi
@@ -108,5 +120,7 @@ def export_with_progress(
             revision=revision,
             force=force,
             via=via,
+            calibration=calibration,
+            seed=seed,
             on_progress=lambda progress: advance_to(progress.done, progress.total),
         )

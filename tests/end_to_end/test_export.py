@@ -221,3 +221,54 @@ def test_every_failure_is_one_of_ours(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "config.json").write_text("[]")
     with pytest.raises(EdgephiError):
         edgephi.export(checkpoint, tmp_path / "out")
+
+
+# --- GPTQ ------------------------------------------------------------------------------------------------------------
+
+
+def test_gptq_on_text_of_its_own_is_repeatable_and_recorded(checkpoint: Path, tmp_path: Path) -> None:
+    first = edgephi.export(checkpoint, tmp_path / "a", quantize="gptq", seed=3)
+    second = edgephi.export(checkpoint, tmp_path / "b", quantize="gptq", seed=3)
+    assert first == second
+    assert leftovers(tmp_path) == ["a", "b"]
+    check_bundle(tmp_path / "a", first, every_byte=True)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {entry.path for entry in first.files} | {
+        "edgephi.json"
+    }
+    assert {weight.weights: weight.method for weight in first.recipe.weights}["linear"] == "GPTQ"
+    assert first.recipe.calibration is not None
+    assert (first.recipe.calibration.seed, first.recipe.calibration.tokens % 16) == (3, 0)
+    other = edgephi.export(checkpoint, tmp_path / "c", quantize="gptq", seed=4)
+    assert other.recipe.calibration is not None
+    assert other.recipe.calibration.sha256 != first.recipe.calibration.sha256
+
+
+def test_gptq_on_a_text_names_the_text(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "checkpoint" / "letters.txt"
+    text.write_text("thequickbrownfoxjumpsoverthelazydog" * 40, encoding="utf-8")
+    manifest = edgephi.export(checkpoint, tmp_path / "out", quantize="gptq", calibration=text)
+    assert manifest.recipe.calibration is not None
+    assert manifest.recipe.calibration.text == "letters.txt"
+    assert manifest.recipe.calibration.seed is None
+    assert 0 < manifest.recipe.calibration.tokens <= 35 * 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"calibration": "text.txt"}, "only GPTQ"),
+        ({"quantize": "gptq", "precision": "int8"}, "int4 bundles"),
+        ({"quantize": "gptq", "via": "optimum"}, "own families"),
+        ({"quantize": "gptq", "seed": -1}, "seed"),
+        ({"quantize": "gptq", "calibration": "absent.txt"}, "cannot be read"),
+        ({"quantize": "gptq", "calibration": "short.txt"}, "5 tokens"),
+    ],
+)
+def test_calibration_that_cannot_be_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], named: str
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    (checkpoint / "short.txt").write_text("hello", encoding="utf-8")
+    with pytest.raises(EdgephiError, match=named):
+        edgephi.export(checkpoint, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert leftovers(tmp_path) == []

@@ -1,0 +1,158 @@
+"""One decoder layer as a graph of its own: hidden states in, hidden states and the input of every linear layer out.
+
+Weights are inputs of the graph, float32. So one layer is in memory at a time, once, and no weight is written to disk
+to be computed with; float and quantized weights take the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.errors import EngineError
+from edgephi.export.emitter import Emitter
+from edgephi.export.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, model_of, single_layer
+from edgephi.export.rope import rope_table
+from edgephi.export.spec import Architecture, Weight
+from edgephi.export.storage import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Float32 = NDArray[np.float32]
+OnInput = Callable[[str, Float32], None]
+
+
+def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
+    """The weights of one layer, by canonical name."""
+    prefix = f"layers.{layer}."
+    return {name: weight for name, weight in architecture.weights.items() if name.startswith(prefix)}
+
+
+class _RecordingEmitter(Emitter):
+    """Weights become inputs of the graph, and what a linear layer multiplies is remembered."""
+
+    def __init__(self, layout: Layout, recipe: Recipe) -> None:
+        super().__init__(layout, recipe)
+        self.ports: dict[str, ir.Value] = {}
+        self.linear_inputs: dict[str, ir.Value] = {}
+
+    def stored(self, tensor: StoredTensor) -> ir.Value:
+        if tensor.name not in self.ports:
+            self.ports[tensor.name] = self.port(tensor.name, tensor.shape)
+        return self.ports[tensor.name]
+
+    def linear(
+        self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
+    ) -> ir.Value:
+        self.linear_inputs[weight] = value
+        return super().linear(name, value, weight, bias, output)
+
+
+class LayerGraph:
+    """An open session on one layer.
+
+    Args:
+        architecture: the whole decoder.
+        layer: which layer, counted from 0.
+        length: tokens of a sequence, all of which take the short rope where there are two.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+
+    def __init__(self, architecture: Architecture, layer: int, length: int) -> None:
+        import onnx_ir as ir
+        import onnxruntime as ort
+
+        short = replace(architecture, spec=replace(architecture.spec, long_rope=None))
+        part = single_layer(short, layer, length)
+        self._spec, self._stacks, recipe = part.spec, expert_stacks(part), make_recipe("fp32", 32)
+        self._layout = plan_storage(part, recipe)
+        self._layer, self._length = layer, length
+        emit = _RecordingEmitter(self._layout, recipe)
+        inputs, outputs = emit_layer(emit, part.spec)
+        recorded = {str(value.name): (self._outside(weight), value) for weight, value in emit.linear_inputs.items()}
+        self._recorded = {name: weight for name, (weight, _) in recorded.items()}
+        self._used = set(emit.ports)
+        for _, value in recorded.values():
+            value.type = ir.TensorType(emit.float)
+        read = [value for _, value in recorded.values()]
+        model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read])
+        options = ort.SessionOptions()
+        # an arena keeps the largest of everything it ever held
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(
+                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base but this
+            raise _failure(error, layer) from error
+
+    def run(self, hidden: Float32, weights: Mapping[str, Float32], on_input: OnInput | None = None) -> Float32:
+        """Hidden states after the layer, float32 [sequences, length, hidden], one sequence at a time.
+
+        Args:
+            hidden: hidden states before it, of the same shape.
+            weights: every weight of the layer, float32, by canonical name.
+            on_input: told the input [length, columns] of every linear layer, by its weight's name, for each sequence.
+
+        Raises:
+            EngineError: the run fails, or gives values that are not finite.
+        """
+        feeds = self._feeds(weights)
+        recorded = self._recorded if on_input else {}
+        result = np.empty_like(hidden)
+        for number, sequence in enumerate(hidden):
+            try:
+                after, *inputs = self._session.run([HIDDEN_OUT, *recorded], {HIDDEN_IN: sequence[None], **feeds})
+            except Exception as error:  # as above
+                raise _failure(error, self._layer) from error
+            if not np.isfinite(after).all():
+                raise EngineError(
+                    "hidden states are not finite",
+                    where=f"layers.{self._layer}",
+                    remedy="Check the checkpoint, or calibrate with other text",
+                )
+            result[number] = after[0]
+            if on_input:
+                for weight, values in zip(recorded.values(), inputs, strict=True):
+                    on_input(weight, values.reshape(-1, values.shape[-1]))
+        return result
+
+    def _outside(self, name: str) -> str:
+        """The layer's own name of a weight that is called `layers.0. …` within the graph."""
+        return f"layers.{self._layer}.{name.removeprefix('layers.0.')}"
+
+    def _feeds(self, weights: Mapping[str, Float32]) -> dict[str, NDArray[np.generic]]:
+        spec, layout = self._spec, self._layout
+        cos, sin = rope_table(spec.rope, 0, self._length)
+        tables = {"cos_cache": cos, "sin_cache": sin}
+        feeds: dict[str, NDArray[np.generic]] = {}
+        for name, stored in layout.vectors.items():
+            feeds[stored.name] = np.ascontiguousarray(tables[name] if name in tables else weights[self._outside(name)])
+        for name, matrix in layout.matrices.items():
+            feeds[matrix.codes.name] = weights[self._outside(name)]
+        for stack, experts in self._stacks.items():
+            feeds[layout.stacks[stack].codes.name] = np.stack(
+                [weights[self._outside(expert.name)] for expert in experts]
+            )
+        feeds = {name: values for name, values in feeds.items() if name in self._used}
+        empty = np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32)
+        past = "past_key_values.0"
+        mask = np.ones((1, self._length), np.int64)
+        return {**feeds, MASK: mask, f"{past}.key": empty, f"{past}.value": empty}
+
+
+def _failure(error: Exception, layer: int) -> EngineError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EngineError(
+        f"onnxruntime cannot run the layer: {reason[:200]}",
+        where=f"layers.{layer}",
+        remedy="Export with --quantize rtn",
+    )

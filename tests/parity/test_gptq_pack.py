@@ -1,0 +1,66 @@
+"""GPTQ of a whole decoder: every family, and what an interruption leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgephi.export.data_file import JOURNAL, Journal
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.families import describe
+from edgephi.export.gptq_pack import group, pack_with_gptq
+from edgephi.export.graph import write_graph
+from edgephi.export.pack import source_bytes
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.storage import make_recipe, plan_storage
+from tests.decoding import Decoder, build_graph
+from tests.quantized import rms_distance
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def fitted(source: Path, folder: Path, interrupt_after: int | None = None) -> int:
+    """Export graph and weights with GPTQ on random tokens; returns the source bytes reported."""
+    architecture = describe(open_folder(source))
+    recipe = make_recipe("int4", 32, accuracy_level=1)
+    layout = plan_storage(architecture, recipe)
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder / JOURNAL, "key")
+    tokens = np.random.default_rng(0).integers(0, architecture.spec.vocabulary_size, (32, 24))
+    reported = 0
+
+    def report(count: int) -> None:
+        nonlocal reported
+        reported += count
+        if interrupt_after is not None and group(interrupt_after) in (folder / JOURNAL).read_text(encoding="utf-8"):
+            raise Interrupted
+
+    pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, 1, report)
+    write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
+    assert reported == source_bytes(architecture)
+    return reported
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "llama-bias", "phi3-gqa-partial", "phi-parallel", "phimoe"])
+def test_fitted_weights_predict_more_like_the_reference_than_rounded_ones(
+    case: str, fixtures: Path, tmp_path: Path
+) -> None:
+    reference = np.load(fixtures / case / "reference.npz")
+    fitted(fixtures / case, tmp_path / "gptq")
+    rounded = build_graph(fixtures / case, tmp_path / "rtn", "int4")
+    ids, logits = reference["input_ids"], reference["logits"]
+    ours = rms_distance(Decoder(tmp_path / "gptq" / "model.onnx").feed(ids), logits)
+    assert ours < rms_distance(Decoder(rounded).feed(ids), logits)
+
+
+def test_interrupted_and_resumed_gives_the_same_bytes(fixtures: Path, tmp_path: Path) -> None:
+    fitted(fixtures / "llama-gqa", tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fitted(fixtures / "llama-gqa", tmp_path / "resumed", interrupt_after=0)
+    assert group(0) in (tmp_path / "resumed" / JOURNAL).read_text(encoding="utf-8")
+    fitted(fixtures / "llama-gqa", tmp_path / "resumed")
+    assert (tmp_path / "resumed" / DATA_FILE).read_bytes() == (tmp_path / "whole" / DATA_FILE).read_bytes()

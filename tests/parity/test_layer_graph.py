@@ -1,0 +1,82 @@
+"""Layers computed one by one, for calibration, give the hidden states of the whole published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgephi.export.families import describe
+from edgephi.export.gptq_pack import embed, read_weight
+from edgephi.export.recorded_layer import LayerGraph, layer_weights
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.spec import Architecture
+from tests.decoding import distance
+
+Float32 = NDArray[np.float32]
+CASES = (
+    "llama-gqa",
+    "llama-bias",
+    "llama3-rope",
+    "phi3-mha",
+    "phi3-window",
+    "phi3-gqa-partial",
+    "phi-parallel",
+    "phimoe",
+    "phi3-longrope-short",
+)
+
+
+def logits(architecture: Architecture, hidden: Float32) -> Float32:
+    """The last norm and the head, in float64."""
+    spec = architecture.spec
+    vectors = {name: read_weight(architecture.weights[name]) for name in ("norm.weight",)}
+    values = hidden.astype(np.float64)
+    if spec.norm == "layer":
+        values -= values.mean(axis=-1, keepdims=True)
+    values /= np.sqrt(np.square(values).mean(axis=-1, keepdims=True) + spec.norm_epsilon)
+    values *= vectors["norm.weight"]
+    if spec.norm == "layer":
+        values += read_weight(architecture.weights["norm.bias"])
+    head = architecture.weights["embed.weight" if spec.tied_embedding else "head.weight"]
+    result = values @ read_weight(head).T.astype(np.float64)
+    if "head.bias" in architecture.weights:
+        result += read_weight(architecture.weights["head.bias"])
+    return np.asarray(result, np.float32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layer_by_layer_equals_transformers(case: str, fixtures: Path) -> None:
+    reference = np.load(fixtures / case / "reference.npz")
+    architecture, tokens = describe(open_folder(fixtures / case)), reference["input_ids"]
+    hidden = embed(architecture, tokens)
+    for layer in range(architecture.spec.layers):
+        weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, layer).items()}
+        hidden = LayerGraph(architecture, layer, tokens.shape[1]).run(hidden, weights)
+    assert distance(logits(architecture, hidden), reference["logits"]) < 1e-4
+
+
+def test_the_inputs_reported_are_what_each_weight_multiplies(fixtures: Path) -> None:
+    architecture = describe(open_folder(fixtures / "llama-gqa"))
+    spec = architecture.spec
+    hidden = embed(architecture, np.arange(24).reshape(2, 12) % spec.vocabulary_size)
+    weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
+    seen: dict[str, list[Float32]] = {}
+    graph = LayerGraph(architecture, 0, 12)
+    after = graph.run(hidden, weights, lambda name, values: seen.setdefault(name, []).append(values.copy()))
+    assert {name: values[0].shape for name, values in seen.items()} == {
+        "layers.0.qkv.weight": (12, spec.hidden_size),
+        "layers.0.o.weight": (12, spec.query_size),
+        "layers.0.gate_up.weight": (12, spec.hidden_size),
+        "layers.0.down.weight": (12, spec.intermediate_size),
+    }
+    # the layer's output is the residual stream plus what o and down make of their inputs
+    inputs = {name.split(".")[2]: np.stack(values) for name, values in seen.items()}
+    added = sum(inputs[name] @ weights[f"layers.0.{name}.weight"].T for name in ("o", "down"))
+    np.testing.assert_allclose(hidden + added, after, rtol=0, atol=1e-5 * float(np.abs(after).max()))
+    normed = hidden / np.sqrt(np.square(hidden).mean(axis=-1, keepdims=True) + spec.norm_epsilon)
+    np.testing.assert_allclose(
+        inputs["qkv"], normed * weights["layers.0.input_norm.weight"], rtol=0, atol=1e-5 * float(np.abs(normed).max())
+    )
