@@ -61,10 +61,10 @@ def test_demo_answers_paris_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: 
     (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     made = (bundle / "edgephi.json").stat().st_mtime_ns
 
-    second = edgephi("demo", "What is the capital of Italy?", "--json", "--weights", smollm2_gguf, **cache)
+    second = edgephi("demo", "What is the capital of Germany?", "--json", "--weights", smollm2_gguf, **cache)
     record = json.loads(second.stdout)
     assert (bundle / "edgephi.json").stat().st_mtime_ns == made
-    assert "Italy" in record["answer"] and record["finish"] == "stop"
+    assert "Berlin" in record["answer"] and record["finish"] == "stop"
     assert set(record["placement"]) == {"CPUExecutionProvider"}
     assert record["peak_memory_bytes"] > 50e6
 

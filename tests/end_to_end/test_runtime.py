@@ -158,7 +158,7 @@ def test_a_conversation_outgrows_its_cache_and_goes_on(model: Model) -> None:
 
 
 def test_a_cancelled_answer_stays_in_the_conversation(model: Model) -> None:
-    session = model.session(system="You are terse.", max_new_tokens=60)
+    session = model.session(system="You are a helpful assistant.", max_new_tokens=60)
     stream = session.say("Tell me a long story about a lighthouse.")
     heard = next(stream) + next(stream)
     stream.cancel()
