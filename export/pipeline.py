@@ -270,7 +270,9 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     if recipe.quantize == "rtn":
         return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
     if recipe.quantize == "gptq":
-        return QuantizationChoice(asked="gptq", picked="GPTQ, experts rounded to nearest", reason="asked for")
+        experts = any(weight.role == "expert" for weight in architecture.weights.values())
+        picked = "GPTQ, experts rounded to nearest" if experts else "GPTQ"
+        return QuantizationChoice(asked="gptq", picked=picked, reason="asked for")
     linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
     carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
     if carried == len(linear):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -109,7 +111,7 @@ def export_with_progress(
     import edgephi
     from edgephi.commands.console import byte_progress
 
-    with byte_progress("exporting") as advance_to:
+    with byte_progress("exporting") as advance_to, _sentence_on_interruption():
         return edgephi.export(
             source,
             output,
@@ -124,3 +126,13 @@ def export_with_progress(
             seed=seed,
             on_progress=lambda progress: advance_to(progress.done, progress.total),
         )
+
+
+@contextmanager
+def _sentence_on_interruption() -> Iterator[None]:
+    """After Ctrl-C say that nothing is lost; the exit status is the command's (130)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last whole layer", err=True)
+        raise

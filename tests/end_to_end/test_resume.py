@@ -61,6 +61,20 @@ def test_killed_and_resumed_is_byte_identical(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to another process")
+def test_ctrl_c_says_that_the_export_can_go_on(smollm2_gguf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgephi", "export", str(smollm2_gguf), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--quantize", "rtn"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not done_layers(tmp_path / ".out.partial"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said == "interrupted; the same command goes on from the last whole layer\n"
+
+
 def test_other_arguments_start_anew(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path) -> None:
     partial = tmp_path / ".out.partial"
 
