@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def test_killed_and_resumed_is_byte_identical(
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to another process")
 def test_ctrl_c_says_that_the_export_can_go_on(smollm2_gguf: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgephi", "export", str(smollm2_gguf), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, "--quantize", "rtn"], stderr=subprocess.PIPE, text=True)
+    # a runner in the background may ignore SIGINT, and its children inherit that
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*command, "--quantize", "rtn"], stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 120
     while not done_layers(tmp_path / ".out.partial"):
         assert process.poll() is None and time.monotonic() < deadline
