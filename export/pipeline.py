@@ -9,26 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from threading import Event, Lock
 from typing import Literal
 
 import edgephi
-from edgephi.bundle import (
-    LONG_ROPE_ADAPTER,
-    CalibrationText,
-    FileEntry,
-    GraphEntry,
-    Manifest,
-    ModelFacts,
-    QuantizationChoice,
-    Source,
-    WeightRecipe,
-    describe_file,
-    write_manifest,
-)
-from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, describe_file, write_manifest
 from edgephi.errors import UsageError
 from edgephi.export.block_sparse import prefill_chunk
 from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
@@ -37,19 +23,17 @@ from edgephi.export.families import describe
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
-from edgephi.export.output import bundle_files, check_disk, check_output, staged
+from edgephi.export.output import check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes
+from edgephi.export.record import make_manifest
 from edgephi.export.rope_switch import write_long_rope_adapter
 from edgephi.export.source import open_source
-from edgephi.export.spec import Architecture, Checkpoint, Weight
-from edgephi.export.storage import ITEM_BYTES, Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
+from edgephi.export.spec import Architecture, Checkpoint
+from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
 from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
-
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
-"""Libraries whose version can change the bytes of a bundle."""
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -142,7 +126,7 @@ def export(
         else:
             pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
         graph.result()
-        manifest = _manifest(checkpoint, architecture, layout, recipe, folder, source_files(), record)
+        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, source_files(), record)
         write_manifest(folder, manifest)
     return manifest
 
@@ -218,101 +202,3 @@ def _tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerF
         tokenizer = tokenizer_from_gguf(checkpoint.gguf_metadata, checkpoint.config_where)
     require_vocabulary(tokenizer, architecture.spec.vocabulary_size, checkpoint.folder or checkpoint.config_where)
     return tokenizer
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    layout: Layout,
-    recipe: Recipe,
-    folder: Path,
-    source_files: tuple[FileEntry, ...],
-    calibration: CalibrationText | None,
-) -> Manifest:
-    from importlib.metadata import version
-
-    spec = architecture.spec
-    return Manifest(
-        edgephi=edgephi.__version__,
-        versions={name: version(name) for name in LIBRARIES},
-        source=Source(kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files),
-        model=ModelFacts(
-            family=spec.family,
-            hidden_size=spec.hidden_size,
-            layers=spec.layers,
-            heads=spec.heads,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            intermediate_size=spec.intermediate_size,
-            vocabulary_size=spec.vocabulary_size,
-            context_length=spec.context_length,
-            sliding_window=spec.sliding_window,
-            tied_embedding=spec.tied_embedding,
-            parameters=architecture.parameters,
-            rope_switch=spec.long_rope.switch if spec.long_rope is not None else None,
-        ),
-        recipe=RecipeRecord(
-            precision=recipe.precision,
-            accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
-            quantize=quantization_choice(architecture, layout, recipe),
-            weights=_weight_recipes(architecture, layout, recipe),
-            calibration=calibration,
-        ),
-        graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
-        files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
-    )
-
-
-def quantization_choice(architecture: Architecture, layout: Layout, recipe: Recipe) -> QuantizationChoice | None:
-    """What was asked for, what came of it and why; None where there are no 4-bit weights."""
-    if recipe.linear is None or recipe.linear.bits != 4:
-        return None
-    if recipe.quantize == "rtn":
-        return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
-    if recipe.quantize == "gptq":
-        experts = any(weight.role == "expert" for weight in architecture.weights.values())
-        picked = "GPTQ, experts rounded to nearest" if experts else "GPTQ"
-        return QuantizationChoice(asked="gptq", picked=picked, reason="asked for")
-    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
-    carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
-    if carried == len(linear):
-        picked, reason = "carried over", "the source holds every linear weight in 4-bit blocks of 32"
-    elif carried:
-        picked = "carried over, the rest rounded to nearest"
-        reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
-    elif recipe.carries_over:
-        picked, reason = "rounded to nearest", "the source holds no linear weight in 4-bit blocks of 32"
-    else:
-        picked, reason = "rounded to nearest", f"blocks of {recipe.linear.block_size} were asked for"
-    return QuantizationChoice(asked="auto", picked=picked, reason=reason)
-
-
-def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
-    """One record for each group of weights that are stored alike."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Weight]] = {}
-    for role in ("embedding", "linear", "expert", "router", "head"):
-        for weight in architecture.weights.values():
-            if weight.role == role:
-                groups.setdefault((role, layout.matrices[weight.name].carried), []).append(weight)
-    records = []
-    for (role, carried), weights in groups.items():
-        matrices = [layout.matrices[weight.name] for weight in weights]
-        fmt = matrices[0].format
-        method = "round to nearest, scale searched" if fmt else "stored as it is"
-        if role == "linear" and recipe.quantize == "gptq":
-            method = "GPTQ"
-        if carried:
-            offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
-            method = f"carried over from {' and '.join(carried)}{offsets}"
-        records.append(
-            WeightRecipe(
-                weights=role,
-                bits=fmt.bits if fmt else 8 * ITEM_BYTES[matrices[0].codes.dtype],
-                block_size=fmt.block_size if fmt else None,
-                symmetric=fmt.symmetric if fmt else None,
-                method=method,
-                parameters=sum(prod(weight.shape) for weight in weights),
-                stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),
-            )
-        )
-    return tuple(records)

@@ -27,7 +27,8 @@ from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.optimum_child import REPORT
 from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
 from edgephi.export.output import bundle_files, check_disk, staged
-from edgephi.export.pipeline import LIBRARIES, Progress, Reporter, source_hashes
+from edgephi.export.pipeline import Progress, Reporter, source_hashes
+from edgephi.export.record import LIBRARIES
 from edgephi.export.source import open_source
 from edgephi.export.storage import Recipe
 from edgephi.export.tokenizer_files import require_vocabulary

@@ -101,9 +101,11 @@ def _bundle(weights: Path | None) -> Path:
 
 
 def _export(source: Path, folder: Path) -> Path:
-    from edgephi.commands.export import export_with_progress
+    import edgephi
+    from edgephi.commands.export import exporting
 
-    export_with_progress(str(source), folder, force=True)
+    with exporting() as on_progress:
+        edgephi.export(source, folder, force=True, on_progress=on_progress)
     return folder
 
 

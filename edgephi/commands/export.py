@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from edgephi.bundle import Manifest
-    from edgephi.export.storage import Precision, Quantize
+    from edgephi.export.pipeline import Progress
 
 
 def export(
@@ -57,23 +56,26 @@ def export(
     """Export a checkpoint to an ONNX bundle that edgephi and stock onnxruntime-genai run."""
     import time
 
+    import edgephi
     from edgephi.commands.console import format_bytes, format_count, stderr, stdout
     from edgephi.devices.memory import peak_resident_bytes
 
     started = time.perf_counter()
-    manifest = export_with_progress(
-        source,
-        output,
-        precision=precision,
-        block_size=block_size,
-        accuracy_level=accuracy_level,
-        quantize=quantize,
-        revision=revision,
-        force=force,
-        via=via,
-        calibration=calibration,
-        seed=seed,
-    )
+    with exporting() as on_progress:
+        manifest = edgephi.export(
+            source,
+            output,
+            precision=precision,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
+            quantize=quantize,
+            revision=revision,
+            force=force,
+            via=via,
+            calibration=calibration,
+            seed=seed,
+            on_progress=on_progress,
+        )
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
         return
@@ -93,46 +95,17 @@ def export(
     )
 
 
-def export_with_progress(
-    source: str,
-    output: Path,
-    *,
-    precision: Precision = "int4",
-    block_size: int = 32,
-    accuracy_level: int = 4,
-    quantize: Quantize = "auto",
-    revision: str | None = None,
-    force: bool = False,
-    via: Literal["edgephi", "optimum"] = "edgephi",
-    calibration: Path | None = None,
-    seed: int = 0,
-) -> Manifest:
-    """Export with a bar on the terminal, in bytes of the source."""
-    import edgephi
+@contextmanager
+def exporting() -> Iterator[Callable[[Progress], None]]:
+    """A bar on the terminal, in bytes of the source; yields what an export tells its progress to.
+
+    After Ctrl-C it says that nothing is lost; the exit status is the command's (130).
+    """
     from edgephi.commands.console import byte_progress
 
-    with byte_progress("exporting") as advance_to, _sentence_on_interruption():
-        return edgephi.export(
-            source,
-            output,
-            precision=precision,
-            block_size=block_size,
-            accuracy_level=accuracy_level,
-            quantize=quantize,
-            revision=revision,
-            force=force,
-            via=via,
-            calibration=calibration,
-            seed=seed,
-            on_progress=lambda progress: advance_to(progress.done, progress.total),
-        )
-
-
-@contextmanager
-def _sentence_on_interruption() -> Iterator[None]:
-    """After Ctrl-C say that nothing is lost; the exit status is the command's (130)."""
     try:
-        yield
+        with byte_progress("exporting") as advance_to:
+            yield lambda progress: advance_to(progress.done, progress.total)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last whole layer", err=True)
         raise

@@ -1,0 +1,126 @@
+"""What an export writes down of itself: the manifest's facts, who decided the codes, how each group is stored."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import edgephi
+from edgephi.bundle import (
+    CalibrationText,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    ModelFacts,
+    QuantizationChoice,
+    Source,
+    WeightRecipe,
+    describe_file,
+)
+from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.export.genai_config import GRAPH_FILE
+from edgephi.export.output import bundle_files
+from edgephi.export.spec import Architecture, Checkpoint, Weight
+from edgephi.export.storage import ITEM_BYTES, Layout, Recipe
+
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
+"""Libraries whose version can change the bytes of a bundle."""
+
+
+def make_manifest(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    layout: Layout,
+    recipe: Recipe,
+    folder: Path,
+    source_files: tuple[FileEntry, ...],
+    calibration: CalibrationText | None,
+) -> Manifest:
+    """The manifest of a folder whose files are all in place but for edgephi.json."""
+    from importlib.metadata import version
+
+    spec = architecture.spec
+    return Manifest(
+        edgephi=edgephi.__version__,
+        versions={name: version(name) for name in LIBRARIES},
+        source=Source(kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files),
+        model=ModelFacts(
+            family=spec.family,
+            hidden_size=spec.hidden_size,
+            layers=spec.layers,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            intermediate_size=spec.intermediate_size,
+            vocabulary_size=spec.vocabulary_size,
+            context_length=spec.context_length,
+            sliding_window=spec.sliding_window,
+            tied_embedding=spec.tied_embedding,
+            parameters=architecture.parameters,
+            rope_switch=spec.long_rope.switch if spec.long_rope is not None else None,
+        ),
+        recipe=RecipeRecord(
+            precision=recipe.precision,
+            accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
+            quantize=quantization_choice(architecture, layout, recipe),
+            weights=_weight_recipes(architecture, layout, recipe),
+            calibration=calibration,
+        ),
+        graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
+        files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
+    )
+
+
+def quantization_choice(architecture: Architecture, layout: Layout, recipe: Recipe) -> QuantizationChoice | None:
+    """What was asked for, what came of it and why; None where there are no 4-bit weights."""
+    if recipe.linear is None or recipe.linear.bits != 4:
+        return None
+    if recipe.quantize == "rtn":
+        return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
+    if recipe.quantize == "gptq":
+        experts = any(weight.role == "expert" for weight in architecture.weights.values())
+        picked = "GPTQ, experts rounded to nearest" if experts else "GPTQ"
+        return QuantizationChoice(asked="gptq", picked=picked, reason="asked for")
+    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
+    carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
+    if carried == len(linear):
+        picked, reason = "carried over", "the source holds every linear weight in 4-bit blocks of 32"
+    elif carried:
+        picked = "carried over, the rest rounded to nearest"
+        reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
+    elif recipe.carries_over:
+        picked, reason = "rounded to nearest", "the source holds no linear weight in 4-bit blocks of 32"
+    else:
+        picked, reason = "rounded to nearest", f"blocks of {recipe.linear.block_size} were asked for"
+    return QuantizationChoice(asked="auto", picked=picked, reason=reason)
+
+
+def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
+    """One record for each group of weights that are stored alike."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Weight]] = {}
+    for role in ("embedding", "linear", "expert", "router", "head"):
+        for weight in architecture.weights.values():
+            if weight.role == role:
+                groups.setdefault((role, layout.matrices[weight.name].carried), []).append(weight)
+    records = []
+    for (role, carried), weights in groups.items():
+        matrices = [layout.matrices[weight.name] for weight in weights]
+        fmt = matrices[0].format
+        method = "round to nearest, scale searched" if fmt else "stored as it is"
+        if role == "linear" and recipe.quantize == "gptq":
+            method = "GPTQ"
+        if carried:
+            offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
+            method = f"carried over from {' and '.join(carried)}{offsets}"
+        records.append(
+            WeightRecipe(
+                weights=role,
+                bits=fmt.bits if fmt else 8 * ITEM_BYTES[matrices[0].codes.dtype],
+                block_size=fmt.block_size if fmt else None,
+                symmetric=fmt.symmetric if fmt else None,
+                method=method,
+                parameters=sum(prod(weight.shape) for weight in weights),
+                stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),
+            )
+        )
+    return tuple(records)
