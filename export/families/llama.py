@@ -6,9 +6,11 @@ Source: Touvron et al. 2023, "LLaMA"; transformers' LlamaConfig for the keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes
 from edgephi.export.rope import rope_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
@@ -51,21 +53,16 @@ def read_config(config: Config) -> DecoderSpec:
     config.expect("pretraining_tp", 1)
     sizes = read_sizes(config)
     bias = config.boolean("attention_bias", False)
-    return DecoderSpec(
-        family="llama",
-        genai_type="llama",
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        vocabulary_size=sizes.vocabulary,
+    spec = plain_decoder(
+        "llama",
+        sizes,
         context_length=config.integer("max_position_embeddings"),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         rope=rope_from_config(config, sizes.head_dim),
-        sliding_window=None,
         tied_embedding=config.boolean("tie_word_embeddings", False),
+    )
+    return replace(
+        spec,
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=config.boolean("mlp_bias", False),

@@ -7,9 +7,11 @@ transformers' PhiConfig for the keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes
 from edgephi.export.rope import rope_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
@@ -56,22 +58,17 @@ def read_config(config: Config) -> DecoderSpec:
     sizes = read_sizes(config)
     if not config.has("partial_rotary_factor"):
         config = Config({**config.values, "partial_rotary_factor": DEFAULT_ROTARY_FACTOR}, config.where)
-    return DecoderSpec(
-        family="phi",
-        genai_type="phi",
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        vocabulary_size=sizes.vocabulary,
+    spec = plain_decoder(
+        "phi",
+        sizes,
         context_length=config.integer("max_position_embeddings"),
         # not rms_norm_eps: this family has a key of its own
         norm_epsilon=config.number("layer_norm_eps", 1e-5),
         rope=rope_from_config(config, sizes.head_dim),
-        sliding_window=None,
         tied_embedding=config.boolean("tie_word_embeddings", False),
+    )
+    return replace(
+        spec,
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,

@@ -5,9 +5,11 @@ Source: Abdin et al. 2024, "Phi-3 Technical Report"; transformers' Phi3Config fo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes
 from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
@@ -45,24 +47,17 @@ def read_config(config: Config) -> DecoderSpec:
     context = config.integer("max_position_embeddings")
     window = config.integer("sliding_window") if config.has("sliding_window") else None
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
-    return DecoderSpec(
-        family="phi3",
-        genai_type="phi3",
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        vocabulary_size=sizes.vocabulary,
+    spec = plain_decoder(
+        "phi3",
+        sizes,
         context_length=context,
         norm_epsilon=config.number("rms_norm_eps", 1e-5),
         rope=rope,
+        tied_embedding=config.boolean("tie_word_embeddings", False),
+    )
+    return replace(
+        spec,
         # a window as long as the context hides nothing
         sliding_window=window if window is not None and window < context else None,
-        tied_embedding=config.boolean("tie_word_embeddings", False),
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
         long_rope=long_rope,
     )

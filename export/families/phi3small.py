@@ -9,11 +9,12 @@ modeling_phi3_small.py; Yang et al. 2022, "Tensor Programs V", for muP.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import MAX_LAYERS, Sizes, read_sizes
+from edgephi.export.families.sizes import MAX_LAYERS, Sizes, plain_decoder, read_sizes
 from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, BlockSparse, Checkpoint, DecoderSpec
 
@@ -76,22 +77,17 @@ def read_config(config: Config) -> DecoderSpec:
     if not width > 0:
         raise config.refusal("mup_width_multiplier", width, "a number above 0 is needed")
     scale = config.number("mup_attn_multiplier") / sizes.head_dim if config.boolean("mup_use_scaling") else None
-    return DecoderSpec(
-        family="phi3small",
-        genai_type="phi3small",
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=inner,
-        vocabulary_size=sizes.vocabulary,
+    spec = plain_decoder(
+        "phi3small",
+        sizes,
         context_length=context,
         norm_epsilon=config.number("layer_norm_epsilon"),
         rope=rope,
-        sliding_window=None,
         # the checkpoints have no head, and transformers ties where a configuration says nothing
         tied_embedding=config.boolean("tie_word_embeddings", True),
+    )
+    return replace(
+        spec,
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,

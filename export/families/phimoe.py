@@ -7,10 +7,12 @@ Source: Abdin et al. 2024, "Phi-3 Technical Report"; Li et al. 2025, "SlimMoE"; 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgephi.export.config import Config
 from edgephi.export.experts import PICKED
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes
 from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
 
@@ -76,25 +78,20 @@ def read_config(config: Config) -> DecoderSpec:
         config = Config({**config.values, "rope_theta": DEFAULT_THETA}, config.where)
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     bias = config.boolean("attention_bias", False)
-    return DecoderSpec(
-        family="phimoe",
-        genai_type="phimoe",
-        hidden_size=sizes.hidden,
-        layers=sizes.layers,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        vocabulary_size=sizes.vocabulary,
+    spec = plain_decoder(
+        "phimoe",
+        sizes,
         context_length=context,
         norm_epsilon=config.number("rms_norm_eps", 1e-5),
         rope=rope,
+        tied_embedding=config.boolean("tie_word_embeddings", False),
+    )
+    return replace(
+        spec,
         # a window as long as the context hides nothing
         sliding_window=window if window is not None and window < context else None,
-        tied_embedding=config.boolean("tie_word_embeddings", False),
         qkv_bias=bias,
         output_bias=bias,
-        mlp_bias=False,
         norm="layer",
         mlp="experts",
         experts=Experts(count=config.integer("num_local_experts", 16, at_most=MAX_EXPERTS), jitter=jitter),

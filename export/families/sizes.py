@@ -1,10 +1,11 @@
-"""The sizes every decoder's config.json states under the same keys."""
+"""What every decoder's config.json states under the same keys, and the plain decoder that follows from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgephi.export.config import Config
+from edgephi.export.spec import DecoderSpec, Rope
 
 MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024
 """Far beyond any published decoder; a damaged file asks for more and would be built for hours."""
@@ -37,4 +38,29 @@ def read_sizes(config: Config) -> Sizes:
         head_dim=config.integer("head_dim", hidden // heads, at_most=MAX_HEAD_DIM),
         intermediate=config.integer("intermediate_size"),
         vocabulary=config.integer("vocab_size"),
+    )
+
+
+def plain_decoder(
+    family: str, sizes: Sizes, *, context_length: int, norm_epsilon: float, rope: Rope, tied_embedding: bool
+) -> DecoderSpec:
+    """A decoder of these sizes as Llama has it: RMSNorm, a gated SiLU, no bias; families replace what differs."""
+    return DecoderSpec(
+        family=family,
+        genai_type=family,
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate,
+        vocabulary_size=sizes.vocabulary,
+        context_length=context_length,
+        norm_epsilon=norm_epsilon,
+        rope=rope,
+        sliding_window=None,
+        tied_embedding=tied_embedding,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
     )
