@@ -6,6 +6,10 @@ and what to do next. The command prints them on one line; programs read the attr
 
 from __future__ import annotations
 
+from typing import Literal
+
+Step = Literal["wheel", "library", "device", "driver", "options", "profile", "nodes", "process"]
+
 
 class EdgephiError(Exception):
     """Base of the hierarchy.
@@ -66,6 +70,19 @@ class PromptError(EdgephiError):
 
 class EngineError(EdgephiError):
     """The runtime refused the graph or failed while running it."""
+
+
+class DeviceError(EdgephiError):
+    """A device cannot be used.
+
+    Args:
+        step: where it ended: the `wheel` is not installed, the `library` does not load, there is no `device`, its
+            `driver` is missing or too old, `options` or `profile` are wrong, `nodes` were refused, the `process` died.
+    """
+
+    def __init__(self, what: str, *, where: object = None, remedy: str, step: Step) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.step: Step = step
 
 
 class UsageError(EdgephiError):

@@ -1,0 +1,127 @@
+"""What this machine is: CPU and its instructions, memory, power, and the devices onnxruntime lists."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgephi.devices.cpu import decode_threads
+from edgephi.devices.cpu_features import cpu_features, cpu_name
+from edgephi.devices.providers import PROVIDERS, DeviceInfo, register, registered_devices, wheel_version
+from edgephi.errors import DeviceError, Step
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor."""
+
+    name: str
+    features: frozenset[str]
+    """Instruction sets by Linux's names (avx2, avx512_vnni, asimd …). What the system does not tell is absent."""
+    cores: int
+    """Physical cores this process may use."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A provider that gives no device, and how far it came."""
+
+    provider: str
+    step: Step
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine, as seen from this process."""
+
+    os: str
+    """linux, windows or darwin."""
+    arch: str
+    """x86_64 or arm64."""
+    cpu: Cpu
+    memory_bytes: int
+    available_bytes: int
+    power: Literal["mains", "battery", "unknown"]
+    devices: tuple[DeviceInfo, ...]
+    missing: tuple[Missing, ...] = field(default=())
+
+    def as_json(self) -> dict[str, object]:
+        """Plain data: the fields above, devices without onnxruntime's object."""
+        devices = [
+            {
+                "provider": device.provider,
+                "kind": device.kind,
+                "vendor": device.vendor,
+                "vendor_id": device.vendor_id,
+                "device_id": device.device_id,
+                "metadata": dict(device.metadata),
+            }
+            for device in self.devices
+        ]
+        return {
+            "os": self.os,
+            "arch": self.arch,
+            "cpu": {"name": self.cpu.name, "features": sorted(self.cpu.features), "cores": self.cpu.cores},
+            "memory_bytes": self.memory_bytes,
+            "available_bytes": self.available_bytes,
+            "power": self.power,
+            "devices": devices,
+            "missing": [asdict(one) for one in self.missing],
+        }
+
+
+def installed_providers() -> tuple[str, ...]:
+    """Short names of the providers whose wheel is installed; nothing is loaded."""
+    return tuple(known.short for known in PROVIDERS if wheel_version(known) is not None)
+
+
+def detect(register_these: Iterable[str] = (), root: Path = Path("/")) -> Machine:
+    """Look at this machine.
+
+    Args:
+        register_these: providers to register in this process first. Those already registered are listed in any case.
+            The rest is not looked for: registering loads a library for good and changes the process.
+        root: where Linux's /proc and /sys are found.
+    """
+    import psutil
+
+    missing = []
+    for name in register_these:
+        try:
+            register(name)
+        except DeviceError as error:
+            missing.append(Missing(name, error.step, error.what, error.remedy))
+    memory = psutil.virtual_memory()
+    return Machine(
+        os=platform.system().lower(),
+        arch=architecture(platform.machine()),
+        cpu=Cpu(cpu_name(root), cpu_features(root), decode_threads(root)),
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        power=_power(),
+        devices=registered_devices(),
+        missing=tuple(missing),
+    )
+
+
+def architecture(machine: str) -> str:
+    """One name per architecture, whatever the system calls it."""
+    name = machine.lower()
+    return {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}.get(name, name)
+
+
+def _power() -> Literal["mains", "battery", "unknown"]:
+    import psutil
+
+    try:
+        battery = psutil.sensors_battery()
+    except (AttributeError, OSError):  # not on every system
+        return "unknown"
+    if battery is None:
+        return "mains"
+    return "unknown" if battery.power_plugged is None else ("mains" if battery.power_plugged else "battery")
