@@ -123,6 +123,9 @@ class Recipe(Strict):
     precision: Literal["int4", "int8", "fp16", "fp32"]
     accuracy_level: int | None = Field(description="MatMulNBits: 4 computes with int8 activations, 1 with float32")
     quantize: QuantizationChoice | None = Field(default=None, description="for int4")
+    rotation_seed: int | None = Field(
+        default=None, ge=0, description="of the rotation folded into the weights; none: they are not rotated"
+    )
     weights: tuple[WeightRecipe, ...]
     calibration: CalibrationText | None = None
 

@@ -35,9 +35,9 @@ Codes = NDArray[np.uint8]
 
 
 def carried_types(weight: Weight) -> tuple[str, ...]:
-    """The types a weight can be carried over from, sorted; empty when part of it is stored in another way."""
+    """The types a weight can be carried over from, sorted; empty when part of it is stored or computed otherwise."""
     types = {part.tensor.storage for part in weight.parts}
-    fits = weight.role == "linear" and not weight.interleaved and types <= set(TYPES)
+    fits = weight.role == "linear" and not weight.interleaved and not weight.folds and types <= set(TYPES)
     return tuple(sorted(types)) if fits else ()
 
 

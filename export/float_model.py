@@ -21,9 +21,10 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
+from edgephi.export.folded import read_slice
 from edgephi.export.layer_graph import HIDDEN_IN, LOGITS, MASK, decoder_end, end_graph, layer_graph, single_layer
 from edgephi.export.pack import VALUES_PER_SLICE, pack_weights
-from edgephi.export.read import read_alternating, weight_slices
+from edgephi.export.read import weight_slices
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.storage import Layout, Recipe, make_recipe, plan_storage
 
@@ -103,10 +104,11 @@ def _embed(architecture: Architecture, sequences: Sequence[TokenIds]) -> list[Fl
     """Embedding rows [n, hidden] of every sequence; the table is read in slices, once."""
     used, places = np.unique(np.concatenate(sequences), return_inverse=True)
     rows = np.empty((len(used), architecture.spec.hidden_size), np.float32)
-    for row, tensors, start, stop in weight_slices(architecture.weights["embed.weight"], VALUES_PER_SLICE):
+    table = architecture.weights["embed.weight"]
+    for row, tensors, start, stop in weight_slices(table, VALUES_PER_SLICE):
         first, last = np.searchsorted(used, [row, row + stop - start])
         if first < last:
-            rows[first:last] = read_alternating(tensors, start, stop)[used[first:last] - row]
+            rows[first:last] = read_slice(table, tensors, start, stop)[used[first:last] - row]
     rows *= np.float32(architecture.spec.embedding_scale)
     ends = np.cumsum([len(ids) for ids in sequences])[:-1]
     return [rows[part] for part in np.split(places, ends)]

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.data_file import DataFile, Journal
+from edgephi.export.folded import fold_values, read_weight
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
-from edgephi.export.read import read_alternating, read_rows, read_vector, require_finite, weight_slices
+from edgephi.export.read import read_rows, require_finite
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.spec import Architecture, Weight
+from edgephi.export.spec import Architecture
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
 
@@ -169,24 +170,9 @@ def embed(architecture: Architecture, tokens: NDArray[np.int64]) -> Float32:
             rows[place] = read_rows(part.tensor, row, row + 1)[0]
         first += part.stop - part.start
     require_finite(rows, weight.parts[0].tensor)
+    rows = fold_values(weight, rows)
     rows *= np.float32(architecture.spec.embedding_scale)
     return rows[places.reshape(tokens.shape)]
-
-
-def read_weight(weight: Weight) -> Float32:
-    """A whole weight, float32.
-
-    Raises:
-        WeightError: NaN or infinite values.
-    """
-    if weight.role == "vector":
-        return read_vector(weight)
-    values = np.empty(weight.shape, np.float32)
-    for row, tensors, start, stop in weight_slices(weight, 1 << 21):
-        rows = read_alternating(tensors, start, stop)
-        require_finite(rows, tensors[0])
-        values[row : row + len(rows)] = rows
-    return values
 
 
 def read_quantized(data: DataFile, matrix: StoredMatrix) -> QuantizedWeight:

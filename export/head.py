@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
     """Write logits, [batch, length, vocabulary], to `output`, the suppressed tokens' at the lowest number."""
     head = "embed.weight" if spec.tied_embedding else "head.weight"
+    if spec.head_input:
+        normed = emit.linear("/lm_head/input_proj", normed, "head_input.weight", "head_input.bias")
     scaled = emit.scaled("/lm_head/scale", normed, spec.head_scale)
     if not spec.suppressed_tokens:
         emit.linear("/lm_head", scaled, head, "head.bias", output=output)

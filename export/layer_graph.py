@@ -42,9 +42,10 @@ def single_layer(architecture: Architecture, layer: int, longest: int) -> Archit
 
 def decoder_end(architecture: Architecture) -> Architecture:
     """The last norm and the head, as a model without layers."""
-    names: tuple[str, ...] = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    ends = ("norm", "head_input", "head")
+    names = [f"{end}.{kind}" for end in ends for kind in ("weight", "bias")]
     if architecture.spec.tied_embedding:
-        names = (*names, "embed.weight")
+        names.append("embed.weight")
     weights = {name: architecture.weights[name] for name in names if name in architecture.weights}
     return Architecture(replace(architecture.spec, layers=0, context_length=1, long_rope=None), weights)
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from edgephi.errors import WeightError
 from edgephi.export.carry_over import carry_over
 from edgephi.export.data_file import DataFile, Journal
-from edgephi.export.read import read_alternating, read_vector, require_finite, weight_slices
+from edgephi.export.folded import mixes_rows, read_slice, read_weight
+from edgephi.export.read import require_finite, weight_slices
 from edgephi.export.rope import rope_table
 from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
 from edgephi.export.storage import DType, Layout, StoredMatrix
-from edgephi.quantize import QuantizedWeight, round_to_nearest
+from edgephi.quantize import BlockFormat, QuantizedWeight, round_to_nearest
 
 VALUES_PER_SLICE = 2 * 2**20
 """8 MB of float32: several cache sizes, so that reads stay long, and small beside the interpreter's own 100 MB."""
@@ -31,6 +32,8 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class _Slice:
+    """Rows `start` to `stop` of each tensor; of a weight whose rows are mixed, all of it."""
+
     weight: Weight
     row: int
     tensors: tuple[TensorRef, ...]
@@ -45,6 +48,8 @@ class _Slice:
 
     @property
     def source_bytes(self) -> int:
+        if mixes_rows(self.weight):
+            return weight_source_bytes(self.weight)
         return sum(tensor.bytes * (self.stop - self.start) // tensor.shape[0] for tensor in self.tensors)
 
 
@@ -114,34 +119,51 @@ def weight_source_bytes(weight: Weight) -> int:
 
 def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
     for weight in architecture.weights.values():
-        if weight.role != "vector":
+        if weight.role == "vector":
+            continue
+        if mixes_rows(weight):
+            yield _Slice(weight, 0, tuple(part.tensor for part in weight.parts), 0, weight.shape[0])
+        else:
             for row, tensors, start, stop in weight_slices(weight, VALUES_PER_SLICE):
                 yield _Slice(weight, row, tensors, start, stop)
 
 
 def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Groups, report: Report) -> None:
     tensor = job.tensors[0]
-    if matrix.format is None:
-        values = read_alternating(job.tensors, job.start, job.stop)
-        require_finite(values, tensor)
-        data.write(matrix.codes, job.row, _as(values, matrix.codes.dtype, tensor))
+    if matrix.carried:
+        write_quantized(_carried(job, matrix), matrix, job.row, data, tensor)
     else:
-        write_quantized(_quantized(job, matrix), matrix, job.row, data, tensor)
+        for row, values in _values(job):
+            if matrix.format is None:
+                require_finite(values, tensor)
+                data.write(matrix.codes, row, _as(values, matrix.codes.dtype, tensor))
+            else:
+                write_quantized(_rounded(values, matrix.format, tensor), matrix, row, data, tensor)
     progress.finish(job)
     report(job.source_bytes)
 
 
-def _quantized(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
-    """The slice in the matrix's format: the source's own blocks, or rounded."""
-    tensor = job.tensors[0]
-    if matrix.carried:
-        assert matrix.scales is not None
-        scale_type = np.float16 if matrix.scales.dtype == "float16" else np.float32
-        return carry_over(tensor, job.start, job.stop, matrix.mean_copies, scale_type)
-    assert matrix.format is not None
-    values = read_alternating(job.tensors, job.start, job.stop)
+def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The job's rows in pieces, and the first row of each piece."""
+    if not mixes_rows(job.weight):
+        yield job.row, read_slice(job.weight, job.tensors, job.start, job.stop)
+        return
+    values = read_weight(job.weight)
+    step = max(1, VALUES_PER_SLICE // values.shape[1])
+    for row in range(0, len(values), step):
+        yield row, values[row : row + step]
+
+
+def _carried(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
+    """The source's own blocks."""
+    assert matrix.scales is not None
+    scale_type = np.float16 if matrix.scales.dtype == "float16" else np.float32
+    return carry_over(job.tensors[0], job.start, job.stop, matrix.mean_copies, scale_type)
+
+
+def _rounded(values: NDArray[np.float32], fmt: BlockFormat, tensor: TensorRef) -> QuantizedWeight:
     try:
-        return round_to_nearest(values, matrix.format, name=tensor.name)
+        return round_to_nearest(values, fmt, name=tensor.name)
     except WeightError as error:
         raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
 
@@ -173,7 +195,7 @@ def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, r
     for name, stored in layout.vectors.items():
         weight = architecture.weights.get(name)
         if weight is not None:
-            data.write(stored, 0, _as(read_vector(weight), stored.dtype, weight.parts[0].tensor))
+            data.write(stored, 0, _as(read_weight(weight), stored.dtype, weight.parts[0].tensor))
             report(weight_source_bytes(weight))
 
 

@@ -27,6 +27,7 @@ from edgephi.export.output import check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes
 from edgephi.export.record import make_manifest
 from edgephi.export.rope_switch import write_long_rope_adapter
+from edgephi.export.rotation import rotate_architecture
 from edgephi.export.source import open_source
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
@@ -60,6 +61,7 @@ def export(
     via: Literal["edgephi", "optimum"] = "edgephi",
     calibration: str | Path | None = None,
     seed: int = 0,
+    rotate: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -78,7 +80,9 @@ def export(
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
         calibration: UTF-8 text for gptq, of which the first 4,096 tokens count; None: the model samples its own.
-        seed: of that sampling.
+        seed: of that sampling, and of the rotation.
+        rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
+            source holds in 4 bits is then quantized anew.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -92,14 +96,19 @@ def export(
     """
     output = Path(output)
     check_output(output, force)
-    recipe = make_recipe(precision, block_size, accuracy_level, quantize)
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
+    recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None)
     text = _calibration(recipe, calibration, seed, via)
     if via == "optimum":
+        if rotate:
+            raise UsageError("rotation takes models of edgephi's own families", remedy="Leave --rotate or --via out")
         from edgephi.export.via_optimum import export_via_optimum
 
         return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)
     checkpoint = open_source(source, revision)
-    architecture = describe(checkpoint)
+    published = describe(checkpoint)
+    architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
     tokenizer = _tokenizer(checkpoint, architecture)
     layout = plan_storage(architecture, recipe)
     check_disk(output, layout.bytes + GRAPH_ALLOWANCE + (extra_disk(architecture, text) if text else 0))
@@ -126,7 +135,8 @@ def export(
         else:
             pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
         graph.result()
-        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, source_files(), record)
+        hashes, parameters = source_files(), published.parameters
+        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, hashes, record, parameters)
         write_manifest(folder, manifest)
     return manifest
 
@@ -138,8 +148,6 @@ def _calibration(recipe: Recipe, calibration: str | Path | None, seed: int, via:
         return None
     if via != "edgephi":
         raise UsageError("GPTQ takes models of edgephi's own families", remedy="Leave --quantize or --via out")
-    if seed < 0:
-        raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
     return CalibrationSource(None if calibration is None else Path(calibration), seed)
 
 

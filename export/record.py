@@ -35,8 +35,9 @@ def make_manifest(
     folder: Path,
     source_files: tuple[FileEntry, ...],
     calibration: CalibrationText | None,
+    parameters: int,
 ) -> Manifest:
-    """The manifest of a folder whose files are all in place but for edgephi.json."""
+    """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
 
     spec = architecture.spec
@@ -56,13 +57,14 @@ def make_manifest(
             context_length=spec.context_length,
             sliding_window=spec.sliding_window,
             tied_embedding=spec.tied_embedding,
-            parameters=architecture.parameters,
+            parameters=parameters,
             rope_switch=spec.long_rope.switch if spec.long_rope is not None else None,
         ),
         recipe=RecipeRecord(
             precision=recipe.precision,
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
             quantize=quantization_choice(architecture, layout, recipe),
+            rotation_seed=recipe.rotation_seed,
             weights=_weight_recipes(architecture, layout, recipe),
             calibration=calibration,
         ),
@@ -88,6 +90,8 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     elif carried:
         picked = "carried over, the rest rounded to nearest"
         reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
+    elif recipe.rotation_seed is not None:
+        picked, reason = "rounded to nearest", "rotated weights are not the source's"
     elif recipe.carries_over:
         picked, reason = "rounded to nearest", "the source holds no linear weight in 4-bit blocks of 32"
     else:

@@ -107,6 +107,8 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     head_scale: float = 1.0
     """What the last norm's output is multiplied by before the head."""
+    head_input: bool = False
+    """A linear layer stands between the last norm and the head; see `export/rotation.py`."""
     suppressed_tokens: tuple[int, ...] = ()
     """Ids whose logit is the lowest number there is: they are in the vocabulary, but never in a text."""
 
@@ -144,8 +146,63 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """A random orthogonal matrix Q [size, size]; see `quantize/hadamard.py`."""
+
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ScaledColumns:
+    """W · diag(gain)."""
+
+    gain: Weight
+
+
+@dataclass(frozen=True)
+class RotatedColumns:
+    """W · Q for every `rotation.size` columns; `centered`: each row less its mean before."""
+
+    rotation: Rotation
+    centered: bool = False
+
+
+@dataclass(frozen=True)
+class RotatedRows:
+    """Qᵀ · W for every `rotation.size` rows from `start` on; `centered`: each column less its mean before."""
+
+    rotation: Rotation
+    start: int = 0
+    centered: bool = False
+
+
+@dataclass(frozen=True)
+class AddedProduct:
+    """b + factor · W · vector, of the weights as the checkpoint has them."""
+
+    matrix: Weight
+    vector: Weight
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ones:
+    """1 in place of every value."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """A vector as a diagonal matrix."""
+
+
+Fold = ScaledColumns | RotatedColumns | RotatedRows | AddedProduct | Ones | Diagonal
+"""One step of what is done to a weight's values after they are read; `export/folded.py` does it."""
+
+
+@dataclass(frozen=True)
 class Weight:
-    """A canonical weight of the decoder: parts of checkpoint tensors, stacked along rows."""
+    """A canonical weight of the decoder: parts of checkpoint tensors, stacked along rows, then folded."""
 
     name: str
     parts: tuple[Part, ...]
@@ -154,6 +211,7 @@ class Weight:
     """A router is never quantized: its scores decide by their order which expert is read."""
     interleaved: bool = False
     """Rows of the parts alternate: the first of each, then the second of each. The parts are the same rows."""
+    folds: tuple[Fold, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,8 +221,9 @@ class Architecture:
     Canonical names: `embed.weight`, `layers.N.input_norm.weight|bias`, `layers.N.qkv.weight|bias`,
     `layers.N.o.weight|bias`, `layers.N.post_norm.weight|bias`, `layers.N.gate_up.weight|bias` or
     `layers.N.up.weight|bias`, `layers.N.down.weight|bias`, `norm.weight|bias`, `head.weight` (absent when tied),
-    `head.bias`. In place of an MLP: `layers.N.router.weight` and for every expert E `layers.N.experts.E.gate_up.weight`
-    (rows of gate and up alternate) and `layers.N.experts.E.down.weight`.
+    `head.bias`, `head_input.weight|bias` (see `DecoderSpec.head_input`). In place of an MLP: `layers.N.router.weight`
+    and for every expert E `layers.N.experts.E.gate_up.weight` (rows of gate and up alternate) and
+    `layers.N.experts.E.down.weight`.
     Linear weights are [rows = outputs, columns = inputs].
     """
 

@@ -44,6 +44,8 @@ class Recipe:
     accuracy_level: int = 4
     """MatMulNBits: 4 multiplies in int8, 1 in float32."""
     quantize: Quantize = "rtn"
+    rotation_seed: int | None = None
+    """Of the rotation that `export/rotation.py` folds into the weights; None: they are as published."""
 
     @property
     def carries_over(self) -> bool:
@@ -53,7 +55,13 @@ class Recipe:
         return (self.linear.bits, self.linear.block_size) == (CARRIED.bits, CARRIED.block_size)
 
 
-def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4, quantize: Quantize = "rtn") -> Recipe:
+def make_recipe(
+    precision: Precision,
+    block_size: int,
+    accuracy_level: int = 4,
+    quantize: Quantize = "rtn",
+    rotation_seed: int | None = None,
+) -> Recipe:
     """The recipe a precision stands for.
 
     Raises:
@@ -67,14 +75,14 @@ def make_recipe(precision: Precision, block_size: int, accuracy_level: int = 4, 
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
-            return Recipe(precision, linear, eight, "float32", accuracy_level, quantize)
+            return Recipe(precision, linear, eight, "float32", accuracy_level, quantize, rotation_seed)
         case "int8":
             linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
-            return Recipe(precision, linear, eight, "float32", accuracy_level)
+            return Recipe(precision, linear, eight, "float32", accuracy_level, rotation_seed=rotation_seed)
         case "fp16":
-            return Recipe(precision, None, None, "float16", accuracy_level)
+            return Recipe(precision, None, None, "float16", accuracy_level, rotation_seed=rotation_seed)
         case "fp32":
-            return Recipe(precision, None, None, "float32", accuracy_level)
+            return Recipe(precision, None, None, "float32", accuracy_level, rotation_seed=rotation_seed)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class Layout:
 _GENAI = {
     "embed": "model.embed_tokens",
     "head": "lm_head.MatMul",
+    "head_input": "lm_head.input_proj.MatMul",
     "norm": "model.layers.{last}.final_norm_layernorm",
     "input_norm": "input_layernorm",
     "post_norm": "post_attention_layernorm",

@@ -2,14 +2,18 @@
 
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize, pack_nibbles, unpack_nibbles
 from edgephi.quantize.gptq import gptq
+from edgephi.quantize.hadamard import Orthogonal, random_rotation, rotate
 from edgephi.quantize.round_to_nearest import round_to_nearest
 
 __all__ = [
     "BlockFormat",
+    "Orthogonal",
     "QuantizedWeight",
     "dequantize",
     "gptq",
     "pack_nibbles",
+    "random_rotation",
+    "rotate",
     "round_to_nearest",
     "unpack_nibbles",
 ]

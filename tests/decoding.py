@@ -15,7 +15,7 @@ from edgephi.export.families import describe
 from edgephi.export.graph import write_graph
 from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.spec import Checkpoint
+from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Precision, Recipe, make_recipe, plan_storage
 
 
@@ -26,7 +26,11 @@ def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, b
 
 def build_graph_with(source: Path | Checkpoint, folder: Path, recipe: Recipe) -> Path:
     """The same with any recipe."""
-    architecture = describe(open_folder(source) if isinstance(source, Path) else source)
+    return build_graph_of(describe(open_folder(source) if isinstance(source, Path) else source), folder, recipe)
+
+
+def build_graph_of(architecture: Architecture, folder: Path, recipe: Recipe) -> Path:
+    """The same of a decoder that is described already."""
     layout = plan_storage(architecture, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)

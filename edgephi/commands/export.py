@@ -48,7 +48,15 @@ def export(
             metavar="FILE", help="UTF-8 text for gptq, up to 4,096 tokens. Without: the model samples its own."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples, and of --rotate.")] = 0,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate",
+            help="Rotate the weights before they are quantized, so that none stands out: the float model computes the "
+            "same, and nothing is carried over.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -74,6 +82,7 @@ def export(
             via=via,
             calibration=calibration,
             seed=seed,
+            rotate=rotate,
             on_progress=on_progress,
         )
     if as_json:

@@ -67,6 +67,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "Precision", f"{recipe.precision}{level}, {manifest.bits_per_weight:.2f} bits per weight"
     if recipe.quantize is not None:
         yield "Quantized", f"{recipe.quantize.picked}: {recipe.quantize.reason}"
+    if recipe.rotation_seed is not None:
+        yield "Rotated", f"residual stream and values, seed {recipe.rotation_seed}"
     for group in recipe.weights:
         yield f"  {group.weights}", _group(group)
     yield "Size", format_bytes(manifest.stored_bytes)
