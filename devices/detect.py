@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.cpu_features import cpu_features, cpu_name
-from edgephi.devices.providers import PROVIDERS, DeviceInfo, register, registered_devices, wheel_version
+from edgephi.devices.providers import PROVIDERS, DeviceInfo, installed_wheel, register, registered_devices
 from edgephi.errors import DeviceError, Step
 
 
@@ -77,7 +77,7 @@ class Machine:
 
 def installed_providers() -> tuple[str, ...]:
     """Short names of the providers whose wheel is installed; nothing is loaded."""
-    return tuple(known.short for known in PROVIDERS if wheel_version(known) is not None)
+    return tuple(known.short for known in PROVIDERS if installed_wheel(known) is not None)
 
 
 def detect(register_these: Iterable[str] = (), root: Path = Path("/")) -> Machine:

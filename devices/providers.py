@@ -8,13 +8,17 @@ it wants (`SessionOptions.add_provider_for_devices`) and never leaves the choice
 from __future__ import annotations
 
 import os
+import platform
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgephi.devices.provider_options import DIRECTML, OPENVINO, QNN, WEBGPU, Allowed, check_against, check_htp
+from edgephi.devices.vulkan import check_software_vulkan, software_vulkan
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -34,12 +38,12 @@ class Provider:
     name: str
     """onnxruntime's own, such as QNNExecutionProvider."""
     short: str
-    wheel: str
-    """The distribution that brings it."""
+    wheels: tuple[str, ...]
+    """The distributions that bring it, any of them; the first is the one to install."""
     module: str | None
     """Imported for its `get_library_path()`; None: built into the onnxruntime of that wheel."""
-    install: str
-    """The command that installs it."""
+    extra: str | None
+    """The extra of edgephi that installs it; None: it takes the place of the core wheels (`requirements_file`)."""
     options: Mapping[str, Allowed]
 
 
@@ -64,34 +68,21 @@ class DeviceInfo:
         return self.kind in ("cpu", "gpu", "npu")
 
 
-CPU = Provider("CPUExecutionProvider", "cpu", "onnxruntime", None, "pip install onnxruntime", {})
 PROVIDERS: tuple[Provider, ...] = (
-    CPU,
-    Provider("QNNExecutionProvider", "qnn", "onnxruntime-qnn", "onnxruntime_qnn", 'pip install "edgephi[qnn]"', QNN),
+    Provider("CPUExecutionProvider", "cpu", ("onnxruntime",), None, None, {}),
+    Provider("QNNExecutionProvider", "qnn", ("onnxruntime-qnn",), "onnxruntime_qnn", "qnn", QNN),
     Provider(
-        "WebGpuExecutionProvider",
-        "webgpu",
-        "onnxruntime-ep-webgpu",
-        "onnxruntime_ep_webgpu",
-        'pip install "edgephi[webgpu]"',
-        WEBGPU,
+        "WebGpuExecutionProvider", "webgpu", ("onnxruntime-ep-webgpu",), "onnxruntime_ep_webgpu", "webgpu", WEBGPU
     ),
     Provider(
         "OpenVINOExecutionProvider",
         "openvino",
-        "onnxruntime-ep-openvino",
+        ("onnxruntime-ep-openvino",),
         "onnxruntime_ep_openvino",
-        'pip install "edgephi[openvino]"',
+        "openvino",
         OPENVINO,
     ),
-    Provider(
-        "DmlExecutionProvider",
-        "dml",
-        "onnxruntime-directml",
-        None,
-        "pip install -r <the requirements file for this PC>",
-        DIRECTML,
-    ),
+    Provider("DmlExecutionProvider", "dml", ("onnxruntime-directml", "onnxruntime-windowsml"), None, None, DIRECTML),
 )
 
 _registration = threading.Lock()
@@ -129,12 +120,28 @@ def check_options(name: str, options: Mapping[str, str], where: object = None) -
         check_htp(options, where)
 
 
-def wheel_version(known: Provider) -> str | None:
-    """Version of the installed wheel, or None. Nothing is loaded."""
-    try:
-        return metadata.version(known.wheel)
-    except metadata.PackageNotFoundError:
-        return None
+def installed_wheel(known: Provider) -> tuple[str, str] | None:
+    """Name and version of the installed wheel that brings a provider, or None. Nothing is loaded."""
+    for wheel in known.wheels:
+        try:
+            return wheel, metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def requirements_file() -> Path:
+    """The wheels with DirectML for a Windows PC of this architecture; they replace the core ones."""
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    name = "windowsml-windows-arm64.txt" if arm else "directml-windows-x64.txt"
+    return Path(__file__).parent / "requirements" / name
+
+
+def install_command(known: Provider) -> str:
+    """The command that installs a provider."""
+    if known.extra is not None:
+        return f'pip install "edgephi[{known.extra}]"'
+    return "pip install edgephi" if known.short == "cpu" else f'pip install -r "{requirements_file()}"'
 
 
 def registered_devices() -> tuple[DeviceInfo, ...]:
@@ -153,7 +160,8 @@ def register(name: str) -> tuple[DeviceInfo, ...]:
         name: short or long name of the provider.
 
     Raises:
-        DeviceError: by `step`: the `wheel` is missing, its `library` does not load, or there is no `device`.
+        DeviceError: by `step`: the `wheel` is missing, its `library` does not load, there is no `device`, or the
+            software `driver` that a machine without a GPU computes with is missing or too old.
     """
     known = provider(name)
     with _registration:
@@ -164,10 +172,12 @@ def register(name: str) -> tuple[DeviceInfo, ...]:
     if not found:
         raise DeviceError(
             f"{known.name} is installed and loads, but finds no device on this machine",
-            where=f"{known.wheel} {wheel_version(known)}",
+            where=" ".join(installed_wheel(known) or ()),
             remedy=_device_remedy(known),
             step="device",
         )
+    if known.short == "webgpu" and sys.platform == "linux" and not any(device.is_hardware for device in found):
+        check_software_vulkan(software_vulkan())
     return found
 
 
@@ -178,18 +188,18 @@ def _devices_of(known: Provider) -> tuple[DeviceInfo, ...]:
 def _register(known: Provider) -> None:
     import onnxruntime
 
-    version = wheel_version(known)
-    if version is None:
+    wheel = installed_wheel(known)
+    if wheel is None:
         raise DeviceError(
-            f"{known.name} is not installed: no wheel {known.wheel}",
-            remedy=f"Install it with `{known.install}`",
+            f"{known.name} is not installed: no wheel {' or '.join(known.wheels)}",
+            remedy=f"Install it with `{install_command(known)}`",
             step="wheel",
         )
-    where = f"{known.wheel} {version}"
+    where = " ".join(wheel)
     if known.module is None:
         if known.name not in onnxruntime.get_available_providers():
             raise DeviceError(
-                f"{known.wheel} is installed, but the onnxruntime that was imported has no {known.name}",
+                f"{wheel[0]} is installed, but the onnxruntime that was imported has no {known.name}",
                 where=onnxruntime.__file__,
                 remedy="Run `edgephi doctor`: another wheel has overwritten it",
                 step="library",
@@ -206,7 +216,7 @@ def _register(known: Provider) -> None:
         raise DeviceError(
             f"{known.name} does not load: {reason}",
             where=where,
-            remedy=f"Reinstall it with `{known.install}`, and run `edgephi doctor`",
+            remedy=f"Reinstall it with `{install_command(known)}`, and run `edgephi doctor`",
             step="library",
         ) from error
 

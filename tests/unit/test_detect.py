@@ -79,7 +79,7 @@ def test_this_machine_in_plain_data() -> None:
 
 
 def test_what_could_not_be_looked_at_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgephi.devices.providers.wheel_version", lambda known: None)
+    monkeypatch.setattr("edgephi.devices.providers.installed_wheel", lambda known: None)
     (missing,) = detect.detect(("openvino",)).missing
     assert (missing.provider, missing.step) == ("openvino", "wheel")
     assert "edgephi[openvino]" in missing.remedy

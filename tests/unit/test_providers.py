@@ -37,7 +37,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     module = ModuleType("onnxruntime_qnn")
     module.get_library_path = lambda: str(tmp_path / "broken.so")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", module)
-    monkeypatch.setattr(providers, "wheel_version", lambda known: "2.7.0")
+    monkeypatch.setattr(providers, "installed_wheel", lambda known: ("onnxruntime-qnn", "2.7.0"))
     yield
 
 
@@ -47,7 +47,7 @@ def test_the_cpu_needs_no_registration() -> None:
 
 
 def test_a_missing_wheel_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "wheel_version", lambda known: None)
+    monkeypatch.setattr(providers, "installed_wheel", lambda known: None)
     with pytest.raises(DeviceError, match=r"edgephi\[webgpu\]") as missing:
         providers.register("webgpu")
     assert missing.value.step == "wheel"

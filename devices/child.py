@@ -1,0 +1,111 @@
+"""A function called in a process of its own, so that a native crash there is an error here.
+
+Execution providers, foreign models and compiled artefacts can end a process without an exception. The child gets its
+arguments as one JSON object on stdin and answers with one JSON object; whatever libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+
+from edgephi.errors import DeviceError
+
+REMEDY = "Run `edgephi doctor`; if it finds nothing, another version of this provider or its driver may help"
+
+
+def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, where: object = None) -> object:
+    """Call a function of an importable module in a fresh interpreter and return its answer.
+
+    Args:
+        function: `package.module:name`; takes keyword arguments and returns something JSON can hold.
+        arguments: its keyword arguments; JSON values only.
+        timeout_s: seconds, starting the interpreter included; then the child is killed.
+        where: the file or provider this is about, for the sentence.
+
+    Raises:
+        DeviceError: the child raised one (the same `step`), or step `process`: it crashed (the signal or status is
+            named), took too long, or raised something else.
+    """
+    command = [sys.executable, "-P", "-m", "edgephi.devices.child", function]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(dict(arguments)).encode(),
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        raise DeviceError(
+            f"no answer within {timeout_s:g} s",
+            where=where,
+            remedy="Try again when the machine is idle",
+            step="process",
+        ) from expired
+    except OSError as error:
+        raise DeviceError(
+            f"Python does not start: {error}", where=sys.executable, remedy="Repair this Python", step="process"
+        ) from error
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+        raise DeviceError(
+            f"the process died: {exit_reason(done.returncode)}" + (f"; its last words: {said}" if said else ""),
+            where=where,
+            remedy=REMEDY,
+            step="process",
+        ) from None
+    if "error" in answer:
+        raise DeviceError(**answer["error"])
+    return answer["value"]
+
+
+def exit_reason(status: int) -> str:
+    """An exit status in words: the signal's name on POSIX, the NTSTATUS in hexadecimal on Windows."""
+    if status < 0:
+        try:
+            return f"signal {signal.Signals(-status).name}"
+        except ValueError:
+            return f"signal {-status}"
+    if status >= 0xC0000000:
+        names = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000135: "a DLL is missing"}
+        return f"status 0x{status:08X}" + (f" ({names[status]})" if status in names else "")
+    return f"exit status {status}"
+
+
+def _serve(function: str) -> None:
+    """The child's side."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # native code prints to stdout too
+    arguments = json.load(sys.stdin)
+    module, _, name = function.partition(":")
+    answer: dict[str, object]
+    try:
+        answer = {"value": getattr(import_module(module), name)(**arguments)}
+    except DeviceError as error:
+        answer = {"error": {"what": error.what, "where": error.where, "remedy": error.remedy, "step": error.step}}
+    except Exception as error:
+        said = " ".join(str(error).split())[:600]
+        answer = {
+            "error": {
+                "what": f"{type(error).__name__}: {said}",
+                "where": getattr(error, "where", None),
+                "remedy": getattr(error, "remedy", REMEDY),
+                "step": "process",
+            }
+        }
+    with os.fdopen(answers, "w", encoding="utf-8") as stream:
+        json.dump(answer, stream)
+    sys.stdout.flush()
+    os._exit(0)  # the answer stands; libraries that crash while unloading change nothing about it
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,92 @@
+"""A call in a process of its own: the answer comes back, and so does every way of not giving one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgephi.devices import child
+from edgephi.errors import DeviceError
+
+FUNCTIONS = """
+import ctypes, os, time
+
+def noisy(status):
+    print("from Python")
+    os.write(1, b"from native code\\n")
+    if status:
+        os.write(2, b"first line\\nlast words\\n")
+        os._exit(status)
+    return "heard"
+
+def crash():
+    ctypes.string_at(0)
+
+def sleep():
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_the_answer_comes_back_as_json() -> None:
+    assert child.call("json:loads", {"s": '{"a": [1, null, "ü"]}'}, timeout_s=60) == {"a": [1, None, "ü"]}
+
+
+def test_what_libraries_print_does_not_disturb_the_answer() -> None:
+    assert child.call("functions:noisy", {"status": 0}, timeout_s=60) == "heard"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize(
+    ("function", "arguments", "signal"),
+    [("os:abort", {}, "SIGABRT"), ("functions:crash", {}, "SIGSEGV")],
+)
+def test_a_native_crash_is_an_error_that_names_the_signal(
+    function: str, arguments: dict[str, object], signal: str
+) -> None:
+    with pytest.raises(DeviceError, match=f"the process died: signal {signal}") as died:
+        child.call(function, arguments, timeout_s=60, where="model.onnx")
+    assert (died.value.step, died.value.where) == ("process", "model.onnx")
+
+
+def test_an_exit_in_native_code_comes_with_its_status_and_last_words() -> None:
+    with pytest.raises(DeviceError, match=r"exit status 3; its last words: .*last words"):
+        child.call("functions:noisy", {"status": 3}, timeout_s=60)
+
+
+def test_a_call_that_never_ends_is_ended() -> None:
+    with pytest.raises(DeviceError, match="no answer within 2 s") as late:
+        child.call("functions:sleep", {}, timeout_s=2)
+    assert late.value.step == "process"
+
+
+def test_edgephis_own_errors_keep_their_parts() -> None:
+    with pytest.raises(DeviceError) as refused:
+        child.call("edgephi.devices.providers:provider", {"name": "cuda"}, timeout_s=60)
+    assert (refused.value.what, refused.value.step) == ("no execution provider 'cuda'", "profile")
+    assert "qnn" in refused.value.remedy
+
+
+def test_other_exceptions_are_named() -> None:
+    with pytest.raises(DeviceError, match="JSONDecodeError: Expecting value"):
+        child.call("json:loads", {"s": "rubbish"}, timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (-11, "signal SIGSEGV"),
+        (1, "exit status 1"),
+        (0xC0000005, "status 0xC0000005 (access violation)"),
+        (0xC0000409, "status 0xC0000409"),
+    ],
+)
+def test_an_exit_status_in_words(status: int, words: str) -> None:
+    assert child.exit_reason(status) == words
