@@ -130,11 +130,17 @@ class Recipe(Strict):
     calibration: CalibrationText | None = None
 
 
-class GraphEntry(Strict):
-    """A graph and the device class it was built for."""
+GraphDevice = Literal["cpu", "webgpu", "directml"]
 
-    device: Literal["cpu"]
+
+class GraphEntry(Strict):
+    """A graph and the device class it was built for. All graphs of a bundle read the same data file."""
+
+    device: GraphDevice
     file: RelativePath
+    computes_in: Literal["float32", "float16"] | None = Field(
+        default=None, description="type of activations, KV cache and logits; None: written before this was recorded"
+    )
 
 
 class MeasuredText(Strict):
@@ -189,6 +195,19 @@ class Manifest(Strict):
     graphs: tuple[GraphEntry, ...]
     files: tuple[FileEntry, ...]
     quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
+
+    @model_validator(mode="after")
+    def _one_graph_a_device(self) -> Manifest:
+        devices = [graph.device for graph in self.graphs]
+        if len(set(devices)) < len(devices):
+            raise ValueError("two graphs are for the same device")
+        if missing := {graph.file for graph in self.graphs} - {entry.path for entry in self.files}:
+            raise ValueError(f"the graph {min(missing)!r} is not among the files")
+        return self
+
+    def graph_for(self, device: str) -> GraphEntry | None:
+        """The graph built for a device class, if there is one."""
+        return next((graph for graph in self.graphs if graph.device == device), None)
 
     @property
     def stored_bytes(self) -> int:

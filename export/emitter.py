@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from edgephi.export.row_slices import matrix_rows, tensor_rows
 from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Emitter:
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
+        self._cast: dict[str, ir.Value] = {}
         self._with_means: dict[ir.Value, ir.Value] = {}
 
     # --- nodes
@@ -71,6 +73,24 @@ class Emitter:
         """value · weightᵀ + bias for canonical names; the bias counts only where the model has one."""
         matrix = self._layout.matrices[weight]
         addend = self.vector(bias) if bias is not None and bias in self._layout.vectors else None
+        return self._linear(name, value, matrix, addend, output)
+
+    def linear_rows(
+        self, name: str, value: ir.Value, canonical: str, rows: tuple[int, int], renamed: tuple[str, str]
+    ) -> ir.Value:
+        """The outputs `rows[0]` to `rows[1]` of the linear layer `canonical`, from the same bytes of the data file.
+
+        Args:
+            renamed: what the initializers' names say, and what they say instead.
+        """
+        matrix = matrix_rows(self._layout.matrices[f"{canonical}.weight"], *rows, renamed)
+        bias = self._layout.vectors.get(f"{canonical}.bias")
+        addend = None if bias is None else self.in_float(tensor_rows(bias, *rows, renamed))
+        return self._linear(name, value, matrix, addend, None)
+
+    def _linear(
+        self, name: str, value: ir.Value, matrix: StoredMatrix, addend: ir.Value | None, output: ir.Value | None
+    ) -> ir.Value:
         if matrix.format is not None:
             return self._block_linear(name, value, matrix, addend, output)
         # stored as published, [outputs, inputs]; MatMul would need a transposed copy
@@ -87,7 +107,7 @@ class Emitter:
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
         if matrix.mean_copies:
             value = self._with_block_means(name, value, matrix)
-        inputs = [value, self.stored(matrix.codes), self._scales(matrix.scales), zero_points, None, bias]
+        inputs = [value, self.stored(matrix.codes), self.in_float(matrix.scales), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
         attributes = {
@@ -112,12 +132,14 @@ class Emitter:
             self._with_means[value] = self.op("Concat", f"{name}/block_means/Concat", parts, {"axis": -1})
         return self._with_means[value]
 
-    def _scales(self, tensor: StoredTensor) -> ir.Value:
-        """Scales in the type MatMulNBits wants, that of its input; onnxruntime casts constants while it loads."""
+    def in_float(self, tensor: StoredTensor) -> ir.Value:
+        """A stored float tensor in the graph's float type; onnxruntime casts constants while it loads."""
         stored = self.stored(tensor)
         if stored.dtype == self.float:
             return stored
-        return self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(self.float)})
+        if tensor.name not in self._cast:
+            self._cast[tensor.name] = self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(self.float)})
+        return self._cast[tensor.name]
 
     def lookup(self, name: str, weight: str, ids: ir.Value) -> ir.Value:
         """Rows of a matrix by id; a quantized one shares its bytes with the head that multiplies by it."""
@@ -128,7 +150,7 @@ class Emitter:
         # MatMulNBits wants [rows, blocks, block], the lookup [rows, columns]: two shapes over one place in the file
         rows = StoredTensor(f"{table.codes.name}_rows", table.codes.offset, (table.rows, table.columns), "uint8")
         attributes = {"bits": 8, "block_size": table.format.block_size, "gather_axis": 0, "quantize_axis": 1}
-        inputs = [self.stored(rows), ids, self.stored(table.scales)]
+        inputs = [self.stored(rows), ids, self.in_float(table.scales)]
         return self.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
 
     @property
@@ -155,8 +177,8 @@ class Emitter:
         return self._ir.Value(name=name, type=self._ir.TensorType(dtype or self.float), shape=self._ir.Shape(shape))
 
     def vector(self, canonical: str) -> ir.Value:
-        """A norm gain, a bias or a rotary table."""
-        return self.stored(self._layout.vectors[canonical])
+        """A norm gain, a bias or a rotary table, in the graph's float type."""
+        return self.in_float(self._layout.vectors[canonical])
 
     def stored(self, tensor: StoredTensor) -> ir.Value:
         """A place in the data file as an initializer."""

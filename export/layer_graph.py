@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgephi.export.attention import attention, kv_cache, mask_lengths
 from edgephi.export.block_sparse import visibility
 from edgephi.export.emitter import MS, Emitter
-from edgephi.export.graph import IR_VERSION, MS_OPSET, OPSET, attention, kv_cache, mask_lengths
+from edgephi.export.graph import IR_VERSION, MS_OPSET, OPSET
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
 from edgephi.export.norms import add_and_norm, first_norm, normalize
@@ -72,7 +73,7 @@ def emit_layer(emit: Emitter, spec: DecoderSpec) -> tuple[list[ir.Value], list[i
     sparse = spec.block_sparse
     visible = visibility(emit, sparse, spec.heads, hidden, lengths.last, lengths.total) if sparse else None
     normed = first_norm(emit, spec, hidden)
-    attended = attention(emit, spec, 0, normed, cache, lengths, rope, visible)
+    attended = attention(emit, spec, 0, normed, cache, lengths, rope.rows if rope else None, visible)
     total = hidden
     if spec.parallel:
         fed = emit.op("Add", "/model/layers.0/Add", [attended, mlp(emit, spec, 0, normed)])

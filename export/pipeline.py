@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from edgephi.export.block_sparse import prefill_chunk
 from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
-from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
+from edgephi.export.genai_config import write_genai_config
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.output import check_disk, check_output, staged
@@ -35,6 +35,7 @@ from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.variants import plan_variants
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -62,6 +63,7 @@ def export(
     calibration: str | Path | None = None,
     seed: int = 0,
     rotate: bool = False,
+    devices: Sequence[str] = ("cpu",),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -83,6 +85,7 @@ def export(
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
+        devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -100,6 +103,8 @@ def export(
         raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
     recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None)
     text = _calibration(recipe, calibration, seed, via)
+    if via == "optimum" and set(devices) != {"cpu"}:
+        raise UsageError("optimum's graph is for the CPU", remedy="Leave --device or --via out")
     if via == "optimum":
         if rotate:
             raise UsageError("rotation takes models of edgephi's own families", remedy="Leave --rotate or --via out")
@@ -111,6 +116,7 @@ def export(
     architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
     tokenizer = _tokenizer(checkpoint, architecture)
     layout = plan_storage(architecture, recipe)
+    variants = plan_variants(devices, architecture.spec, layout, recipe)
     check_disk(output, layout.bytes + GRAPH_ALLOWANCE + (extra_disk(architecture, text) if text else 0))
     threads = min(4, os.cpu_count() or 1)
     key = _key(checkpoint, architecture, recipe, layout, text.digest() if text else None)
@@ -120,7 +126,10 @@ def export(
         ThreadPoolExecutor(1, thread_name_prefix="edgephi-graph") as aside,
     ):
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
-        graph = aside.submit(write_graph, architecture.spec, layout, recipe, folder / GRAPH_FILE)
+        graphs = [
+            aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.file, separate=one.separate)
+            for one in variants
+        ]
         write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
         write_tokenizer(tokenizer, folder)
         if architecture.spec.long_rope is not None:
@@ -134,9 +143,11 @@ def export(
             record = describe_text(text, tokens)
         else:
             pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
-        graph.result()
+        for graph in graphs:
+            graph.result()
+        entries = tuple(one.entry for one in variants)
         hashes, parameters = source_files(), published.parameters
-        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, hashes, record, parameters)
+        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, hashes, record, parameters, entries)
         write_manifest(folder, manifest)
     return manifest
 

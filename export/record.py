@@ -18,7 +18,6 @@ from edgephi.bundle import (
     describe_file,
 )
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.export.genai_config import GRAPH_FILE
 from edgephi.export.output import bundle_files
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.storage import ITEM_BYTES, Layout, Recipe
@@ -36,6 +35,7 @@ def make_manifest(
     source_files: tuple[FileEntry, ...],
     calibration: CalibrationText | None,
     parameters: int,
+    graphs: tuple[GraphEntry, ...],
 ) -> Manifest:
     """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
@@ -68,7 +68,7 @@ def make_manifest(
             weights=_weight_recipes(architecture, layout, recipe),
             calibration=calibration,
         ),
-        graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
+        graphs=graphs,
         files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
     )
 

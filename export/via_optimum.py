@@ -124,7 +124,7 @@ def export_via_optimum(
             ),
             model=_facts(decoder, weights),
             recipe=_recipe_record(recipe, weights),
-            graphs=(GraphEntry(device="cpu", file=GRAPH_FILE),),
+            graphs=(GraphEntry(device="cpu", file=GRAPH_FILE, computes_in="float32"),),
             files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
         )
         write_manifest(folder, manifest)

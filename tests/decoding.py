@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.variants import plan_variants
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:
@@ -38,6 +39,18 @@ def build_graph_of(architecture: Architecture, folder: Path, recipe: Recipe) -> 
     return folder / "model.onnx"
 
 
+def build_variants(source: Path | Checkpoint, folder: Path, recipe: Recipe, devices: Sequence[str]) -> dict[str, Path]:
+    """One data file and a graph for each device."""
+    build_graph_with(source, folder, recipe)
+    architecture = describe(open_folder(source) if isinstance(source, Path) else source)
+    layout = plan_storage(architecture, recipe)
+    graphs = {}
+    for variant in plan_variants(devices, architecture.spec, layout, recipe):
+        graphs[variant.device] = folder / variant.file
+        write_graph(architecture.spec, layout, variant.recipe, graphs[variant.device], separate=variant.separate)
+    return {str(device): path for device, path in graphs.items()}
+
+
 class Decoder:
     """A graph and its KV cache; `inputs` go into every run."""
 
@@ -54,12 +67,16 @@ class Decoder:
             if value.name.startswith("past_key_values.")
         }
         self.length = 0
+        self.numbered = any(value.name == "position_ids" for value in self.session.get_inputs())
 
     def feed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits [1, n, vocabulary] of n more tokens [1, n]."""
         self.length += token_ids.shape[1]
         mask = np.ones((1, self.length), np.int64)
-        outputs = self.session.run(None, {"input_ids": token_ids, "attention_mask": mask, **self.inputs, **self.past})
+        inputs = {"input_ids": token_ids, "attention_mask": mask, **self.inputs, **self.past}
+        if self.numbered:
+            inputs["position_ids"] = np.arange(self.length - token_ids.shape[1], self.length, dtype=np.int64)[None]
+        outputs = self.session.run(None, inputs)
         self.past = dict(zip(self.past, outputs[1:], strict=True))
         return np.asarray(outputs[0], np.float32)
 

@@ -57,6 +57,13 @@ def export(
             "same, and nothing is carried over.",
         ),
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Graphs to write, separated by commas: cpu (always), webgpu, directml. They share the weights.",
+        ),
+    ] = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -83,6 +90,7 @@ def export(
             calibration=calibration,
             seed=seed,
             rotate=rotate,
+            devices=[name.strip() for name in device.split(",")],
             on_progress=on_progress,
         )
     if as_json:

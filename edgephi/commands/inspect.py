@@ -72,7 +72,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for group in recipe.weights:
         yield f"  {group.weights}", _group(group)
     yield "Size", format_bytes(manifest.stored_bytes)
-    yield "Graphs", ", ".join(f"{graph.device}: {graph.file}" for graph in manifest.graphs)
+    for graph in manifest.graphs:
+        computes = f", computes in {graph.computes_in}" if graph.computes_in else ""
+        yield f"Graph for {graph.device}", f"{graph.file}{computes}"
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"
     if manifest.quality is not None:
