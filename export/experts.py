@@ -81,8 +81,8 @@ def _block_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weigh
     assert up.format is not None and up.scales is not None and down.scales is not None
     rows = _rows(emit, base, weights)
     zero_points = [emit.stored(m.zero_points) if m.zero_points is not None else None for m in (up, down)]
-    first = [emit.stored(up.codes), emit.stored(up.scales), None]
-    second = [emit.stored(down.codes), emit.stored(down.scales), None]
+    first = [emit.stored(up.codes), emit.in_float(up.scales), None]
+    second = [emit.stored(down.codes), emit.in_float(down.scales), None]
     inputs = [normed, rows, *first, *second, None, None, None, *zero_points, None, rows]
     attributes = {
         **_SWIGLU,

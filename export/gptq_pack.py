@@ -94,6 +94,8 @@ def pack_calibrated(
             formats = {name: _format(layout.matrices[name]) for name in linear}
             for name, packed in fit_layer(graph, hidden, values, formats):
                 write_quantized(packed, layout.matrices[name], 0, data, weights[name].parts[0].tensor)
+                # scales lose some bits where they are stored
+                values[name] = dequantize(read_quantized(data, layout.matrices[name]))
                 report(weight_source_bytes(weights[name]))
             journal.add(group(layer))
         for name, weight in weights.items():

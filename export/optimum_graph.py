@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -150,7 +150,7 @@ class _Rewriter:
         if key not in self._matrices:
             weight = Weight(f"{name}.T" if operand.turned else name, (), operand.shape, role)
             fmt = block_format(self._recipe, weight)
-            stored = place_matrix(self._allocator, weight.name, weight, fmt, self._recipe)
+            stored = place_matrix(self._allocator, weight.name, weight, fmt, replace(self._recipe, half_scales=False))
             self._matrices[key] = TracedMatrix(operand.initializer.const_value, operand.turned, role, stored)
         return self._matrices[key]
 

@@ -186,7 +186,7 @@ def _as(values: NDArray[np.float32], dtype: DType, tensor: TensorRef) -> NDArray
         raise WeightError(
             f"tensor {tensor.name} holds values beyond float16's 65504",
             where=tensor.file,
-            remedy="Export with --precision int4, int8 or fp32",
+            remedy="Export with --precision fp32",
         )
     return half
 

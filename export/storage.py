@@ -46,6 +46,10 @@ class Recipe:
     quantize: Quantize = "rtn"
     rotation_seed: int | None = None
     """Of the rotation that `export/rotation.py` folds into the weights; None: they are as published."""
+    half_scales: bool = True
+    """Scales of blocks in float16 whatever the graph computes in, cast while a model loads: at blocks of 32 half a bit
+    less a weight. Nothing is lost: SmolLM2-135M, rounded, 4,088 predictions: 104.1 to 95.7 MB, KL divergence to float
+    0.26 and 0.26; int8 155.9 to 148.3 MB, 0.0043 and 0.0042; loading takes 0.22 s instead of 0.20."""
 
     @property
     def carries_over(self) -> bool:
@@ -235,7 +239,7 @@ def place_matrix(
         columns,
         fmt,
         allocator.place(f"{name}_{kind}", (rows, blocks, fmt.block_size * fmt.bits // 8), "uint8"),
-        allocator.place(f"{name}_{kind}_scales", (rows, blocks), recipe.float_type),
+        allocator.place(f"{name}_{kind}_scales", (rows, blocks), "float16" if recipe.half_scales else recipe.float_type),
         None if fmt.symmetric else allocator.place(f"{name}_{kind}_zp", (rows, -(-blocks * fmt.bits // 8)), "uint8"),
     )
 

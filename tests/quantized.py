@@ -31,11 +31,18 @@ def fake_quantized(source: Path, folder: Path, format_of: Callable[[str], BlockF
     for name, ref in open_folder(source).tensors.items():
         values = read_rows(ref, 0, ref.shape[0])
         fmt = format_of(name) if values.ndim == 2 else None
-        tensors[name] = values if fmt is None else np.ascontiguousarray(dequantize(round_to_nearest(values, fmt)))
+        tensors[name] = values if fmt is None else decoded(values, fmt)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     return folder
+
+
+def decoded(values: NDArray[np.float32], fmt: BlockFormat) -> NDArray[np.float32]:
+    """What rounding to nearest leaves of a matrix; scales are stored in float16."""
+    packed = round_to_nearest(values, fmt)
+    packed.scales[...] = packed.scales.astype(np.float16)
+    return np.ascontiguousarray(dequantize(packed))
 
 
 def rms_distance(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:

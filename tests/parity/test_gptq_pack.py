@@ -30,7 +30,7 @@ def fitted(source: Path, folder: Path, interrupt_after: int | None = None) -> in
     layout = plan_storage(architecture, recipe)
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / JOURNAL, "key")
-    tokens = np.random.default_rng(0).integers(0, architecture.spec.vocabulary_size, (32, 24))
+    tokens = np.random.default_rng(0).integers(0, architecture.spec.vocabulary_size, (128, 24))
     reported = 0
 
     def report(count: int) -> None:
