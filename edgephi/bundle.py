@@ -98,6 +98,9 @@ class WeightRecipe(Strict):
     method: str
     parameters: int
     stored_bytes: int
+    names: str | None = Field(
+        default=None, description="under a budget: modules and their layers, such as 'qkv 0-3, 7; down 5'"
+    )
 
 
 class QuantizationChoice(Strict):
@@ -117,6 +120,14 @@ class CalibrationText(Strict):
     seed: int | None = Field(description="of the sampling")
 
 
+class BudgetFacts(Strict):
+    """What the bundle was to take, in bits a weight or in bytes of its data file, and how formats were chosen."""
+
+    bits: Finite | None
+    bytes: int | None
+    measure: str | None = Field(description="of the error a weight's format causes; None: no weight was open")
+
+
 class Recipe(Strict):
     """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
 
@@ -126,6 +137,7 @@ class Recipe(Strict):
     rotation_seed: int | None = Field(
         default=None, ge=0, description="of the rotation folded into the weights; none: they are not rotated"
     )
+    budget: BudgetFacts | None = None
     weights: tuple[WeightRecipe, ...]
     calibration: CalibrationText | None = None
 

@@ -84,6 +84,17 @@ def float_logits(
         yield FloatLogits(spec, hidden, session)
 
 
+@contextmanager
+def end_of_model(architecture: Architecture) -> Iterator[Callable[[Float32], Float32]]:
+    """The last norm and the head in float32: hidden states [n, hidden] to logits [n, vocabulary].
+
+    Raises:
+        OutputError, WeightError, SourceError, EngineError: see `float_logits`.
+    """
+    with _session(decoder_end(architecture), end_graph) as session:
+        yield lambda hidden: _run(session, [LOGITS], {HIDDEN_IN: hidden[None]})
+
+
 def _check(spec: DecoderSpec, sequences: Sequence[TokenIds]) -> int:
     """The longest sequence's length."""
     longest = max((len(ids) for ids in sequences), default=0)

@@ -19,7 +19,7 @@ from edgephi.export.folded import fold_values, read_weight
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
 from edgephi.export.read import read_rows, require_finite
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.spec import Architecture
+from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
 
@@ -34,6 +34,12 @@ def group(layer: int) -> str:
     return f"layers.{layer}.linear"
 
 
+def takes_gptq(weight: Weight, layout: Layout) -> bool:
+    """Whether GPTQ decides the codes of a weight."""
+    fmt = layout.matrices[weight.name].format if weight.role == "linear" else None
+    return fmt is not None and fmt.bits == 4
+
+
 def pack_with_gptq(
     architecture: Architecture,
     layout: Layout,
@@ -43,12 +49,12 @@ def pack_with_gptq(
     threads: int,
     report: Report,
 ) -> None:
-    """Fill the data file as `pack_weights` does, with linear weights quantized by GPTQ on the calibration tokens.
+    """Fill the data file as `pack_weights` does, with 4-bit linear weights quantized by GPTQ on the calibration tokens.
 
     Raises:
         EdgephiError: see `pack_weights` and `pack_calibrated`.
     """
-    others = {name: weight for name, weight in architecture.weights.items() if weight.role != "linear"}
+    others = {name: weight for name, weight in architecture.weights.items() if not takes_gptq(weight, layout)}
     pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report)
     data = DataFile(path)
     try:
@@ -65,9 +71,10 @@ def pack_calibrated(
     journal: Journal,
     report: Report,
 ) -> None:
-    """Quantize every linear weight with GPTQ and write it to its place; layers the journal holds are only run again.
+    """Quantize 4-bit linear weights with GPTQ and write them to their places; what the journal holds is only run again.
 
-    Experts are seen by few tokens each: they stay as rounding stores them, and later layers are fitted to that.
+    Experts are seen by few tokens each: they stay as rounding stores them, and later layers are fitted to that. So are
+    8-bit weights, for which rounding is good enough.
 
     Args:
         tokens: int64 [sequences, length].
@@ -83,9 +90,9 @@ def pack_calibrated(
     for layer in range(spec.layers):
         weights = layer_weights(architecture, layer)
         graph = LayerGraph(architecture, layer, tokens.shape[1])
-        linear = [name for name, weight in weights.items() if weight.role == "linear"]
+        linear = [name for name, weight in weights.items() if takes_gptq(weight, layout)]
         if group(layer) in journal.done:
-            values = {name: read_weight(weight) for name, weight in weights.items() if weight.role != "linear"}
+            values = {name: read_weight(weight) for name, weight in weights.items() if name not in linear}
             for name in linear:
                 values[name] = dequantize(read_quantized(data, layout.matrices[name]))
                 report(weight_source_bytes(weights[name]))
@@ -99,7 +106,8 @@ def pack_calibrated(
                 report(weight_source_bytes(weights[name]))
             journal.add(group(layer))
         for name, weight in weights.items():
-            fmt = layout.matrices[name].format if weight.role == "expert" else None
+            rounded = weight.role in ("linear", "expert") and name not in linear
+            fmt = layout.matrices[name].format if rounded else None
             if fmt is not None:
                 values[name] = dequantize(round_to_nearest(values[name], fmt, name=name))
         hidden = graph.run(hidden, values)

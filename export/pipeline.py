@@ -23,11 +23,13 @@ from edgephi.export.families import describe
 from edgephi.export.genai_config import write_genai_config
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
+from edgephi.export.mixed import Mix, make_budget, plan_mix, settle
 from edgephi.export.output import check_disk, check_output, staged
-from edgephi.export.pack import pack_weights, source_bytes
+from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.record import make_manifest
 from edgephi.export.rope_switch import write_long_rope_adapter
 from edgephi.export.rotation import rotate_architecture
+from edgephi.export.sensitivity import forget_sensitivities, measure_sensitivities, states_bytes
 from edgephi.export.source import open_source
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
@@ -57,6 +59,8 @@ def export(
     block_size: int = 32,
     accuracy_level: int = 4,
     quantize: Quantize = "auto",
+    bits: float | None = None,
+    target_size: str | int | None = None,
     revision: str | None = None,
     force: bool = False,
     via: Literal["edgephi", "optimum"] = "edgephi",
@@ -78,10 +82,15 @@ def export(
         quantize: for int4. auto carries over what the source holds in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K),
             provided that `block_size` is 32, and rounds the rest; rtn rounds everything to nearest; gptq fits
             every layer to calibration text that passes through the model layer by layer (experts are rounded).
+        bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
+            4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
+            that are carried over stay what they are.
+        target_size: the same budget in bytes of the data file, such as "105MB", "2.2GB", "100MiB" or a number.
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for gptq, of which the first 4,096 tokens count; None: the model samples its own.
+        calibration: UTF-8 text for gptq and for a budget, of which the first 4,096 tokens count; None: the model
+            samples its own.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
@@ -102,7 +111,12 @@ def export(
     if seed < 0:
         raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
     recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None)
-    text = _calibration(recipe, calibration, seed, via)
+    budget = make_budget(bits, target_size)
+    if budget is not None and (precision, block_size) != ("int4", 32):
+        raise UsageError(
+            "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
+        )
+    text = _calibration(recipe, calibration, seed, via, budgeted=budget is not None)
     if via == "optimum" and set(devices) != {"cpu"}:
         raise UsageError("optimum's graph is for the CPU", remedy="Leave --device or --via out")
     if via == "optimum":
@@ -115,50 +129,79 @@ def export(
     published = describe(checkpoint)
     architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
     tokenizer = _tokenizer(checkpoint, architecture)
-    layout = plan_storage(architecture, recipe)
+    mix = plan_mix(architecture, recipe, budget) if budget else None
+    layout = mix.smallest if mix else plan_storage(architecture, recipe)
     variants = plan_variants(devices, architecture.spec, layout, recipe)
-    check_disk(output, layout.bytes + GRAPH_ALLOWANCE + (extra_disk(architecture, text) if text else 0))
+    aside_bytes = extra_disk(architecture, text) if text else 0
+    if mix:
+        aside_bytes += mix.spare + 2 * states_bytes(architecture.spec, len(mix.weights))
+    check_disk(output, layout.bytes + GRAPH_ALLOWANCE + aside_bytes)
     threads = min(4, os.cpu_count() or 1)
-    key = _key(checkpoint, architecture, recipe, layout, text.digest() if text else None)
+    key = _key(checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
     with (
         staged(output, force, key) as (folder, journal),
         source_hashes(checkpoint.files) as source_files,
         ThreadPoolExecutor(1, thread_name_prefix="edgephi-graph") as aside,
     ):
+        write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
+        write_tokenizer(tokenizer, folder)
+        if architecture.spec.long_rope is not None:
+            write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
+        tried = sum(weight_source_bytes(architecture.weights[name]) for name in mix.weights) if mix else 0
+        reporter = Reporter(source_bytes(architecture) + tried, on_progress)
+        tokens = calibration_tokens(architecture, tokenizer, text, folder, journal, threads) if text else None
+        if mix and tokens is not None:
+            errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, reporter)
+            layout = settle(architecture, recipe, mix, errors)
+            variants = plan_variants(devices, architecture.spec, layout, recipe)
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
         graphs = [
             aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.file, separate=one.separate)
             for one in variants
         ]
-        write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
-        write_tokenizer(tokenizer, folder)
-        if architecture.spec.long_rope is not None:
-            write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
-        reporter = Reporter(source_bytes(architecture), on_progress)
-        record = None
-        if text:
-            tokens = calibration_tokens(architecture, tokenizer, text, folder, journal, threads)
+        if recipe.quantize == "gptq":
+            assert tokens is not None
             pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, threads, reporter)
-            forget_tokens(folder)
-            record = describe_text(text, tokens)
         else:
             pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
         for graph in graphs:
             graph.result()
-        entries = tuple(one.entry for one in variants)
-        hashes, parameters = source_files(), published.parameters
-        manifest = make_manifest(checkpoint, architecture, layout, recipe, folder, hashes, record, parameters, entries)
+        if tokens is not None:
+            forget_tokens(folder)
+        if mix and tokens is not None:
+            forget_sensitivities(folder)
+        record = describe_text(text, tokens) if text and tokens is not None else None
+        manifest = make_manifest(
+            checkpoint,
+            architecture,
+            layout,
+            recipe,
+            folder,
+            source_files(),
+            record,
+            published.parameters,
+            tuple(one.entry for one in variants),
+            mix,
+        )
         write_manifest(folder, manifest)
     return manifest
 
 
-def _calibration(recipe: Recipe, calibration: str | Path | None, seed: int, via: str) -> CalibrationSource | None:
-    if recipe.quantize != "gptq":
+def _calibration(
+    recipe: Recipe, calibration: str | Path | None, seed: int, via: str, *, budgeted: bool
+) -> CalibrationSource | None:
+    if recipe.quantize != "gptq" and not budgeted:
         if calibration is not None:
-            raise UsageError("only GPTQ needs a calibration text", remedy="Add --quantize gptq, or leave the text out")
+            raise UsageError(
+                "only GPTQ and a budget need a calibration text",
+                remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
+            )
         return None
     if via != "edgephi":
-        raise UsageError("GPTQ takes models of edgephi's own families", remedy="Leave --quantize or --via out")
+        raise UsageError(
+            "GPTQ and budgets take models of edgephi's own families",
+            remedy="Leave --quantize, --bits and --target-size out, or --via",
+        )
     return CalibrationSource(None if calibration is None else Path(calibration), seed)
 
 
@@ -178,7 +221,12 @@ class Reporter:
 
 
 def _key(
-    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, layout: Layout, calibration: str | None
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    recipe: Recipe,
+    layout: Layout,
+    mix: Mix | None,
+    calibration: str | None,
 ) -> str:
     """Of everything that decides the bytes of the data file: an interrupted export continues under the same key."""
     stats = [(file.name, file.stat()) for file in checkpoint.files]
@@ -191,6 +239,7 @@ def _key(
         asdict(recipe),
         asdict(architecture.spec),
         asdict(layout),
+        asdict(mix.budget) if mix else None,
         calibration,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import edgephi
 from edgephi.bundle import (
+    BudgetFacts,
     CalibrationText,
     FileEntry,
     GraphEntry,
@@ -18,9 +19,13 @@ from edgephi.bundle import (
     describe_file,
 )
 from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.export.gptq_pack import takes_gptq
+from edgephi.export.mixed import Mix, describe_names
 from edgephi.export.output import bundle_files
+from edgephi.export.sensitivity import MEASURE
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.storage import ITEM_BYTES, Layout, Recipe
+from edgephi.quantize import BlockFormat
 
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
 """Libraries whose version can change the bytes of a bundle."""
@@ -36,6 +41,7 @@ def make_manifest(
     calibration: CalibrationText | None,
     parameters: int,
     graphs: tuple[GraphEntry, ...],
+    mix: Mix | None = None,
 ) -> Manifest:
     """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
@@ -65,7 +71,8 @@ def make_manifest(
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
             quantize=quantization_choice(architecture, layout, recipe),
             rotation_seed=recipe.rotation_seed,
-            weights=_weight_recipes(architecture, layout, recipe),
+            budget=_budget(mix) if mix else None,
+            weights=_weight_recipes(architecture, layout, recipe, mix),
             calibration=calibration,
         ),
         graphs=graphs,
@@ -99,19 +106,25 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     return QuantizationChoice(asked="auto", picked=picked, reason=reason)
 
 
-def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) -> tuple[WeightRecipe, ...]:
+def _budget(mix: Mix) -> BudgetFacts:
+    return BudgetFacts(bits=mix.budget.bits, bytes=mix.budget.bytes, measure=MEASURE if mix.weights else None)
+
+
+def _weight_recipes(
+    architecture: Architecture, layout: Layout, recipe: Recipe, mix: Mix | None
+) -> tuple[WeightRecipe, ...]:
     """One record for each group of weights that are stored alike."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Weight]] = {}
+    groups: dict[tuple[str, tuple[str, ...], BlockFormat | None], list[Weight]] = {}
     for role in ("embedding", "linear", "expert", "router", "head"):
         for weight in architecture.weights.values():
             if weight.role == role:
-                groups.setdefault((role, layout.matrices[weight.name].carried), []).append(weight)
+                matrix = layout.matrices[weight.name]
+                groups.setdefault((role, matrix.carried, matrix.format), []).append(weight)
     records = []
-    for (role, carried), weights in groups.items():
+    for (role, carried, fmt), weights in groups.items():
         matrices = [layout.matrices[weight.name] for weight in weights]
-        fmt = matrices[0].format
         method = "round to nearest, scale searched" if fmt else "stored as it is"
-        if role == "linear" and recipe.quantize == "gptq":
+        if recipe.quantize == "gptq" and takes_gptq(weights[0], layout):
             method = "GPTQ"
         if carried:
             offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
@@ -125,6 +138,7 @@ def _weight_recipes(architecture: Architecture, layout: Layout, recipe: Recipe) 
                 method=method,
                 parameters=sum(prod(weight.shape) for weight in weights),
                 stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),
+                names=describe_names([weight.name for weight in weights]) if mix and role == "linear" else None,
             )
         )
     return tuple(records)

@@ -197,8 +197,14 @@ def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
     )
 
 
-def plan_storage(architecture: Architecture, recipe: Recipe) -> Layout:
-    """Give every weight, and the rotary tables, a place."""
+def plan_storage(
+    architecture: Architecture, recipe: Recipe, formats: Mapping[str, BlockFormat] | None = None
+) -> Layout:
+    """Give every weight, and the rotary tables, a place.
+
+    Args:
+        formats: of linear weights, by canonical name; the recipe's for those that are not there.
+    """
     allocator = Allocator()
     matrices: dict[str, StoredMatrix] = {}
     vectors: dict[str, StoredTensor] = {}
@@ -220,7 +226,8 @@ def plan_storage(architecture: Architecture, recipe: Recipe) -> Layout:
         elif recipe.carries_over and carried_types(weight):
             matrices[weight.name] = place_carried(allocator, name, weight)
         else:
-            matrices[weight.name] = place_matrix(allocator, name, weight, block_format(recipe, weight), recipe)
+            fmt = formats[weight.name] if formats and weight.name in formats else block_format(recipe, weight)
+            matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)
     for name, shape in rope_tables(architecture.spec).items():
         vectors[name] = allocator.place(name, shape, recipe.float_type)
     return Layout(matrices, vectors, allocator.end, stacks)
@@ -239,7 +246,9 @@ def place_matrix(
         columns,
         fmt,
         allocator.place(f"{name}_{kind}", (rows, blocks, fmt.block_size * fmt.bits // 8), "uint8"),
-        allocator.place(f"{name}_{kind}_scales", (rows, blocks), "float16" if recipe.half_scales else recipe.float_type),
+        allocator.place(
+            f"{name}_{kind}_scales", (rows, blocks), "float16" if recipe.half_scales else recipe.float_type
+        ),
         None if fmt.symmetric else allocator.place(f"{name}_{kind}_zp", (rows, -(-blocks * fmt.bits // 8)), "uint8"),
     )
 

@@ -36,6 +36,21 @@ def export(
             "every layer is fitted to calibration text, in minutes."
         ),
     ] = "auto",
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="B",
+            help="A budget for int4, in stored bits per weight, such as 4.5: every linear weight gets the bits and the "
+            "block size that what it costs the model, measured, is worth.",
+            show_default=False,
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="The same budget for the data file: 105MB, 2.2GB, 100MiB.", show_default=False
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     via: Annotated[
@@ -45,7 +60,8 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="UTF-8 text for gptq, up to 4,096 tokens. Without: the model samples its own."
+            metavar="FILE",
+            help="UTF-8 text for gptq and budgets, up to 4,096 tokens. Without: the model samples its own.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples, and of --rotate.")] = 0,
@@ -84,6 +100,8 @@ def export(
             block_size=block_size,
             accuracy_level=accuracy_level,
             quantize=quantize,
+            bits=bits,
+            target_size=target_size,
             revision=revision,
             force=force,
             via=via,

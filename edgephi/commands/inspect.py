@@ -69,6 +69,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "Quantized", f"{recipe.quantize.picked}: {recipe.quantize.reason}"
     if recipe.rotation_seed is not None:
         yield "Rotated", f"residual stream and values, seed {recipe.rotation_seed}"
+    if (budget := recipe.budget) is not None:
+        asked = f"{budget.bits:g} bits per weight" if budget.bytes is None else f"{budget.bytes:,} bytes of weights"
+        yield "Budget", f"{asked}, by {budget.measure}" if budget.measure else f"{asked}; no weight was open"
     for group in recipe.weights:
         yield f"  {group.weights}", _group(group)
     yield "Size", format_bytes(manifest.stored_bytes)
@@ -95,5 +98,5 @@ def _group(group: WeightRecipe) -> str:
     kind = {True: ", symmetric", False: ", asymmetric", None: ""}[group.symmetric]
     return (
         f"{group.bits:g} bits{block}{kind}, {group.method}, {format_count(group.parameters)} parameters in "
-        f"{format_bytes(group.stored_bytes)}"
+        f"{format_bytes(group.stored_bytes)}" + (f": {group.names}" if group.names else "")
     )

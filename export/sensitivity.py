@@ -1,0 +1,207 @@
+"""What each linear weight costs the model in each format: measured, layer by layer, on a calibration text.
+
+One sequence passes through the float model. Behind every layer a copy of its hidden states branches off for each of
+the layer's weights, computed with only this weight rounded, and follows through all later layers in float: at the end
+stands what rounding it changes in the predictions, as KL divergence. Only one format of a weight is followed; the
+others are put in proportion to it by the error they cause in the hidden states behind their layer.
+
+Against the truth, 120 weights of SmolLM2-135M each alone in 4 bits (block 32) on 512 tokens of WikiText-2: these
+figures, from 256 tokens that the model wrote, have rank correlation 0.98 with it and miss it by a factor of 1.2 (root
+mean square of the logarithm). The relative error of the layer's hidden states alone: 0.92 and 1.7 as a mean over
+tokens; 0.53 and 5.9 as one sum, which a few tokens with huge activations rule; weighted by depth 0.76 or less;
+multiplied by what the layer's weights together change at the end 0.94 and 1.6, at a third of the cost. Divergences add
+up: the 120 make 0.249, all weights at once in 4 bits 0.26. One of them, layers.11.down, makes 0.045.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.export.data_file import Journal, write_refusal
+from edgephi.export.float_model import end_of_model
+from edgephi.export.folded import read_weight
+from edgephi.export.gptq_pack import embed
+from edgephi.export.pack import Report, weight_source_bytes
+from edgephi.export.recorded_layer import LayerGraph, layer_weights
+from edgephi.export.spec import Architecture, DecoderSpec
+from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
+
+Float32 = NDArray[np.float32]
+
+LADDER = (
+    BlockFormat(bits=4, block_size=128, symmetric=False),
+    BlockFormat(bits=4, block_size=64, symmetric=False),
+    BlockFormat(bits=4, block_size=32, symmetric=False),
+    BlockFormat(bits=8, block_size=64, symmetric=True),
+    BlockFormat(bits=8, block_size=32, symmetric=True),
+)
+"""The formats a weight can get. What the last two lose is to the third as 1 to 130 and 1 to 170."""
+FOLLOWED, FOLLOWED_IF_EXACT = 2, 0
+"""Indices of the format whose error is followed to the end; the other one where blocks of 32 lose nothing."""
+TOKENS = 256
+ROWS = 64
+"""Predictions compared at once: of a vocabulary of 200k, 50 MB for each of two models."""
+
+TABLE_FILE, STATES_FILE, DONE = "sensitivity.json", "sensitivity.npy", "sensitivity"
+MEASURE = "KL divergence caused by each weight alone, one format followed through the float model"
+
+Sensitivities = Mapping[str, tuple[float, ...]]
+"""By weight: the divergence each format of `LADDER` causes, in nats a token."""
+
+
+def states_bytes(spec: DecoderSpec, weights: int) -> int:
+    """Bytes of all hidden states at the end of the measurement, in memory and on disk."""
+    return 4 * (weights + 1) * TOKENS * spec.hidden_size
+
+
+@dataclass
+class _Progress:
+    """How far the measurement has come; what is in the folder behind every layer."""
+
+    folder: Path
+    journal: Journal
+    layer: int = 0
+    """Layers done."""
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    """Relative squared error of the hidden states behind the layer, for each format; by weight, in order."""
+    states: Float32 | None = None
+    """[1 + weights so far, tokens, hidden]: of the float model, then with each weight rounded."""
+
+    def load(self) -> None:
+        done = [name for name in self.journal.done if name.startswith(f"{DONE}.")]
+        if done:
+            self.layer = max(int(name.rpartition(".")[2]) for name in done)
+            facts = json.loads(self._file(TABLE_FILE).read_text(encoding="utf-8"))
+            self.errors = facts
+            self.states = np.load(self._file(STATES_FILE), allow_pickle=False)
+
+    def save(self) -> None:
+        before = [self._file(TABLE_FILE), self._file(STATES_FILE)]
+        self.layer += 1
+        assert self.states is not None
+        try:
+            self._file(TABLE_FILE).write_text(json.dumps(self.errors), encoding="utf-8", newline="\n")
+            np.save(self._file(STATES_FILE), self.states)
+        except OSError as error:
+            raise write_refusal(error, self.folder) from error
+        self.journal.add(f"{DONE}.{self.layer}")
+        for file in before:
+            file.unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{self.layer}.{name}"
+
+    def forget(self) -> None:
+        for name in (TABLE_FILE, STATES_FILE):
+            self._file(name).unlink(missing_ok=True)
+
+
+def measure_sensitivities(
+    architecture: Architecture,
+    names: Collection[str],
+    tokens: NDArray[np.int64],
+    folder: Path,
+    journal: Journal,
+    report: Report,
+) -> Sensitivities:
+    """Measure linear weights; a measurement that was interrupted goes on behind its last layer.
+
+    In memory: one layer in float32, and the hidden states of one sequence for every weight so far.
+
+    Args:
+        names: which weights.
+        tokens: int64 [sequences, length]; the first sequence is used.
+        folder: for the hidden states and, at the end, the table; files are gone or in the table when this returns.
+        report: told the source bytes of every weight that has been tried.
+
+    Raises:
+        WeightError: a weight holds NaN or infinite values.
+        EngineError: onnxruntime cannot run a layer or the head.
+        OutputError: the disk is full.
+    """
+    table = folder / TABLE_FILE
+    if TABLE_FILE in journal.done:
+        report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
+        return {name: tuple(errors) for name, errors in json.loads(table.read_text(encoding="utf-8")).items()}
+    so_far = _Progress(folder, journal)
+    so_far.load()
+    report(sum(weight_source_bytes(architecture.weights[name]) for name in so_far.errors))
+    for layer in range(so_far.layer, architecture.spec.layers):
+        states = so_far.states if so_far.states is not None else embed(architecture, tokens[:1, :TOKENS])
+        weights = layer_weights(architecture, layer)
+        values = {name: read_weight(weight) for name, weight in weights.items()}
+        graph = LayerGraph(architecture, layer, states.shape[1])
+        after = graph.run(states, values)
+        branches = [after]
+        for name in weights:
+            if name in names:
+                so_far.errors[name], branch = _try_formats(graph, states[:1], values, name, after[0])
+                branches.append(branch)
+                report(weight_source_bytes(weights[name]))
+        so_far.states = np.concatenate(branches)
+        so_far.save()
+    assert so_far.states is not None
+    with end_of_model(architecture) as logits:
+        divergences = _divergences(logits, so_far.states)
+    result = {
+        name: _in_proportion(errors, divergence)
+        for (name, errors), divergence in zip(so_far.errors.items(), divergences, strict=True)
+    }
+    table.write_text(json.dumps(result), encoding="utf-8", newline="\n")
+    journal.add(TABLE_FILE)
+    so_far.forget()
+    return result
+
+
+def forget_sensitivities(folder: Path) -> None:
+    """Remove what is not part of the bundle."""
+    (folder / TABLE_FILE).unlink()
+
+
+def _try_formats(
+    graph: LayerGraph, hidden: Float32, values: Mapping[str, Float32], name: str, expected: Float32
+) -> tuple[list[float], Float32]:
+    """The error of every format, and the hidden states [1, tokens, hidden] of the one to follow."""
+    size = np.square(expected).sum(axis=-1, dtype=np.float64)
+    errors, results = [], []
+    for fmt in LADDER:
+        rounded = dequantize(round_to_nearest(values[name], fmt, name=name))
+        result = graph.run(hidden, {**values, name: np.ascontiguousarray(rounded)})
+        difference = np.square(result[0] - expected).sum(axis=-1, dtype=np.float64)
+        errors.append(float(np.mean(difference / np.maximum(size, np.finfo(np.float32).tiny))))
+        results.append(result)
+    return errors, results[_followed(errors)]
+
+
+def _followed(errors: list[float]) -> int:
+    return FOLLOWED if errors[FOLLOWED] > errors[FOLLOWED_IF_EXACT] / 100 else FOLLOWED_IF_EXACT
+
+
+def _in_proportion(errors: list[float], divergence: float) -> tuple[float, ...]:
+    followed = errors[_followed(errors)]
+    return tuple(divergence * error / followed if followed else 0.0 for error in errors)
+
+
+def _divergences(logits: Callable[[Float32], Float32], states: Float32) -> list[float]:
+    """KL divergence from the first of the states' predictions to each of the others', mean over positions."""
+    total = np.zeros(len(states) - 1)
+    for start in range(0, states.shape[1], ROWS):
+        part = states[:, start : start + ROWS]
+        expected = _log_softmax(logits(part[0]))
+        probability = np.exp(expected)
+        for index, hidden in enumerate(part[1:]):
+            gap = expected - _log_softmax(logits(hidden))
+            total[index] += np.einsum("ij,ij->", probability, gap, dtype=np.float64, casting="same_kind")
+    return [max(0.0, float(value)) for value in total / states.shape[1]]
+
+
+def _log_softmax(logits: Float32) -> Float32:
+    shifted: Float32 = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted

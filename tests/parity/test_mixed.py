@@ -1,0 +1,178 @@
+"""Formats per weight: what the graph computes, what the measurement finds, and what the budget allows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgephi.errors import UsageError
+from edgephi.export.data_file import JOURNAL, Journal
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.families import describe
+from edgephi.export.graph import write_graph
+from edgephi.export.mixed import Budget, describe_names, make_budget, parse_size, plan_mix, settle
+from edgephi.export.pack import pack_weights, weight_source_bytes
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
+from edgephi.export.spec import Architecture
+from edgephi.export.storage import Recipe, make_recipe, plan_storage
+from edgephi.quantize import BlockFormat
+from tests.decoding import Decoder, build_graph, distance
+from tests.quantized import EIGHT, fake_quantized
+
+RECIPE = make_recipe("int4", 32, accuracy_level=1)
+PUBLISHED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up"}
+PUBLISHED |= {"up_proj": "gate_up", "down_proj": "down"}
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def linear_weights(architecture: Architecture) -> list[str]:
+    return [name for name, weight in architecture.weights.items() if weight.role == "linear"]
+
+
+def build(source: Path, folder: Path, formats: dict[str, BlockFormat], recipe: Recipe = RECIPE) -> Path:
+    """Graph and data file with those formats."""
+    architecture = describe(open_folder(source))
+    layout = plan_storage(architecture, recipe, formats)
+    folder.mkdir()
+    pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
+    write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def sensitivities(source: Path, folder: Path, interrupt_after: int | None = None) -> Sensitivities:
+    """Measured on random tokens, which tiny random models are used to."""
+    architecture = describe(open_folder(source))
+    tokens = np.random.default_rng(1).integers(0, architecture.spec.vocabulary_size, (1, 32))
+    names, reported = linear_weights(architecture), 0
+
+    def report(count: int) -> None:
+        nonlocal reported
+        reported += count
+        if interrupt_after and f".{interrupt_after}\n" in (folder / JOURNAL).read_text(encoding="utf-8"):
+            raise Interrupted
+
+    folder.mkdir(exist_ok=True)
+    table = measure_sensitivities(architecture, names, tokens, folder, Journal(folder / JOURNAL, "key"), report)
+    assert reported == sum(weight_source_bytes(architecture.weights[name]) for name in names)
+    return table
+
+
+def test_a_graph_of_many_formats_computes_what_its_codes_decode_to(fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / "llama-gqa"
+    names = linear_weights(describe(open_folder(source)))
+    formats = {name: LADDER[number % len(LADDER)] for number, name in enumerate(names)}
+    assert set(formats.values()) == set(LADDER)
+
+    def format_of(published: str) -> BlockFormat | None:
+        if "proj" not in published:
+            return EIGHT
+        _, _, layer, _, module, _ = published.split(".")
+        return formats[f"layers.{layer}.{PUBLISHED[module]}.weight"]
+
+    graph = build(source, tmp_path / "mixed", formats)
+    decoded = build_graph(fake_quantized(source, tmp_path / "decoded", format_of), tmp_path / "fp32", "fp32")
+    ids = np.load(source / "reference.npz")["input_ids"]
+    assert distance(Decoder(graph).feed(ids), Decoder(decoded).feed(ids)) < 1e-4
+    assert distance(Decoder(graph).feed_one_by_one(ids), Decoder(decoded).feed(ids)) < 1e-4
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel", "phi3-longrope-short"])
+def test_a_sensitivity_is_the_divergence_of_the_whole_model_with_only_that_weight_rounded(
+    case: str, fixtures: Path, tmp_path: Path
+) -> None:
+    source, fmt = fixtures / case, LADDER[FOLLOWED]
+    table = sensitivities(source, tmp_path / "measured")
+    architecture = describe(open_folder(source))
+    ids = np.random.default_rng(1).integers(0, architecture.spec.vocabulary_size, (1, 32))
+    unrounded = replace(RECIPE, linear=None, embedding=None)
+    expected = Decoder(build(source, tmp_path / "float", {}, unrounded)).feed(ids)
+    for number, name in enumerate(linear_weights(architecture)):
+        rounded = Decoder(build(source, tmp_path / str(number), {name: fmt}, unrounded)).feed(ids)
+        assert table[name][FOLLOWED] == pytest.approx(divergence(expected, rounded), rel=0.02, abs=1e-6)
+        assert table[name][-1] < table[name][FOLLOWED] / 20
+
+
+def divergence(expected: np.ndarray, other: np.ndarray) -> float:
+    p, q = (np.exp(x - x.max(-1, keepdims=True), dtype=np.float64) for x in (expected, other))
+    p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
+    return float((p * np.log(p / q)).sum(-1).mean())
+
+
+def test_an_interrupted_measurement_finds_the_same(fixtures: Path, tmp_path: Path) -> None:
+    whole = sensitivities(fixtures / "llama-gqa", tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        sensitivities(fixtures / "llama-gqa", tmp_path / "resumed", interrupt_after=1)
+    journal = (tmp_path / "resumed" / JOURNAL).read_text(encoding="utf-8").split("\n")
+    assert journal[1:] == ["sensitivity.1", ""]
+    assert sensitivities(fixtures / "llama-gqa", tmp_path / "resumed") == whole
+    assert sensitivities(fixtures / "llama-gqa", tmp_path / "resumed") == whole, "read back from the table"
+    assert {path.name for path in (tmp_path / "resumed").iterdir()} == {JOURNAL, "sensitivity.json"}
+
+
+def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Path) -> None:
+    architecture = describe(open_folder(fixtures / "llama-gqa"))
+    names = linear_weights(architecture)
+    rng = np.random.default_rng(2)
+    table = {
+        name: tuple(scale * np.array([4, 3, 2, 0.02, 0.01])) for name, scale in zip(names, rng.random(9), strict=False)
+    }
+    smallest = plan_mix(architecture, RECIPE, Budget(None, 10**9)).smallest.bytes
+    largest, errors = plan_storage(architecture, RECIPE, dict.fromkeys(names, LADDER[-1])).bytes, []
+    for size in range(smallest, largest + 500, 500):
+        mix = plan_mix(architecture, RECIPE, Budget(None, size))
+        layout = settle(architecture, RECIPE, mix, table)
+        assert layout.bytes <= size
+        assert layout == settle(architecture, RECIPE, mix, dict(reversed(table.items())))
+        errors.append(sum(table[name][LADDER.index(layout.matrices[name].format)] for name in names))
+    assert all(later <= earlier for earlier, later in pairwise(errors))
+    assert layout.bytes == largest
+
+
+def test_bits_count_as_the_manifest_does(fixtures: Path) -> None:
+    architecture = describe(open_folder(fixtures / "llama-gqa"))
+    table = dict.fromkeys(linear_weights(architecture), (4.0, 3.0, 2.0, 0.02, 0.01))
+    layout = settle(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
+    used = sum(tensor.bytes for matrix in layout.matrices.values() for tensor in matrix.tensors)
+    assert 7.2 < 8 * used / architecture.parameters <= 7.5
+
+
+@pytest.mark.parametrize(
+    ("budget", "smallest"), [(Budget(4.0, None), r"--bits \d\.\d\d"), (Budget(None, 1000), r"--target-size 0\.\dMB")]
+)
+def test_a_budget_out_of_reach_is_an_error_that_names_what_is_in_reach(
+    budget: Budget, smallest: str, fixtures: Path
+) -> None:
+    with pytest.raises(UsageError, match=smallest):
+        plan_mix(describe(open_folder(fixtures / "llama-gqa")), RECIPE, budget)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("105MB", 105_000_000), ("2.2 GB", 2_200_000_000), ("100MiB", 100 * 2**20), ("1.5gib", 3 * 2**29), (123, 123)],
+)
+def test_sizes_are_read_in_both_systems(text: str | int, count: int) -> None:
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "0MB", "-5MB", "5 bananas", "1e9", "nan", "MB", "5MB5"])
+def test_what_is_no_size_is_an_error(text: str) -> None:
+    with pytest.raises(UsageError, match="no size"):
+        parse_size(text)
+
+
+def test_two_budgets_are_an_error() -> None:
+    with pytest.raises(UsageError, match="two budgets"):
+        make_budget(4.5, "105MB")
+
+
+def test_names_are_grouped() -> None:
+    names = [f"layers.{layer}.qkv.weight" for layer in (0, 1, 2, 7)] + ["layers.5.down.weight"]
+    assert describe_names(names) == "qkv 0-2, 7; down 5"
