@@ -8,6 +8,7 @@ to the errors of those before it. In memory: one layer in float32, its Hessians,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
+from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 Float32 = NDArray[np.float32]
 
@@ -128,15 +130,17 @@ def fit_layer(
     """
     sums = {name: _Hessian(values[name].shape[1]) for name in formats}
 
-    def accumulate(name: str, inputs: Float32) -> None:
-        if name in sums:
-            sums[name].add(inputs)
+    with worker_pool() as pool:
 
-    graph.run(hidden, values, accumulate)
-    for name, fmt in formats.items():
-        packed = gptq(values[name], sums.pop(name).total(), fmt, name=name)
-        values[name] = dequantize(packed)
-        yield name, packed
+        def accumulate(name: str, inputs: Float32) -> None:
+            if name in sums:
+                sums[name].add(pool, inputs)
+
+        graph.run(hidden, values, accumulate)
+        for name, fmt in formats.items():
+            packed = gptq(values[name], sums.pop(name).total(pool), fmt, name=name)
+            values[name] = dequantize(packed)
+            yield name, packed
 
 
 class _Hessian:
@@ -146,20 +150,21 @@ class _Hessian:
         self._sum = np.zeros((columns, columns), np.float32)
         self._waiting: list[Float32] = []
 
-    def add(self, inputs: Float32) -> None:
+    def add(self, pool: ThreadPoolExecutor, inputs: Float32) -> None:
         self._waiting.append(inputs)
         if sum(map(len, self._waiting)) >= ROWS_AT_ONCE:
-            self._multiply()
+            self._multiply(pool)
 
-    def total(self) -> Float32:
+    def total(self, pool: ThreadPoolExecutor) -> Float32:
         if self._waiting:
-            self._multiply()
+            self._multiply(pool)
+        mirror(self._sum)
         return self._sum
 
-    def _multiply(self) -> None:
+    def _multiply(self, pool: ThreadPoolExecutor) -> None:
         rows = np.concatenate(self._waiting)
         self._waiting = []
-        self._sum += rows.T @ rows
+        add_gram(pool, self._sum, rows)
 
 
 def _format(matrix: StoredMatrix) -> BlockFormat:

@@ -19,6 +19,7 @@ from edgephi.export.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, 
 from edgephi.export.rope import rope_table
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
+from edgephi.quantize.workers import worker_pool, worker_threads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -84,6 +85,8 @@ class LayerGraph:
         read = [value for _, value in recorded.values()]
         model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read])
         options = ort.SessionOptions()
+        # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
+        options.intra_op_num_threads = 1
         # an arena keeps the largest of everything it ever held
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -95,7 +98,7 @@ class LayerGraph:
             raise _failure(error, layer) from error
 
     def run(self, hidden: Float32, weights: Mapping[str, Float32], on_input: OnInput | None = None) -> Float32:
-        """Hidden states after the layer, float32 [sequences, length, hidden], one sequence at a time.
+        """Hidden states after the layer, float32 [sequences, length, hidden], a few sequences at a time.
 
         Args:
             hidden: hidden states before it, of the same shape.
@@ -108,22 +111,30 @@ class LayerGraph:
         feeds = self._feeds(weights)
         recorded = self._recorded if on_input else {}
         result = np.empty_like(hidden)
-        for number, sequence in enumerate(hidden):
-            try:
-                after, *inputs = self._session.run([HIDDEN_OUT, *recorded], {HIDDEN_IN: sequence[None], **feeds})
-            except Exception as error:  # as above
-                raise _failure(error, self._layer) from error
-            if not np.isfinite(after).all():
-                raise EngineError(
-                    "hidden states are not finite",
-                    where=f"layers.{self._layer}",
-                    remedy="Check the checkpoint, or calibrate with other text",
-                )
-            result[number] = after[0]
-            if on_input:
-                for weight, values in zip(recorded.values(), inputs, strict=True):
-                    on_input(weight, values.reshape(-1, values.shape[-1]))
+        with worker_pool() as pool:
+            step = worker_threads()
+            for start in range(0, len(hidden), step):
+                runs = pool.map(lambda one: self._one(one, feeds, [*recorded]), hidden[start : start + step])
+                for number, (after, *inputs) in enumerate(runs, start):
+                    result[number] = after
+                    for weight, values in zip(recorded.values(), inputs, strict=True):
+                        assert on_input is not None
+                        on_input(weight, values.reshape(-1, values.shape[-1]))
         return result
+
+    def _one(self, sequence: Float32, feeds: Mapping[str, NDArray[np.generic]], recorded: list[str]) -> list[Float32]:
+        """Hidden states after the layer [length, hidden], then the recorded inputs with a leading axis of 1."""
+        try:
+            after, *inputs = self._session.run([HIDDEN_OUT, *recorded], {HIDDEN_IN: sequence[None], **feeds})
+        except Exception as error:  # as above
+            raise _failure(error, self._layer) from error
+        if not np.isfinite(after).all():
+            raise EngineError(
+                "hidden states are not finite",
+                where=f"layers.{self._layer}",
+                remedy="Check the checkpoint, or calibrate with other text",
+            )
+        return [after[0], *inputs]
 
     def _outside(self, name: str) -> str:
         """The layer's own name of a weight that is called `layers.0. …` within the graph."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from edgephi.export.graph import write_graph
 from edgephi.export.pack import pack_weights
 from edgephi.export.spec import Architecture
 from edgephi.export.storage import Layout, Recipe, make_recipe, plan_storage
+from edgephi.quantize.workers import worker_pool
+
+SEQUENCES_TOGETHER = 8
+"""Sampled in one run of the graph."""
 
 
 def sampling_layout(architecture: Architecture, length: int) -> tuple[Architecture, Recipe, Layout]:
@@ -39,7 +44,7 @@ def sample_text(
     Args:
         vocabulary: ids below this may be sampled: the tokenizer's, for an embedding may have more rows.
         shape: sequences and their length.
-        seed: of NumPy's default generator; the same seed on the same machine gives the same text.
+        seed: of NumPy's default generator; the same seed gives the same text on the same kind of processor.
         folder: for the int8 export; made, and removed at the end.
 
     Raises:
@@ -52,38 +57,31 @@ def sample_text(
     try:
         pack_weights(decoder, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), threads, lambda count: None)
         write_graph(decoder.spec, layout, recipe, folder / GRAPH_FILE)
-        return _sample(decoder, folder / GRAPH_FILE, vocabulary, shape, np.random.default_rng(seed))
+        return _sample(decoder, folder / GRAPH_FILE, vocabulary, shape, seed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sample(
-    decoder: Architecture, graph: Path, vocabulary: int, shape: tuple[int, int], rng: np.random.Generator
+    decoder: Architecture, graph: Path, vocabulary: int, shape: tuple[int, int], seed: int
 ) -> NDArray[np.int64]:
     import onnxruntime as ort
 
-    spec, (sequences, length) = decoder.spec, shape
+    groups = -(-shape[0] // SEQUENCES_TOGETHER)
     tokens = np.empty(shape, np.int64)
-    tokens[:, 0] = rng.integers(0, vocabulary, sequences)
     try:
         options = ort.SessionOptions()
+        # groups run side by side, each on one thread: neither depends on how many cores there are
+        options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        binding = session.io_binding()
-        # one buffer is past and present: the operator then appends in place instead of copying
-        for value in session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                buffer = np.zeros((sequences, spec.kv_heads, length, spec.head_dim), np.float32)
-                cache = ort.OrtValue.ortvalue_from_numpy(buffer)
-                binding.bind_ortvalue_input(value.name, cache)
-                binding.bind_ortvalue_output(value.name.replace("past_key_values", "present"), cache)
-        binding.bind_output("logits")
-        for position in range(1, length):
-            binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens[:, position - 1 : position]))
-            binding.bind_cpu_input("attention_mask", np.ones((sequences, position), np.int64))
-            session.run_with_iobinding(binding)
-            logits = binding.get_outputs()[-1].numpy()[:, -1, :vocabulary]
-            tokens[:, position] = _draw(logits, rng)
+
+        def write(group: int) -> None:
+            part = tokens[group * SEQUENCES_TOGETHER : (group + 1) * SEQUENCES_TOGETHER]
+            _write_group(decoder, session, vocabulary, part, np.random.default_rng([seed, group]))
+
+        with worker_pool() as pool:
+            list(pool.map(write, range(groups)))
     except EngineError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base but this
@@ -94,6 +92,31 @@ def _sample(
             remedy="Calibrate with a text of yours: --calibration FILE",
         ) from error
     return tokens
+
+
+def _write_group(
+    decoder: Architecture, session: Any, vocabulary: int, tokens: NDArray[np.int64], rng: np.random.Generator
+) -> None:
+    """Fill tokens [sequences, length], all sequences side by side."""
+    import onnxruntime as ort
+
+    spec, (sequences, length) = decoder.spec, tokens.shape
+    tokens[:, 0] = rng.integers(0, vocabulary, sequences)
+    binding = session.io_binding()
+    # one buffer is past and present: the operator then appends in place instead of copying
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            buffer = np.zeros((sequences, spec.kv_heads, length, spec.head_dim), np.float32)
+            cache = ort.OrtValue.ortvalue_from_numpy(buffer)
+            binding.bind_ortvalue_input(value.name, cache)
+            binding.bind_ortvalue_output(value.name.replace("past_key_values", "present"), cache)
+    binding.bind_output("logits")
+    for position in range(1, length):
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens[:, position - 1 : position]))
+        binding.bind_cpu_input("attention_mask", np.ones((sequences, position), np.int64))
+        session.run_with_iobinding(binding)
+        logits = binding.get_outputs()[-1].numpy()[:, -1, :vocabulary]
+        tokens[:, position] = _draw(logits, rng)
 
 
 def _draw(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
