@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.devices.provider_options import DIRECTML, OPENVINO, QNN, WEBGPU, Allowed, check_against, check_htp
 from edgephi.devices.vulkan import check_software_vulkan, software_vulkan
@@ -59,13 +59,18 @@ class DeviceInfo:
     device_id: int
     metadata: Mapping[str, str]
     """What the hardware and the provider say about themselves; the hardware's word first."""
-    raw: OrtEpDevice = field(repr=False, compare=False)
-    """For `SessionOptions.add_provider_for_devices([raw], options)`."""
+    raw: OrtEpDevice | None = field(repr=False, compare=False)
+    """For `SessionOptions.add_provider_for_devices([raw], options)`; None: seen in another process, see `survey`."""
 
     @property
     def is_hardware(self) -> bool:
         """False for a simulator or a software driver."""
         return self.kind in ("cpu", "gpu", "npu")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: the fields above without onnxruntime's object."""
+        names = ("provider", "kind", "vendor", "vendor_id", "device_id")
+        return {name: getattr(self, name) for name in names} | {"metadata": dict(self.metadata)}
 
 
 PROVIDERS: tuple[Provider, ...] = (
@@ -192,7 +197,11 @@ def _register(known: Provider) -> None:
     if wheel is None:
         raise DeviceError(
             f"{known.name} is not installed: no wheel {' or '.join(known.wheels)}",
-            remedy=f"Install it with `{install_command(known)}`",
+            remedy=(
+                "Use webgpu: DirectML is a part of Windows"
+                if known.short == "dml" and sys.platform != "win32"
+                else f"Install it with `{install_command(known)}`"
+            ),
             step="wheel",
         )
     where = " ".join(wheel)

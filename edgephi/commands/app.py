@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import edgephi
-from edgephi.commands import chat, demo, evaluate, export, generate, inspect, verify
+from edgephi.commands import chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
 from edgephi.errors import EdgephiError, UsageError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
+app.command("devices")(devices.devices)
+app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

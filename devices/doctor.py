@@ -1,0 +1,183 @@
+"""What is wrong with this installation: wheels that clash, providers without a device, drivers too old."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal
+
+from edgephi.devices.vulkan import SoftwareVulkan, check_software_vulkan
+from edgephi.errors import DeviceError
+
+if TYPE_CHECKING:
+    from edgephi.devices.detect import Machine
+
+Severity = Literal["error", "warning", "note"]
+MODULES = ("onnxruntime", "onnxruntime_genai")
+"""Module folders that several wheels install, each replacing the others' files."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a person may want to change."""
+
+    severity: Severity
+    what: str
+    where: str | None
+    remedy: str
+
+
+def relevant_wheels() -> dict[str, str]:
+    """Installed wheels that matter to running a model, with their versions."""
+    wanted = {"edgephi", "onnx", "onnx-ir", "numpy", "tokenizers", "windowsml"}
+    found: dict[str, str] = {}
+    for wheel in metadata.distributions():
+        name = (wheel.name or "").lower().replace("_", "-")
+        if name in wanted or name.startswith("onnxruntime"):
+            found.setdefault(name, wheel.version)  # the first on sys.path is the one imported
+    return dict(sorted(found.items()))
+
+
+def check_pins(requirements: Iterable[str], versions: Mapping[str, str]) -> list[Finding]:
+    """Hold installed versions against requirements.
+
+    Args:
+        requirements: PEP 508 lines, as in edgephi's own metadata.
+        versions: installed wheels.
+
+    Returns:
+        An error for each one missing or outside the range; a warning for an extra's wheel of another version, unless it
+        is not installed.
+    """
+    from packaging.requirements import Requirement
+
+    findings = []
+    for line in requirements:
+        wanted = Requirement(line)
+        version = versions.get(wanted.name.lower().replace("_", "-"))
+        extra = wanted.marker is not None and "extra" in str(wanted.marker)
+        if wanted.marker is not None and not extra and not wanted.marker.evaluate():
+            continue
+        command = f'`pip install "{wanted.name}{wanted.specifier}"`'
+        if version is None:
+            if not extra:
+                findings.append(Finding("error", f"{wanted.name} is not installed", None, f"Install it with {command}"))
+        elif not wanted.specifier.contains(version, prereleases=True):
+            what = f"{wanted.name} {version} is installed, edgephi is made for {wanted.specifier}"
+            findings.append(Finding("warning" if extra else "error", what, None, f"Run {command}"))
+    return findings
+
+
+def check_owners(owners: Mapping[str, Iterable[str]]) -> list[Finding]:
+    """Wheels that install the same module folder overwrite one another's files, and pip does not know.
+
+    Args:
+        owners: module folder → wheels that install it (`importlib.metadata.packages_distributions`).
+    """
+    findings = []
+    for module in MODULES:
+        wheels = sorted({name.lower().replace("_", "-") for name in owners.get(module, ())})
+        if len(wheels) > 1:
+            names = " ".join(wheels)
+            findings.append(
+                Finding(
+                    "error",
+                    f"{' and '.join(wheels)} install the same folder; the last one to come overwrote the others",
+                    module,
+                    f"Run `pip uninstall -y {names}`, then install one of them alone; DirectML and Windows ML "
+                    "belong into an environment of their own",
+                )
+            )
+    return findings
+
+
+def check_imported(imported: Mapping[str, str], owners: Mapping[str, Iterable[str]]) -> list[Finding]:
+    """A module that is not of the version its wheel records was overwritten by a wheel that is gone.
+
+    Args:
+        imported: module → its `__version__`.
+        owners: as in `check_owners`.
+    """
+    findings = []
+    for module, version in imported.items():
+        wheels = {name: metadata.version(name) for name in set(owners.get(module, ()))}
+        # Windows ML's wheel adds the date of its build
+        if wheels and not any(
+            recorded == version or recorded.startswith(version + ".") for recorded in wheels.values()
+        ):
+            said = ", ".join(f"{name} {recorded}" for name, recorded in sorted(wheels.items()))
+            findings.append(
+                Finding(
+                    "error",
+                    f"the module imported is {version}, but {said} is what pip installed",
+                    module,
+                    f"Run `pip install --force-reinstall --no-deps {' '.join(sorted(wheels))}`",
+                )
+            )
+    return findings
+
+
+def check_providers(machine: Machine) -> list[Finding]:
+    """Providers that give no device, and devices that are not hardware."""
+    severity: dict[str, Severity] = {"wheel": "note", "device": "warning"}
+    findings = [
+        Finding(severity.get(one.step, "error"), one.reason, f"step: {one.step}", one.remedy) for one in machine.missing
+    ]
+    for device in machine.devices:
+        if not device.is_hardware:
+            stand_in = "an NPU simulator" if device.kind == "npu-simulator" else "a software driver"
+            what = f"{device.provider} has no hardware here, but {stand_in}"
+            findings.append(Finding("note", what, None, "Name a profile to use it; nothing chooses it by itself"))
+    return findings
+
+
+def check_driver(found: SoftwareVulkan) -> list[Finding]:
+    """A software Vulkan driver that is there and too old; without one there is nothing to say."""
+    if sys.platform != "linux" or found.library is None:
+        return []
+    try:
+        check_software_vulkan(found)
+    except DeviceError as error:
+        return [Finding("warning", error.what, error.where, error.remedy)]
+    return []
+
+
+def imported_versions() -> dict[str, str]:
+    """Versions the modules themselves state; called in a child, because importing a broken one may crash."""
+    from importlib import import_module
+
+    return {module: str(import_module(module).__version__) for module in MODULES}
+
+
+def examine() -> tuple[dict[str, str], list[Finding]]:
+    """Everything above on this installation.
+
+    Returns:
+        Relevant wheels with their versions, and the findings, errors first.
+    """
+    from edgephi.devices.child import call
+    from edgephi.devices.detect import survey
+    from edgephi.devices.providers import PROVIDERS
+    from edgephi.devices.vulkan import software_vulkan
+
+    owners = metadata.packages_distributions()
+    all_versions = {wheel.name.lower().replace("_", "-"): wheel.version for wheel in metadata.distributions()}
+    provider_wheels = {wheel for known in PROVIDERS for wheel in known.wheels}
+    requirements = [
+        line
+        for line in metadata.requires("edgephi") or ()
+        if "extra ==" not in line or line.split("=")[0].split(">")[0].strip() in provider_wheels
+    ]
+    findings = check_pins(requirements, all_versions) + check_owners(owners)
+    try:
+        imported = call("edgephi.devices.doctor:imported_versions", {}, timeout_s=120, where="onnxruntime")
+        assert isinstance(imported, dict)
+        findings += check_imported(imported, owners)
+        findings += check_providers(survey(known.short for known in PROVIDERS))
+    except DeviceError as error:
+        findings.append(Finding("error", error.what, error.where, error.remedy))
+    findings += check_driver(software_vulkan())
+    order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
+    return relevant_wheels(), sorted(findings, key=lambda finding: order[finding.severity])

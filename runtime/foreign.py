@@ -1,0 +1,235 @@
+"""Folders for onnxruntime-genai that somebody else made: will this runtime read them, and if not, why.
+
+Configuration and graphs are a stranger's: paths are checked first, and everything native happens in a child process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from edgephi.bundle import GENAI_CONFIG
+from edgephi.devices.child import call
+from edgephi.errors import BundleError, DeviceError
+from edgephi.runtime.config import CODE_KEYS, CONFIG_LIMIT
+
+TIMEOUT_S = 600
+FIX = "Run `edgephi doctor DIR --fix --output DIR2` for a copy without it, or use an onnxruntime-genai that knows it"
+_UNKNOWN = re.compile(r'JSON Error: (?:(?P<section>[^ ]+): )?Unknown value "(?P<name>[^"]*)"')
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a folder that this runtime cannot read."""
+
+    what: str
+    where: str
+    """The file, and for the configuration the key in it."""
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a folder, as far as reading it goes."""
+
+    graphs: tuple[str, ...]
+    """Graph files the configuration names, in its order."""
+    problems: tuple[Problem, ...]
+    unknown: tuple[str, ...]
+    """Keys of genai_config.json that this onnxruntime-genai does not know, as `model:decoder:name`."""
+    repaired: str | None
+    """genai_config.json without them; None: nothing to take out, or that alone would not make it readable."""
+
+
+def diagnose(folder: Path) -> Diagnosis:
+    """Read a folder's configuration, look for its files, and open each graph once on the CPU.
+
+    A graph made for another provider (it holds EPContext nodes) is looked for, not opened.
+
+    Raises:
+        BundleError: there is no genai_config.json, or it is not a JSON object of plausible size.
+    """
+    config = _read(folder)
+    where = str(folder / GENAI_CONFIG)
+    code = sorted({key for key in _keys(config) if key in CODE_KEYS})
+    if code:
+        # not even parsed by onnxruntime-genai: it loads the library these name
+        what = f"the configuration names a library to load: {', '.join(code)}"
+        return Diagnosis((), (Problem(what, where, "Remove that key, unless you trust who made the folder"),), (), None)
+    problems: list[Problem] = []
+    answer: dict[str, Any] = {"unknown": [], "error": None, "text": None}
+    try:
+        found = call("edgephi.runtime.foreign:probe_config", {"text": json.dumps(config)}, timeout_s=60, where=where)
+        assert isinstance(found, dict)
+        answer = found
+    except DeviceError as error:
+        problems.append(Problem(error.what, where, error.remedy))
+    version = _genai_version()
+    for key in answer["unknown"]:
+        problems.append(Problem(f"onnxruntime-genai {version} does not know {key}", f"{where}: {key}", FIX))
+    if answer["error"]:
+        problems.append(Problem(f"onnxruntime-genai {version}: {answer['error']}", where, "Correct that value"))
+    graphs, missing = _files(folder, config)
+    problems += missing
+    for graph in graphs:
+        problems += _open(folder, graph)
+    repaired = answer["text"] if answer["unknown"] and not answer["error"] else None
+    return Diagnosis(graphs, tuple(problems), tuple(answer["unknown"]), repaired)
+
+
+def probe_config(text: str) -> dict[str, object]:
+    """Called in the child: take out of a configuration what onnxruntime-genai does not know, one key after another.
+
+    The runtime is asked itself, so the answer is true for whichever version is installed; it names one key at a time.
+
+    Returns:
+        unknown: keys taken out; error: what it says of the rest, or None; text: the rest as JSON.
+    """
+    import tempfile
+
+    import onnxruntime_genai as og
+
+    config = json.loads(text)
+    unknown: list[str] = []
+    error: str | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / GENAI_CONFIG
+        while True:
+            path.write_text(json.dumps(config), encoding="utf-8")
+            try:
+                og.Config(folder)
+            except RuntimeError as refused:
+                said = " ".join(str(refused).replace(str(path), GENAI_CONFIG).split())
+                found = _UNKNOWN.search(said)
+                if found is not None and _take_out(config, found["section"] or "", found["name"]):
+                    unknown.append(":".join(part for part in (found["section"], found["name"]) if part))
+                    continue
+                error = said
+            break
+    return {"unknown": unknown, "error": error, "text": json.dumps(config, indent=4)}
+
+
+def open_graph(path: str) -> list[str]:
+    """Called in the child: make a session on the CPU, weights mapped and unpacked.
+
+    Returns:
+        The inputs' names; empty for a graph of another provider, which is not opened.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    if any(node.op_type == "EPContext" for node in model.graph.node):
+        return []
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    return [one.name for one in session.get_inputs()]
+
+
+def _open(folder: Path, graph: str) -> list[Problem]:
+    path = folder / graph
+    try:
+        call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
+    except DeviceError as error:
+        said = error.what.split("[ONNXRuntimeError] : ")[-1]
+        newer = "IR version" in said or "opset" in said.lower()
+        remedy = (
+            "Use a newer onnxruntime, or convert the graph with onnx.version_converter"
+            if newer
+            else "Fetch the folder again; if it is whole, it needs another onnxruntime"
+        )
+        return [Problem(f"onnxruntime {_version('onnxruntime')} refuses the graph: {said}", str(path), remedy)]
+    return []
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / GENAI_CONFIG
+    remedy = "Name a folder for onnxruntime-genai"
+    try:
+        if path.stat().st_size > CONFIG_LIMIT:
+            raise BundleError("the configuration is implausibly large", where=path, remedy=remedy)
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"the configuration cannot be read: {error}", where=path, remedy=remedy) from error
+    if not isinstance(config, dict):
+        raise BundleError("the configuration is not a JSON object", where=path, remedy=remedy)
+    return config
+
+
+def _keys(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
+def _take_out(config: object, section: str, name: str) -> bool:
+    """Remove a key below a section such as `model:decoder`; lists between are gone through."""
+    places = [config]
+    for part in [part for part in section.split(":") if part]:
+        places = [one[part] for one in _dictionaries(places) if part in one]
+    removed = False
+    for one in _dictionaries(places):
+        if name in one:
+            del one[name]
+            removed = True
+    return removed
+
+
+def _dictionaries(places: list[Any]) -> Iterator[dict[str, Any]]:
+    for one in places:
+        if isinstance(one, dict):
+            yield one
+        elif isinstance(one, list):
+            yield from _dictionaries(one)
+
+
+def _files(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, ...], list[Problem]]:
+    """The graphs that are there, and a problem for each file that is not or that lies outside."""
+    graphs, problems = [], []
+    for name in dict.fromkeys(_filenames(config)):
+        outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name)
+        if outside:
+            problems.append(Problem(f"the configuration points outside: {name}", str(folder), "Do not use the folder"))
+        elif not (folder / name).is_file():
+            problems.append(Problem("the file is missing", str(folder / name), "Fetch the folder again"))
+        elif name.endswith(".onnx"):
+            graphs.append(name)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        problems.append(Problem("there is no tokenizer", str(folder), "Fetch tokenizer.json of the model"))
+    return tuple(graphs), problems
+
+
+def _filenames(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("filename", "config_filename", "adapter_filename") and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _filenames(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _filenames(inner)
+
+
+def _genai_version() -> str:
+    return _version("onnxruntime-genai")
+
+
+def _version(wheel: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(wheel)
+    except metadata.PackageNotFoundError:
+        return "?"
