@@ -68,7 +68,8 @@ _BUFFER_CACHE = OneOf(("disabled", "lazyRelease", "simple", "bucket"))
 _MANY = 2**31 - 1
 
 # executorch, backends/qualcomm/serialization/qc_schema.py (SM8450 to SM8850). 60 and 88 are the numbers that users
-# report from Snapdragon X (SC8380XP) and X2 Elite (SC8480XP) PCs; not run there.
+# report from Snapdragon X (SC8380XP) and X2 Elite (SC8480XP) PCs; not run there. The compiler of onnxruntime-qnn 2.7.0
+# takes every pair below and does not know 37 or 55 at all, but it takes a wrong pair (60 with 75) as readily.
 HTP_ARCHITECTURES = {
     "30": "68",
     "36": "69",

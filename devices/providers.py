@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.devices.provider_options import DIRECTML, OPENVINO, QNN, WEBGPU, Allowed, check_against, check_htp
 from edgephi.devices.vulkan import check_software_vulkan, software_vulkan
+from edgephi.devices.windows_ml import catalog_library
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def register(name: str) -> tuple[DeviceInfo, ...]:
     if not found:
         raise DeviceError(
             f"{known.name} is installed and loads, but finds no device on this machine",
-            where=" ".join(installed_wheel(known) or ()),
+            where=_origin(known),
             remedy=_device_remedy(known),
             step="device",
         )
@@ -194,7 +195,8 @@ def _register(known: Provider) -> None:
     import onnxruntime
 
     wheel = installed_wheel(known)
-    if wheel is None:
+    library = catalog_library(known.name) if wheel is None else None
+    if wheel is None and library is None:
         raise DeviceError(
             f"{known.name} is not installed: no wheel {' or '.join(known.wheels)}",
             remedy=(
@@ -204,18 +206,19 @@ def _register(known: Provider) -> None:
             ),
             step="wheel",
         )
-    where = " ".join(wheel)
-    if known.module is None:
+    if library is None and known.module is None:
         if known.name not in onnxruntime.get_available_providers():
             raise DeviceError(
-                f"{wheel[0]} is installed, but the onnxruntime that was imported has no {known.name}",
+                f"{known.wheels[0]} is installed, but the onnxruntime that was imported has no {known.name}",
                 where=onnxruntime.__file__,
                 remedy="Run `edgephi doctor`: another wheel has overwritten it",
                 step="library",
             )
         return
     try:
-        library = import_module(known.module).get_library_path()
+        if library is None:
+            assert known.module is not None
+            library = import_module(known.module).get_library_path()
         # under its own name: a QNN device calls itself what its library was registered as
         onnxruntime.register_execution_provider_library(known.name, library)
     except Exception as error:
@@ -224,10 +227,14 @@ def _register(known: Provider) -> None:
             return
         raise DeviceError(
             f"{known.name} does not load: {reason}",
-            where=where,
+            where=_origin(known),
             remedy=f"Reinstall it with `{install_command(known)}`, and run `edgephi doctor`",
             step="library",
         ) from error
+
+
+def _origin(known: Provider) -> str:
+    return " ".join(installed_wheel(known) or ("Windows ML's catalog",))
 
 
 def _device_remedy(known: Provider) -> str:

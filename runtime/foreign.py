@@ -152,6 +152,8 @@ def _open(folder: Path, graph: str) -> list[Problem]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / GENAI_CONFIG
     remedy = "Name a folder for onnxruntime-genai"
+    if not path.is_file():
+        raise BundleError(f"there is no {GENAI_CONFIG}", where=folder, remedy=remedy)
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise BundleError("the configuration is implausibly large", where=path, remedy=remedy)
