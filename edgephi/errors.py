@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Step = Literal["wheel", "library", "device", "driver", "options", "profile", "nodes", "process"]
+Step = Literal["wheel", "library", "device", "driver", "options", "profile", "graph", "nodes", "process"]
 
 
 class EdgephiError(Exception):
@@ -77,7 +77,8 @@ class DeviceError(EdgephiError):
 
     Args:
         step: where it ended: the `wheel` is not installed, the `library` does not load, there is no `device`, its
-            `driver` is missing or too old, `options` or `profile` are wrong, `nodes` were refused, the `process` died.
+            `driver` is missing or too old, `options` or `profile` are wrong, the bundle has no `graph` for it, `nodes`
+            were refused, the `process` died.
     """
 
     def __init__(self, what: str, *, where: object = None, remedy: str, step: Step) -> None:

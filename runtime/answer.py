@@ -38,6 +38,10 @@ class Answer:
     decode_tokens_per_s: float | None
     """Tokens after the first over the time they took; None below two tokens."""
     total_s: float
+    provider: str = "cpu"
+    """Short name of the execution provider that computed it."""
+    passed_over: tuple[str, ...] = ()
+    """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Stream(Iterator[str]):
         prompt: what to answer.
         open_engine: gives an engine and how many tokens of the prompt its cache holds already.
         on_end: called once, with the answer (None: the runtime failed) and whether the engine may be used again.
+        provider, passed_over: for the answer's statistics.
 
     Raises (on iteration):
         EngineError: the model was closed, or the runtime failed.
@@ -71,6 +76,9 @@ class Stream(Iterator[str]):
         stop_ids: frozenset[int],
         open_engine: Callable[[Prompt], tuple[Engine, int]],
         on_end: Callable[[Answer | None, bool], None],
+        *,
+        provider: str = "cpu",
+        passed_over: tuple[str, ...] = (),
     ) -> None:
         self._prompt = prompt
         self._choose = chooser(sampling)
@@ -78,6 +86,7 @@ class Stream(Iterator[str]):
         self._stop_ids = stop_ids
         self._open_engine = open_engine
         self._on_end = on_end
+        self._provider, self._passed_over = provider, passed_over
         self._engine: Engine | None = None
         self._reused = 0
         self._pieces: list[str] = []
@@ -171,6 +180,8 @@ class Stream(Iterator[str]):
             time_to_first_token_s=self._first,
             decode_tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else None,
             total_s=self._elapsed,
+            provider=self._provider,
+            passed_over=self._passed_over,
         )
         self._engine = None
         self._on_end(self._answer, sound)

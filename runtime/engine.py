@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgephi.bundle import LONG_ROPE_ADAPTER
-from edgephi.errors import EngineError, PromptError
+from edgephi.errors import DeviceError, EngineError, PromptError
+from edgephi.runtime.og_settings import og_config, require_device
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
     from edgephi.runtime.config import GenaiModel
+    from edgephi.runtime.dispatch import Place
 
 # A prompt is computed in pieces: a graph that returns logits for every row needs rows × vocabulary × 4 bytes for them
 # (SmolLM2, 2,048 tokens: 440 MB at once, 48 MB in these pieces, equally fast), and a cancel is heard between two.
@@ -70,6 +71,7 @@ class OgModel:
 
     Args:
         folder: an onnxruntime-genai folder.
+        place: which graph, on which provider's device.
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
             an adapter that makes the graph take the long one at any length.
@@ -78,19 +80,19 @@ class OgModel:
         EngineError: og refuses the folder.
     """
 
-    def __init__(self, folder: Path, config: GenaiModel, *, threads: int, rope_switch: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: GenaiModel, place: Place, *, threads: int, rope_switch: int | None = None
+    ) -> None:
         import onnxruntime_genai as og
 
         og.disable_telemetry_events()
-        overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
         self._vocabulary = config.vocab_size
         self._rope_switch = rope_switch
+        self._whole_prompts = place.choice.provider == "dml"
         self._sequences: weakref.WeakSet[OgEngine] = weakref.WeakSet()
         with _og_errors(folder, "Check the bundle with `edgephi verify`"):
-            settings = og.Config(str(folder))
-            settings.clear_providers()
-            settings.overlay(json.dumps(overlay))
-            self._model: Any = og.Model(settings)
+            self._model: Any = og.Model(og_config(folder, place, threads))
+            require_device(self._model.device_type, place)
             self._adapters: Any = None
             if rope_switch is not None:
                 self._adapters = og.Adapters(self._model)
@@ -107,7 +109,13 @@ class OgModel:
         Raises:
             EngineError: the model is closed, or there is no memory for the cache.
         """
-        engine = OgEngine(lambda long: self._generator(capacity, long), capacity, self._vocabulary, self._rope_switch)
+        engine = OgEngine(
+            lambda long: self._generator(capacity, long),
+            capacity,
+            self._vocabulary,
+            self._rope_switch,
+            whole_prompts=self._whole_prompts,
+        )
         self._sequences.add(engine)
         return engine
 
@@ -138,15 +146,24 @@ class OgEngine:
     Args:
         new_generator: makes an empty one, for the short rope or (True) the long one.
         rope_switch: longest sequence that takes the short rope; None: the model has one rope.
+        whole_prompts: the provider computes several tokens only behind an empty cache, and takes the cache for empty
+            when it is given several (DirectML; DmlOperatorGroupQueryAttention.cpp).
     """
 
     def __init__(
-        self, new_generator: Callable[[bool], Any], capacity: int, vocabulary: int, rope_switch: int | None = None
+        self,
+        new_generator: Callable[[bool], Any],
+        capacity: int,
+        vocabulary: int,
+        rope_switch: int | None = None,
+        *,
+        whole_prompts: bool = False,
     ) -> None:
         self._new_generator = new_generator
         self._generator = new_generator(False)
         self._vocabulary = vocabulary
         self._rope_switch = rope_switch
+        self._whole_prompts = whole_prompts
         self._long = False
         self._recomputed = 0
         self._pending: int | None = None
@@ -174,10 +191,13 @@ class OgEngine:
             self._recomputed += len(self._tokens)
             new = [*self._tokens, *new]
             self._change_rope()
-        for start in range(0, len(new), PREFILL_CHUNK):
+        step = PREFILL_CHUNK
+        if self._whole_prompts:
+            step = 1 if self._tokens else max(1, len(new))
+        for start in range(0, len(new), step):
             if cancelled():
                 return False
-            self._append(new[start : start + PREFILL_CHUNK])
+            self._append(new[start : start + step])
         return True
 
     def step(self, choose: Chooser) -> int:
@@ -196,7 +216,7 @@ class OgEngine:
 
     def reuse(self, prompt: Sequence[int]) -> int:
         # the last token is always computed: its logits choose what follows
-        common = min(common_prefix(self._tokens, prompt), len(prompt) - 1)
+        common = 0 if self._whole_prompts else min(common_prefix(self._tokens, prompt), len(prompt) - 1)
         self._recomputed = 0
         if self._is_long(len(prompt)) == self._long:
             self.rewind(common)
@@ -251,7 +271,7 @@ def _og_errors(where: object, remedy: str) -> Iterator[None]:
     """og raises RuntimeError and MemoryError; say what it said, in edgephi's form."""
     try:
         yield
-    except EngineError:
+    except (EngineError, DeviceError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:600] or type(error).__name__

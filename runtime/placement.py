@@ -1,17 +1,27 @@
-"""Which execution provider runs which nodes of a bundle's graph: the runtime's own word, not the file's promise."""
+"""Which execution provider runs which nodes of a bundle's graph: the runtime's own word, not the file's promise.
+
+onnxruntime-genai does not expose its session, so a twin of it is asked: same graph, same provider, same options, no
+fallback. tests/end_to_end/test_webgpu.py compares the twin with a profile that onnxruntime-genai's own session wrote.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.errors import EngineError
 from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.graph_facts import GraphFacts, read_graph
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 CPU = "CPUExecutionProvider"
+LOOKUPS = frozenset({"Gather", "com.microsoft::GatherBlockQuantized"})
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,21 @@ class ProviderNodes:
     nodes: int
     op_types: Mapping[str, int]
     """Nodes by operator, the most frequent first; operators outside the ONNX domain as `domain::Operator`."""
+    weight_bytes: int
+    """Of the data file, read by these nodes; bytes that two providers read count for both."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Nodes of one operator that stayed on the CPU although another provider was asked to run the graph."""
+
+    op_type: str
+    nodes: int
+    weight_bytes: int
+    cause: Literal["integers", "lookup", "operator", "assignment"]
+    """`integers`: they count lengths and positions. `lookup`: they read a few rows of a table. `operator`: the provider
+    took no node of this operator. `assignment`: it took others of the same operator."""
+    why: str
 
 
 @dataclass(frozen=True)
@@ -33,16 +58,21 @@ class Placement:
     """Providers the session was made with, in order of preference."""
     providers: tuple[ProviderNodes, ...]
     """Those that took nodes, the one with most nodes first."""
+    kept: tuple[Kept, ...] = ()
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:
         return {part.provider: part.nodes for part in self.providers}
 
+    @property
+    def refused(self) -> tuple[Kept, ...]:
+        """What is on the CPU and computes: the provider did not take the model."""
+        return tuple(one for one in self.kept if one.cause in ("operator", "assignment"))
+
 
 def placement(folder: Path) -> Placement:
-    """Ask onnxruntime which provider each node of a bundle's graph was assigned to.
+    """Ask onnxruntime which nodes of a bundle's CPU graph the CPU provider takes.
 
-    onnxruntime-genai does not expose its session, so this builds a twin of it: same graph, same providers, no fallback.
     Nodes are counted as they were when the graph was divided, before fusions within a provider. The twin leaves weights
     unpacked and mapped from the file, so it is cheap: 0.1 to 0.4 s and 30 MB for SmolLM2's 102 MB of weights.
 
@@ -54,24 +84,88 @@ def placement(folder: Path) -> Placement:
 
     manifest = read_manifest(folder)
     check_bundle(folder, manifest, every_byte=False)
-    graph = read_genai_config(folder, manifest).decoder.filename
-    requested = (CPU,)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; warnings of the twin concern nobody
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    graph = folder / read_genai_config(folder, manifest).decoder.filename
+    options = twin_options()
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(folder / graph, options, providers=list(requested), enable_fallback=0)
-        assigned = session.get_provider_graph_assignment_info()
+        session = onnxruntime.InferenceSession(graph, options, providers=[CPU], enable_fallback=0)
+        return read_placement(session, graph, (CPU,))
     except Exception as error:
         raise EngineError(
             f"onnxruntime: {' '.join(str(error).split())[:600]}",
-            where=folder / graph,
+            where=graph,
             remedy="Check the bundle with `edgephi verify`",
         ) from error
-    counts: dict[str, Counter[str]] = {}
-    for part in assigned:
-        operators = (f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in part.get_nodes())
-        counts.setdefault(part.ep_name, Counter()).update(operators)
-    providers = [ProviderNodes(name, ops.total(), dict(ops.most_common())) for name, ops in counts.items()]
-    return Placement(graph, requested, tuple(sorted(providers, key=lambda part: -part.nodes)))
+
+
+def twin_options() -> onnxruntime.SessionOptions:
+    """Session options of a twin: it records who took what, and keeps its warnings to itself."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def read_placement(session: onnxruntime.InferenceSession, graph: Path, requested: tuple[str, ...]) -> Placement:
+    """The division of a session that was made with `twin_options`, with the reasons as far as the graph tells them."""
+    assigned: dict[str, list[Any]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        assigned.setdefault(part.ep_name, []).extend(part.get_nodes())
+    facts = read_graph(graph)
+    providers = [_provider_nodes(name, nodes, facts) for name, nodes in assigned.items()]
+    kept: tuple[Kept, ...] = ()
+    if requested[0] != CPU:
+        taken = {_operator(node) for name, nodes in assigned.items() if name != CPU for node in nodes}
+        kept = _kept(requested[0], assigned.get(CPU, []), taken, facts)
+    return Placement(graph.name, requested, tuple(sorted(providers, key=lambda part: -part.nodes)), kept)
+
+
+def from_json(record: Mapping[str, Any]) -> Placement:
+    """What `dataclasses.asdict` and JSON made of a placement."""
+    return Placement(
+        record["graph"],
+        tuple(record["requested"]),
+        tuple(ProviderNodes(**part) for part in record["providers"]),
+        tuple(Kept(**one) for one in record["kept"]),
+    )
+
+
+def _provider_nodes(name: str, nodes: Sequence[Any], facts: GraphFacts) -> ProviderNodes:
+    operators = Counter(_operator(node) for node in nodes)
+    return ProviderNodes(name, len(nodes), dict(operators.most_common()), _bytes(nodes, facts))
+
+
+def _kept(provider: str, nodes: Sequence[Any], taken: set[str], facts: GraphFacts) -> tuple[Kept, ...]:
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for node in nodes:
+        groups.setdefault((_operator(node), _cause(node, taken, facts)), []).append(node)
+    found = []
+    for (operator, cause), members in groups.items():
+        why = {
+            "integers": "counts lengths or positions in integers, which onnxruntime leaves on the CPU",
+            "lookup": "reads a few rows of a table",
+            "operator": f"{provider} took no {operator} of this graph",
+            "assignment": f"onnxruntime gave it to the CPU, although {provider} took others",
+        }[cause]
+        found.append(Kept(operator, len(members), _bytes(members, facts), cause, why))  # type: ignore[arg-type]  # from _cause
+    return tuple(sorted(found, key=lambda one: (-one.weight_bytes, -one.nodes, one.op_type)))
+
+
+def _cause(node: Any, taken: set[str], facts: GraphFacts) -> str:
+    operator = _operator(node)
+    if node.name in facts.integer_nodes:
+        return "integers"
+    if operator in LOOKUPS:
+        return "lookup"
+    return "assignment" if operator in taken else "operator"
+
+
+def _bytes(nodes: Sequence[Any], facts: GraphFacts) -> int:
+    places = {place for node in nodes for place in facts.weights.get(node.name, ())}
+    return sum(length for _, length in places)
+
+
+def _operator(node: Any) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,19 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 def fixtures() -> Path:
     """Tiny checkpoints with logits computed by transformers; see tests/fixtures/README.md."""
     return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def software_webgpu() -> Iterator[None]:
+    """WebGPU on Mesa's software Vulkan, allowed for this session; skips with the reason where it is not to be had."""
+    from edgephi.devices.child import call
+    from edgephi.devices.providers import SOFTWARE_GPU
+    from edgephi.errors import DeviceError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SOFTWARE_GPU, "1")
+        try:
+            call("edgephi.devices.detect:probe", {"name": "webgpu"}, timeout_s=120)
+        except DeviceError as error:
+            pytest.skip(f"WebGPU does not run here: {error}")
+        yield

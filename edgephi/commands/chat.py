@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, MaxNewTokens, Seed, Temperature, TopP
+from edgephi.commands.options import Bundle, Device, Fallback, MaxNewTokens, Seed, Temperature, TopP
 
 if TYPE_CHECKING:
     from edgephi.runtime.session import Session
@@ -25,6 +25,8 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    device: Device = "auto",
+    fallback: Fallback = False,
 ) -> None:
     """Talk with a model; one line is one message.
 
@@ -37,7 +39,7 @@ def chat(
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     note = stderr()
-    with load(folder) as model:
+    with load(folder, device, fallback=fallback) as model:
         session = model.session(
             system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         )

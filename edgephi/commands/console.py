@@ -87,13 +87,17 @@ def statistics(answer: Answer) -> str:
         parts.append(f"{answer.decode_tokens_per_s:.1f} tokens/s")
     if answer.recomputed_tokens:
         parts.append(f"{answer.recomputed_tokens} computed again at the model's rope switch")
+    if answer.provider != "cpu" or answer.passed_over:
+        parts.append(f"on {answer.provider}")
     return ", ".join([*parts, f"{answer.total_s:.2f} s in all", answer.finish])
 
 
 def print_statistics(answer: Answer) -> None:
-    """The statistics line, dim, on stderr."""
+    """The statistics line, dim, on stderr; before it, what the device that was asked for lacks."""
     from rich.text import Text
 
+    for reason in answer.passed_over:
+        stderr().print(Text(f"not on the device that was asked for: {reason}", style="yellow"), soft_wrap=True)
     stderr().print(Text(statistics(answer), style="dim"), soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, Json, MaxNewTokens, Seed, Temperature, TopP
+from edgephi.commands.options import Bundle, Device, Fallback, Json, MaxNewTokens, Seed, Temperature, TopP
 
 
 def generate(
@@ -19,6 +19,8 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    device: Device = "auto",
+    fallback: Fallback = False,
     as_json: Json = False,
 ) -> None:
     """Answer PROMPT on stdout, word by word; statistics go to stderr.
@@ -28,12 +30,13 @@ def generate(
 
     With --json, one object: text, prompt_tokens, reused_tokens, new_tokens, token_ids, finish ("stop", "length" or
     "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s, templated (whether the
-    chat template was used), threads.
+    chat template was used), threads, provider (that computed it) and passed_over (sentences about those that --fallback
+    left behind).
     """
     from edgephi.commands.console import print_statistics, print_stream
     from edgephi.runtime.model import load
 
-    with load(folder) as model:
+    with load(folder, device, fallback=fallback) as model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
         stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)

@@ -19,3 +19,14 @@ Against = Annotated[
         metavar="SOURCE", help="Float model: checkpoint folder, .gguf file, hub id, or a bundle.", show_default=False
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto, cpu, gpu, npu, or a device profile: a name `edgephi devices` lists, or a .toml file.",
+    ),
+]
+Fallback = Annotated[
+    bool, typer.Option("--fallback", help="Where the device cannot run the bundle, take the next one and say so.")
+]

@@ -1,0 +1,230 @@
+"""Bundle × profile × machine → what to try, in which order, and the proof that it runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from edgephi.bundle import GraphEntry, Manifest, check_bundle, read_manifest
+from edgephi.devices.cpu import decode_threads
+from edgephi.devices.detect import Machine, detect, survey
+from edgephi.devices.profile import Profile, load_profile, match_profiles
+from edgephi.devices.providers import PROVIDERS, check_options, provider
+from edgephi.errors import DeviceError
+from edgephi.runtime.placement import Placement, placement
+from edgephi.runtime.probe import HARDWARE, Device, prove
+
+CLASSES: Mapping[str, tuple[str, ...]] = {"gpu": ("webgpu", "dml"), "npu": ("qnn",)}
+"""Providers of a class of devices where no profile matches, the preferred one first."""
+GRAPHS: Mapping[str, str] = {"cpu": "cpu", "webgpu": "webgpu", "dml": "directml", "qnn": "npu"}
+"""Which of a bundle's graphs a provider runs."""
+ANY_KIND = (*HARDWARE, "gpu-software", "npu-simulator")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A provider to try."""
+
+    provider: str
+    """Short name."""
+    graph: GraphEntry
+    options: Mapping[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = HARDWARE
+    """Kinds of devices that will do."""
+    threads: int | None = None
+    """On the CPU; None: one for each physical core this process may use."""
+    spinning: bool = True
+    context_length: int | None = None
+    profile: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bundle runs."""
+
+    choice: Choice
+    device: Device | None = None
+    """None: the CPU."""
+    placement: Placement | None = None
+    """None: the CPU provider is the only one there is; `Model.placement` asks it when it is asked."""
+    passed_over: tuple[str, ...] = ()
+    """What was tried before, in order, and why it did not do; empty unless the caller allowed a fallback."""
+
+    @property
+    def threads(self) -> int:
+        return self.choice.threads or decode_threads()
+
+    def as_json(self) -> dict[str, object]:
+        """provider, profile (null: none was needed), graph (file, device, computes_in), options, threads, device (null,
+        or provider, kind, listed_as, vendor, vendor_id, device_id), placement (null, or graph, requested, providers
+        with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause and why), passed_over."""
+        return {
+            "provider": self.choice.provider,
+            "profile": self.choice.profile,
+            "graph": self.choice.graph.model_dump(),
+            "options": dict(self.choice.options),
+            "threads": self.threads,
+            "device": self.device and asdict(self.device),
+            "placement": self.placement and asdict(self.placement),
+            "passed_over": list(self.passed_over),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to try, in order."""
+
+    choices: tuple[Choice, ...]
+    """At least one."""
+    passed_over: tuple[str, ...] = ()
+    """Providers that came first and have no graph in the bundle, as sentences."""
+
+
+def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
+    """What to try for this bundle: one choice, or with `fallback` those after it as well.
+
+    Args:
+        device: `auto`, `cpu`, `gpu`, `npu`, or a profile by its name or by the path of a .toml file. auto takes the
+            first provider of the matching profile that the bundle has a graph and the machine a device for; simulators
+            and software drivers are taken only when a profile is named. A profile's order for decoding counts, because
+            onnxruntime-genai runs a whole sequence in one session.
+
+    Raises:
+        DeviceError: there is nothing to try; `step` says what is missing.
+    """
+    cpu = _cpu(manifest, None)
+    if device == "cpu" or (device == "auto" and {graph.device for graph in manifest.graphs} == {"cpu"}):
+        return Plan((cpu,))
+    if device in ("auto", *CLASSES):
+        try:
+            found = _matching(folder, manifest, device)
+        except DeviceError as error:
+            if not fallback:
+                raise
+            return Plan((cpu,), (str(error),))
+    else:
+        found = _of_profile(folder, manifest, load_profile(device), detect(), fallback)
+    if not fallback:
+        return Plan(found.choices[:1])
+    ends_here = bool(found.choices) and found.choices[-1].provider == "cpu"
+    return Plan(found.choices if ends_here else (*found.choices, cpu), found.passed_over)
+
+
+def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Place:
+    """Prove a choice.
+
+    Raises:
+        DeviceError: the provider cannot run the graph; `step` says how far it came.
+    """
+    if choice.provider == "cpu":
+        return Place(choice, passed_over=tuple(passed_over))
+    device, placed = prove(folder / choice.graph.file, choice.provider, choice.options, choice.kinds)
+    return Place(choice, device, placed, tuple(passed_over))
+
+
+def placement_report(folder: Path, device: str = "auto", *, fallback: bool = False) -> Place:
+    """Where a bundle would run, proved, without loading it into onnxruntime-genai; `placement` is never None.
+
+    The arguments are those of `edgephi.load`.
+
+    Raises:
+        BundleError: the folder is not an intact bundle.
+        DeviceError: the device cannot run it.
+        EngineError: onnxruntime refuses the graph.
+    """
+    manifest = read_manifest(folder)
+    check_bundle(folder, manifest, every_byte=False)
+    tried = plan(folder, manifest, device, fallback)
+    passed_over = tried.passed_over
+    for choice in tried.choices[:-1]:
+        try:
+            return settle(folder, choice, passed_over)
+        except DeviceError as error:
+            passed_over = (*passed_over, str(error))
+    place = settle(folder, tried.choices[-1], passed_over)
+    return place if place.placement is not None else replace(place, placement=placement(folder))
+
+
+def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:
+    """For `auto` and the classes: by the profile that matches the machine."""
+    wanted = CLASSES.get(device) or tuple(known.short for known in PROVIDERS if known.short != "cpu")
+    there = [short for short in wanted if (name := GRAPHS.get(short)) and manifest.graph_for(name) is not None]
+    if device != "auto" and not there:
+        raise _no_graph(folder, manifest, wanted[0])
+    machine = survey(there)
+    profile = next((match.profile for match in match_profiles(machine) if match.matches), None)
+    order: Sequence[str] = profile.decode if profile else ()
+    if device != "auto":
+        order = [short for short in order if short in there] or there
+    found = []
+    for short in order:
+        listed = any(one.provider == provider(short).name and one.is_hardware for one in machine.devices)
+        if short == "cpu" or (short in there and (listed or device != "auto")):
+            found.append(_choice(folder, manifest, short, profile, machine, HARDWARE))
+    return Plan(tuple(found) or (_cpu(manifest, profile),))
+
+
+def _of_profile(folder: Path, manifest: Manifest, profile: Profile, machine: Machine, fallback: bool) -> Plan:
+    """For a profile that was named: its providers, whatever the machine is."""
+    found, passed_over = [], []
+    for short in profile.decode if fallback else profile.decode[:1]:
+        try:
+            found.append(_choice(folder, manifest, short, profile, machine, ANY_KIND))
+        except DeviceError as error:
+            if not fallback:
+                raise
+            passed_over.append(str(error))
+    return Plan(tuple(found), tuple(passed_over))
+
+
+def _choice(
+    folder: Path, manifest: Manifest, short: str, profile: Profile | None, machine: Machine, kinds: tuple[str, ...]
+) -> Choice:
+    if profile is not None and manifest.stored_bytes > profile.memory_ceiling(machine):
+        raise DeviceError(
+            f"the bundle takes {manifest.stored_bytes / 1e9:.1f} GB and the profile allows "
+            f"{profile.memory_ceiling(machine) / 1e9:.1f} GB on this machine",
+            where=profile.name,
+            remedy="Export the model with fewer bits, or name a profile with a larger memory_fraction",
+            step="profile",
+        )
+    if short == "cpu":
+        return _cpu(manifest, profile)
+    graph = manifest.graph_for(GRAPHS[short]) if short in GRAPHS else None
+    if graph is None:
+        raise _no_graph(folder, manifest, short)
+    if profile is None or short not in profile.providers:
+        return Choice(short, graph, kinds=kinds, spinning=False)
+    options = profile.provider_options(provider(short).short, machine)  # type: ignore[arg-type]  # a known short name
+    check_options(short, options, profile.name)
+    threads = None if profile.threads == "cores" else profile.threads
+    return Choice(short, graph, options, kinds, threads, profile.spinning, profile.context_length, profile.name)
+
+
+def _cpu(manifest: Manifest, profile: Profile | None) -> Choice:
+    graph = manifest.graph_for("cpu") or manifest.graphs[0]
+    if profile is None:
+        return Choice("cpu", graph)
+    threads = None if profile.threads == "cores" else profile.threads
+    spinning = profile.spinning if profile.decode[0] == "cpu" else True
+    return Choice("cpu", graph, {}, HARDWARE, threads, spinning, profile.context_length, profile.name)
+
+
+def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:
+    name = GRAPHS.get(short)
+    if name is None:
+        return DeviceError(
+            f"edgephi builds no graph for {provider(short).name}",
+            where=folder,
+            remedy="Choose another --device",
+            step="graph",
+        )
+    asked = "snapdragon-x-elite" if name == "npu" else f"cpu,{name}"
+    return DeviceError(
+        f"the bundle has no graph for {provider(short).name}, only for "
+        + ", ".join(graph.device for graph in manifest.graphs),
+        where=folder,
+        remedy=f"Export {manifest.source.name} again with `edgephi export --device {asked}`",
+        step="graph",
+    )

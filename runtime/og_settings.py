@@ -1,0 +1,84 @@
+"""What onnxruntime-genai ("og") is told, so that its session is the one that was proved, and what it says it did."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgephi.devices.providers import provider
+from edgephi.errors import DeviceError
+
+if TYPE_CHECKING:
+    from edgephi.runtime.dispatch import Place
+
+_registered: set[str] = set()
+"""Providers og knows in this process; it cannot be asked, and takes a library once."""
+
+
+def og_config(folder: Path, place: Place, threads: int) -> Any:
+    """og's configuration of a folder: the graph, provider, options and device that were proved, and nothing else.
+
+    Raises:
+        DeviceError: og does not load the provider's library; step `library`.
+    """
+    import onnxruntime_genai as og
+
+    choice, device = place.choice, place.device
+    session: dict[str, object] = {"intra_op_num_threads": threads}
+    if not choice.spinning:
+        session["session.intra_op.allow_spinning"] = "0"
+    decoder: dict[str, object] = {"filename": choice.graph.file, "session_options": session}
+    if choice.graph.device == "directml":
+        decoder["inputs"] = {"position_ids": "position_ids"}
+    settings = og.Config(str(folder))
+    settings.clear_providers()
+    settings.overlay(json.dumps({"model": {"decoder": decoder}}))
+    if device is not None:
+        _register(choice.provider)
+        settings.append_provider(choice.provider)
+        for name, value in choice.options.items():
+            settings.set_provider_option(choice.provider, name, value)
+        settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
+        settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
+        settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
+    return settings
+
+
+def require_device(used: str, place: Place) -> None:
+    """Compare what og says it loaded the graph on (`Model.device_type`) with what was asked for.
+
+    og throws where a provider's library is not registered or its device filter matches nothing; this is for the day it
+    does not.
+
+    Raises:
+        DeviceError: og is on the CPU, or on something else than the CPU; step `device`.
+    """
+    asked = place.choice.provider
+    if (used == "CPU") != (asked == "cpu"):
+        raise DeviceError(
+            f"onnxruntime-genai was asked for {asked} and loaded the graph on {used}",
+            where=place.choice.graph.file,
+            remedy="Update onnxruntime-genai, or load the bundle with --device cpu",
+            step="device",
+        )
+
+
+def _register(short: str) -> None:
+    """Make a provider's library known to og, once per process."""
+    import onnxruntime_genai as og
+
+    known = provider(short)
+    if known.module is None or short in _registered:
+        return
+    try:
+        og.register_execution_provider_library(known.name, import_module(known.module).get_library_path())
+    except Exception as error:
+        if "already registered" not in str(error):
+            raise DeviceError(
+                f"onnxruntime-genai does not load {known.name}: {' '.join(str(error).split())[:400]}",
+                remedy="Run `edgephi doctor`",
+                step="library",
+            ) from error
+    _registered.add(short)
