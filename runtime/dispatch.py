@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from edgephi.bundle import GraphEntry, Manifest, check_bundle, read_manifest
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.detect import Machine, detect, survey
 from edgephi.devices.profile import Profile, load_profile, match_profiles
-from edgephi.devices.providers import PROVIDERS, check_options, provider
+from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
 from edgephi.errors import DeviceError
 from edgephi.runtime.placement import Placement, placement
 from edgephi.runtime.probe import HARDWARE, Device, prove
@@ -152,7 +153,7 @@ def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:
     there = [short for short in wanted if (name := GRAPHS.get(short)) and manifest.graph_for(name) is not None]
     if device != "auto" and not there:
         raise _no_graph(folder, manifest, wanted[0])
-    machine = survey(there)
+    machine = survey(short for short in there if sys.platform == "win32" or installed_wheel(provider(short)))
     profile = next((match.profile for match in match_profiles(machine) if match.matches), None)
     order: Sequence[str] = profile.decode if profile else ()
     if device != "auto":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgephi.devices.providers import provider
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
     from edgephi.runtime.dispatch import Place
+    from edgephi.runtime.probe import Device
 
 _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
@@ -36,7 +35,7 @@ def og_config(folder: Path, place: Place, threads: int) -> Any:
     settings.clear_providers()
     settings.overlay(json.dumps({"model": {"decoder": decoder}}))
     if device is not None:
-        _register(choice.provider)
+        _register(device)
         settings.append_provider(choice.provider)
         for name, value in choice.options.items():
             settings.set_provider_option(choice.provider, name, value)
@@ -65,20 +64,20 @@ def require_device(used: str, place: Place) -> None:
         )
 
 
-def _register(short: str) -> None:
-    """Make a provider's library known to og, once per process."""
+def _register(device: Device) -> None:
+    """Make the library that was proved known to og, once per process."""
     import onnxruntime_genai as og
 
-    known = provider(short)
-    if known.module is None or short in _registered:
+    if device.library is None or device.provider in _registered:
         return
     try:
-        og.register_execution_provider_library(known.name, import_module(known.module).get_library_path())
+        og.register_execution_provider_library(device.provider, device.library)
     except Exception as error:
         if "already registered" not in str(error):
             raise DeviceError(
-                f"onnxruntime-genai does not load {known.name}: {' '.join(str(error).split())[:400]}",
+                f"onnxruntime-genai does not load {device.provider}: {' '.join(str(error).split())[:400]}",
+                where=device.library,
                 remedy="Run `edgephi doctor`",
                 step="library",
             ) from error
-    _registered.add(short)
+    _registered.add(device.provider)

@@ -36,6 +36,8 @@ class Device:
     vendor: str
     vendor_id: int
     device_id: int
+    library: str | None
+    """The provider's, which onnxruntime loaded; None: it is built into onnxruntime."""
 
 
 def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[str]) -> tuple[Device, Placement]:
@@ -62,8 +64,10 @@ def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str])
 
     path = Path(graph)
     device = pick_device(short, register(short), kinds)
+    raw = device.raw
+    assert raw is not None, "registered in this process"
     settings = twin_options()
-    settings.add_provider_for_devices([device.raw], options)
+    settings.add_provider_for_devices([raw], options)
     try:
         session = onnxruntime.InferenceSession(path, settings, enable_fallback=0)
         session.disable_fallback()
@@ -75,10 +79,11 @@ def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str])
     facts = Device(
         device.provider,
         device.kind,
-        device.raw.device.type.name.lower(),
+        raw.device.type.name.lower(),
         device.vendor,
         device.vendor_id,
         device.device_id,
+        device.metadata.get("library_path"),
     )
     return {"device": asdict(facts), "placement": asdict(placed)}
 

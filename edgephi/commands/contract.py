@@ -50,7 +50,7 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
     if evaluation.text is None or evaluation.figures is None:
         raise UsageError("a quality contract needs figures on a text", remedy="Name a --text as well")
     figures = evaluation.figures
-    with load(folder) as model:
+    with load(folder, "cpu") as model:
         golden = golden_answers(model)
     quality = Quality(
         text=evaluation.text,
@@ -68,15 +68,26 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
     return quality
 
 
-def check(folder: Path, manifest: Manifest, text: Path | None, against: str | None, progress: Progress) -> Kept:
+def check(
+    folder: Path,
+    manifest: Manifest,
+    text: Path | None,
+    against: str | None,
+    progress: Progress,
+    device: str = "auto",
+    fallback: bool = False,
+) -> Kept:
     """Reproduce the golden answers and, where a text is named, the figures.
 
     Args:
         text: the one the figures were measured on.
         against: what they were measured against; None: perplexity alone is compared.
 
+        device, fallback: as for `edgephi.load`; figures are measured on the CPU in any case.
+
     Raises:
         BundleError: the bundle has no contract.
+        DeviceError: the device cannot run the bundle.
         UsageError: another text.
         QualityError: an answer or a figure changed.
     """
@@ -97,8 +108,9 @@ def check(folder: Path, manifest: Manifest, text: Path | None, against: str | No
             where=text,
             remedy="Name that text; its SHA-256 is in edgephi.json",
         )
-    providers, versions = _providers(folder), library_versions(*LIBRARIES)
-    with load(folder) as model:
+    versions = library_versions(*LIBRARIES)
+    with load(folder, device, fallback=fallback) as model:
+        providers = tuple(part.provider for part in model.placement.providers)
         golden = reproduce(model, quality.golden)
         broken = [flip for flip in golden.flips if not flip.is_near_tie]
         if broken:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.options import Device, Json
 from edgephi.errors import UsageError
 
 if TYPE_CHECKING:
     from edgephi.devices.doctor import Finding
+    from edgephi.runtime.dispatch import Place
 
 
 def doctor(
@@ -25,6 +26,7 @@ def doctor(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR2", help="Where --fix writes its copy.", show_default=False)
     ] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Look for what keeps models from running, and say what to do about it. Exit status 1 when there are errors.
@@ -32,15 +34,18 @@ def doctor(
     Without a folder: wheels that do not fit edgephi's own requirements or overwrite one another, providers that do not
     load or have no device, drivers too old. With a folder: keys of genai_config.json this onnxruntime-genai does not
     know, files that are missing, graphs this onnxruntime refuses; native code runs in a child process. --fix takes
-    the unknown keys out, in a copy.
+    the unknown keys out, in a copy. Of an edgephi bundle also which provider takes which nodes and how many bytes of
+    weights, on --device, and what stays on the CPU and why.
 
     With --json, one object. Always: findings (severity: error, warning or note; what, where, remedy) and errors (how
     many). Without a folder also wheels (name: version); with one also graphs (files) and removed (keys that --fix took
-    out; null without --fix).
+    out; null without --fix), and placement (null, or provider, profile, graph, options, threads, device, placement:
+    providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause and why).
     """
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
     facts: dict[str, object]
+    place: Place | None = None
     if folder is None:
         from edgephi.devices.doctor import examine
 
@@ -48,11 +53,16 @@ def doctor(
         facts = {"wheels": wheels}
     else:
         facts, findings = _folder(folder, output)
+        place, refusal = _placement(folder if output is None else output, device)
+        facts["placement"] = place and place.as_json()
+        findings += refusal
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         typer.echo(json.dumps(facts | {"findings": [asdict(one) for one in findings], "errors": errors}))
     else:
-        _print(facts, findings)
+        if place is not None:
+            _print_placement(place)
+        _print({key: value for key, value in facts.items() if key != "placement"}, findings)
     if errors:
         raise typer.Exit(1)
 
@@ -71,6 +81,42 @@ def _folder(folder: Path, output: Path | None) -> tuple[dict[str, object], list[
         diagnosis = diagnose(output)
     findings = [Finding("error", one.what, one.where, one.remedy) for one in diagnosis.problems]
     return {"graphs": list(diagnosis.graphs), "removed": removed}, findings
+
+
+def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
+    """Where a bundle of edgephi's runs; of other folders nothing is known."""
+    from edgephi.bundle import MANIFEST
+    from edgephi.devices.doctor import Finding
+    from edgephi.errors import EdgephiError
+    from edgephi.runtime.dispatch import placement_report
+
+    if not (folder / MANIFEST).is_file():
+        return None, []
+    try:
+        return placement_report(folder, device), []
+    except EdgephiError as error:
+        return None, [Finding("error", error.what, error.where, error.remedy)]
+
+
+def _print_placement(place: Place) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgephi.commands.console import format_bytes, harmless, stdout
+
+    assert place.placement is not None
+    profile = f" of profile {place.choice.profile}" if place.choice.profile else ""
+    where = f" on {place.device.kind} {place.device.vendor}" if place.device else ""
+    console = stdout()
+    console.print(
+        Text(harmless(f"{place.placement.graph} by {place.choice.provider}{profile}{where}:")), soft_wrap=True
+    )
+    table = Table.grid(padding=(0, 2))
+    for part in place.placement.providers:
+        table.add_row(part.provider, f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
+    for one in place.placement.kept:
+        table.add_row(f"  kept: {one.op_type}", f"{one.nodes} nodes", one.why)
+    console.print(table)
 
 
 def _print(facts: dict[str, object], findings: list[Finding]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Against, Bundle, Json
+from edgephi.commands.options import Against, Bundle, Device, Fallback, Json
 from edgephi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ def verify(
         typer.Option(metavar="FILE", help="With --run: measure the figures on this text again.", show_default=False),
     ] = None,
     against: Against = None,
+    device: Device = "auto",
+    fallback: Fallback = False,
     as_json: Json = False,
 ) -> None:
     """Compare every byte of a bundle with its manifest; with --run, its answers with the recorded ones.
 
     Checks that every file is there, has its size and its SHA-256. The first that differs ends the command with an
-    error. --run then answers the golden prompts on the provider the bundle runs on: a token that is not the recorded
+    error. --run then answers the golden prompts on --device: a token that is not the recorded
     one is an error, unless the two logits lay so close that rounding explains it (a near-tie). With the recorded --text
     the perplexity is measured again too, and with --against the KL divergence and the top-1 agreement.
 
@@ -61,7 +63,7 @@ def verify(
         from edgephi.benchmarks.report import progress
         from edgephi.commands.contract import check
 
-        kept = check(folder, manifest, text, against, progress)
+        kept = check(folder, manifest, text, against, progress, device, fallback)
     if as_json:
         record: dict[str, object] = {"files": files, "bytes": size, "intact": True}
         typer.echo(json.dumps(record | ({"contract": _record(kept)} if kept else {})))

@@ -54,6 +54,20 @@ def never() -> bool:
     return False
 
 
+def test_a_provider_for_whole_prompts_gets_them_whole_and_then_token_by_token() -> None:
+    """DirectML takes several tokens for the beginning of a sequence, whatever its cache holds."""
+    books = Books(None)
+    engine = OgEngine(books.new_generator, 10_000, VOCABULARY, whole_prompts=True)
+    engine.prefill([1] * (2 * PREFILL_CHUNK + 3), never)
+    assert books.calls == [2 * PREFILL_CHUNK + 3]
+    engine.step(lambda logits: 7)
+    engine.prefill([8, 9], never)
+    assert books.calls[1:] == [1, 1, 1]
+    assert engine.reuse([1] * 600) == 0
+    engine.prefill([1] * 600, never)
+    assert books.calls[-1] == 600
+
+
 def test_a_prompt_is_computed_in_pieces() -> None:
     engine, books = engine_of()
     assert engine.prefill([1] * (2 * PREFILL_CHUNK + 3), never)
