@@ -39,7 +39,7 @@ def refused(result: Result, *words: str, status: int = 1) -> None:
 
 def test_help_names_every_verb() -> None:
     shown = edgephi("--help").stdout
-    for verb in ("demo", "export", "generate", "chat", "inspect", "verify", "evaluate", "devices", "doctor"):
+    for verb in ("demo", "export", "generate", "chat", "inspect", "verify", "evaluate", "devices", "doctor", "bench"):
         assert verb in shown
         assert edgephi(verb, "--help").returncode == 0
 

@@ -1,0 +1,69 @@
+"""Numbers that follow from figures: score, what depth costs, what speculation gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from edgephi.benchmarks.bench.results import CaseResult, Derived, Metric
+from edgephi.benchmarks.bench.workload import Score
+
+
+def derive(cases: Sequence[CaseResult], score: Score | None) -> tuple[Derived, ...]:
+    """All that the measured cases allow."""
+    return (*_score(cases, score), *_decay(cases), *_gains(cases))
+
+
+def procyon_style(score: Score, first_token_s: Sequence[float], tokens_per_s: Sequence[float]) -> float:
+    """sqrt(S_ttft × S_ots): S_ttft = ttft_numerator / mean seconds, S_ots = mean tokens/s × 5000 / rate_of_5000."""
+    ttft = score.ttft_numerator / fmean(first_token_s)
+    rate = fmean(tokens_per_s) * 5000 / score.rate_of_5000
+    return math.sqrt(ttft * rate)
+
+
+def median(case: CaseResult, metric: Metric) -> float | None:
+    """The median of a figure, or None when it was not measured."""
+    return case.figures[metric].median if metric in case.figures else None
+
+
+def _score(cases: Sequence[CaseResult], score: Score | None) -> list[Derived]:
+    answers = [case for case in cases if case.group == "answer"]
+    first = [median(case, "time_to_first_token_s") for case in answers]
+    rate = [median(case, "decode_tokens_per_s") for case in answers]
+    if score is None or None in (*first, *rate):
+        return []  # one answer missing makes it another test
+    value = procyon_style(score, [x for x in first if x is not None], [x for x in rate if x is not None])
+    a, b = score.ttft_numerator, score.rate_of_5000
+    formula = f"sqrt({a:g} / mean time to first token × 5000 × mean decode rate / {b:g})"
+    return [Derived(name="Procyon-style score", value=value, formula=formula)]
+
+
+def _decay(cases: Sequence[CaseResult]) -> list[Derived]:
+    """Decode speed at every depth over that at the least."""
+    depths = [
+        (case, value) for case in cases if case.group == "decode" and (value := median(case, "decode_tokens_per_s"))
+    ]
+    if len(depths) < 2:
+        return []
+    depths.sort(key=lambda pair: pair[0].depth)
+    (first, best), *rest = depths
+    formula = f"median decode rate over that at depth {first.depth}"
+    return [
+        Derived(name=f"decode speed kept at depth {case.depth}", value=value / best, formula=formula)
+        for case, value in rest
+    ]
+
+
+def _gains(cases: Sequence[CaseResult]) -> list[Derived]:
+    found = []
+    pairs: dict[str, dict[str, float]] = {}
+    for case in cases:
+        value = median(case, "decode_tokens_per_s")
+        if case.group == "speculation" and value is not None:
+            pairs.setdefault(case.category, {})[case.name.rsplit(" ", 1)[1]] = value
+    for name, rates in pairs.items():
+        if len(rates) == 2:
+            gain = rates["on"] / rates["off"]
+            found.append(Derived(name=f"speculation, {name}", value=gain, formula="median decode rate, on over off"))
+    return found

@@ -1,0 +1,85 @@
+"""Decoding by onnxruntime-genai's own loop, which is where its n-gram speculation lives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgephi.benchmarks.bench.cases import Case
+from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
+from edgephi.errors import EngineError
+
+PIECE = 256
+"""Tokens of a prompt computed at once, as edgephi's own engine does."""
+
+
+class OgLoop:
+    """A second copy of the bundle's weights, loaded with the first case that needs it.
+
+    Greedy text with speculation may differ from the text without: several tokens verified at once are rounded
+    otherwise. Each case is compared with itself.
+    """
+
+    def __init__(self, folder: Path, threads: int, instruments: Instruments) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._instruments = instruments
+        self._model: Any = None
+
+    def run(self, case: Case) -> Sample:
+        """Run a case once.
+
+        Raises:
+            EngineError: onnxruntime-genai refuses the bundle or fails.
+        """
+        try:
+            return self._run(case)
+        except (RuntimeError, MemoryError) as error:
+            said = " ".join(str(error).split())[:600] or type(error).__name__
+            raise EngineError(
+                f"onnxruntime-genai: {said}", where=case.name, remedy="Check the bundle with `edgephi verify`"
+            ) from error
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._model = None
+
+    def _run(self, case: Case) -> Sample:
+        import onnxruntime_genai as og
+
+        clock, joules = self._instruments.clock, self._instruments.joules
+        params = og.GeneratorParams(self._opened())
+        params.set_search_options(max_length=case.length, do_sample=False, num_beams=1)
+        if case.drafts is not None:
+            params.set_speculative_options(
+                ngram_size=case.drafts.ngram_size, max_draft_tokens=case.drafts.max_draft_tokens
+            )
+        generator = og.Generator(self._opened(), params)
+        start = mark(self._instruments)
+        for begin in range(0, len(case.prompt_ids), PIECE):
+            generator.append_tokens(np.asarray(case.prompt_ids[begin : begin + PIECE], dtype=np.int32))
+        tokens: list[int] = []
+        times: list[int] = []
+        first_j: float | None = None
+        while len(tokens) < case.new_tokens and not generator.is_done():
+            generator.generate_next_token()
+            tokens.append(int(generator.get_next_tokens()[0]))
+            times.append(clock())
+            if len(tokens) == 1 and joules:
+                first_j = joules()
+        return sample(tokens, times, start, first_j, mark(self._instruments))
+
+    def _opened(self) -> Any:
+        import onnxruntime_genai as og
+
+        if self._model is None:
+            og.disable_telemetry_events()
+            settings = og.Config(str(self._folder))
+            settings.clear_providers()
+            threads = {"intra_op_num_threads": self._threads}
+            settings.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+            self._model = og.Model(settings)
+        return self._model

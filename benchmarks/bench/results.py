@@ -1,0 +1,211 @@
+"""The result of `edgephi bench`: one JSON document. These models are its documentation and its schema.
+
+`edgephi bench schema` prints the JSON Schema. `format` changes when a reader of the old one could misunderstand a
+document; a new optional field does not change it. Times are seconds, energies joules, sizes bytes, shares 0 to 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgephi.errors import BundleError
+
+REPORT_LIMIT = 64 * 2**20
+
+Group = Literal["prefill", "decode", "answer", "load", "speculation"]
+Metric = Literal[
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "time_to_first_token_s",
+    "inter_token_p50_s",
+    "inter_token_p95_s",
+    "inter_token_p99_s",
+    "energy_per_prompt_j",
+    "energy_per_token_j",
+    "cpu_share",
+    "load_s",
+    "load_to_first_token_s",
+    "steady_private_bytes",
+    "steady_file_bytes",
+    "peak_private_bytes",
+    "peak_resident_bytes",
+]
+
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"prefill_tokens_per_s", "decode_tokens_per_s"})
+
+JUDGED: dict[Group, tuple[Metric, ...]] = {
+    "prefill": ("prefill_tokens_per_s", "energy_per_prompt_j"),
+    "decode": ("decode_tokens_per_s", "energy_per_token_j"),
+    "answer": ("time_to_first_token_s", "decode_tokens_per_s", "energy_per_prompt_j", "energy_per_token_j"),
+    "load": ("load_s", "load_to_first_token_s", "steady_private_bytes"),
+    "speculation": ("decode_tokens_per_s",),
+}
+"""The figures a comparison gives a verdict on; the others say why."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors and values do not change: a report is a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(Strict):
+    """One quantity over the repetitions of a case."""
+
+    values: tuple[Finite, ...] = Field(min_length=1, description="one a repetition, in the order they were run")
+    median: Finite
+    low: Finite = Field(description="first quartile")
+    high: Finite = Field(description="third quartile")
+
+
+class CaseResult(Strict):
+    """One case of the workload."""
+
+    name: str
+    group: Group
+    category: str = Field(description="of the workload's prompts, or the group's name")
+    depth: int = Field(ge=0, description="tokens already in the KV cache, not measured")
+    prompt_tokens: int = Field(ge=0)
+    new_tokens: int = Field(ge=0, description="generated in each repetition, the first included")
+    templated: bool = Field(description="whether the prompt went through the chat template")
+    prompt_sha256: str | None = Field(description="of the ids of depth and prompt, int64 little-endian")
+    tokens_sha256: str | None = Field(description="of the generated ids")
+    state: Literal["measured", "not measured", "wrong answers"] = Field(
+        description="wrong answers: repetitions of one greedy prompt disagreed, so no figure counts"
+    )
+    reason: str | None = Field(default=None, description="why there are no figures")
+    noisy: bool = Field(default=False, description="other processes were busy in every attempt at some repetition")
+    repeated: int = Field(default=0, ge=0, description="repetitions thrown away because other processes were busy")
+    others_cpu_share: Share | None = Field(default=None, description="of all processors, the most in a counted run")
+    figures: dict[Metric, Figure] = Field(default_factory=dict)
+
+
+class Derived(Strict):
+    """A number computed from figures."""
+
+    name: str
+    value: Finite
+    formula: str
+
+
+class Machine(Strict):
+    """What was measured on."""
+
+    cpu: str
+    cores: str
+    memory: str
+    system: str
+    python: str
+
+
+class BundleFacts(Strict):
+    """What was measured."""
+
+    name: str = Field(description="name of the folder, without its path")
+    sha256: str = Field(description="of paths and SHA-256 of its files, as the manifest lists them")
+    family: str
+    parameters: int
+    precision: str
+    accuracy_level: int | None
+    stored_bytes: int
+    source: str
+
+
+class EnergyConditions(Strict):
+    """What stood behind the energies; a null source means that they were not measured."""
+
+    source: str | None = Field(description="the meter, and what it covers")
+    reason: str | None = Field(description="why nothing was measured")
+    idle_w: Finite | None = Field(description="measured before the first case and subtracted")
+
+
+class Conditions(Strict):
+    """The state of the machine; null where it does not say."""
+
+    power_source: Literal["mains", "battery"] | None
+    power_mode: str | None = Field(description="platform profile, governor, or power scheme")
+    temperature_start_c: Finite | None = Field(description="of the hottest zone")
+    temperature_end_c: Finite | None
+    throttle_events: int | None = Field(description="thermal throttling counted during the run")
+    others_cpu_share: Share = Field(description="of all processors, other processes, over the run")
+    energy: EnergyConditions
+
+
+class QualityCheck(Strict):
+    """Whether the model answered as its quality contract records, before anything was timed."""
+
+    contract: Literal["held", "not recorded"]
+    golden_tokens: int = Field(ge=0)
+    near_ties: int = Field(ge=0, description="tokens that flipped where two logits were nearly equal")
+
+
+class WorkloadFacts(Strict):
+    """What was asked of it."""
+
+    name: str
+    description: str
+    sha256: str = Field(description="of the TOML file and its texts")
+    warmups: int
+    repetitions: int
+    pause_s: float
+    seed: int
+
+
+class Report(Strict):
+    """The content of report.json."""
+
+    format: Literal[1] = 1
+    edgephi: str
+    created: str = Field(description="UTC, ISO 8601")
+    seconds: Finite
+    device: str
+    providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
+    threads: int
+    bundle: BundleFacts
+    machine: Machine
+    versions: dict[str, str]
+    workload: WorkloadFacts
+    conditions: Conditions
+    quality: QualityCheck
+    cases: tuple[CaseResult, ...]
+    derived: tuple[Derived, ...]
+
+
+def figure(values: list[float]) -> Figure:
+    """Median and quartiles (linear interpolation) of one or more repetitions."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return Figure(values=tuple(values), median=float(median), low=float(low), high=float(high))
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json, or the one in a report folder.
+
+    Raises:
+        BundleError: it is missing, malformed, or of another format.
+    """
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        if path.stat().st_size > REPORT_LIMIT:
+            raise BundleError("the report is implausibly large", where=path, remedy="Measure again")
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(
+            f"the report cannot be read: {error.strerror or error}",
+            where=path,
+            remedy="Make one with `edgephi bench DIR --output REPORT`",
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(
+            f"the report cannot be used: {key}: {first['msg']}",
+            where=path,
+            remedy="Name a report.json of `edgephi bench`, or measure again with this version",
+        ) from error

@@ -1,0 +1,212 @@
+"""A workload on a bundle: everything `edgephi bench DIR` measures, in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+from edgephi.benchmarks.bench import conditions, loading, schedule
+from edgephi.benchmarks.bench.cases import Case, Prompts, plan
+from edgephi.benchmarks.bench.derive import derive
+from edgephi.benchmarks.bench.device import check_device, load_on
+from edgephi.benchmarks.bench.energy import Meter, find_meter, idle_watts
+from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
+from edgephi.benchmarks.bench.og_loop import OgLoop
+from edgephi.benchmarks.bench.results import (
+    BundleFacts,
+    CaseResult,
+    Conditions,
+    EnergyConditions,
+    Machine,
+    QualityCheck,
+    Report,
+    WorkloadFacts,
+)
+from edgephi.benchmarks.bench.workload import Workload
+from edgephi.benchmarks.report import library_versions, machine
+from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.errors import QualityError
+from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.golden import reproduce
+from edgephi.runtime.model import Model
+from edgephi.runtime.placement import placement
+from edgephi.runtime.templates import read_template, user_message
+from edgephi.runtime.tokenizer import Tokenizer
+
+LIBRARIES = ("edgephi", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
+
+Progress = Callable[[int, int], None]
+"""Told (done, in all), in the unit of `Case.cost`."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    cases: list[CaseResult]
+    quality: QualityCheck
+    threads: int
+    idle_w: float | None
+
+
+def bench(
+    folder: Path, workload: Workload, *, device: str = "cpu", progress: Progress = lambda done, total: None
+) -> Report:
+    """Measure a bundle.
+
+    Raises:
+        BundleError: the folder is not an intact bundle.
+        UsageError: the device is not known.
+        QualityError: the bundle does not answer as its quality contract records, so its speed is worth nothing.
+        EdgephiError: it cannot be run.
+    """
+    check_device(device)
+    started, created = perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = read_manifest(folder)
+    check_bundle(folder, manifest, every_byte=False)
+    cases, refused = plan(workload, _prompts(folder, manifest))
+    content = workload.content
+    total = schedule.planned_cost(cases, content.method) + (loading.planned_cost(content.load) if content.load else 0)
+    done = 0
+
+    def advance(cost: int) -> None:
+        nonlocal done
+        done += cost
+        progress(done, total)
+
+    instruments, meter = Instruments(), find_meter()
+    usage, heat = instruments.usage(), conditions.thermal()
+    loads: list[CaseResult] = []
+    if content.load:
+        files = [folder / entry.path for entry in manifest.files]
+        loads = loading.measure_loading(files, content.load, loading.process_probe(folder, device), advance=advance)
+    measured = _timed(folder, manifest, workload, device, cases, instruments, meter, advance)
+    rest = [schedule.described(case, reason) for case, reason in refused]
+    results = tuple(_in_order([*loads, *measured.cases, *rest]))
+    spent, heat_after = instruments.usage().since(usage), conditions.thermal()
+    throttles = None
+    if heat.throttles is not None and heat_after.throttles is not None:
+        throttles = heat_after.throttles - heat.throttles
+    method = content.method
+    return Report(
+        edgephi=library_versions("edgephi").get("edgephi", "unknown"),
+        created=created,
+        seconds=perf_counter() - started,
+        device=device,
+        providers=tuple(part.provider for part in placement(folder).providers),
+        threads=measured.threads,
+        bundle=bundle_facts(folder, manifest),
+        machine=Machine(**machine()),
+        versions=library_versions(*LIBRARIES),
+        workload=WorkloadFacts(
+            name=workload.name,
+            description=content.description,
+            sha256=workload.sha256,
+            warmups=method.warmups,
+            repetitions=method.repetitions,
+            pause_s=method.pause_s,
+            seed=method.seed,
+        ),
+        conditions=Conditions(
+            power_source=conditions.power_source(),
+            power_mode=conditions.power_mode(),
+            temperature_start_c=heat.hottest_c,
+            temperature_end_c=heat_after.hottest_c,
+            throttle_events=throttles,
+            others_cpu_share=spent.others_share,
+            energy=EnergyConditions(
+                source=meter.source if isinstance(meter, Meter) else None,
+                reason=None if isinstance(meter, Meter) else meter,
+                idle_w=measured.idle_w,
+            ),
+        ),
+        quality=measured.quality,
+        cases=results,
+        derived=derive(results, content.score),
+    )
+
+
+def bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
+    """What the manifest says about the bundle; its hash covers every file but edgephi.json."""
+    lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in manifest.files)
+    return BundleFacts(
+        name=folder.resolve().name,
+        sha256=hashlib.sha256("".join(lines).encode()).hexdigest(),
+        family=manifest.model.family,
+        parameters=manifest.model.parameters,
+        precision=manifest.recipe.precision,
+        accuracy_level=manifest.recipe.accuracy_level,
+        stored_bytes=manifest.stored_bytes,
+        source=manifest.source.name,
+    )
+
+
+def _timed(
+    folder: Path,
+    manifest: Manifest,
+    workload: Workload,
+    device: str,
+    cases: list[Case],
+    instruments: Instruments,
+    meter: Meter | str,
+    advance: schedule.Advance,
+) -> _Measured:
+    method = workload.content.method
+    with load_on(folder, device) as model:
+        quality = _check_quality(model, manifest)
+        idle_w = resolution = None
+        if isinstance(meter, Meter) and method.idle_s > 0:
+            idle_w, resolution = idle_watts(meter, method.idle_s), meter.resolution_j
+            instruments = replace(instruments, joules=meter.joules)
+        loop = OgLoop(folder, model.threads, instruments)
+
+        def run(case: Case) -> Sample:
+            return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
+
+        try:
+            tallies = schedule.run_cases(cases, run, method, advance=advance)
+        finally:
+            loop.close()
+        results = [schedule.result(case, tally, idle_w, resolution) for case, tally in zip(cases, tallies, strict=True)]
+        return _Measured(results, quality, model.threads, idle_w)
+
+
+def _check_quality(model: Model, manifest: Manifest) -> QualityCheck:
+    if manifest.quality is None:
+        return QualityCheck(contract="not recorded", golden_tokens=0, near_ties=0)
+    found = reproduce(model, manifest.quality.golden)
+    broken = [flip for flip in found.flips if not flip.is_near_tie]
+    if broken:
+        raise QualityError(
+            f"the answer to {broken[0].prompt!r} is not the recorded one from token {broken[0].position + 1}, "
+            "so the speed of this bundle is worth nothing",
+            where=model.folder,
+            remedy="See what changed with `edgephi verify --run`",
+        )
+    return QualityCheck(contract="held", golden_tokens=found.tokens, near_ties=len(found.flips))
+
+
+def _prompts(folder: Path, manifest: Manifest) -> Prompts:
+    """The tokenizer and the template, read without loading the model."""
+    config, tokenizer, template = read_genai_config(folder, manifest), Tokenizer(folder), read_template(folder)
+    return Prompts(
+        plain=lambda text: tokenizer.encode(text, special=True),
+        chat=None if template is None else lambda text: tokenizer.encode(template.render([user_message(text)])),
+        stop_ids=config.stop_ids,
+        context_length=config.context_length,
+    )
+
+
+def _in_order(cases: list[CaseResult]) -> list[CaseResult]:
+    """By group, then as the workload has them; a refused depth stands where it belongs."""
+    groups = ("load", "prefill", "decode", "answer", "speculation")
+    by_size = {"prefill", "decode"}
+    return sorted(
+        cases,
+        key=lambda case: (
+            groups.index(case.group),
+            (case.depth, case.prompt_tokens) if case.group in by_size else (0, 0),
+        ),
+    )

@@ -1,0 +1,98 @@
+"""edgephi bench: how fast a bundle is on this machine, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgephi.commands import bench_compare
+from edgephi.commands.options import Bundle, Json
+
+
+class _BenchGroup(TyperGroup):
+    """`edgephi bench DIR` means `edgephi bench run DIR`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_BenchGroup,
+    help="Measure a bundle on this machine, compare two reports, and watch figures over time. "
+    "`edgephi bench DIR` is short for `edgephi bench run DIR`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.command("compare")(bench_compare.compare)
+app.command("history")(bench_compare.history)
+app.command("schema")(bench_compare.schema)
+
+
+@app.command("run")
+def run(
+    folder: Bundle,
+    workload: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="A built-in workload, or a TOML file of your own."),
+    ] = "quick",
+    device: Annotated[str, typer.Option(help="What to run on.")] = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="REPORT", help="Folder for report.json, report.html and report.md.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a report that is there.")] = False,
+    record: Annotated[bool, typer.Option(help="Keep the figures for `edgephi bench history`.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a workload on a bundle and print what was measured as a Markdown table.
+
+    Workloads: quick (under a minute for a small model), sweep, mlperf-client, procyon-style, load, long-context,
+    speculation, or a file. Cases that do not fit the model's context are listed with the reason. A case whose greedy
+    tokens differ between repetitions has no figures; a bundle that breaks its recorded quality contract is not
+    measured at all. What this machine does not meter is "not measured".
+
+    Energy, where a meter exists, has the idle power of the machine subtracted. Shares of the processors are of all of
+    them. Percentiles between tokens are of each repetition. A repetition during which other processes were busy is
+    done again, a bounded number of times.
+
+    With --json, the document of report.json; `edgephi bench schema` prints its JSON Schema.
+    """
+    from edgephi.benchmarks.bench.history import append
+    from edgephi.benchmarks.bench.output import as_json as document
+    from edgephi.benchmarks.bench.output import check_report_folder, write_report
+    from edgephi.benchmarks.bench.run import bench
+    from edgephi.benchmarks.bench.table import markdown
+    from edgephi.benchmarks.bench.workload import read_workload
+    from edgephi.commands.console import harmless
+
+    chosen = read_workload(workload)
+    if output is not None:
+        check_report_folder(output, force)
+    with _progress(f"Measuring {chosen.name}") as advance_to:
+        report = bench(folder, chosen, device=device, progress=advance_to)
+    if record:
+        append(report)
+    if output is not None:
+        write_report(output, report, force=force)
+    typer.echo(document(report) if as_json else harmless(markdown(report)), nl=False)
+
+
+@contextmanager
+def _progress(task: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on stderr and only on a terminal; yields a function told (done, in all)."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from edgephi.commands.console import stderr
+
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        identity = bar.add_task(task, total=None)
+        yield lambda done, total: bar.update(identity, completed=done, total=total)

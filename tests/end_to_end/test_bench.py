@@ -1,0 +1,227 @@
+"""`edgephi bench` as a person meets it, on a tiny bundle with a tiny workload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import edgephi
+from edgephi.benchmarks.bench.results import Report, read_report
+from edgephi.commands.app import app
+from edgephi.errors import BundleError, OutputError, QualityError, UsageError
+from edgephi.runtime.golden import golden_answers
+from edgephi.runtime.model import load
+from tests.end_to_end.test_export import TOKENIZER, added_token
+
+WORKLOAD = """
+description = "Tiny."
+
+[method]
+repetitions = 4
+others_cpu_limit = 1.0
+
+[load]
+cold = true
+repetitions = 1
+
+[[prefill]]
+text = "text.txt"
+lengths = [4, 8, 100000]
+
+[[decode]]
+text = "text.txt"
+tokens = 5
+depths = [0, 10]
+
+[[answer]]
+name = "question"
+category = "question"
+instruction = "why is the sea salty"
+max_new_tokens = 6
+stop = false
+
+[score]
+ttft_numerator = 1250
+rate_of_5000 = 244
+
+[[speculation]]
+name = "free"
+instruction = "abc abc abc abc"
+tokens = 6
+"""
+
+
+def command(*arguments: object, status: int = 0) -> Result:
+    """Run the command; errors come as exceptions, as they reach `main`."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def bundle(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle whose tokenizer knows the letters a to z."""
+    folder = Path(shutil.copytree(fixtures / "llama-tied", tmp_path_factory.mktemp("tiny") / "checkpoint"))
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER | {"added_tokens": [added_token(26, "</s>")]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "tokenizer_class": "GPT2Tokenizer"}))
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 26, "bos_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    edgephi.export(folder, folder.parent / "bundle")
+    return folder.parent / "bundle"
+
+
+@pytest.fixture(autouse=True)
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "data" / "history.jsonl"
+    monkeypatch.setenv("EDGEPHI_HISTORY", str(path))
+    return path
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("the sea is salt and the rain is not")
+    (tmp_path / "tiny.toml").write_text(WORKLOAD)
+    return tmp_path / "tiny.toml"
+
+
+def test_a_workload_becomes_a_report_a_page_and_a_line_of_history(
+    bundle: Path, workload: Path, tmp_path: Path, history: Path
+) -> None:
+    output = tmp_path / "report"
+    shown = command("bench", bundle, "--workload", workload, "--output", output).stdout
+    report = read_report(output)
+    assert {path.name for path in output.iterdir()} == {"report.json", "report.html", "report.md"}
+    assert (output / "report.md").read_text(encoding="utf-8") == shown
+    cases = {case.name: case for case in report.cases}
+
+    assert cases["prefill 100000"].state == "not measured"
+    assert "100,001 tokens of context" in str(cases["prefill 100000"].reason)
+    assert "prefill 100000: not measured" in shown
+
+    measured = [case for case in report.cases if case.state == "measured"]
+    for case in measured:
+        count = 1 if case.group == "load" else 4
+        assert all(len(found.values) == count for found in case.figures.values()), case.name
+    assert cases["decode 5 at depth 10"].depth == 10
+    assert cases["decode 5 at depth 10"].new_tokens == 5
+    assert (
+        not any("energy" in metric for case in measured for metric in case.figures) or report.conditions.energy.source
+    )
+    assert cases["load, warm"].figures["peak_private_bytes"].median > 5e6
+    assert cases["load, cold"].state == "measured" or cases["load, cold"].reason
+    assert {one.name for one in report.derived} >= {
+        "Procyon-style score",
+        "decode speed kept at depth 10",
+        "speculation, free",
+    }
+    assert report.providers == ("CPUExecutionProvider",)
+    assert report.quality.contract == "not recorded"
+    assert str(bundle.parent) not in (output / "report.json").read_text(encoding="utf-8"), "a path of this machine"
+
+    html = (output / "report.html").read_text(encoding="utf-8")
+    assert html.count("<svg") == 2  # prefill over length, decode over depth
+    assert "<script" not in html and "http" not in html.replace("http://www.w3.org/2000/svg", "").replace(
+        "http-equiv", ""
+    )
+
+    assert len(history.read_text(encoding="utf-8").splitlines()) == 1
+    assert Report.model_validate_json(history.read_text(encoding="utf-8")) == report
+
+
+def test_json_is_the_report_and_answers_do_not_depend_on_the_run(bundle: Path, workload: Path) -> None:
+    one, two = (
+        Report.model_validate_json(command("bench", bundle, "--workload", workload, "--json", "--no-record").stdout)
+        for _ in range(2)
+    )
+    assert [case.tokens_sha256 for case in one.cases] == [case.tokens_sha256 for case in two.cases]
+    assert one.bundle == two.bundle and one.workload == two.workload
+
+
+def test_a_report_is_compared_with_a_slower_one_and_seen_in_the_history(
+    bundle: Path, workload: Path, tmp_path: Path, history: Path
+) -> None:
+    first = tmp_path / "first"
+    command("bench", bundle, "--workload", workload, "--output", first)
+    document = json.loads((first / "report.json").read_text(encoding="utf-8"))
+    for case in document["cases"]:
+        for name, found in case["figures"].items():
+            if name.endswith("tokens_per_s"):
+                for key in ("median", "low", "high"):
+                    found[key] /= 10
+                found["values"] = [value / 10 for value in found["values"]]
+    document["created"] = "2999-01-01T00:00:00+00:00"
+    document["versions"]["onnxruntime"] = "9.9"
+    slower = tmp_path / "slower.json"
+    slower.write_text(json.dumps(document), encoding="utf-8")
+
+    assert "0 figures are slower" in command("bench", "compare", first, first, "--fail-over", "5%").stdout
+    shown = command("bench", "compare", first, slower, "--fail-over", "5%", status=1).stdout
+    assert "slower" in shown and "onnxruntime: 1.31" in shown and "→ 9.9" in shown
+    found = json.loads(command("bench", "compare", first, slower, "--json").stdout)
+    assert found["slower"] >= 2
+    assert all(row["cost"] == pytest.approx(10, rel=0.9) for row in found["groups"] if row["verdict"] == "slower")
+
+    with history.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(document) + "\n{torn")
+    seen = json.loads(command("bench", "history", bundle, "--json").stdout)
+    assert seen["damaged"] == 1
+    assert [run["change"] and run["change"]["slower"] for run in seen["runs"]] == [None, found["slower"]]
+    assert "slower: all 2 cases of prefill" in command("bench", "history", bundle).stdout
+
+
+def test_a_broken_contract_is_not_timed(bundle: Path, workload: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    with load(copy) as model:
+        (golden,) = golden_answers(model, ["abc"], 4)
+    manifest = json.loads((copy / "edgephi.json").read_text(encoding="utf-8"))
+    answer = golden.model_dump(mode="json")
+    manifest["quality"] = {
+        "text": {"name": "t", "sha256": "0" * 64, "windows": 1, "window_length": 2},
+        "perplexity": 2.0,
+        "against": None,
+        "against_perplexity": None,
+        "kl_mean": None,
+        "kl_p99": None,
+        "top1_agreement": None,
+        "providers": ["CPUExecutionProvider"],
+        "versions": {},
+        "golden": [answer],
+    }
+    (copy / "edgephi.json").write_text(json.dumps(manifest), encoding="utf-8")
+    report = json.loads(command("bench", copy, "--workload", workload, "--json").stdout)
+    assert report["quality"] == {"contract": "held", "golden_tokens": 4, "near_ties": 0}
+
+    answer["token_ids"][2] = (answer["token_ids"][2] + 1) % 26
+    answer["margins"][2] = 9.0
+    (copy / "edgephi.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(QualityError, match="token 3, so the speed"):
+        command("bench", copy, "--workload", workload, "--output", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_measured_is_refused_before_any_work(bundle: Path, workload: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no device 'tpu'"):
+        command("bench", bundle, "--workload", workload, "--device", "tpu")
+    with pytest.raises(UsageError, match=r"no workload 'nothing'.*quick"):
+        command("bench", bundle, "--workload", "nothing")
+    with pytest.raises(UsageError, match="--fail-over"):
+        command("bench", "compare", bundle, bundle, "--fail-over", "much")
+    with pytest.raises(BundleError, match="no such bundle"):
+        command("bench", tmp_path / "missing")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    for force in ((), ("--force",)):
+        with pytest.raises(OutputError):
+            command("bench", bundle, "--workload", workload, "--output", tmp_path / "photos", *force)
+
+
+def test_the_schema_describes_what_is_printed() -> None:
+    schema = json.loads(command("bench", "schema").stdout)
+    assert set(schema["required"]) >= {"cases", "conditions", "machine"}
+    assert command("bench", "--help").stdout.count("compare") >= 1
