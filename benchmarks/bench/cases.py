@@ -10,6 +10,7 @@ import numpy as np
 
 from edgephi.benchmarks.bench.results import Group
 from edgephi.benchmarks.bench.workload import Content, Workload
+from edgephi.errors import UsageError
 
 Encode = Callable[[str], list[int]]
 
@@ -63,17 +64,29 @@ class Prompts:
     chat: Encode | None
     stop_ids: frozenset[int]
     context_length: int
+    rope_switch: int | None = None
+    """Longest sequence that takes the short rope (LongRoPE)."""
 
 
 def plan(workload: Workload, prompts: Prompts) -> tuple[list[Case], list[tuple[Case, str]]]:
-    """The cases that fit the model's context, and those that do not, with the reason."""
+    """The cases that fit the model's context, and those that do not, with the reason.
+
+    Raises:
+        UsageError: two cases have the same name.
+    """
     fitting: list[Case] = []
     refused: list[tuple[Case, str]] = []
+    names: set[str] = set()
     for case in _all(workload, prompts):
-        if case.length <= prompts.context_length:
+        if case.name in names:
+            raise UsageError(
+                f"two cases are called {case.name!r}", where=workload.name, remedy="Give each its own name or length"
+            )
+        names.add(case.name)
+        reason = _refusal(case, prompts)
+        if reason is None:
             fitting.append(case)
         else:
-            reason = f"needs {case.length:,} tokens of context, the model has {prompts.context_length:,}"
             refused.append((case, reason))
     return fitting, refused
 
@@ -81,6 +94,16 @@ def plan(workload: Workload, prompts: Prompts) -> tuple[list[Case], list[tuple[C
 def digest(ids: Sequence[int]) -> str:
     """SHA-256 of token ids, int64 little-endian."""
     return hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def _refusal(case: Case, prompts: Prompts) -> str | None:
+    if case.length > prompts.context_length:
+        return f"needs {case.length:,} tokens of context, the model has {prompts.context_length:,}"
+    if case.by_og and prompts.rope_switch is not None and case.length > prompts.rope_switch:
+        return (
+            f"would cross the model's change of rope at {prompts.rope_switch:,} tokens, which og's loop is not told of"
+        )
+    return None
 
 
 def _all(workload: Workload, prompts: Prompts) -> Iterator[Case]:

@@ -15,17 +15,17 @@ from typing import Literal
 import numpy as np
 
 from edgephi.benchmarks.bench.results import HIGHER_IS_BETTER, JUDGED, CaseResult, Group, Metric, Report
-from edgephi.benchmarks.bench.statistics import Shift, holm, shift, stratified_p
+from edgephi.benchmarks.bench.statistics import DRAWS, Shift, holm, shift, stratified_p
 
 SIGNIFICANT = 0.05
 THRESHOLD = 0.05
 
-Verdict = Literal["slower", "faster", "no difference seen"]
+Verdict = Literal["worse", "better", "no difference seen"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure in both reports. For memory and energy, read slower as more."""
+    """A figure in both reports."""
 
     case: str
     """'all N cases of group' for the question over all."""
@@ -54,9 +54,9 @@ class Comparison:
     unmatched: tuple[str, ...]
     """Cases measured in one of the two only, or on another prompt."""
 
-    def slowdowns(self) -> tuple[Change, ...]:
-        """What became worse beyond noise and threshold."""
-        return tuple(change for change in (*self.groups, *self.cases) if change.verdict == "slower")
+    def worse(self) -> tuple[Change, ...]:
+        """What became worse (slower, or more of memory or energy), beyond noise and threshold."""
+        return tuple(change for change in (*self.groups, *self.cases) if change.verdict == "worse")
 
 
 def compare(first: Report, second: Report, threshold: float = THRESHOLD) -> Comparison:
@@ -102,7 +102,8 @@ def _of_groups(pairs: list[tuple[CaseResult, CaseResult]]) -> Iterator[tuple[str
         ratios = np.log([found[4].ratio for found in members])
         ratio = float(np.exp(ratios.mean()))
         low, high = _bootstrapped(samples[group, metric])
-        whole = Shift(ratio, low, high, 0.95, stratified_p(samples[group, metric]))
+        p = stratified_p(samples[group, metric])
+        whole = Shift(ratio, low, high, 0.95, p, 1 / DRAWS)
         yield f"all {len(members)} cases of {group}", metric, first, second, whole
 
 
@@ -119,15 +120,18 @@ def _bootstrapped(samples: list[tuple[tuple[float, ...], tuple[float, ...]]], dr
 
 
 def _judged(found: list[tuple[str, Metric, float, float, Shift]], threshold: float) -> tuple[Change, ...]:
-    adjusted = holm([one[4].p for one in found])
+    # a question its repetitions cannot answer does not make the others harder (Tarone 1990)
+    askable = [one for one in found if one[4].least_p < SIGNIFICANT]
+    adjusted = dict(zip([one[:2] for one in askable], holm([one[4].p for one in askable]), strict=True))
     changes = []
-    for (case, metric, first, second, moved), p in zip(found, adjusted, strict=True):
+    for case, metric, first, second, moved in found:
+        p = adjusted.get((case, metric), 1.0)
         change = Change(case, metric, first, second, moved, p, "no difference seen")
         verdict: Verdict = "no difference seen"
         if p < SIGNIFICANT and change.cost > 1 + threshold:
-            verdict = "slower"
+            verdict = "worse"
         elif p < SIGNIFICANT and change.cost < 1 / (1 + threshold):
-            verdict = "faster"
+            verdict = "better"
         changes.append(Change(case, metric, first, second, moved, p, verdict))
     return tuple(changes)
 
@@ -150,3 +154,11 @@ def _differences(first: Report, second: Report) -> Iterator[str]:
     for name, a, b in pairs:
         if a != b:
             yield f"{name}: {a} → {b}"
+    answers = {(case.name, case.prompt_sha256): case.tokens_sha256 for case in first.cases if case.tokens_sha256}
+    other = [
+        case.name
+        for case in second.cases
+        if case.tokens_sha256 and answers.get((case.name, case.prompt_sha256), case.tokens_sha256) != case.tokens_sha256
+    ]
+    if other:
+        yield f"generated text: {', '.join(other)}"

@@ -3,8 +3,9 @@
 python -m edgephi.benchmarks.bench.load_probe DIR DEVICE time|memory
 
 Libraries are imported before the clock starts. `time`: load_s, first_token_s (from the start of the load to the first
-new token of an 8-token prompt). `memory`: steady_private, steady_file (or null), peak_private, peak_resident, of
-loading and 32 decoded tokens, watched by a thread, which is why it is not timed as well.
+new token of an 8-token prompt), others_share (of the processors, other processes). `memory`: steady_private,
+steady_file (or null), peak_private, peak_resident, of loading and 32 decoded tokens, watched by a thread, which is why
+it is not timed as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from time import perf_counter
 
 from edgephi.benchmarks.bench.device import load_on
 from edgephi.benchmarks.bench.memory import PeakOfPrivate, held, peak_resident
+from edgephi.benchmarks.bench.usage import read_usage
 from edgephi.errors import EdgephiError
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Sampling, chooser
@@ -29,11 +31,13 @@ def timed(folder: Path, device: str) -> dict[str, float | None]:
     import onnxruntime_genai  # noqa: F401
     import tokenizers  # noqa: F401
 
-    started = perf_counter()
+    usage, started = read_usage(), perf_counter()
     with load_on(folder, device) as model:
         loaded = perf_counter()
         _decode(model, 1)
-        return {"load_s": loaded - started, "first_token_s": perf_counter() - started}
+        done = perf_counter()
+        others = read_usage().since(usage).others_share
+    return {"load_s": loaded - started, "first_token_s": done - started, "others_share": others}
 
 
 def weighed(folder: Path, device: str) -> dict[str, float | None]:

@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgephi.benchmarks.bench.results import CaseResult, Metric, figure
-from edgephi.benchmarks.bench.workload import Loading
+from edgephi.benchmarks.bench.workload import Loading, Method
 from edgephi.errors import EngineError
 
 COST = 4000
@@ -20,6 +21,9 @@ COST = 4000
 Probe = Callable[[str], dict[str, float | None]]
 """'time' or 'memory' → what `load_probe` prints."""
 
+Drop = Callable[[Sequence[Path]], str | None]
+
+TIMES: tuple[tuple[str, Metric], ...] = (("load_s", "load_s"), ("first_token_s", "load_to_first_token_s"))
 MEMORY: tuple[tuple[str, Metric], ...] = (
     ("steady_private", "steady_private_bytes"),
     ("steady_file", "steady_file_bytes"),
@@ -28,20 +32,31 @@ MEMORY: tuple[tuple[str, Metric], ...] = (
 )
 
 
+@dataclass
+class _Runs:
+    """Repetitions of one kind of load."""
+
+    values: dict[Metric, list[float]] = field(default_factory=dict)
+    others: list[float] = field(default_factory=list)
+    repeated: int = 0
+    noisy: bool = False
+
+
 def planned_cost(loading: Loading) -> int:
     """What `measure_loading` will report through `advance` in all."""
-    return COST * ((loading.repetitions + 2) * loading.warm + loading.repetitions * loading.cold)
+    return COST * ((2 * loading.repetitions + 1) * loading.warm + loading.repetitions * loading.cold)
 
 
 def measure_loading(
     files: Sequence[Path],
     loading: Loading,
+    method: Method,
     probe: Probe,
     *,
     advance: Callable[[int], None] = lambda cost: None,
-    drop: Callable[[Sequence[Path]], str | None] | None = None,
+    drop: Drop | None = None,
 ) -> list[CaseResult]:
-    """Cold loads, then warm ones, then one that is weighed.
+    """Cold loads; then warm ones, timed and weighed in turn. One that other processes disturbed is timed again.
 
     Nothing may have the files open or mapped meanwhile: mapped pages cannot be dropped.
 
@@ -49,22 +64,22 @@ def measure_loading(
         files: of the bundle.
         drop: empties the file cache of them; returns why it could not, or None. Default: `drop_from_file_cache`.
     """
-    drop = drop or drop_from_file_cache
     found: list[CaseResult] = []
     if loading.cold:
-        found.append(_cold(files, loading.repetitions, probe, advance, drop))
+        found.append(_cold(files, loading.repetitions, method, probe, advance, drop or drop_from_file_cache))
     if loading.warm:
+        runs = _Runs()
         probe("time")
         advance(COST)
-        runs = []
         for _ in range(loading.repetitions):
-            runs.append(probe("time"))
-            advance(COST)
-        values = _times(runs)
-        weight = probe("memory")
-        advance(COST)
-        values |= {metric: [float(size)] for key, metric in MEMORY if (size := weight[key]) is not None}
-        found.append(_result("load, warm", values, None))
+            _time(runs, probe, method, loading.repetitions)
+            weight = probe("memory")
+            for key, metric in MEMORY:
+                size = weight[key]
+                if size is not None:
+                    runs.values.setdefault(metric, []).append(size)
+            advance(2 * COST)
+        found.append(_result("load, warm", runs, None))
     return found
 
 
@@ -121,29 +136,46 @@ def drop_from_file_cache(files: Sequence[Path]) -> str | None:
 def _cold(
     files: Sequence[Path],
     repetitions: int,
+    method: Method,
     probe: Probe,
     advance: Callable[[int], None],
-    drop: Callable[[Sequence[Path]], str | None],
+    drop: Drop,
 ) -> CaseResult:
-    runs = []
-    for done in range(repetitions):
-        reason = drop(files)
-        if reason is not None:
-            advance(COST * (repetitions - done))
-            return _result("load, cold", {}, reason)
-        runs.append(probe("time"))
+    runs = _Runs()
+    reason: str | None = None
+
+    def cold(what: str) -> dict[str, float | None]:
+        nonlocal reason
+        reason = reason or drop(files)
+        return {} if reason else probe(what)
+
+    for _ in range(repetitions):
+        if reason is None:
+            _time(runs, cold, method, repetitions)
         advance(COST)
-    return _result("load, cold", _times(runs), None)
+    return _result("load, cold", runs if reason is None else _Runs(), reason)
 
 
-def _times(runs: Sequence[dict[str, float | None]]) -> dict[Metric, list[float]]:
-    return {
-        "load_s": [float(run["load_s"] or 0.0) for run in runs],
-        "load_to_first_token_s": [float(run["first_token_s"] or 0.0) for run in runs],
-    }
+def _time(runs: _Runs, probe: Probe, method: Method, repetitions: int) -> None:
+    """Add one timed load, undisturbed if a bounded number of attempts gives one."""
+    left = min(method.noisy_repeats, repetitions // 2 - runs.repeated)
+    attempts = [probe("time")]
+    while _others(attempts[-1]) > method.others_cpu_limit and len(attempts) <= left:
+        attempts.append(probe("time"))
+    best = min(attempts, key=_others)
+    runs.repeated += len(attempts) - 1
+    runs.noisy |= _others(best) > method.others_cpu_limit
+    runs.others.append(_others(best))
+    for key, metric in TIMES:
+        if (seconds := best.get(key)) is not None:
+            runs.values.setdefault(metric, []).append(seconds)
 
 
-def _result(name: str, values: dict[Metric, list[float]], reason: str | None) -> CaseResult:
+def _others(run: dict[str, float | None]) -> float:
+    return run.get("others_share") or 0.0
+
+
+def _result(name: str, runs: _Runs, reason: str | None) -> CaseResult:
     return CaseResult(
         name=name,
         group="load",
@@ -154,7 +186,10 @@ def _result(name: str, values: dict[Metric, list[float]], reason: str | None) ->
         templated=False,
         prompt_sha256=None,
         tokens_sha256=None,
-        state="measured" if values else "not measured",
+        state="measured" if runs.values else "not measured",
         reason=reason,
-        figures={metric: figure(found) for metric, found in values.items()},
+        noisy=runs.noisy,
+        repeated=runs.repeated,
+        others_cpu_share=max(runs.others, default=None),
+        figures={metric: figure(found) for metric, found in runs.values.items()},
     )

@@ -59,7 +59,9 @@ class Strict(BaseModel):
 class Figure(Strict):
     """One quantity over the repetitions of a case."""
 
-    values: tuple[Finite, ...] = Field(min_length=1, description="one a repetition, in the order they were run")
+    values: tuple[Finite, ...] = Field(
+        min_length=1, max_length=200, description="one a repetition, in the order they were run"
+    )
     median: Finite
     low: Finite = Field(description="first quartile")
     high: Finite = Field(description="third quartile")

@@ -81,7 +81,9 @@ def bench(
     loads: list[CaseResult] = []
     if content.load:
         files = [folder / entry.path for entry in manifest.files]
-        loads = loading.measure_loading(files, content.load, loading.process_probe(folder, device), advance=advance)
+        loads = loading.measure_loading(
+            files, content.load, content.method, loading.process_probe(folder, device), advance=advance
+        )
     measured = _timed(folder, manifest, workload, device, cases, instruments, meter, advance)
     rest = [schedule.described(case, reason) for case, reason in refused]
     results = tuple(_in_order([*loads, *measured.cases, *rest]))
@@ -154,12 +156,13 @@ def _timed(
     advance: schedule.Advance,
 ) -> _Measured:
     method = workload.content.method
+    idle_w = resolution = None
+    if isinstance(meter, Meter) and method.idle_s > 0:
+        # before anything is loaded: the runtime's threads spin for a while after their last work
+        idle_w, resolution = idle_watts(meter, method.idle_s), meter.resolution_j
+        instruments = replace(instruments, joules=meter.joules)
     with load_on(folder, device) as model:
         quality = _check_quality(model, manifest)
-        idle_w = resolution = None
-        if isinstance(meter, Meter) and method.idle_s > 0:
-            idle_w, resolution = idle_watts(meter, method.idle_s), meter.resolution_j
-            instruments = replace(instruments, joules=meter.joules)
         loop = OgLoop(folder, model.threads, instruments)
 
         def run(case: Case) -> Sample:
@@ -196,6 +199,7 @@ def _prompts(folder: Path, manifest: Manifest) -> Prompts:
         chat=None if template is None else lambda text: tokenizer.encode(template.render([user_message(text)])),
         stop_ids=config.stop_ids,
         context_length=config.context_length,
+        rope_switch=manifest.model.rope_switch,
     )
 
 

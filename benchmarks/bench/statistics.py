@@ -9,6 +9,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWS = 10_000
+"""Permutations behind a p value, the observed one included."""
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -23,6 +26,8 @@ class Shift:
     """Of the interval: at least what was asked, or what so few repetitions give at most."""
     p: float
     """Two-sided, exact Mann-Whitney test (Mann and Whitney 1947), ties counted as halves."""
+    least_p: float
+    """The smallest p that so many repetitions could give."""
 
 
 def shift(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Shift:
@@ -48,6 +53,7 @@ def shift(first: Sequence[float], second: Sequence[float], confidence: float = 0
         high=float(np.exp(high)),
         confidence=held,
         p=float(min(1.0, 2 * share[extreme])),
+        least_p=float(min(1.0, 2 * share[0])),
     )
 
 
@@ -66,7 +72,7 @@ def null_counts(n: int, m: int) -> NDArray[np.float64]:
 
 
 def stratified_p(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, draws: int = 9999, seed: int = 0
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, draws: int = DRAWS - 1, seed: int = 0
 ) -> float:
     """Two-sided p that nothing changed in any of several cases, labels permuted within each (van Elteren 1960).
 

@@ -26,22 +26,22 @@ def compare(
     fail_over: Annotated[
         str | None,
         typer.Option(
-            metavar="PERCENT", help="Exit with status 1 when something is slower by more, as 5%.", show_default=False
+            metavar="PERCENT", help="Exit with status 1 when something is worse by more, as 5%.", show_default=False
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare two reports of the same workload: ratios with confidence, and what noise cannot explain.
 
-    A figure is called slower (or faster) when its repetitions differ beyond chance (Mann-Whitney test, adjusted for the
-    number of figures, p below 0.05) and by more than the threshold: that of --fail-over, else 5 %. Figures of all cases
-    of a group are judged together as well, which finds a common change with fewer repetitions. For memory and energy,
-    slower means more.
+    A figure is called worse (slower, or more memory or energy) or better when its repetitions differ beyond chance
+    (Mann-Whitney test, adjusted for the number of figures, p below 0.05) and by more than the threshold: that of
+    --fail-over, else 5 %. Figures of all cases of a group are judged together as well, which finds a common change with
+    fewer repetitions.
 
     With --json, one object: threshold; differences (sentences on what else changed); unmatched (names of cases in one
     report only); groups and cases, lists of case, metric, first and second (medians), ratio (second over first), low
     and high (its confidence interval), confidence, p, adjusted_p, cost (ratio of time, memory or energy, above 1 is
-    worse), verdict ("slower", "faster", "no difference seen"); slower (how many are).
+    worse), verdict ("worse", "better", "no difference seen"); worse (how many are).
     """
     from edgephi.benchmarks.bench.comparison import THRESHOLD
     from edgephi.benchmarks.bench.comparison import compare as compared
@@ -49,17 +49,18 @@ def compare(
 
     threshold = THRESHOLD if fail_over is None else _share(fail_over)
     found = compared(read_report(first), read_report(second), threshold)
-    slower = found.slowdowns()
     if as_json:
         typer.echo(json.dumps({"threshold": threshold, **_record(found)}, ensure_ascii=False))
     else:
         _print(found, threshold)
-    if fail_over is not None and slower:
+    if fail_over is not None and found.worse():
         raise typer.Exit(1)
 
 
 def history(folder: Bundle, as_json: Json = False) -> None:
-    """Show every recorded run of a bundle on this machine, each compared with the one before of the same workload.
+    """Show every recorded run of a bundle on this machine, each compared with the one before it.
+
+    The one before is the last of the same workload on the same device.
 
     With --json, one object: file (the history), damaged (lines that could not be read), runs: a list of created,
     workload, versions, and change (null for the first of a workload, else what `edgephi bench compare --json` has).
@@ -75,7 +76,8 @@ def history(folder: Bundle, as_json: Json = False) -> None:
     found = read_history(bundle_facts(folder, read_manifest(folder)).sha256, Machine(**machine()))
     runs = []
     for index, report in enumerate(found.reports):
-        same = [one for one in found.reports[:index] if one.workload.sha256 == report.workload.sha256]
+        asked = (report.workload.sha256, report.device)
+        same = [one for one in found.reports[:index] if (one.workload.sha256, one.device) == asked]
         runs.append((report, compared(same[-1], report, THRESHOLD) if same else None))
     if as_json:
         record = {
@@ -101,8 +103,8 @@ def history(folder: Bundle, as_json: Json = False) -> None:
     lines += [f"{found.damaged} lines could not be read and were left out"] if found.damaged else []
     for report, change in runs:
         lines.append(f"{report.created}  {report.workload.name}: {_sentence(change)}")
-        if change is not None and (change.slowdowns() or change.differences):
-            lines += [f"    {words}" for words in [*change.differences, *map(_change_words, change.slowdowns())]]
+        if change is not None and (change.worse() or change.differences):
+            lines += [f"    {words}" for words in [*change.differences, *map(_change_words, change.worse())]]
     for line in lines:
         stdout().print(Text(harmless(line)), soft_wrap=True)
 
@@ -146,7 +148,7 @@ def _record(found: Comparison) -> dict[str, object]:
         "unmatched": list(found.unmatched),
         "groups": rows(found.groups),
         "cases": rows(found.cases),
-        "slower": len(found.slowdowns()),
+        "worse": len(found.worse()),
     }
 
 
@@ -163,7 +165,7 @@ def _print(found: Comparison, threshold: float) -> None:
         rows.append((change.case, LABELS[change.metric], *values, f"{one.ratio:.3f}", interval, change.verdict))
     header = ("case", "figure", "first", "second", "ratio", "interval", "verdict")
     parts = [markdown_table(header, rows) if rows else "The reports have no case in common."]
-    parts += [f"{len(found.slowdowns())} figures are slower by more than {100 * threshold:g} %, beyond noise."]
+    parts += [f"{len(found.worse())} figures are worse by more than {100 * threshold:g} %, beyond noise."]
     if found.differences:
         parts.append("What else changed:\n" + "\n".join(f"- {words}" for words in found.differences))
     if found.unmatched:
@@ -174,9 +176,9 @@ def _print(found: Comparison, threshold: float) -> None:
 def _sentence(change: Comparison | None) -> str:
     if change is None:
         return "first of its workload"
-    count = len(change.slowdowns())
-    return f"{count} figures slower than the run before" if count else "nothing slower than the run before"
+    count = len(change.worse())
+    return f"{count} figures worse than the run before" if count else "nothing worse than the run before"
 
 
 def _change_words(change: Change) -> str:
-    return f"slower: {change.case}, {change.metric}, by {100 * (change.cost - 1):.1f} %"
+    return f"worse: {change.case}, {change.metric}, by {100 * (change.cost - 1):.1f} %"

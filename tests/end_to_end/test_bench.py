@@ -24,10 +24,6 @@ description = "Tiny."
 repetitions = 4
 others_cpu_limit = 1.0
 
-[load]
-cold = true
-repetitions = 1
-
 [[prefill]]
 text = "text.txt"
 lengths = [4, 8, 100000]
@@ -83,6 +79,13 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+LOAD = """
+[load]
+cold = true
+repetitions = 2
+"""
+
+
 @pytest.fixture
 def workload(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text("the sea is salt and the rain is not")
@@ -94,6 +97,7 @@ def test_a_workload_becomes_a_report_a_page_and_a_line_of_history(
     bundle: Path, workload: Path, tmp_path: Path, history: Path
 ) -> None:
     output = tmp_path / "report"
+    workload.write_text(WORKLOAD + LOAD)
     shown = command("bench", bundle, "--workload", workload, "--output", output).stdout
     report = read_report(output)
     assert {path.name for path in output.iterdir()} == {"report.json", "report.html", "report.md"}
@@ -106,7 +110,7 @@ def test_a_workload_becomes_a_report_a_page_and_a_line_of_history(
 
     measured = [case for case in report.cases if case.state == "measured"]
     for case in measured:
-        count = 1 if case.group == "load" else 4
+        count = 2 if case.group == "load" else 4
         assert all(len(found.values) == count for found in case.figures.values()), case.name
     assert cases["decode 5 at depth 10"].depth == 10
     assert cases["decode 5 at depth 10"].new_tokens == 5
@@ -160,19 +164,19 @@ def test_a_report_is_compared_with_a_slower_one_and_seen_in_the_history(
     slower = tmp_path / "slower.json"
     slower.write_text(json.dumps(document), encoding="utf-8")
 
-    assert "0 figures are slower" in command("bench", "compare", first, first, "--fail-over", "5%").stdout
+    assert "0 figures are worse" in command("bench", "compare", first, first, "--fail-over", "5%").stdout
     shown = command("bench", "compare", first, slower, "--fail-over", "5%", status=1).stdout
-    assert "slower" in shown and "onnxruntime: 1.31" in shown and "→ 9.9" in shown
+    assert "worse" in shown and "onnxruntime: 1.31" in shown and "→ 9.9" in shown
     found = json.loads(command("bench", "compare", first, slower, "--json").stdout)
-    assert found["slower"] >= 2
-    assert all(row["cost"] == pytest.approx(10, rel=0.9) for row in found["groups"] if row["verdict"] == "slower")
+    assert found["worse"] >= 2
+    assert all(row["cost"] == pytest.approx(10, rel=0.9) for row in found["groups"] if row["verdict"] == "worse")
 
     with history.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(document) + "\n{torn")
     seen = json.loads(command("bench", "history", bundle, "--json").stdout)
     assert seen["damaged"] == 1
-    assert [run["change"] and run["change"]["slower"] for run in seen["runs"]] == [None, found["slower"]]
-    assert "slower: all 2 cases of prefill" in command("bench", "history", bundle).stdout
+    assert [run["change"] and run["change"]["worse"] for run in seen["runs"]] == [None, found["worse"]]
+    assert "worse: all 2 cases of prefill" in command("bench", "history", bundle).stdout
 
 
 def test_a_broken_contract_is_not_timed(bundle: Path, workload: Path, tmp_path: Path) -> None:
