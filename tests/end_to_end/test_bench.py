@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -229,3 +230,30 @@ def test_the_schema_describes_what_is_printed() -> None:
     schema = json.loads(command("bench", "schema").stdout)
     assert set(schema["required"]) >= {"cases", "conditions", "machine"}
     assert command("bench", "--help").stdout.count("compare") >= 1
+
+
+def test_an_interrupted_run_leaves_nothing(
+    bundle: Path, workload: Path, tmp_path: Path, history: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgephi.benchmarks.bench import run as running
+    from edgephi.benchmarks.bench.cases import Case
+    from edgephi.benchmarks.bench.measure import Sample, measure
+
+    calls = 0
+
+    def interrupted(*arguments: Any) -> Sample:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        assert isinstance(arguments[1], Case)
+        return measure(*arguments)
+
+    monkeypatch.setattr(running, "measure", interrupted)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = CliRunner().invoke(
+        app, ["bench", str(bundle), "--workload", str(workload), "--output", str(tmp_path / "r")]
+    )
+    assert calls == 9 and result.exit_code in (1, 130)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert not history.exists()

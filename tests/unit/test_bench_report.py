@@ -1,0 +1,169 @@
+"""What is written: whole or not at all, readable by people and programs, harmless whatever a name holds."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from edgephi.benchmarks.bench.history import append, machine_key, read_history
+from edgephi.benchmarks.bench.output import as_json, check_report_folder, write_report
+from edgephi.benchmarks.bench.page import page
+from edgephi.benchmarks.bench.results import Report, figure, read_report
+from edgephi.benchmarks.bench.svg import Point, line_chart, nice_step
+from edgephi.benchmarks.bench.table import cell, digits, markdown
+from edgephi.errors import BundleError, OutputError
+from tests.bench_reports import case, report
+
+EVIL = "<script>alert(1)</script> | [red]x[/red]\n# y"
+
+
+def full() -> Report:
+    made = report(
+        case("prefill 8", "prefill", {"prefill_tokens_per_s": [100, 110, 120]}, prompt_tokens=8),
+        case("prefill 64", "prefill", {"prefill_tokens_per_s": [200, 210, 260]}, prompt_tokens=64),
+        case(EVIL, "answer", {"time_to_first_token_s": [0.1, 0.2]}),
+        case("d", "decode", {}, state="wrong answers", reason="1 of 3 runs gave other tokens than the first"),
+    )
+    return made.model_copy(update={"bundle": made.bundle.model_copy(update={"name": EVIL})})
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on") and name not in ("src", "href"), (tag, name, value)
+
+
+def test_names_from_strangers_stay_text() -> None:
+    tags = Tags()
+    tags.feed(page(full()))
+    assert "script" not in tags.seen and {"table", "svg", "dl"} <= set(tags.seen)
+    lines = markdown(full()).splitlines()
+    assert not any(line.startswith("#") for line in lines)
+    table = [line for line in lines if "alert(1)" in line and line.startswith("|")]
+    assert [line.count("|") for line in table] == [11]
+
+
+def test_what_was_not_measured_says_so_and_why() -> None:
+    text = markdown(full())
+    assert "not measured" in text and "not measured (there is no meter)" in text
+    assert "d: wrong answers, 1 of 3 runs" in text
+    row = next(line for line in text.splitlines() if line.startswith("| d "))
+    assert "wrong answers" in row and not any(letter.isdigit() for letter in row)
+
+
+def test_figures_are_written_in_their_unit_with_their_spread() -> None:
+    assert cell("time_to_first_token_s", figure([0.1, 0.11, 0.12, 0.13, 0.14])) == "120 ± 10"
+    assert cell("prefill_tokens_per_s", figure([1234.5])) == "1,234"
+    assert cell("peak_private_bytes", figure([2_500_000])) == "2.5"
+    assert cell("cpu_share", None) == "not measured"
+    assert [digits(value) for value in (0.01234, 1.234, 99.94, 12345.6)] == ["0.0123", "1.23", "99.9", "12,346"]
+
+
+def test_a_chart_puts_points_where_they_belong() -> None:
+    points = [Point(16, 50, 40, 60), Point(64, 100, 90, 100), Point(1024, 0, 0, 0)]
+    root = ET.fromstring(line_chart("a < b", "x", "y", [("", points)], log_x=True))
+    space = "{http://www.w3.org/2000/svg}"
+    line = root.find(f"{space}polyline")
+    assert line is not None
+    places = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
+    across, down = zip(*places, strict=True)
+    assert (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(2 / 6, abs=0.01)  # powers of two
+    assert (down[2] - down[0]) / (down[2] - down[1]) == pytest.approx(0.5, abs=0.01)
+    assert {text.text for text in root.iter(f"{space}text")} >= {"a < b", "0", "100", "16", "1,024"}
+
+
+def test_a_chart_of_one_point_or_of_zeros_is_still_a_chart() -> None:
+    for point in (Point(1, 5, 5, 5), Point(0, 0, 0, 0)):
+        ET.fromstring(line_chart("t", "x", "y", [("a", [point]), ("b", [])]))
+
+
+@pytest.mark.parametrize(("rough", "step"), [(0.03, 0.05), (1, 1), (1.1, 2), (7, 10), (420, 500), (0, 1)])
+def test_steps_are_round_numbers(rough: float, step: float) -> None:
+    assert nice_step(rough) == pytest.approx(step)
+
+
+def test_a_report_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_report(tmp_path / "r", full(), force=False)
+    assert read_report(tmp_path / "r") == read_report(tmp_path / "r" / "report.json") == full()
+    write_report(tmp_path / "r", report(), force=True)
+    assert read_report(tmp_path / "r") == report()
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_report_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(tmp_path / "r", full(), force=False)
+    original = Path.write_text
+
+    def full_disk(self: Path, text: str, **named: str) -> int:
+        if self.suffix == ".html":
+            raise OSError(28, "No space left on device")
+        return original(self, text, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    for name, force in (("r", True), ("new", False)):
+        with pytest.raises(OutputError, match="No space left"):
+            write_report(tmp_path / name, report(), force=force)
+    assert read_report(tmp_path / "r") == full()
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_only_reports_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(OutputError, match="exists"):
+        check_report_folder(tmp_path, force=False)
+    check_report_folder(tmp_path, force=True)
+    (tmp_path / "thesis.docx").write_text("")
+    with pytest.raises(OutputError, match="no report"):
+        check_report_folder(tmp_path, force=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": 2}, "format"),
+        ({"surprise": 1}, "surprise"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"cases": [{"name": "x"}]}, "cases.0"),
+    ],
+)
+def test_a_report_of_another_form_is_refused(change: dict[str, object], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(json.loads(as_json(full())) | change))
+    with pytest.raises(BundleError, match=named):
+        read_report(path)
+    with pytest.raises(BundleError, match="edgephi bench"):
+        read_report(tmp_path / "missing.json")
+
+
+def test_history_is_of_one_bundle_on_one_machine_and_survives_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "history.jsonl"
+    mine = report()
+    later = mine.model_copy(update={"created": "2027-01-01T00:00:00+00:00", "versions": {"onnxruntime": "2"}})
+    other_bundle = mine.model_copy(update={"bundle": mine.bundle.model_copy(update={"sha256": "d" * 64})})
+    other_machine = mine.model_copy(update={"machine": mine.machine.model_copy(update={"cpu": "B"})})
+    updated = mine.machine.model_copy(update={"system": "Linux 99", "python": "4"})
+    assert machine_key(updated) == machine_key(mine.machine), "an update is what history is for"
+    append(later, path)
+    append(other_bundle, path)
+    with path.open("a") as stream:
+        stream.write('{"format": 1, "edge')  # the power went
+    append(other_machine, path)
+    append(mine, path)
+    found = read_history(mine.bundle.sha256, updated, path)
+    assert found.reports == (mine, later)
+    assert found.damaged == 1
+
+
+def test_no_history_is_an_empty_one(tmp_path: Path) -> None:
+    assert read_history("x", report().machine, tmp_path / "none").reports == ()
+    with pytest.raises(OutputError, match="EDGEPHI_HISTORY"):
+        append(report(), tmp_path)
