@@ -86,5 +86,9 @@ class DeviceError(EdgephiError):
         self.step: Step = step
 
 
+class HubError(EdgephiError):
+    """Qualcomm AI Hub cannot be reached or refuses, or a job on its hosted devices failed or takes too long."""
+
+
 class UsageError(EdgephiError):
     """The arguments contradict each other; the command exits with status 2."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import edgephi
-from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
+from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, hub, inspect, verify
 from edgephi.errors import EdgephiError, UsageError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(hub.app, name="hub")
 
 
 def _version(wanted: bool) -> None:
