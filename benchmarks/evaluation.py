@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgephi.benchmarks.choices import Candidate, ChoiceScores, Question, candidates, choose, read_questions
 from edgephi.benchmarks.graph_logits import GraphLogits
+from edgephi.benchmarks.layer_errors import LayerErrors
 from edgephi.benchmarks.quality import CHUNK_VALUES, Float64, Logits, log_softmax, score, tokenize
 from edgephi.bundle import GENAI_CONFIG, MANIFEST, MeasuredText, check_bundle, read_manifest, sha256_of
 from edgephi.errors import EngineError, UsageError
@@ -52,6 +53,9 @@ class Evaluation:
     figures: Figures | None
     kl: Float64 | None
     """KL divergence of every prediction, in the text's order, windows one after the other."""
+    layer_errors: tuple[float, ...] | None
+    """Relative squared error of the hidden states behind each layer (`benchmarks/layer_errors.py`), on the text's first
+    windows; None where a bundle was compared with, or the graph is not edgephi's."""
     choices: ChoiceScores | None
     against_choices: ChoiceScores | None
     questions: str | None
@@ -83,6 +87,10 @@ class _BundleLogits:
 @contextmanager
 def _no_progress(task: str, steps: int) -> Iterator[Callable[[], None]]:
     yield lambda: None
+
+
+def _no_layers(layer: int, hidden: object) -> None:
+    pass
 
 
 def is_bundle(folder: Path) -> bool:
@@ -128,7 +136,8 @@ def evaluate(
     asked = read_questions(choices, questions) if choices is not None else ()
     answers = candidates(asked, _encoder(folder)) if asked else []
     sequences = [*cut, *(candidate.ids for candidate in answers)]
-    with _reference(against, sequences, progress) as (name, reference):
+    layers = LayerErrors(folder, cut) if cut and against is not None and not is_bundle(Path(against)) else None
+    with _reference(against, sequences, layers, progress) as (name, reference):
         model = _BundleLogits(folder, sequences)
         with progress("scoring", len(sequences)) as advance:
             figures, kl = _figures(model, reference, cut, advance) if cut else (None, None)
@@ -143,6 +152,7 @@ def evaluate(
         text=measured,
         figures=figures,
         kl=kl,
+        layer_errors=layers.result if layers else None,
         choices=ours,
         against_choices=theirs,
         questions=choices.name if choices else None,
@@ -151,7 +161,7 @@ def evaluate(
 
 @contextmanager
 def _reference(
-    against: str | None, sequences: Sequence[TokenIds], progress: Progress
+    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: Progress
 ) -> Iterator[tuple[str | None, Predictions | None]]:
     """Name and predictions of what is compared with."""
     if against is None:
@@ -171,7 +181,7 @@ def _reference(
     architecture = describe(checkpoint)
     with (
         progress("float model, layer by layer", architecture.spec.layers) as advance,
-        float_logits(architecture, sequences, advance) as predictions,
+        float_logits(architecture, sequences, advance, layers.compare if layers else _no_layers) as predictions,
     ):
         yield checkpoint.name, predictions
 

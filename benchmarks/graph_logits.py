@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ class GraphLogits:
     Args:
         folder: bundle, or the output of another exporter with the same inputs.
         window_length: most tokens of a window.
+        residuals: make the hidden states behind every layer outputs of the graph.
 
     Raises:
         BundleError: no usable genai_config.json, or no graph.
@@ -47,7 +50,7 @@ class GraphLogits:
         EngineError: onnxruntime refuses the graph.
     """
 
-    def __init__(self, folder: Path, window_length: int) -> None:
+    def __init__(self, folder: Path, window_length: int, *, residuals: bool = False) -> None:
         import onnxruntime as ort
 
         self.folder = folder
@@ -63,8 +66,14 @@ class GraphLogits:
         # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
+        self.residuals: tuple[str, ...] = ()
+        """Outputs with the hidden states behind each layer; none in a graph that edgephi did not build."""
+        graph: str | bytes = str(decoder.graph)
+        if residuals:
+            graph, self.residuals = _with_residuals(decoder.graph)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
-            self._session = ort.InferenceSession(str(decoder.graph), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise _failure("onnxruntime refuses the graph", error, decoder.graph) from error
         self._types = {value.name: DTYPES.get(value.type) for value in self._session.get_inputs()}
@@ -79,21 +88,53 @@ class GraphLogits:
         Raises:
             EngineError: the run fails, the graph has an input nobody knows, or it computes the last position only.
         """
-        count = len(ids)
-        batch = {"input_ids": ids, "attention_mask": np.ones(count, np.int64), "position_ids": np.arange(count)}
-        feeds = {name: values[None].astype(self._types[name]) for name, values in batch.items() if name in self._types}
-        try:
-            (logits,) = self._session.run(["logits"], {**feeds, **self._past})
-        except Exception as error:  # as above; a missing input is a ValueError that names it
-            raise _failure("onnxruntime failed", error, self.folder) from error
-        if logits.shape[:2] != (1, count):
+        (logits,) = self._run(ids, ["logits"])
+        if logits.shape[:2] != (1, len(ids)):
             raise EngineError(
-                f"the graph computes logits of shape {logits.shape} for {count} tokens",
+                f"the graph computes logits of shape {logits.shape} for {len(ids)} tokens",
                 where=self.folder,
                 remedy="Export the model so that every position has its logits",
             )
         result: NDArray[np.float32] | NDArray[np.float16] = logits[0]
         return result
+
+    def hidden_states(self, ids: NDArray[np.int64]) -> list[NDArray[np.float32] | NDArray[np.float16]]:
+        """Hidden states [n, hidden] of n tokens [n] behind every layer, from an empty KV cache.
+
+        Raises:
+            EngineError: the run fails.
+        """
+        return [states[0] for states in self._run(ids, list(self.residuals))]
+
+    def _run(self, ids: NDArray[np.int64], outputs: list[str]) -> list[NDArray[Any]]:
+        count = len(ids)
+        batch = {"input_ids": ids, "attention_mask": np.ones(count, np.int64), "position_ids": np.arange(count)}
+        feeds = {name: values[None].astype(self._types[name]) for name, values in batch.items() if name in self._types}
+        try:
+            values: list[NDArray[Any]] = self._session.run(outputs, {**feeds, **self._past})
+        except Exception as error:  # as above; a missing input is a ValueError that names it
+            raise _failure("onnxruntime failed", error, self.folder) from error
+        return values
+
+
+def _with_residuals(path: Path) -> tuple[bytes, tuple[str, ...]]:
+    """A graph of edgephi's with the sums behind its layers as further outputs, and their names."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    sums: list[str] = []
+    for node in model.graph.node:
+        place = re.fullmatch(r"/model/(?:layers\.\d+\.input_norm|final_norm)/(SkipLayerNorm|Add)", node.name)
+        if place and place[1] == "SkipLayerNorm" and len(node.output) < 4:  # nobody reads the last one
+            node.output.extend(["", "", f"{node.name}/output_3"])
+        if place:
+            sums.append(node.output[-1])
+    logits = next(output for output in model.graph.output if output.name == "logits")
+    for name in sums:
+        value = model.graph.output.add()
+        value.name = name
+        value.type.tensor_type.elem_type = logits.type.tensor_type.elem_type
+    return model.SerializeToString(), tuple(sums)
 
 
 def _failure(what: str, error: Exception, where: Path) -> EngineError:

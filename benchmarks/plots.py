@@ -35,6 +35,8 @@ def require_plots(path: Path) -> None:
 def plot_divergence(evaluation: Evaluation, path: Path) -> None:
     """Draw the KL divergence along the text: every prediction, and a running mean; windows are set apart.
 
+    Below it, where it is known, the error of the hidden states behind every layer.
+
     Raises:
         UsageError: nothing was compared, or see `require_plots`.
         OutputError: the file cannot be written.
@@ -47,8 +49,9 @@ def plot_divergence(evaluation: Evaluation, path: Path) -> None:
     kl, count = np.maximum(evaluation.kl, 1e-8), evaluation.text.window_length - 1
     width = min(SMOOTH, len(kl))
     mean = np.convolve(kl, np.full(width, 1 / width), mode="valid")
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
+    layers = evaluation.layer_errors
+    figure = Figure(figsize=(9, 7 if layers else 4), layout="constrained")
+    axes = figure.add_subplot(2 if layers else 1, 1, 1)
     axes.semilogy(kl, ".", markersize=2, alpha=0.35, label="each prediction")
     axes.semilogy(np.arange(len(mean)) + width // 2, mean, linewidth=1.2, label=f"mean of {width}")
     for edge in range(count, len(kl), count):
@@ -57,6 +60,11 @@ def plot_divergence(evaluation: Evaluation, path: Path) -> None:
     axes.set_xlabel("prediction")
     axes.set_ylabel("KL divergence, nats")
     axes.legend(loc="lower right")
+    if layers:
+        below = figure.add_subplot(2, 1, 2)
+        below.semilogy(np.arange(len(layers)), np.maximum(layers, 1e-12), ".-")
+        below.set_xlabel("layer")
+        below.set_ylabel("relative squared error of hidden states")
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

@@ -54,7 +54,10 @@ class FloatLogits:
 
 @contextmanager
 def float_logits(
-    architecture: Architecture, sequences: Sequence[TokenIds], on_step: Callable[[], None] = lambda: None
+    architecture: Architecture,
+    sequences: Sequence[TokenIds],
+    on_step: Callable[[], None] = lambda: None,
+    on_layer: Callable[[int, Sequence[Float32]], None] = lambda layer, hidden: None,
 ) -> Iterator[FloatLogits]:
     """Run sequences through a checkpoint in float32; logits are computed later, for the positions that are asked for.
 
@@ -62,6 +65,7 @@ def float_logits(
         architecture: what `export.families.describe` returns.
         sequences: token ids int64 [n], each a sequence of its own with an empty KV cache.
         on_step: called `layers` times.
+        on_layer: told the number of each layer and the hidden states [n, hidden] of every sequence behind it.
 
     Raises:
         UsageError: a sequence is empty or longer than the context, or holds an id outside the vocabulary.
@@ -79,6 +83,7 @@ def float_logits(
             for index, states in enumerate(hidden):
                 mask = np.ones((1, len(states)), np.int64)
                 hidden[index] = _run(session, None, {HIDDEN_IN: states[None], MASK: mask, **cache})
+        on_layer(layer, hidden)
         on_step()
     with _session(decoder_end(architecture), end_graph) as session:
         yield FloatLogits(spec, hidden, session)

@@ -38,7 +38,10 @@ def evaluate(
         bool, typer.Option("--record", help="Write figures and golden answers into edgephi.json, for verify --run.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the divergence along the text.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the divergence along the text, and the layers' errors.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -51,9 +54,11 @@ def evaluate(
 
     With --json, one object: model, against (name or null); text (null, or name, sha256, windows, window_length);
     figures (null, or predictions, perplexity, and against_perplexity, kl_mean, kl_p99, top1_agreement, which are null
-    without --against); choices (null, or file, questions, accuracy, accuracy_normalized, and against with the last two
-    for the float model, or null); recorded (true or false); versions (library to version); machine (cpu, cores, memory,
-    system, python); seconds; peak_memory_bytes.
+    without --against); layers (null without --text and a checkpoint to compare with, or for every layer the relative
+    squared error of the hidden states behind it, mean over tokens of the first windows); choices (null, or file,
+    questions, accuracy, accuracy_normalized, and against with the last two for the float model, or null); recorded
+    (true or false); versions (library to version); machine (cpu, cores, memory, system, python); seconds;
+    peak_memory_bytes.
     """
     import time
     from dataclasses import asdict
@@ -94,6 +99,7 @@ def evaluate(
         "against": result.against,
         "text": result.text and result.text.model_dump(),
         "figures": result.figures and asdict(result.figures),
+        "layers": result.layer_errors,
         "choices": _choices(result),
         "recorded": record,
         "versions": library_versions(*contract.LIBRARIES),

@@ -1,0 +1,103 @@
+"""Hidden states behind every layer of a bundle, against the same states of float models streamed layer by layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgephi.benchmarks import layer_errors
+from edgephi.benchmarks.layer_errors import LayerErrors
+from edgephi.bundle import GENAI_CONFIG
+from edgephi.export.families import describe
+from edgephi.export.float_model import float_logits
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.storage import Precision
+from tests.decoding import build_graph
+from tests.quantized import EIGHT, fake_quantized, four
+
+CASES = ("llama-gqa", "phi3-gqa-partial", "phi-parallel", "phi-qk", "phimoe")
+
+
+def bundle(source: Path, folder: Path, precision: Precision) -> Path:
+    spec = describe(open_folder(source)).spec
+    build_graph(source, folder, precision)
+    decoder = {"filename": "model.onnx", "num_key_value_heads": spec.kv_heads, "head_size": spec.head_dim}
+    config = {"model": {"context_length": spec.context_length, "decoder": decoder}}
+    (folder / GENAI_CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def sequences(source: Path) -> list[NDArray[np.int64]]:
+    ids = np.load(source / "reference.npz")["input_ids"][0]
+    return [ids[:9], ids[3:20]]
+
+
+def measured(folder: Path, source: Path) -> tuple[float, ...] | None:
+    errors = LayerErrors(folder, sequences(source))
+    with float_logits(describe(open_folder(source)), sequences(source), on_layer=errors.compare):
+        return errors.result
+
+
+def states(source: Path, ids: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+    """Hidden states [tokens, hidden] behind each layer, all sequences one after the other."""
+    found: list[NDArray[np.float32]] = []
+    with float_logits(
+        describe(open_folder(source)),
+        ids,
+        on_layer=lambda layer, hidden: found.append(np.concatenate(hidden)),
+    ):
+        return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_unquantized_bundle_does_not_err(case: str, fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / case
+    found = measured(bundle(source, tmp_path / "fp32", "fp32"), source)
+    assert found is not None and len(found) == describe(open_folder(source)).spec.layers
+    assert max(found) < 1e-9
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel"])
+def test_errors_are_those_of_the_checkpoint_of_decoded_codes(case: str, fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / case
+
+    ids = sequences(source)
+
+    def format_of(name: str) -> object:
+        return EIGHT if "embed" in name or "head" in name else four(32)
+
+    decoded = fake_quantized(source, tmp_path / "decoded", format_of)  # type: ignore[arg-type]
+    expected = [
+        np.mean(np.square(ours - theirs).sum(-1) / np.square(theirs).sum(-1))
+        for ours, theirs in zip(states(decoded, ids), states(source, ids), strict=True)
+    ]
+    assert expected[0] > 1e-4
+    np.testing.assert_allclose(measured(bundle(source, tmp_path / "int4", "int4"), source), expected, rtol=1e-2)
+
+
+def test_as_many_sequences_are_compared_as_fit(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, ids = bundle(fixtures / "llama-gqa", tmp_path / "fp32", "fp32"), sequences(fixtures / "llama-gqa")
+    both = LayerErrors(folder, ids)
+    monkeypatch.setattr(layer_errors, "STATES_LIMIT", 100)
+    one = LayerErrors(folder, ids)
+    hidden = [np.zeros((len(each), 64), np.float32) for each in ids]
+    both.compare(0, [hidden[0] + 1, hidden[1] + 1])
+    one.compare(0, [hidden[0] + 1, hidden[1] * np.nan])
+    assert one.result is not None and both.result is not None and np.isfinite(one.result).all()
+    assert one.result != both.result
+
+
+def test_another_exporters_graph_is_not_compared(fixtures: Path, tmp_path: Path) -> None:
+    import onnx
+
+    source = fixtures / "llama-gqa"
+    folder = bundle(source, tmp_path / "fp32", "fp32")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.name = ""
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    assert measured(folder, source) is None
