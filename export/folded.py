@@ -36,7 +36,7 @@ def mixes_rows(weight: Weight) -> bool:
 
 
 def read_weight(weight: Weight) -> Float32:
-    """A whole weight, float32; a matrix whose rows are mixed is in memory once, and 8 MB beside it.
+    """A whole weight, float32; a matrix whose rows are mixed is in memory once, and some 30 MB beside it.
 
     Raises:
         WeightError: NaN or infinite values.
@@ -64,7 +64,7 @@ def read_slice(weight: Weight, tensors: tuple[TensorRef, ...], start: int, stop:
 
 
 def fold_values(weight: Weight, values: Float32) -> Float32:
-    """Apply a weight's folds to its values as read: all of them, or some rows where `mixes_rows` says no."""
+    """A weight's values as read, folded, and overwritten: all of them, or some rows where `mixes_rows` says no."""
     for fold in weight.folds:
         values = _apply(fold, values)
     return values
@@ -73,26 +73,28 @@ def fold_values(weight: Weight, values: Float32) -> Float32:
 def _apply(fold: Fold, values: Float32) -> Float32:
     match fold:
         case ScaledColumns(gain):
-            return values * read_weight(gain)
+            values *= read_weight(gain)
         case RotatedColumns(rotation, centered):
-            return _rotated(values, rotation, centered)
+            step = max(1, VALUES_AT_ONCE // values.shape[1])
+            for first in range(0, len(values), step):
+                piece = values[first : first + step]
+                piece[...] = _rotated(piece, rotation, centered)
         case RotatedRows(rotation, start, centered):
             columns = values.reshape(len(values), -1)
-            step = max(rotation.size, VALUES_AT_ONCE // len(values))
+            step = max(1, VALUES_AT_ONCE // len(values))
             for first in range(0, columns.shape[1], step):
                 piece = columns[start:, first : first + step]
                 piece[...] = _rotated(np.ascontiguousarray(piece.T), rotation, centered).T
-            return values
         case AddedProduct(matrix, vector, factor):
-            added, by = np.empty(len(values), np.float64), read_weight(vector).astype(np.float64)
+            by = read_weight(vector).astype(np.float64)
             for row, tensors, start, stop in weight_slices(matrix, VALUES_AT_ONCE):
                 product = read_alternating(tensors, start, stop) @ by
-                added[row : row + len(product)] = factor * product
-            return (values + added).astype(np.float32)
+                values[row : row + len(product)] += (factor * product).astype(np.float32)
         case Ones():
-            return np.ones_like(values)
+            values[...] = 1
         case Diagonal():
-            return np.diag(values)
+            values = np.diag(values)
+    return values
 
 
 def _rotated(values: Float32, rotation: Rotation, centered: bool) -> Float32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -94,6 +95,7 @@ class _Groups:
 
     def __init__(self, architecture: Architecture, journal: Journal) -> None:
         self._journal, self._lock = journal, Lock()
+        self.whole_weight = Lock()
         slices = list(_matrix_slices(architecture))
         self.pending = [piece for piece in slices if piece.group not in journal.done]
         self.bytes_before = sum(piece.source_bytes for piece in slices if piece.group in journal.done)
@@ -133,14 +135,22 @@ def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Gr
     if matrix.carried:
         write_quantized(_carried(job, matrix), matrix, job.row, data, tensor)
     else:
-        for row, values in _values(job):
-            if matrix.format is None:
-                require_finite(values, tensor)
-                data.write(matrix.codes, row, _as(values, matrix.codes.dtype, tensor))
-            else:
-                write_quantized(_rounded(values, matrix.format, tensor), matrix, row, data, tensor)
+        # one weight that has to be read as a whole is in memory at a time, however many threads there are
+        with progress.whole_weight if mixes_rows(job.weight) else nullcontext():
+            for row, values in _values(job):
+                _write_values(values, matrix, row, data, tensor)
     progress.finish(job)
     report(job.source_bytes)
+
+
+def _write_values(
+    values: NDArray[np.float32], matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef
+) -> None:
+    if matrix.format is None:
+        require_finite(values, tensor)
+        data.write(matrix.codes, row, _as(values, matrix.codes.dtype, tensor))
+    else:
+        write_quantized(_rounded(values, matrix.format, tensor), matrix, row, data, tensor)
 
 
 def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:

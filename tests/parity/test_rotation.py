@@ -56,6 +56,13 @@ def test_fp32_logits_stay_those_of_transformers(case: str, fixtures: Path, tmp_p
         assert distance(Decoder(graph).feed_one_by_one(reference["input_ids"]), reference["logits"]) < TOLERANCE
 
 
+@pytest.mark.parametrize("case", ["llama-tied", "phi-parallel"])
+def test_fp16_stays_within_half_precision(case: str, fixtures: Path, tmp_path: Path) -> None:
+    reference = np.load(fixtures / case / "reference.npz")
+    graph = build_graph_of(rotated(fixtures / case), tmp_path, make_recipe("fp16", 32))
+    assert distance(Decoder(graph).feed(reference["input_ids"]), reference["logits"]) < 3e-2
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_phi3small_keeps_its_logits_through_scales_and_a_head_without_a_bias(tied: bool, tmp_path: Path) -> None:
     config = BASE | {"tie_word_embeddings": tied}
