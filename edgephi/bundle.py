@@ -155,6 +155,47 @@ class GraphEntry(Strict):
     )
 
 
+class NpuStage(Strict):
+    """Consecutive layers, compiled for a Hexagon NPU: a graph of one node and the context binary it runs."""
+
+    name: str = Field(description="of the graph in the binary")
+    phase: Literal["prefill", "decode"]
+    first_layer: int = Field(ge=0)
+    last_layer: int = Field(ge=1, description="the first layer after the stage")
+    graph: RelativePath
+    binary: RelativePath
+    nodes: int = Field(ge=1, description="nodes that were compiled: all there were")
+    compile_seconds: Finite = Field(ge=0)
+    compile_peak_bytes: int = Field(ge=0, description="most memory the compiling process held")
+
+
+class NpuFacts(Strict):
+    """What the graphs of a Hexagon NPU were built for. The SHA-256 of their files are in the manifest's `files`."""
+
+    target: str = Field(description="what `edgephi export --device` was given")
+    numerics: Literal["float16"]
+    htp_arch: int = Field(ge=1)
+    soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
+    qairt: str = Field(description="version of Qualcomm's AI Runtime that compiled the binaries")
+    chunk: int = Field(ge=2, description="tokens of a prompt that are computed at once")
+    cache_rows: int = Field(ge=1, description="tokens the KV cache has room for")
+    context_length: int = Field(ge=1, description="tokens of prompt and answer together")
+    embedding: RelativePath = Field(description="graph on the CPU: token ids to hidden states")
+    head: RelativePath = Field(description="graph on the CPU: hidden states to logits")
+    stages: tuple[NpuStage, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _whole(self) -> NpuFacts:
+        for phase in ("prefill", "decode"):
+            ends = [0, *(stage.last_layer for stage in self.stages if stage.phase == phase)]
+            starts = [stage.first_layer for stage in self.stages if stage.phase == phase]
+            if len(ends) < 2 or starts != ends[:-1] or ends != sorted(set(ends)):
+                raise ValueError(f"the stages of {phase} are not consecutive layers")
+        if self.cache_rows % self.chunk or self.context_length + self.chunk > self.cache_rows:
+            raise ValueError(f"a context of {self.context_length} does not fit a cache of {self.cache_rows}")
+        return self
+
+
 class MeasuredText(Strict):
     """A text, and how much of it was read: `windows` pieces of `window_length` tokens from its beginning."""
 
@@ -205,6 +246,7 @@ class Manifest(Strict):
     model: ModelFacts
     recipe: Recipe
     graphs: tuple[GraphEntry, ...]
+    npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
     files: tuple[FileEntry, ...]
     quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
 
@@ -220,6 +262,17 @@ class Manifest(Strict):
     def graph_for(self, device: str) -> GraphEntry | None:
         """The graph built for a device class, if there is one."""
         return next((graph for graph in self.graphs if graph.device == device), None)
+
+    @model_validator(mode="after")
+    def _npu_files_are_listed(self) -> Manifest:
+        if self.npu is not None:
+            listed = {entry.path for entry in self.files}
+            for stage in self.npu.stages:
+                if missing := {stage.graph, stage.binary} - listed:
+                    raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
+            if self.npu.stages[-1].last_layer != self.model.layers:
+                raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
+        return self
 
     @property
     def stored_bytes(self) -> int:

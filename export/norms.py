@@ -36,9 +36,11 @@ def add_and_norm(
     return total, normed
 
 
-def normalize(emit: Emitter, spec: DecoderSpec, norm: str, name: str, hidden: ir.Value) -> ir.Value:
+def normalize(
+    emit: Emitter, spec: DecoderSpec, norm: str, name: str, hidden: ir.Value, output: ir.Value | None = None
+) -> ir.Value:
     """The norm of that canonical name, as a node called `name`."""
     op, inputs = "SimplifiedLayerNormalization", [hidden, emit.vector(f"{norm}.weight")]
     if spec.norm == "layer":
         op, inputs = "LayerNormalization", [*inputs, emit.vector(f"{norm}.bias")]
-    return emit.op(op, name, inputs, {"axis": -1, "epsilon": spec.norm_epsilon, "stash_type": 1})
+    return emit.op(op, name, inputs, {"axis": -1, "epsilon": spec.norm_epsilon, "stash_type": 1}, output=output)

@@ -211,6 +211,8 @@ def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, r
 
 def _write_rope(architecture: Architecture, layout: Layout, data: DataFile) -> None:
     spec = architecture.spec
+    if "cos_cache" not in layout.vectors:
+        return
     if spec.long_rope is None:
         _write_table(spec.rope, 0, spec.context_length, layout, data)
     else:

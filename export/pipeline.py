@@ -15,6 +15,7 @@ from typing import Literal
 
 import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, describe_file, write_manifest
+from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import UsageError
 from edgephi.export.block_sparse import prefill_chunk
 from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
@@ -94,7 +95,8 @@ def export(
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
-        devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights.
+        devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
+            with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -116,6 +118,12 @@ def export(
         raise UsageError(
             "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
         )
+    if npu := hexagon_target(devices):
+        from edgephi.export.npu.pipeline import export_for_npu
+
+        if via != "edgephi" or calibration is not None or budget is not None:
+            raise UsageError("the NPU's graphs take --quantize auto or rtn", remedy="Leave the other choices out")
+        return export_for_npu(source, output, recipe, npu, revision=revision, force=force, on_progress=on_progress)
     text = _calibration(recipe, calibration, seed, via, budgeted=budget is not None)
     if via == "optimum" and set(devices) != {"cpu"}:
         raise UsageError("optimum's graph is for the CPU", remedy="Leave --device or --via out")
@@ -128,7 +136,7 @@ def export(
     checkpoint = open_source(source, revision)
     published = describe(checkpoint)
     architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
-    tokenizer = _tokenizer(checkpoint, architecture)
+    tokenizer = read_tokenizer(checkpoint, architecture)
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     variants = plan_variants(devices, architecture.spec, layout, recipe)
@@ -137,7 +145,7 @@ def export(
         aside_bytes += mix.spare + 2 * states_bytes(architecture.spec, len(mix.weights))
     check_disk(output, layout.bytes + GRAPH_ALLOWANCE + aside_bytes)
     threads = min(4, os.cpu_count() or 1)
-    key = _key(checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
+    key = export_key(checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
     with (
         staged(output, force, key) as (folder, journal),
         source_hashes(checkpoint.files) as source_files,
@@ -220,7 +228,7 @@ class Reporter:
             self._on_progress(Progress(self._done, self._total))
 
 
-def _key(
+def export_key(
     checkpoint: Checkpoint,
     architecture: Architecture,
     recipe: Recipe,
@@ -262,7 +270,12 @@ def source_hashes(files: tuple[Path, ...]) -> Iterator[Callable[[], tuple[FileEn
             leaving.set()
 
 
-def _tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:
+def read_tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        TokenizerError: there is none, or none that fits the embedding.
+    """
     if checkpoint.folder is not None:
         tokenizer = tokenizer_from_folder(checkpoint.folder)
     else:

@@ -13,6 +13,7 @@ from edgephi.bundle import (
     GraphEntry,
     Manifest,
     ModelFacts,
+    NpuFacts,
     QuantizationChoice,
     Source,
     WeightRecipe,
@@ -42,6 +43,7 @@ def make_manifest(
     parameters: int,
     graphs: tuple[GraphEntry, ...],
     mix: Mix | None = None,
+    npu: NpuFacts | None = None,
 ) -> Manifest:
     """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
@@ -49,7 +51,7 @@ def make_manifest(
     spec = architecture.spec
     return Manifest(
         edgephi=edgephi.__version__,
-        versions={name: version(name) for name in LIBRARIES},
+        versions={name: version(name) for name in (*LIBRARIES, *(("onnxruntime-qnn",) if npu else ()))},
         source=Source(kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files),
         model=ModelFacts(
             family=spec.family,
@@ -76,6 +78,7 @@ def make_manifest(
             calibration=calibration,
         ),
         graphs=graphs,
+        npu=npu,
         files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
     )
 

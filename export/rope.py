@@ -77,8 +77,9 @@ def _llama3(inv_freq: NDArray[np.float32], scaling: Config) -> NDArray[np.float3
 
 
 def rope_table(rope: Rope, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of positions start … stop - 1, each float32 [stop - start, dim / 2]."""
+    """cos and sin of positions start … stop - 1, each float32 [stop - start, dim / 2 + still_pairs]."""
     positions = np.arange(start, stop, dtype=np.float32)
     angles = np.outer(positions, np.asarray(rope.inv_freq, dtype=np.float32)).astype(np.float32)
     scale = np.float32(rope.scale)
-    return np.cos(angles) * scale, np.sin(angles) * scale
+    still = ((0, 0), (0, rope.still_pairs))
+    return np.pad(np.cos(angles) * scale, still, constant_values=1), np.pad(np.sin(angles) * scale, still)

@@ -20,6 +20,8 @@ class Rope:
     inv_freq: tuple[float, ...]
     """dim / 2 angles per position, radians."""
     scale: float = 1.0
+    still_pairs: int = 0
+    """Pairs after the turning ones that the tables hold as well, cos 1 and sin 0: some operators take whole heads."""
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
 def plan_storage(
     architecture: Architecture, recipe: Recipe, formats: Mapping[str, BlockFormat] | None = None
 ) -> Layout:
-    """Give every weight, and the rotary tables, a place.
+    """Give every weight a place, and the rotary tables where there are layers.
 
     Args:
         formats: of linear weights, by canonical name; the recipe's for those that are not there.
@@ -228,7 +228,8 @@ def plan_storage(
         else:
             fmt = formats[weight.name] if formats and weight.name in formats else block_format(recipe, weight)
             matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)
-    for name, shape in rope_tables(architecture.spec).items():
+    turning = any(weight.role == "linear" for weight in architecture.weights.values())
+    for name, shape in rope_tables(architecture.spec).items() if turning else ():
         vectors[name] = allocator.place(name, shape, recipe.float_type)
     return Layout(matrices, vectors, allocator.end, stacks)
 
@@ -327,5 +328,5 @@ def rope_tables(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     if spec.long_rope is not None:
         # the short rope's rows, then the long one's; `export/longrope.py` picks the row
         rows += spec.long_rope.switch
-    shape = (rows, spec.rope.dim // 2)
+    shape = (rows, spec.rope.dim // 2 + spec.rope.still_pairs)
     return {"cos_cache": shape, "sin_cache": shape}

@@ -48,6 +48,12 @@ def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
         BundleError: missing, malformed, at odds with the manifest, or naming a library to load.
     """
     path = folder / GENAI_CONFIG
+    if manifest.npu is not None:
+        raise BundleError(
+            f"the bundle's layers are compiled for the NPU of {manifest.npu.target}, and no NPU was asked for",
+            where=folder,
+            remedy="Export the model again without --device, for the CPU",
+        )
 
     def refusal(what: str) -> BundleError:
         return BundleError(what, where=path, remedy="Export the model again")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from edgephi.bundle import NpuFacts
     from edgephi.export.pipeline import Progress
 
 
@@ -77,7 +78,8 @@ def export(
         str,
         typer.Option(
             metavar="LIST",
-            help="Graphs to write, separated by commas: cpu (always), webgpu, directml. They share the weights.",
+            help="Graphs to write, separated by commas: cpu (always), webgpu, directml. They share the weights. "
+            "Or one chip whose NPU the layers are compiled for: snapdragon-x-elite, for example.",
         ),
     ] = "cpu",
     as_json: Annotated[
@@ -123,11 +125,26 @@ def export(
     ]
     if (choice := manifest.recipe.quantize) is not None:
         facts.append(f"{choice.picked}: {choice.reason}")
+    if manifest.npu is not None:
+        facts += _npu_facts(manifest.npu)
     stdout().print(f"{output}: {'; '.join(facts)}", soft_wrap=True)
     stderr().print(
         f"exported in {time.perf_counter() - started:.1f} s, peak memory {format_bytes(peak_resident_bytes())}",
         style="dim",
     )
+
+
+def _npu_facts(npu: NpuFacts) -> list[str]:
+    """What was compiled, and what compiling took."""
+    from edgephi.commands.console import format_bytes
+
+    seconds = sum(stage.compile_seconds for stage in npu.stages)
+    peak = max(stage.compile_peak_bytes for stage in npu.stages)
+    return [
+        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), run on none here",
+        f"context of {npu.context_length:,} tokens",
+        f"compiled in {seconds:.1f} s, peak memory {format_bytes(peak)}",
+    ]
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""One call from SOURCE to a bundle for a Hexagon NPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgephi.bundle import Manifest, NpuFacts, NpuStage, write_manifest
+from edgephi.devices.hexagon import HexagonTarget
+from edgephi.errors import DeviceError, UnsupportedModelError, UsageError
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.families import describe
+from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
+from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
+from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
+from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph, stage_graph
+from edgephi.export.output import check_disk, staged
+from edgephi.export.pack import pack_weights, source_bytes
+from edgephi.export.pipeline import (
+    GRAPH_ALLOWANCE,
+    Progress,
+    Reporter,
+    export_key,
+    read_tokenizer,
+    source_hashes,
+)
+from edgephi.export.record import make_manifest
+from edgephi.export.rotation import rotate_architecture
+from edgephi.export.source import open_source
+from edgephi.export.storage import Layout, Recipe, plan_storage
+from edgephi.export.tokenizer_files import write as write_tokenizer
+
+WORK = "uncompiled"
+"""Folder of the layers' weights and graphs until they are compiled; it does not stay."""
+
+
+def export_for_npu(
+    source: str | Path,
+    output: Path,
+    recipe: Recipe,
+    target: HexagonTarget,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+    """Export a checkpoint with its layers compiled for a Hexagon NPU; embedding and head stay on the CPU.
+
+    The 4-bit blocks are those of the CPU's bundle.
+
+    Args:
+        output: folder to make; the caller has checked it.
+        recipe: an int4 one, for the CPU.
+
+    Raises:
+        EdgephiError: see `edgephi/errors.py`; nothing is left behind.
+    """
+    _require_recipe(recipe)
+    require_compiler()
+    checkpoint = open_source(source, revision)
+    published = describe(checkpoint)
+    architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
+    decoder = npu_decoder(architecture, target)
+    tokenizer = read_tokenizer(checkpoint, architecture)
+    inner_recipe = replace(recipe, float_type="float16", accuracy_level=1)
+    outer, inner = plan_storage(decoder.outer, recipe), plan_storage(decoder.inner, inner_recipe)
+    _require_whole_blocks(inner)
+    # the layers' weights once for the compiler, and once in each phase's binaries
+    check_disk(output, outer.bytes + 3 * inner.bytes + GRAPH_ALLOWANCE)
+    layout = Layout(outer.matrices | inner.matrices, outer.vectors | inner.vectors, outer.bytes + inner.bytes)
+    key = export_key(checkpoint, architecture, recipe, layout, None, target.name)
+    threads = min(4, os.cpu_count() or 1)
+    spec = decoder.inner.spec
+    with staged(output, force, key) as (folder, journal), source_hashes(checkpoint.files) as source_files:
+        work = folder / WORK
+        work.mkdir(exist_ok=True)
+        write_tokenizer(tokenizer, folder)
+        write_pipeline_config(spec, tokenizer, stages(spec, target, decoder.cache_rows), target, folder)
+        reporter = Reporter(source_bytes(architecture), on_progress)
+        pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
+        pack_weights(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
+        _write_outer_graphs(decoder, outer, recipe, folder)
+        compiled = [
+            (stage, _compile(stage, decoder, inner, inner_recipe, target, folder))
+            for stage in stages(spec, target, decoder.cache_rows)
+        ]
+        shutil.rmtree(work)
+        facts = _facts(decoder, target, compiled)
+        manifest = make_manifest(
+            checkpoint, architecture, layout, recipe, folder, source_files(), None, published.parameters, (), npu=facts
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _require_recipe(recipe: Recipe) -> None:
+    if recipe.linear is None or recipe.linear.bits != 4:
+        raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
+    if recipe.linear.block_size > 128:
+        raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
+    if recipe.quantize == "gptq":
+        raise UsageError("GPTQ is not built for the NPU yet", remedy="Leave --quantize out, or export for the CPU")
+
+
+def _require_whole_blocks(layout: Layout) -> None:
+    for name, matrix in layout.matrices.items():
+        assert matrix.format is not None
+        size = matrix.format.block_size
+        if matrix.inputs % size:
+            raise UnsupportedModelError(
+                f"the NPU takes whole blocks, and rows of {matrix.inputs} values are not blocks of {size}",
+                where=name,
+                remedy="Add --quantize rtn" if matrix.mean_copies else "Choose a --block-size that divides them",
+            )
+
+
+def _write_outer_graphs(decoder: NpuDecoder, layout: Layout, recipe: Recipe, folder: Path) -> None:
+    import onnx_ir as ir
+
+    spec = decoder.outer.spec
+    ir.save(embedding_graph(spec, layout, recipe), folder / EMBEDDING_FILE)
+    ir.save(head_graph(spec, layout, recipe), folder / HEAD_FILE)
+
+
+def _compile(
+    stage: Stage, decoder: NpuDecoder, layout: Layout, recipe: Recipe, target: HexagonTarget, folder: Path
+) -> Compiled:
+    import onnx_ir as ir
+
+    graph, output = folder / WORK / stage_file(stage), folder / stage_file(stage)
+    ir.save(stage_graph(decoder.inner.spec, layout, recipe, stage), graph)
+    # an interrupted export may have left them, whole or not
+    for stale in (output, output.with_name(f"{output.stem}_qnn.bin")):
+        stale.unlink(missing_ok=True)
+    with TemporaryDirectory(prefix="compile-", dir=folder / WORK) as work:
+        return compile_stage(graph, output, target, Path(work))
+
+
+def _facts(decoder: NpuDecoder, target: HexagonTarget, compiled: list[tuple[Stage, Compiled]]) -> NpuFacts:
+    qairt = {result.built_for.qairt for _, result in compiled}
+    if len(qairt) != 1:
+        raise DeviceError(
+            "the compiler changed its version", where=", ".join(sorted(qairt)), remedy="Export again", step="library"
+        )
+    return NpuFacts(
+        target=target.name,
+        numerics="float16",
+        htp_arch=target.htp_arch,
+        soc_model=target.soc_model,
+        qairt=qairt.pop(),
+        chunk=target.chunk,
+        cache_rows=decoder.cache_rows,
+        context_length=decoder.context_length,
+        embedding=EMBEDDING_FILE,
+        head=HEAD_FILE,
+        stages=tuple(
+            NpuStage(
+                name=stage.name,
+                phase="decode" if stage.tokens == 1 else "prefill",
+                first_layer=stage.first,
+                last_layer=stage.last,
+                graph=result.graph.name,
+                binary=result.binary.name,
+                nodes=result.nodes,
+                compile_seconds=round(result.seconds, 3),
+                compile_peak_bytes=result.peak_bytes,
+            )
+            for stage, result in compiled
+        ),
+    )

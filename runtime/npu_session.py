@@ -1,0 +1,110 @@
+"""Sessions of a bundle for the NPU: each compiled graph wholly on the NPU or its simulator, or not at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgephi.devices.hexagon import load_options
+from edgephi.devices.providers import check_options, register
+from edgephi.errors import DeviceError, EngineError
+from edgephi.runtime.placement import CPU, Placement, ProviderNodes
+
+QNN = "QNNExecutionProvider"
+
+
+def open_session(graph: Path, device: str, htp_arch: int, soc_model: int) -> Any:
+    """A session of a compiled graph, nothing of which falls back to the CPU.
+
+    Args:
+        device: "npu", or "npu-simulator": QAIRT's x86 build.
+        htp_arch: of the chip, as is soc_model.
+
+    Raises:
+        DeviceError: the provider is missing, or this machine has no such device.
+        EngineError: onnxruntime refuses the graph, or puts a node elsewhere.
+    """
+    import onnxruntime
+
+    found = [entry for entry in register("qnn") if entry.kind == device]
+    if not found:
+        raise DeviceError(
+            f"this machine has no {'NPU' if device == 'npu' else 'NPU simulator'} that {QNN} knows",
+            where=device,
+            remedy="Run it on a Snapdragon PC with the NPU's driver"
+            if device == "npu"
+            else "Simulate on an x86-64 machine",
+            step="device",
+        )
+    settings = load_options(htp_arch, soc_model)
+    check_options("qnn", settings, graph.name)
+    options = _options()
+    options.add_provider_for_devices([found[0].raw], settings)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return _open(onnxruntime, graph, options, {})
+
+
+def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int) -> None:
+    """Load every compiled graph and let go of it: for a process that may crash over a damaged binary.
+
+    Raises:
+        DeviceError, EngineError: as `open_session`.
+    """
+    for graph in graphs:
+        open_session(Path(graph), device, htp_arch, soc_model)
+
+
+def open_on_cpu(graph: Path, threads: int) -> Any:
+    """A session of the embedding or the head.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+    import onnxruntime
+
+    options = _options()
+    options.intra_op_num_threads = threads
+    return _open(onnxruntime, graph, options, {"providers": [CPU]})
+
+
+def placement_of(session: Any, graph: str, requested: str) -> Placement:
+    """Which provider took which nodes of a session's graph; a compiled graph has one node, its EPContext.
+
+    Raises:
+        EngineError: a node is not where it was requested.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    if set(counts) != {requested}:
+        raise EngineError(
+            f"nodes are on {', '.join(sorted(counts)) or 'no provider'} instead of {requested}",
+            where=graph,
+            remedy="Export the model again for this device",
+        )
+    providers = tuple(ProviderNodes(name, ops.total(), dict(ops.most_common())) for name, ops in counts.items())
+    return Placement(graph, (requested,), providers)
+
+
+def _options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _open(onnxruntime: Any, graph: Path, options: Any, providers: dict[str, list[str]]) -> Any:
+    try:
+        session = onnxruntime.InferenceSession(graph, options, enable_fallback=0, **providers)
+        session.disable_fallback()
+    except Exception as error:
+        raise EngineError(
+            f"onnxruntime: {' '.join(str(error).split())[:600]}",
+            where=graph.name,
+            remedy="Check the bundle with `edgephi verify`, or export the model again",
+        ) from error
+    return session

@@ -1,0 +1,44 @@
+"""A tiny Phi is compiled for Snapdragon X Elite on this machine, which has no NPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import edgephi
+from edgephi.bundle import Manifest, check_bundle, read_manifest
+from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
+
+pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
+
+CONTEXT = 320
+
+
+@pytest.fixture(scope="module", params=[PHI_3, PHI_4_MINI], ids=["phi-3", "phi-4-mini"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("npu")
+    source = tiny_phi(folder / "source", request.param, CONTEXT)
+    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
+    return folder / "bundle", manifest
+
+
+def test_every_node_of_every_stage_is_in_a_binary_for_the_chip(exported: tuple[Path, Manifest]) -> None:
+    folder, manifest = exported
+    assert manifest.npu is not None
+    assert (manifest.npu.htp_arch, manifest.npu.soc_model) == (73, 60)
+    assert [stage.phase for stage in manifest.npu.stages] == ["prefill", "decode"]
+    layers = manifest.model.layers
+    for stage in manifest.npu.stages:
+        # thirteen to a layer: two norms, four products, attention, Split, Sigmoid, two Mul, two Add; and the last norm
+        assert stage.nodes == 13 * layers + 1
+        assert [node.op_type for node in onnx.load(folder / stage.graph).graph.node] == ["EPContext"]
+        assert (folder / stage.binary).stat().st_size > 100_000
+
+
+def test_the_bundle_is_whole_and_nothing_uncompiled_stays(exported: tuple[Path, Manifest]) -> None:
+    folder, manifest = exported
+    assert read_manifest(folder) == manifest
+    check_bundle(folder, manifest, every_byte=True)
+    assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}

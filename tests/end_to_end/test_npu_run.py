@@ -1,0 +1,138 @@
+"""A tiny Phi runs on the simulator of Snapdragon X Elite's NPU as the same graphs do on onnxruntime's CPU kernels.
+
+The simulator is QAIRT's x86 build: the NPU's own arithmetic, none of its speed. Nothing here ran on an NPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edgephi
+from edgephi.errors import PromptError
+from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
+from tests.npu_reference import CpuStages, cpu_stages
+from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
+
+pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
+
+CONTEXT = 256
+"""Of the graphs: the model's 320 less the chunk of 64 that padding may take."""
+LOGITS = 0.05
+"""Largest difference of a logit; the logits' standard deviation is 1."""
+CLEAR = 2 * LOGITS
+"""The best logit leads by more than this, so an error within bounds cannot choose another token."""
+NEW = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same decoder on the NPU's simulator and on the CPU."""
+
+    npu: NpuModel
+    cpu: CpuStages
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=[PHI_3, PHI_4_MINI], ids=["phi-3", "phi-4-mini"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("npu")
+    source = tiny_phi(folder / "source", request.param, CONTEXT + 64)
+    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
+    npu = open_npu(folder / "bundle", "npu-simulator")
+    yield Pair(npu, cpu_stages(source, folder / "reference"), folder / "bundle")
+    npu.close()
+
+
+def answer(engine: NpuEngine, prompt: list[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
+    """Greedy tokens and the logits [count, vocabulary] they were chosen by."""
+    seen: list[NDArray[np.float32]] = []
+
+    def choose(logits: NDArray[np.float32]) -> int:
+        seen.append(logits)
+        return int(logits.argmax())
+
+    assert engine.prefill(prompt, lambda: False)
+    return [engine.step(choose) for _ in range(count)], np.array(seen)
+
+
+def clear(logits: NDArray[np.float32]) -> bool:
+    best = np.sort(logits, axis=-1)
+    return bool((best[:, -1] - best[:, -2] > CLEAR).all())
+
+
+def clear_prompt(cpu: CpuStages, length: int, count: int = NEW) -> list[int]:
+    """A prompt whose answer has no near-tie."""
+    for seed in range(100):
+        prompt = np.random.default_rng(seed).integers(3, TOKENS, length).tolist()
+        if clear(answer(cpu.sequence(CONTEXT), prompt, count)[1]):
+            return prompt
+    raise AssertionError("no prompt without near-ties")
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 200, CONTEXT - NEW])
+def test_every_length_of_a_prompt_gives_the_cpus_logits_tokens_and_cache(pair: Pair, length: int) -> None:
+    prompt = clear_prompt(pair.cpu, length)
+    expected, computed = pair.cpu.sequence(CONTEXT), pair.npu.sequence(CONTEXT)
+    tokens, logits = answer(expected, prompt, NEW)
+    simulated_tokens, simulated = answer(computed, prompt, NEW)
+    assert simulated_tokens == tokens
+    assert np.abs(simulated - logits).max() < LOGITS
+    rows = len(computed.tokens)
+    assert rows == length + NEW - 1
+    for layer in range(pair.cpu.layers):
+        for ours, theirs in zip(computed.cache.arrays[layer], expected.cache.arrays[layer], strict=True):
+            ours32, theirs32 = ours[:, :, :rows].astype(np.float32), theirs[:, :, :rows].astype(np.float32)
+            difference = ours32 - theirs32
+            assert np.sqrt(np.mean(difference**2)) < 0.01 * theirs32.std()
+            assert np.abs(difference).max() < 0.05 * theirs32.std()
+
+
+def test_several_turns_are_one_sequence(pair: Pair) -> None:
+    """Chunks then begin anywhere, and single tokens lie between them."""
+    rng = np.random.default_rng(5)
+    expected, computed = pair.cpu.sequence(CONTEXT), pair.npu.sequence(CONTEXT)
+    for length in (10, 1, 70):
+        turn = rng.integers(3, TOKENS, length).tolist()
+        tokens, logits = answer(expected, turn, 2)
+        simulated_tokens, simulated = answer(computed, turn, 2)
+        assert np.abs(simulated - logits).max() < LOGITS
+        assert simulated_tokens == tokens or not clear(logits)
+
+
+def test_what_is_rewound_leaves_no_trace(pair: Pair) -> None:
+    first, second = clear_prompt(pair.cpu, 63), clear_prompt(pair.cpu, 65)
+    fresh = answer(pair.npu.sequence(CONTEXT), second, NEW)[1]
+    engine = pair.npu.sequence(CONTEXT)
+    answer(engine, [*second[:20], *first], NEW)
+    assert engine.reuse(second) == 20
+    assert np.abs(answer(engine, second[20:], NEW)[1] - fresh).max() < LOGITS
+
+
+def test_a_stopped_prompt_goes_on_where_it_stopped(pair: Pair) -> None:
+    prompt = clear_prompt(pair.cpu, 127)
+    engine = pair.npu.sequence(CONTEXT)
+    calls = iter([False, True])
+    assert not engine.prefill(prompt, lambda: next(calls))
+    assert list(engine.tokens) == prompt[:64]
+    assert engine.reuse(prompt) == 64
+    assert answer(engine, prompt[64:], NEW)[0] == answer(pair.cpu.sequence(CONTEXT), prompt, NEW)[0]
+
+
+def test_beyond_the_context_is_a_sentence(pair: Pair) -> None:
+    with pytest.raises(PromptError, match="context of 256"):
+        pair.npu.sequence(CONTEXT + 1)
+    with pytest.raises(PromptError, match="exceeds its 100"):
+        pair.npu.sequence(100).prefill([3] * 101, lambda: False)
+
+
+def test_every_node_of_the_layers_runs_in_the_npus_provider(pair: Pair) -> None:
+    assert pair.npu.simulated
+    where = {placement.graph: placement.nodes_per_provider for placement in pair.npu.placements}
+    assert where.pop("embedding.onnx").keys() == where.pop("head.onnx").keys() == {"CPUExecutionProvider"}
+    assert where == {f"{phase}_0_2.onnx": {"QNNExecutionProvider": 1} for phase in ("prefill", "decode")}

@@ -1,0 +1,109 @@
+"""Tiny Phi checkpoints with a tokenizer, for whole exports: random weights, so that every token matters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+PHI_3: dict[str, object] = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "sliding_window": 2047,
+    "rope_theta": 10000.0,
+}
+"""The shape of Phi-3-mini: as many key-value heads as heads, whole heads rotated, a head of its own."""
+
+PHI_4_MINI: dict[str, object] = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "partial_rotary_factor": 0.5,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 1024,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.5] * 8},
+}
+"""The shape of Phi-4-mini: three queries to a key, a part of every head rotated, LongRoPE, the embedding as head."""
+
+VOCABULARY, TOKENS = 64, 60
+
+
+def tiny_phi(folder: Path, shape: dict[str, object], context: int = 1024, seed: int = 0) -> Path:
+    """A checkpoint of a Phi3ForCausalLM whose tokenizer knows TOKENS single characters."""
+    folder.mkdir(parents=True)
+    config: dict[str, object] = {
+        "model_type": "phi3",
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": VOCABULARY,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    } | shape
+    if "rope_scaling" in config:
+        config["max_position_embeddings"] = 4 * context
+        config["original_max_position_embeddings"] = context
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_tokenizer(folder)
+    _write_weights(folder, config, np.random.default_rng(seed))
+    return folder
+
+
+def _write_tokenizer(folder: Path) -> None:
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {chr(0x4E00 + index): index for index in range(3, TOKENS)}
+    special = [
+        {"id": index, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False}
+        for index, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"}
+    tokenizer = {"version": "1.0", "added_tokens": special, "model": model, "decoder": None, "normalizer": None}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": None, "post_processor": None}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    )
+
+
+def _write_weights(folder: Path, config: dict[str, object], rng: np.random.Generator) -> None:
+    hidden, inner, heads, kv_heads, layers = (
+        int(str(config[key]))
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_hidden_layers",
+        )
+    )
+    head_dim = hidden // heads
+
+    def matrix(rows: int, columns: int) -> NDArray[np.float32]:
+        return rng.standard_normal((rows, columns)).astype(np.float32) / np.float32(np.sqrt(columns))
+
+    tensors = {
+        "model.embed_tokens.weight": matrix(VOCABULARY, hidden),
+        "model.norm.weight": rng.uniform(0.7, 1.3, hidden).astype(np.float32),
+    }
+    if not config.get("tie_word_embeddings"):
+        tensors["lm_head.weight"] = matrix(VOCABULARY, hidden)
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        tensors |= {
+            f"{name}.input_layernorm.weight": rng.uniform(0.7, 1.3, hidden).astype(np.float32),
+            f"{name}.self_attn.qkv_proj.weight": matrix((heads + 2 * kv_heads) * head_dim, hidden),
+            f"{name}.self_attn.o_proj.weight": matrix(hidden, heads * head_dim),
+            f"{name}.post_attention_layernorm.weight": rng.uniform(0.7, 1.3, hidden).astype(np.float32),
+            f"{name}.mlp.gate_up_proj.weight": matrix(2 * inner, hidden),
+            f"{name}.mlp.down_proj.weight": matrix(hidden, inner),
+        }
+    save_file(tensors, folder / "model.safetensors")
