@@ -136,3 +136,29 @@ def test_every_node_of_the_layers_runs_in_the_npus_provider(pair: Pair) -> None:
     where = {placement.graph: placement.nodes_per_provider for placement in pair.npu.placements}
     assert where.pop("embedding.onnx").keys() == where.pop("head.onnx").keys() == {"CPUExecutionProvider"}
     assert where == {f"{phase}_0_2.onnx": {"QNNExecutionProvider": 1} for phase in ("prefill", "decode")}
+
+
+@pytest.fixture(scope="session")
+def qnn_in_genai() -> None:
+    import onnxruntime_genai as og
+    import onnxruntime_qnn
+
+    og.register_execution_provider_library("QNNExecutionProvider", onnxruntime_qnn.get_library_path())
+
+
+@pytest.mark.usefixtures("qnn_in_genai")
+@pytest.mark.parametrize("length", [1, 64, 127])
+def test_stock_genai_runs_the_folder_to_the_same_tokens(pair: Pair, length: int) -> None:
+    import onnxruntime_genai as og
+
+    prompt = clear_prompt(pair.cpu, length)
+    model = og.Model(og.Config(str(pair.folder)))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=CONTEXT + 64)
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.array(prompt, np.int32))
+    tokens = []
+    for _ in range(NEW):
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    assert tokens == answer(pair.cpu.sequence(CONTEXT), prompt, NEW)[0]
