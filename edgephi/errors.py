@@ -90,5 +90,9 @@ class HubError(EdgephiError):
     """Qualcomm AI Hub cannot be reached or refuses, or a job on its hosted devices failed or takes too long."""
 
 
+class HubUnreachableError(HubError):
+    """Qualcomm AI Hub does not answer, or answers that it is in trouble itself; later it may."""
+
+
 class UsageError(EdgephiError):
     """The arguments contradict each other; the command exits with status 2."""

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgephi.errors import HubError, UsageError
+from edgephi.errors import HubError, HubUnreachableError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 RETRIES = 2
-"""Attempts after the first. qai-hub's six wait 46 s for a server that is not there, and for each of seven POSTs."""
+"""Attempts after the first. qai-hub's six wait 46 s for a server that is not there, and for each of seven POSTs.
+The parts of an upload keep qai-hub's patience of half a minute: it is fixed when the module is imported."""
 LONGEST_WAIT_S = 2
 JOBS_SEARCHED = 200
 """How many of the latest jobs are looked through for one that was submitted and not written down."""
@@ -254,10 +255,10 @@ class HubClient:
         except (hub.InternalError, requests.RequestException) as error:
             cause = error if isinstance(error, requests.RequestException) else error.__cause__
             silent = isinstance(cause, requests.ConnectionError | requests.Timeout)
-            what = "does not answer" if silent else f"could not {request}: {_one_line(str(error))}"
-            raise HubError(f"the hub {what}", where=self.server, remedy=f"Check the network. {again}") from error
+            what = "the hub does not answer" if silent else f"the hub could not {request}: {_said(error)}"
+            raise HubUnreachableError(what, where=self.server, remedy=f"Check the network. {again}") from error
         except Exception as error:
-            said = _one_line(str(error))
+            said = _said(error)
             if "authenticate" in said:
                 raise HubError(
                     "the hub does not accept the token",
@@ -277,5 +278,10 @@ def _chipset(attributes: Sequence[str]) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """A message of qai-hub without the box it draws, the controls a terminal could obey, and its full stop."""
+    """A text without the box qai-hub draws, the controls a terminal could obey, and the full stop."""
     return re.sub(r"[\s\x00-\x1f\x7f-\x9f|┌┐└┘─]+", " ", text).strip().rstrip(".")[:600]
+
+
+def _said(error: Exception) -> str:
+    """What an error of qai-hub says beside its standing phrases."""
+    return re.sub(r"^Internal API failure\. | Please (visit|contact) .*", "", _one_line(str(error))).rstrip(".")

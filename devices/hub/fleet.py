@@ -19,11 +19,14 @@ from edgephi.devices.hub import report
 from edgephi.devices.hub.client import HubClient
 from edgephi.devices.hub.graphs import HubGraph, pack, read_inputs
 from edgephi.devices.hub.state import FleetState, Step, write_beside, write_state
-from edgephi.errors import HubError, OutputError
+from edgephi.errors import HubError, HubUnreachableError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+OUTAGES = 2
+"""How many rounds in a row go without an answer before a run that has begun to wait gives up; it may wait for hours."""
 
 Told = Callable[[Step, str], None]
 """Is told a step and what just happened to it."""
@@ -86,26 +89,35 @@ class Fleet:
             submit: submit also the steps that become ready meanwhile.
 
         Raises:
-            HubError: the hub cannot be asked, or jobs still run after `timeout_s` seconds.
+            HubUnreachableError: the hub did not answer in the first round, or in several later ones in a row.
+            HubError: the hub refuses, or jobs still run after `timeout_s` seconds.
         """
         end = time.monotonic() + timeout_s
+        outages, waited = 0, False
         while True:
-            if submit:
-                self.submit_ready()
-            running = self.poll()
+            try:
+                if submit:
+                    self.submit_ready()
+                running = self.poll()
+                outages = 0
+            except HubUnreachableError:
+                outages += 1
+                if outages > OUTAGES or not waited:
+                    raise
+                running = sum(step.status == "submitted" for step in self.state.steps.values())
             ready = submit and any(step.status in ("planned", "submitting") for step in self.state.steps.values())
             if not running and not ready:
                 return
-            if not running:
-                continue
             if time.monotonic() + poll_s > end:
-                jobs = "job still runs" if running == 1 else "jobs still run"
+                left = running or 1
                 raise HubError(
-                    f"{running} {jobs} after {timeout_s / 60:g} minutes",
+                    f"{left} job{' still runs' if left == 1 else 's still run'} after {timeout_s / 60:g} minutes",
                     where=self.path,
-                    remedy="Run `edgephi hub wait` with this file to go on waiting",
+                    remedy="Run the same command again, or `edgephi hub wait` with this file, to go on waiting",
                 )
-            time.sleep(poll_s)
+            if running or outages:
+                time.sleep(poll_s)
+                waited = True
 
     def write_report(self) -> report.FleetReport:
         """Merge every record into fleet.json beside the state.

@@ -23,6 +23,11 @@ import pytest
 
 pytest.importorskip("qai_hub", reason="qai-hub is not installed (extra: hub)")
 
+from edgephi.commands.app import main
+from edgephi.commands.hub.driving import prepare
+from edgephi.devices.hub.matrix import read_matrix
+from edgephi.devices.hub.state import read_state
+from edgephi.errors import HubUnreachableError
 from tests.end_to_end.test_command import Result, refused
 from tests.hub_server import CHIPSETS, INFERENCE_US, PEAK_BYTES, TOKEN, Farm, inner, serving, stop
 from tests.npu_bundle import CONTEXT_BYTES, make_npu_bundle
@@ -63,11 +68,18 @@ def command(*arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, port: int) -> Hub:
+def hub(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hub:
+    """The whole command, in this process: importing qai-hub takes longer than what most tests ask of it."""
+    for name, value in environment(tmp_path, port).items():
+        monkeypatch.setenv(name, value)
+
     def run(*arguments: object) -> Result:
-        return subprocess.run(
-            command(*arguments), env=environment(tmp_path, port), capture_output=True, text=True, encoding="utf-8"
-        )
+        monkeypatch.setattr(sys, "argv", ["edgephi", "hub", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), shown.out, shown.err)
 
     return run
 
@@ -318,8 +330,42 @@ def test_a_server_in_trouble_is_a_sentence(hub: Hub, farm: Farm) -> None:
     refused(hub("devices"), "the hub")
 
 
+def test_a_short_outage_while_waiting_is_ridden_out(hub: Hub, farm: Farm, bundle: Path, tmp_path: Path) -> None:
+    """It begins after the first round; qai-hub itself asks three times."""
+    trouble, farm.looks_until_done = [503] * 4, 6
+
+    def stumble(request: str) -> None:
+        farm.status = trouble.pop() if trouble and "/jobs/j1/" in request and farm.looks.get("j3") else 200
+
+    farm.on_request = stumble
+    done = hub("run", write_profile_matrix(tmp_path), "--output", tmp_path / "report", "--poll", 0.05)
+    assert done.returncode == 0, done.stderr
+    assert not trouble and len(farm.jobs) == 4
+
+
+def test_a_server_that_dies_while_waiting_is_given_up_in_the_end(
+    farm: Farm, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm.looks_until_done = 10**6
+    with serving(farm) as server:
+        for name, value in environment(tmp_path, server.server_address[1]).items():
+            monkeypatch.setenv(name, value)
+        fleet = prepare(read_matrix(write_profile_matrix(tmp_path)), tmp_path, tmp_path / "report", retry_failed=False)
+        farm.on_request = lambda request: farm.looks.get("j3", 0) > 1 and (server.socket.close(), stop(server))
+        started = time.monotonic()
+        with pytest.raises(HubUnreachableError, match="does not answer"):
+            fleet.wait(timeout_s=600, poll_s=0.05, submit=True)
+        assert time.monotonic() - started < 30
+    assert {step.status for step in read_state(fleet.path).steps.values()} == {"submitted"}
+
+
 @pytest.mark.parametrize(
-    "moment", ["POST /api/v1/models/m1/multipart_upload/", "POST /api/v1/jobs/", "GET /api/v1/jobs/j1/"]
+    "moment",
+    [
+        "POST /api/v1/models/m1/multipart_upload/",
+        "POST /api/v1/jobs/",
+        "GET /api/v1/jobs/j1/",
+    ],
 )
 def test_a_server_that_dies_in_the_middle_is_survived(moment: str, farm: Farm, bundle: Path, tmp_path: Path) -> None:
     """Killed at the upload, at a submission, while waiting: the next run has nothing to submit twice."""
