@@ -140,7 +140,7 @@ def cached_share(path: Path) -> float:
         pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
         failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), pages)
         del first  # a map that is referred to cannot be closed
-    return 1.0 if failed else float((np.frombuffer(pages, np.uint8) & 1).mean())
+    return 1.0 if failed else float((np.frombuffer(bytes(pages), np.uint8) & 1).mean())
 
 
 def _cold(
