@@ -11,7 +11,6 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgephi.benchmarks.bench.energy import Meter, Unwrapped
 
@@ -145,7 +144,7 @@ def battery_meter(state: Callable[[], bytes]) -> Meter | str:
 def windows_power_mode() -> str | None:
     """The position of the power mode slider."""
     if sys.platform != "win32":
-        return None
+        raise OSError("asked of Windows only")
     import ctypes
     import uuid
 
@@ -163,21 +162,24 @@ def _text(data: bytes, offset: int, size: int) -> str:
 
 
 def _battery_state() -> bytes:
+    if sys.platform != "win32":
+        raise OSError("asked of Windows only")
     import ctypes
 
     buffer = ctypes.create_string_buffer(BATTERY_STATE.size)
     system_battery_state = 5
-    library: Any = ctypes.__dict__["windll"].powrprof
-    if library.CallNtPowerInformation(system_battery_state, None, 0, buffer, len(buffer)):
+    if ctypes.windll.powrprof.CallNtPowerInformation(system_battery_state, None, 0, buffer, len(buffer)):
         return bytes(BATTERY_STATE.size)
     return buffer.raw
 
 
 def _device_paths() -> list[str]:
     """Device interfaces of the class, by the configuration manager."""
+    if sys.platform != "win32":
+        raise OSError("asked of Windows only")
     import ctypes
 
-    manager: Any = ctypes.__dict__["windll"].cfgmgr32
+    manager = ctypes.windll.cfgmgr32
     length = ctypes.c_ulong()
     if manager.CM_Get_Device_Interface_List_SizeW(ctypes.byref(length), GUID_DEVICE_ENERGY_METER, None, 0):
         return []
@@ -189,9 +191,11 @@ def _device_paths() -> list[str]:
 
 def _controller(path: str) -> Control:
     """DeviceIoControl on a device interface; the handle lives as long as the process."""
+    if sys.platform != "win32":
+        raise OSError("asked of Windows only")
     import ctypes
 
-    kernel: Any = ctypes.__dict__["WinDLL"]("kernel32", use_last_error=True)
+    kernel = ctypes.windll.kernel32
     kernel.CreateFileW.restype = ctypes.c_void_p
     generic_read, share_read_write, open_existing = 0x80000000, 3, 3
     handle = ctypes.c_void_p(kernel.CreateFileW(path, generic_read, share_read_write, None, open_existing, 0, None))

@@ -77,11 +77,11 @@ def line_chart(
 
 
 def nice_step(rough: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is not below `rough`."""
+    """The least of 1, 2, 2.5, 5 times a power of ten that is not below `rough`."""
     if rough <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#1c1c1c") -> str:

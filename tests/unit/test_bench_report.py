@@ -86,7 +86,7 @@ def test_a_chart_of_one_point_or_of_zeros_is_still_a_chart() -> None:
         ET.fromstring(line_chart("t", "x", "y", [("a", [point]), ("b", [])]))
 
 
-@pytest.mark.parametrize(("rough", "step"), [(0.03, 0.05), (1, 1), (1.1, 2), (7, 10), (420, 500), (0, 1)])
+@pytest.mark.parametrize(("rough", "step"), [(0.03, 0.05), (1, 1), (1.1, 2), (208, 250), (7, 10), (420, 500), (0, 1)])
 def test_steps_are_round_numbers(rough: float, step: float) -> None:
     assert nice_step(rough) == pytest.approx(step)
 
