@@ -6,7 +6,8 @@ pointer (QNN's `backend_path` and `op_packages`, WebGPU's `webgpuDevice`) are le
 
 Sources: onnxruntime-qnn's docs/execution_providers/QNN-ExecutionProvider.md; onnxruntime's
 core/providers/webgpu/webgpu_provider_options.h, core/providers/openvino/openvino_provider_factory.cc and
-core/providers/dml/dml_provider_factory_creator.h; each name was looked up in the wheel that edgephi pins.
+core/providers/dml/dml_provider_factory_creator.h. Every name of the first three occurs in the library of the wheel
+that edgephi pins; DirectML's wheel, for Windows only, was not looked at.
 """
 
 from __future__ import annotations
