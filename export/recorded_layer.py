@@ -77,12 +77,13 @@ class LayerGraph:
         self._layer, self._length = layer, length
         emit = _RecordingEmitter(self._layout, recipe)
         inputs, outputs = emit_layer(emit, part.spec)
-        recorded = {str(value.name): (self._outside(weight), value) for weight, value in emit.linear_inputs.items()}
-        self._recorded = {name: weight for name, (weight, _) in recorded.items()}
-        self._used = set(emit.ports)
-        for _, value in recorded.values():
+        # two linear layers that multiply the same (a parallel decoder's) share an output
+        self._recorded: dict[str, list[str]] = {}
+        for weight, value in emit.linear_inputs.items():
             value.type = ir.TensorType(emit.float)
-        read = [value for _, value in recorded.values()]
+            self._recorded.setdefault(str(value.name), []).append(self._outside(weight))
+        self._used = set(emit.ports)
+        read = list({value.name: value for value in emit.linear_inputs.values()}.values())
         model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read])
         options = ort.SessionOptions()
         # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
@@ -117,9 +118,10 @@ class LayerGraph:
                 runs = pool.map(lambda one: self._one(one, feeds, [*recorded]), hidden[start : start + step])
                 for number, (after, *inputs) in enumerate(runs, start):
                     result[number] = after
-                    for weight, values in zip(recorded.values(), inputs, strict=True):
-                        assert on_input is not None
-                        on_input(weight, values.reshape(-1, values.shape[-1]))
+                    for readers, values in zip(recorded.values(), inputs, strict=True):
+                        for weight in readers:
+                            assert on_input is not None
+                            on_input(weight, values.reshape(-1, values.shape[-1]))
         return result
 
     def _one(self, sequence: Float32, feeds: Mapping[str, NDArray[np.generic]], recorded: list[str]) -> list[Float32]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgephi.errors import UsageError
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
+from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.mixed import Budget, describe_names, make_budget, parse_size, plan_mix, settle
 from edgephi.export.pack import pack_weights, weight_source_bytes
@@ -37,20 +39,35 @@ def linear_weights(architecture: Architecture) -> list[str]:
     return [name for name, weight in architecture.weights.items() if weight.role == "linear"]
 
 
-def build(source: Path, folder: Path, formats: dict[str, BlockFormat], recipe: Recipe = RECIPE) -> Path:
-    """Graph and data file with those formats."""
+def build(
+    source: Path,
+    folder: Path,
+    formats: dict[str, BlockFormat],
+    recipe: Recipe = RECIPE,
+    tokens: NDArray[np.int64] | None = None,
+) -> Path:
+    """Graph and data file with those formats; on tokens GPTQ decides the codes."""
     architecture = describe(open_folder(source))
     layout = plan_storage(architecture, recipe, formats)
     folder.mkdir()
-    pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
+    journal, path = Journal(folder / JOURNAL, ""), folder / DATA_FILE
+    if tokens is None:
+        pack_weights(architecture, layout, path, journal, 1, lambda count: None)
+    else:
+        pack_with_gptq(architecture, layout, tokens, path, journal, 1, lambda count: None)
     write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
     return folder / "model.onnx"
 
 
-def sensitivities(source: Path, folder: Path, interrupt_after: int | None = None) -> Sensitivities:
-    """Measured on random tokens, which tiny random models are used to."""
+def random_tokens(source: Path) -> NDArray[np.int64]:
+    """Tiny random models are used to nothing else."""
+    return np.random.default_rng(1).integers(0, describe(open_folder(source)).spec.vocabulary_size, (3, 32))
+
+
+def sensitivities(
+    source: Path, folder: Path, *, fitted: bool = False, interrupt_after: int | None = None
+) -> Sensitivities:
     architecture = describe(open_folder(source))
-    tokens = np.random.default_rng(1).integers(0, architecture.spec.vocabulary_size, (1, 32))
     names, reported = linear_weights(architecture), 0
 
     def report(count: int) -> None:
@@ -60,7 +77,8 @@ def sensitivities(source: Path, folder: Path, interrupt_after: int | None = None
             raise Interrupted
 
     folder.mkdir(exist_ok=True)
-    table = measure_sensitivities(architecture, names, tokens, folder, Journal(folder / JOURNAL, "key"), report)
+    journal = Journal(folder / JOURNAL, "key")
+    table = measure_sensitivities(architecture, names, random_tokens(source), folder, journal, report, fitted=fitted)
     assert reported == sum(weight_source_bytes(architecture.weights[name]) for name in names)
     return table
 
@@ -84,20 +102,22 @@ def test_a_graph_of_many_formats_computes_what_its_codes_decode_to(fixtures: Pat
     assert distance(Decoder(graph).feed_one_by_one(ids), Decoder(decoded).feed(ids)) < 1e-4
 
 
+@pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel", "phi3-longrope-short"])
-def test_a_sensitivity_is_the_divergence_of_the_whole_model_with_only_that_weight_rounded(
-    case: str, fixtures: Path, tmp_path: Path
+def test_a_sensitivity_is_the_divergence_of_the_whole_model_with_only_that_weight_quantized(
+    case: str, fitted: bool, fixtures: Path, tmp_path: Path
 ) -> None:
     source, fmt = fixtures / case, LADDER[FOLLOWED]
-    table = sensitivities(source, tmp_path / "measured")
-    architecture = describe(open_folder(source))
-    ids = np.random.default_rng(1).integers(0, architecture.spec.vocabulary_size, (1, 32))
+    table = sensitivities(source, tmp_path / "measured", fitted=fitted)
+    architecture, tokens = describe(open_folder(source)), random_tokens(source)
+    ids = tokens[:1]
     unrounded = replace(RECIPE, linear=None, embedding=None)
     expected = Decoder(build(source, tmp_path / "float", {}, unrounded)).feed(ids)
     for number, name in enumerate(linear_weights(architecture)):
-        rounded = Decoder(build(source, tmp_path / str(number), {name: fmt}, unrounded)).feed(ids)
-        assert table[name][FOLLOWED] == pytest.approx(divergence(expected, rounded), rel=0.02, abs=1e-6)
-        assert table[name][-1] < table[name][FOLLOWED] / 20
+        graph = build(source, tmp_path / str(number), {name: fmt}, unrounded, tokens if fitted else None)
+        found = divergence(expected, Decoder(graph).feed(ids))
+        assert table[name][FOLLOWED] == pytest.approx(found, rel=0.02, abs=1e-6)
+        assert table[name][-1] < table[name][FOLLOWED] / (1 if fitted else 20)
 
 
 def divergence(expected: np.ndarray, other: np.ndarray) -> float:
@@ -106,15 +126,18 @@ def divergence(expected: np.ndarray, other: np.ndarray) -> float:
     return float((p * np.log(p / q)).sum(-1).mean())
 
 
-def test_an_interrupted_measurement_finds_the_same(fixtures: Path, tmp_path: Path) -> None:
-    whole = sensitivities(fixtures / "llama-gqa", tmp_path / "whole")
+@pytest.mark.parametrize("fitted", [False, True])
+def test_an_interrupted_measurement_finds_the_same(fitted: bool, fixtures: Path, tmp_path: Path) -> None:
+    source, resumed = fixtures / "llama-gqa", tmp_path / "resumed"
+    whole = sensitivities(source, tmp_path / "whole", fitted=fitted)
     with pytest.raises(Interrupted):
-        sensitivities(fixtures / "llama-gqa", tmp_path / "resumed", interrupt_after=1)
-    journal = (tmp_path / "resumed" / JOURNAL).read_text(encoding="utf-8").split("\n")
+        sensitivities(source, resumed, fitted=fitted, interrupt_after=1)
+    (resumed / "0.sensitivity.npy").write_bytes(b"a kill may leave it behind")
+    journal = (resumed / JOURNAL).read_text(encoding="utf-8").split("\n")
     assert journal[1:] == ["sensitivity.1", ""]
-    assert sensitivities(fixtures / "llama-gqa", tmp_path / "resumed") == whole
-    assert sensitivities(fixtures / "llama-gqa", tmp_path / "resumed") == whole, "read back from the table"
-    assert {path.name for path in (tmp_path / "resumed").iterdir()} == {JOURNAL, "sensitivity.json"}
+    assert sensitivities(source, resumed, fitted=fitted) == whole
+    assert sensitivities(source, resumed, fitted=fitted) == whole, "read back from the table"
+    assert {path.name for path in resumed.iterdir()} == {JOURNAL, "sensitivity.json"}
 
 
 def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Path) -> None:
