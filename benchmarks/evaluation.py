@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -128,7 +129,8 @@ def evaluate(
         raise UsageError("there is nothing to measure", remedy="Name a --text, or --choices")
     if windows < 1 or window_length < 2:
         raise UsageError("a window has no predictions", remedy="Take at least one window of at least two tokens")
-    check_bundle(folder, read_manifest(folder), every_byte=False)
+    manifest = read_manifest(folder)
+    check_bundle(folder, manifest, every_byte=False)
     cut: list[TokenIds] = []
     if text is not None:
         readers = [folder, Path(against)] if against is not None and is_bundle(Path(against)) else [folder]
@@ -136,7 +138,11 @@ def evaluate(
     asked = read_questions(choices, questions) if choices is not None else ()
     answers = candidates(asked, _encoder(folder)) if asked else []
     sequences = [*cut, *(candidate.ids for candidate in answers)]
-    layers = LayerErrors(folder, cut) if cut and against is not None and not is_bundle(Path(against)) else None
+    layers = (
+        LayerErrors(folder, cut, manifest.recipe.rotation_seed)
+        if cut and against is not None and not is_bundle(Path(against))
+        else None
+    )
     with _reference(against, sequences, layers, progress) as (name, reference):
         model = _BundleLogits(folder, sequences)
         with progress("scoring", len(sequences)) as advance:
@@ -179,9 +185,10 @@ def _reference(
 
     checkpoint = open_source(against)
     architecture = describe(checkpoint)
+    on_layer = partial(layers.compare, architecture.spec) if layers else _no_layers
     with (
         progress("float model, layer by layer", architecture.spec.layers) as advance,
-        float_logits(architecture, sequences, advance, layers.compare if layers else _no_layers) as predictions,
+        float_logits(architecture, sequences, advance, on_layer) as predictions,
     ):
         yield checkpoint.name, predictions
 

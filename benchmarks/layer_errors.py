@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.benchmarks.graph_logits import GraphLogits
+
+if TYPE_CHECKING:
+    from edgephi.export.spec import DecoderSpec
 
 Float32 = NDArray[np.float32]
 
@@ -22,12 +26,13 @@ class LayerErrors:
     Args:
         folder: the bundle.
         sequences: token ids int64 [n]; the bundle runs on them now.
+        rotation_seed: as the manifest records it: the float model's states are rotated before they are compared.
 
     Raises:
         EngineError, BundleError, UsageError: see `GraphLogits`.
     """
 
-    def __init__(self, folder: Path, sequences: Sequence[NDArray[np.int64]]) -> None:
+    def __init__(self, folder: Path, sequences: Sequence[NDArray[np.int64]], rotation_seed: int | None = None) -> None:
         graph = GraphLogits(folder, max(map(len, sequences)), residuals=True)
         self._states: list[list[Float32]] = []
         left = STATES_LIMIT
@@ -37,6 +42,7 @@ class LayerErrors:
             self._states.append([states.astype(np.float32) for states in graph.hidden_states(ids)])
             left -= sum(states.nbytes for states in self._states[-1])
         self._errors: list[float] = []
+        self._rotation_seed = rotation_seed
 
     @property
     def result(self) -> tuple[float, ...] | None:
@@ -47,12 +53,16 @@ class LayerErrors:
         """
         return tuple(self._errors) or None
 
-    def compare(self, layer: int, expected: Sequence[Float32]) -> None:
+    def compare(self, spec: DecoderSpec, layer: int, expected: Sequence[Float32]) -> None:
         """Take the float model's hidden states [n, hidden] of every sequence behind a layer; layers come in order."""
+        from edgephi.export.rotation import rotated_states
+
         if not self._states:
             return
         ratios = []
-        for states, theirs in zip(self._states, expected, strict=False):
+        for states, found in zip(self._states, expected, strict=False):
+            seed = self._rotation_seed
+            theirs = found if seed is None else rotated_states(spec, seed, found)
             error = np.square(states[layer] - theirs).sum(axis=-1, dtype=np.float64)
             size = np.square(theirs).sum(axis=-1, dtype=np.float64)
             ratios.append(error / np.maximum(size, np.finfo(np.float32).tiny))

@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgephi.errors import UsageError
 from edgephi.export.spec import (
     AddedProduct,
@@ -32,6 +35,7 @@ from edgephi.export.spec import (
     ScaledColumns,
     Weight,
 )
+from edgephi.quantize import random_rotation, rotate
 
 
 def rotate_architecture(architecture: Architecture, seed: int) -> Architecture:
@@ -60,6 +64,13 @@ def rotate_architecture(architecture: Architecture, seed: int) -> Architecture:
     kept = {name: weight for name, weight in weights.items() if name not in gone}
     tied, between = "head.weight" not in kept, "head_input.weight" in kept
     return Architecture(replace(spec, norm="rms", tied_embedding=tied, head_input=between), kept)
+
+
+def rotated_states(spec: DecoderSpec, seed: int, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Hidden states [n, hidden] of a decoder as they are after `rotate_architecture` with this seed."""
+    if spec.norm == "layer":
+        states = states - states.mean(axis=-1, keepdims=True)
+    return rotate(states, random_rotation(spec.hidden_size, seed))
 
 
 @dataclass(frozen=True)

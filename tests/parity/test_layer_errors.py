@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,21 @@ from edgephi.benchmarks.layer_errors import LayerErrors
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.export.families import describe
 from edgephi.export.float_model import float_logits
+from edgephi.export.rotation import rotate_architecture
 from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import Precision
-from tests.decoding import build_graph
+from edgephi.export.storage import Precision, make_recipe
+from tests.decoding import build_graph_of
 from tests.quantized import EIGHT, fake_quantized, four
 
 CASES = ("llama-gqa", "phi3-gqa-partial", "phi-parallel", "phi-qk", "phimoe")
 
 
-def bundle(source: Path, folder: Path, precision: Precision) -> Path:
-    spec = describe(open_folder(source)).spec
-    build_graph(source, folder, precision)
+def bundle(source: Path, folder: Path, precision: Precision, rotation_seed: int | None = None) -> Path:
+    architecture = describe(open_folder(source))
+    spec = architecture.spec
+    if rotation_seed is not None:
+        architecture = rotate_architecture(architecture, rotation_seed)
+    build_graph_of(architecture, folder, make_recipe(precision, 32, accuracy_level=1))
     decoder = {"filename": "model.onnx", "num_key_value_heads": spec.kv_heads, "head_size": spec.head_dim}
     config = {"model": {"context_length": spec.context_length, "decoder": decoder}}
     (folder / GENAI_CONFIG).write_text(json.dumps(config))
@@ -36,9 +41,9 @@ def sequences(source: Path) -> list[NDArray[np.int64]]:
     return [ids[:9], ids[3:20]]
 
 
-def measured(folder: Path, source: Path) -> tuple[float, ...] | None:
-    errors = LayerErrors(folder, sequences(source))
-    with float_logits(describe(open_folder(source)), sequences(source), on_layer=errors.compare):
+def measured(folder: Path, source: Path, rotation_seed: int | None = None) -> tuple[float, ...] | None:
+    errors, architecture = LayerErrors(folder, sequences(source), rotation_seed), describe(open_folder(source))
+    with float_logits(architecture, sequences(source), on_layer=partial(errors.compare, architecture.spec)):
         return errors.result
 
 
@@ -59,6 +64,13 @@ def test_an_unquantized_bundle_does_not_err(case: str, fixtures: Path, tmp_path:
     found = measured(bundle(source, tmp_path / "fp32", "fp32"), source)
     assert found is not None and len(found) == describe(open_folder(source)).spec.layers
     assert max(found) < 1e-9
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel"])
+def test_rotated_states_are_compared_with_rotated_states(case: str, fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / case
+    found = measured(bundle(source, tmp_path / "fp32", "fp32", 5), source, 5)
+    assert found is not None and max(found) < 1e-9
 
 
 @pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel"])
@@ -85,8 +97,9 @@ def test_as_many_sequences_are_compared_as_fit(fixtures: Path, tmp_path: Path, m
     monkeypatch.setattr(layer_errors, "STATES_LIMIT", 100)
     one = LayerErrors(folder, ids)
     hidden = [np.zeros((len(each), 64), np.float32) for each in ids]
-    both.compare(0, [hidden[0] + 1, hidden[1] + 1])
-    one.compare(0, [hidden[0] + 1, hidden[1] * np.nan])
+    spec = describe(open_folder(fixtures / "llama-gqa")).spec
+    both.compare(spec, 0, [hidden[0] + 1, hidden[1] + 1])
+    one.compare(spec, 0, [hidden[0] + 1, hidden[1] * np.nan])
     assert one.result is not None and both.result is not None and np.isfinite(one.result).all()
     assert one.result != both.result
 
