@@ -38,7 +38,7 @@ from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
-from edgephi.export.variants import plan_variants
+from edgephi.export.variants import plan_variants, require_devices
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -125,6 +125,7 @@ def export(
             raise UsageError("the NPU's graphs take --quantize auto or rtn", remedy="Leave the other choices out")
         return export_for_npu(source, output, recipe, npu, revision=revision, force=force, on_progress=on_progress)
     text = _calibration(recipe, calibration, seed, via, budgeted=budget is not None)
+    require_devices(devices)
     if via == "optimum" and set(devices) != {"cpu"}:
         raise UsageError("optimum's graph is for the CPU", remedy="Leave --device or --via out")
     if via == "optimum":

@@ -46,8 +46,7 @@ def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, rec
     Raises:
         UsageError: an unknown device, or one that does not compute this model as it is stored.
     """
-    if unknown := sorted(set(devices) - {"cpu", "webgpu", "directml"}):
-        raise UsageError(f"there is no graph for {unknown[0]!r}", remedy="Choose from cpu, webgpu and directml")
+    require_devices(devices)
     found = [Variant("cpu", recipe)]
     if "webgpu" in devices:
         _require_gpu("WebGPU", "webgpu", spec, recipe)
@@ -58,6 +57,16 @@ def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, rec
         _require_directml(spec, layout)
         found.append(Variant("directml", replace(recipe, float_type="float16"), separate=True))
     return tuple(found)
+
+
+def require_devices(devices: Sequence[str]) -> None:
+    """Refuse names of devices that there is no graph for, before a source is fetched.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    if unknown := sorted(set(devices) - {"cpu", "webgpu", "directml"}):
+        raise UsageError(f"there is no graph for {unknown[0]!r}", remedy="Choose from cpu, webgpu and directml")
 
 
 def _require_gpu(name: str, device: str, spec: DecoderSpec, recipe: Recipe) -> None:

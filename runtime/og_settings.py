@@ -39,6 +39,8 @@ def og_config(folder: Path, place: Place, threads: int) -> Any:
         settings.append_provider(choice.provider)
         for name, value in choice.options.items():
             settings.set_provider_option(choice.provider, name, value)
+        if device.library is None:
+            return settings  # built into og, with no filter for devices
         settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
         settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
         settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
