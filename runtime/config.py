@@ -48,12 +48,7 @@ def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
         BundleError: missing, malformed, at odds with the manifest, or naming a library to load.
     """
     path = folder / GENAI_CONFIG
-    if manifest.npu is not None:
-        raise BundleError(
-            f"the bundle's layers are compiled for the NPU of {manifest.npu.target}, and no NPU was asked for",
-            where=folder,
-            remedy="Export the model again without --device, for the CPU",
-        )
+    refuse_npu_bundle(folder, manifest)
 
     def refusal(what: str) -> BundleError:
         return BundleError(what, where=path, remedy="Export the model again")
@@ -75,6 +70,16 @@ def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
     if parsed.model.decoder.filename not in {graph.file for graph in manifest.graphs}:
         raise refusal(f"the configuration names a graph the manifest does not: {parsed.model.decoder.filename!r}")
     return parsed.model
+
+
+def refuse_npu_bundle(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleError for a bundle that only `runtime/npu.py` opens: the CPU has no graph of its layers."""
+    if manifest.npu is not None:
+        raise BundleError(
+            f"the bundle's layers are compiled for the NPU of {manifest.npu.target}, and no NPU was asked for",
+            where=folder,
+            remedy="Export the model again without --device, for the CPU",
+        )
 
 
 def _keys(value: object) -> set[str]:

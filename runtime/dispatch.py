@@ -13,6 +13,7 @@ from edgephi.devices.detect import Machine, detect, survey
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
 from edgephi.errors import DeviceError
+from edgephi.runtime.config import refuse_npu_bundle
 from edgephi.runtime.placement import Placement, placement
 from edgephi.runtime.probe import HARDWARE, Device, prove
 
@@ -93,7 +94,9 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
 
     Raises:
         DeviceError: there is nothing to try; `step` says what is missing.
+        BundleError: only an NPU can run the bundle.
     """
+    refuse_npu_bundle(folder, manifest)
     cpu = _cpu(manifest, None)
     if device == "cpu" or (device == "auto" and {graph.device for graph in manifest.graphs} == {"cpu"}):
         return Plan((cpu,))

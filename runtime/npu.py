@@ -73,9 +73,9 @@ class NpuModel:
         self._open = True
         self._sequences: weakref.WeakSet[NpuEngine] = weakref.WeakSet()
         self.placements: tuple[Placement, ...] = (
-            placement_of(self._embedding, facts.embedding, CPU),
-            *(placement_of(self._stages[stage.name], stage.graph, QNN) for stage in facts.stages),
-            placement_of(self._head, facts.head, CPU),
+            placement_of(self._embedding, folder / facts.embedding, CPU),
+            *(placement_of(self._stages[stage.name], folder / stage.graph, QNN) for stage in facts.stages),
+            placement_of(self._head, folder / facts.head, CPU),
         )
         """Where the nodes of every graph are, read back from the sessions that run."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from edgephi.devices.hexagon import load_options
 from edgephi.devices.providers import check_options, register
 from edgephi.errors import DeviceError, EngineError
-from edgephi.runtime.placement import CPU, Placement, ProviderNodes
+from edgephi.runtime.placement import CPU, Placement, read_placement, twin_options
 
 QNN = "QNNExecutionProvider"
 
@@ -40,7 +39,7 @@ def open_session(graph: Path, device: str, htp_arch: int, soc_model: int) -> Any
         )
     settings = load_options(htp_arch, soc_model)
     check_options("qnn", settings, graph.name)
-    options = _options()
+    options = twin_options()
     options.add_provider_for_devices([found[0].raw], settings)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return _open(onnxruntime, graph, options, {})
@@ -64,37 +63,25 @@ def open_on_cpu(graph: Path, threads: int) -> Any:
     """
     import onnxruntime
 
-    options = _options()
+    options = twin_options()
     options.intra_op_num_threads = threads
     return _open(onnxruntime, graph, options, {"providers": [CPU]})
 
 
-def placement_of(session: Any, graph: str, requested: str) -> Placement:
+def placement_of(session: Any, graph: Path, requested: str) -> Placement:
     """Which provider took which nodes of a session's graph; a compiled graph has one node, its EPContext.
 
     Raises:
         EngineError: a node is not where it was requested.
     """
-    counts: dict[str, Counter[str]] = {}
-    for part in session.get_provider_graph_assignment_info():
-        counts.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
-    if set(counts) != {requested}:
+    placed = read_placement(session, graph, (requested,))
+    if set(placed.nodes_per_provider) != {requested}:
         raise EngineError(
-            f"nodes are on {', '.join(sorted(counts)) or 'no provider'} instead of {requested}",
-            where=graph,
+            f"nodes are on {', '.join(sorted(placed.nodes_per_provider)) or 'no provider'} instead of {requested}",
+            where=graph.name,
             remedy="Export the model again for this device",
         )
-    providers = tuple(ProviderNodes(name, ops.total(), dict(ops.most_common())) for name, ops in counts.items())
-    return Placement(graph, (requested,), providers)
-
-
-def _options() -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return options
+    return placed
 
 
 def _open(onnxruntime: Any, graph: Path, options: Any, providers: dict[str, list[str]]) -> Any:

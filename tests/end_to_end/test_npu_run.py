@@ -27,7 +27,7 @@ LOGITS = 0.05
 """Largest difference of a logit; the logits' standard deviation is 1."""
 CLEAR = 2 * LOGITS
 """The best logit leads by more than this, so an error within bounds cannot choose another token."""
-NEW = 3
+NEW, END = 3, 2
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def clear(logits: NDArray[np.float32]) -> bool:
 
 
 def clear_prompt(cpu: CpuStages, length: int, count: int = NEW) -> list[int]:
-    """A prompt whose answer has no near-tie."""
+    """A prompt whose answer has no near-tie and does not end."""
     for seed in range(100):
         prompt = np.random.default_rng(seed).integers(3, TOKENS, length).tolist()
-        if clear(answer(cpu.sequence(CONTEXT), prompt, count)[1]):
+        tokens, logits = answer(cpu.sequence(CONTEXT), prompt, count)
+        if clear(logits) and END not in tokens:
             return prompt
     raise AssertionError("no prompt without near-ties")
 
