@@ -186,11 +186,15 @@ class NpuFacts(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> NpuFacts:
-        for phase in ("prefill", "decode"):
+        last = dict.fromkeys(("prefill", "decode"), 0)
+        for phase in last:
             ends = [0, *(stage.last_layer for stage in self.stages if stage.phase == phase)]
             starts = [stage.first_layer for stage in self.stages if stage.phase == phase]
             if len(ends) < 2 or starts != ends[:-1] or ends != sorted(set(ends)):
                 raise ValueError(f"the stages of {phase} are not consecutive layers")
+            last[phase] = ends[-1]
+        if last["prefill"] != last["decode"]:
+            raise ValueError("the two phases end at different layers")
         if self.cache_rows % self.chunk or self.context_length + self.chunk > self.cache_rows:
             raise ValueError(f"a context of {self.context_length} does not fit a cache of {self.cache_rows}")
         return self

@@ -66,7 +66,10 @@ def require_devices(devices: Sequence[str]) -> None:
         UsageError: naming the first.
     """
     if unknown := sorted(set(devices) - {"cpu", "webgpu", "directml"}):
-        raise UsageError(f"there is no graph for {unknown[0]!r}", remedy="Choose from cpu, webgpu and directml")
+        raise UsageError(
+            f"there is no graph for {unknown[0]!r}",
+            remedy="Choose from cpu, webgpu and directml, or one chip with an NPU, such as snapdragon-x-elite",
+        )
 
 
 def _require_gpu(name: str, device: str, spec: DecoderSpec, recipe: Recipe) -> None:

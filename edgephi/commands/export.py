@@ -141,7 +141,7 @@ def _npu_facts(npu: NpuFacts) -> list[str]:
     seconds = sum(stage.compile_seconds for stage in npu.stages)
     peak = max(stage.compile_peak_bytes for stage in npu.stages)
     return [
-        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), run on none here",
+        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), built, not run",
         f"context of {npu.context_length:,} tokens",
         f"compiled in {seconds:.1f} s, peak memory {format_bytes(peak)}",
     ]

@@ -78,6 +78,12 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for graph in manifest.graphs:
         computes = f", computes in {graph.computes_in}" if graph.computes_in else ""
         yield f"Graph for {graph.device}", f"{graph.file}{computes}"
+    if (npu := manifest.npu) is not None:
+        yield (
+            "Graphs for npu",
+            f"{npu.target} (Hexagon v{npu.htp_arch}), {len(npu.stages)} binaries of QAIRT {npu.qairt}, {npu.numerics}, "
+            f"prompts in chunks of {npu.chunk}, context of {npu.context_length:,} tokens",
+        )
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"
     if manifest.quality is not None:
