@@ -43,7 +43,10 @@ def report(*cases: CaseResult, **changes: object) -> Report:
         edgephi="0.1.0",
         created="2026-01-01T00:00:00+00:00",
         seconds=1.0,
-        device="cpu",
+        device="auto",
+        provider="cpu",
+        profile=None,
+        hardware=None,
         providers=("CPUExecutionProvider",),
         threads=2,
         bundle=BundleFacts(

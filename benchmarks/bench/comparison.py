@@ -141,7 +141,9 @@ def _differences(first: Report, second: Report) -> Iterator[str]:
     pairs = [
         ("bundle", first.bundle.sha256[:12], second.bundle.sha256[:12]),
         ("workload", first.workload.sha256[:12], second.workload.sha256[:12]),
-        ("device", first.device, second.device),
+        ("provider", first.provider, second.provider),
+        ("profile", first.profile or "none", second.profile or "none"),
+        ("hardware", first.hardware or "CPU", second.hardware or "CPU"),
         ("providers", ", ".join(first.providers), ", ".join(second.providers)),
         ("threads", str(first.threads), str(second.threads)),
         ("power", first.conditions.power_source or "unknown", second.conditions.power_source or "unknown"),

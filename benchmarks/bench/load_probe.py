@@ -15,11 +15,10 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from edgephi.benchmarks.bench.device import load_on
 from edgephi.benchmarks.bench.memory import PeakOfPrivate, held, peak_resident
 from edgephi.benchmarks.bench.usage import read_usage
 from edgephi.errors import EdgephiError
-from edgephi.runtime.model import Model
+from edgephi.runtime.model import Model, load
 from edgephi.runtime.sampling import Sampling, chooser
 
 PROMPT_TOKENS = 8
@@ -32,7 +31,7 @@ def timed(folder: Path, device: str) -> dict[str, float | None]:
     import tokenizers  # noqa: F401
 
     usage, started = read_usage(), perf_counter()
-    with load_on(folder, device) as model:
+    with load(folder, device) as model:
         loaded = perf_counter()
         _decode(model, 1)
         done = perf_counter()
@@ -42,7 +41,7 @@ def timed(folder: Path, device: str) -> dict[str, float | None]:
 
 def weighed(folder: Path, device: str) -> dict[str, float | None]:
     """Load and decode, watched."""
-    with PeakOfPrivate() as watch, load_on(folder, device) as model:
+    with PeakOfPrivate() as watch, load(folder, device) as model:
         _decode(model, NEW_TOKENS)
         steady = held()
     return {

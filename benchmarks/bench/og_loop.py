@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import numpy as np
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
 from edgephi.errors import EngineError
+from edgephi.runtime.dispatch import Place
+from edgephi.runtime.og_settings import og_config, require_device
 
 PIECE = 256
-"""Tokens of a prompt computed at once, as edgephi's own engine does."""
+"""Tokens of a prompt computed at once, as edgephi's own engine does; DirectML takes whole prompts."""
 
 
 class OgLoop:
@@ -21,10 +22,14 @@ class OgLoop:
 
     Greedy text with speculation may differ from the text without: several tokens verified at once are rounded
     otherwise. Each case is compared with itself.
+
+    Args:
+        place: where the bundle was proved to run.
     """
 
-    def __init__(self, folder: Path, threads: int, instruments: Instruments) -> None:
+    def __init__(self, folder: Path, place: Place, threads: int, instruments: Instruments) -> None:
         self._folder = folder
+        self._place = place
         self._threads = threads
         self._instruments = instruments
         self._model: Any = None
@@ -34,6 +39,7 @@ class OgLoop:
 
         Raises:
             EngineError: onnxruntime-genai refuses the bundle or fails.
+        DeviceError: it is not on the device that was asked for.
         """
         try:
             return self._run(case)
@@ -59,8 +65,9 @@ class OgLoop:
             )
         generator = og.Generator(self._opened(), params)
         start = mark(self._instruments)
-        for begin in range(0, len(case.prompt_ids), PIECE):
-            generator.append_tokens(np.asarray(case.prompt_ids[begin : begin + PIECE], dtype=np.int32))
+        piece = len(case.prompt_ids) if self._place.choice.provider == "dml" else PIECE
+        for begin in range(0, len(case.prompt_ids), piece):
+            generator.append_tokens(np.asarray(case.prompt_ids[begin : begin + piece], dtype=np.int32))
         tokens: list[int] = []
         times: list[int] = []
         first_j: float | None = None
@@ -77,9 +84,6 @@ class OgLoop:
 
         if self._model is None:
             og.disable_telemetry_events()
-            settings = og.Config(str(self._folder))
-            settings.clear_providers()
-            threads = {"intra_op_num_threads": self._threads}
-            settings.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
-            self._model = og.Model(settings)
+            self._model = og.Model(og_config(self._folder, self._place, self._threads))
+            require_device(self._model.device_type, self._place)
         return self._model

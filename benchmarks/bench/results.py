@@ -167,7 +167,10 @@ class Report(Strict):
     edgephi: str
     created: str = Field(description="UTC, ISO 8601")
     seconds: Finite
-    device: str
+    device: str = Field(description="that was asked for")
+    provider: str = Field(description="execution provider that was proved to run it, by its short name")
+    profile: str | None = Field(description="device profile that decided")
+    hardware: str | None = Field(description="the provider's device; null: the processor")
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
     threads: int
     bundle: BundleFacts

@@ -12,7 +12,6 @@ from time import perf_counter
 from edgephi.benchmarks.bench import conditions, loading, schedule
 from edgephi.benchmarks.bench.cases import Case, Prompts, plan
 from edgephi.benchmarks.bench.derive import derive
-from edgephi.benchmarks.bench.device import check_device, load_on
 from edgephi.benchmarks.bench.energy import Meter, find_meter, idle_watts
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
 from edgephi.benchmarks.bench.og_loop import OgLoop
@@ -30,14 +29,24 @@ from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.errors import QualityError
+from edgephi.runtime import dispatch
 from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.golden import reproduce
-from edgephi.runtime.model import Model
-from edgephi.runtime.placement import placement
+from edgephi.runtime.model import Model, load
 from edgephi.runtime.templates import read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 
-LIBRARIES = ("edgephi", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
+LIBRARIES = (
+    "edgephi",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "onnxruntime-qnn",
+    "onnxruntime-ep-webgpu",
+    "onnxruntime-directml",
+    "onnxruntime-windowsml",
+    "tokenizers",
+    "numpy",
+)
 
 Progress = Callable[[int, int], None]
 """Told (done, in all), in the unit of `Case.cost`."""
@@ -47,26 +56,27 @@ Progress = Callable[[int, int], None]
 class _Measured:
     cases: list[CaseResult]
     quality: QualityCheck
+    place: dispatch.Place
+    providers: tuple[str, ...]
     threads: int
     idle_w: float | None
 
 
 def bench(
-    folder: Path, workload: Workload, *, device: str = "cpu", progress: Progress = lambda done, total: None
+    folder: Path, workload: Workload, *, device: str = "auto", progress: Progress = lambda done, total: None
 ) -> Report:
     """Measure a bundle.
 
     Raises:
         BundleError: the folder is not an intact bundle.
-        UsageError: the device is not known.
+        DeviceError: the device cannot run it. There is no fallback: a figure belongs to the device that was asked for.
         QualityError: the bundle does not answer as its quality contract records, so its speed is worth nothing.
         EdgephiError: it cannot be run.
     """
-    check_device(device)
     started, created = perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     manifest = read_manifest(folder)
     check_bundle(folder, manifest, every_byte=False)
-    cases, refused = plan(workload, _prompts(folder, manifest))
+    cases, refused = plan(workload, _prompts(folder, manifest, device))
     content = workload.content
     total = schedule.planned_cost(cases, content.method) + (loading.planned_cost(content.load) if content.load else 0)
     done = 0
@@ -97,7 +107,10 @@ def bench(
         created=created,
         seconds=perf_counter() - started,
         device=device,
-        providers=tuple(part.provider for part in placement(folder).providers),
+        provider=measured.place.choice.provider,
+        profile=measured.place.choice.profile,
+        hardware=_hardware(measured.place),
+        providers=measured.providers,
         threads=measured.threads,
         bundle=bundle_facts(folder, manifest),
         machine=Machine(**machine()),
@@ -161,9 +174,9 @@ def _timed(
         # before anything is loaded: the runtime's threads spin for a while after their last work
         idle_w, resolution = idle_watts(meter, method.idle_s), meter.resolution_j
         instruments = replace(instruments, joules=meter.joules)
-    with load_on(folder, device) as model:
+    with load(folder, device) as model:
         quality = _check_quality(model, manifest)
-        loop = OgLoop(folder, model.threads, instruments)
+        loop = OgLoop(folder, model.place, model.threads, instruments)
 
         def run(case: Case) -> Sample:
             return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
@@ -173,7 +186,8 @@ def _timed(
         finally:
             loop.close()
         results = [schedule.result(case, tally, idle_w, resolution) for case, tally in zip(cases, tallies, strict=True)]
-        return _Measured(results, quality, model.threads, idle_w)
+        providers = tuple(part.provider for part in model.placement.providers)
+        return _Measured(results, quality, model.place, providers, model.threads, idle_w)
 
 
 def _check_quality(model: Model, manifest: Manifest) -> QualityCheck:
@@ -191,14 +205,22 @@ def _check_quality(model: Model, manifest: Manifest) -> QualityCheck:
     return QualityCheck(contract="held", golden_tokens=found.tokens, near_ties=len(found.flips))
 
 
-def _prompts(folder: Path, manifest: Manifest) -> Prompts:
-    """The tokenizer and the template, read without loading the model."""
+def _hardware(place: dispatch.Place) -> str | None:
+    if place.device is None:
+        return None
+    one = place.device
+    return f"{one.vendor} {one.kind}, vendor {one.vendor_id:#06x}, device {one.device_id:#06x}"
+
+
+def _prompts(folder: Path, manifest: Manifest, device: str) -> Prompts:
+    """The tokenizer, the template and the context, read without loading the model."""
+    limit = dispatch.plan(folder, manifest, device, fallback=False).choices[0].context_length
     config, tokenizer, template = read_genai_config(folder, manifest), Tokenizer(folder), read_template(folder)
     return Prompts(
         plain=lambda text: tokenizer.encode(text, special=True),
         chat=None if template is None else lambda text: tokenizer.encode(template.render([user_message(text)])),
         stop_ids=config.stop_ids,
-        context_length=config.context_length,
+        context_length=min(config.context_length, limit or config.context_length),
         rope_switch=manifest.model.rope_switch,
     )
 

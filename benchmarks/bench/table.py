@@ -112,7 +112,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     repetitions = f"{method.repetitions} repetitions, {method.warmups} warm-up, {method.pause_s:g} s pause"
     return [
         ("bundle", f"{bundle.name}: {bundle.family}, {bundle.precision}, {bundle.stored_bytes / 1e6:,.1f} MB"),
-        ("ran on", f"{report.device}: {', '.join(report.providers)}, {report.threads} threads"),
+        ("ran on", f"{report.hardware or 'CPU'}: {', '.join(report.providers)}, {report.threads} threads"),
         ("machine", in_one_line(report.machine.model_dump())),
         ("versions", in_one_line(report.versions)),
         ("workload", f"{method.name}: {repetitions}, seed {method.seed}"),

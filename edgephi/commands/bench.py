@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgephi.commands import bench_compare
-from edgephi.commands.options import Bundle, Json
+from edgephi.commands.options import Bundle, Device, Json
 
 
 class _BenchGroup(TyperGroup):
@@ -42,7 +42,7 @@ def run(
         str,
         typer.Option(metavar="NAME|FILE", help="A built-in workload, or a TOML file of your own."),
     ] = "quick",
-    device: Annotated[str, typer.Option(help="What to run on.")] = "cpu",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(metavar="REPORT", help="Folder for report.json, report.html and report.md.", show_default=False),
@@ -56,7 +56,7 @@ def run(
     Workloads: quick (under a minute for a small model), sweep, mlperf-client, procyon-style, load, long-context,
     speculation, or a file. Cases that do not fit the model's context are listed with the reason. A case whose greedy
     tokens differ between repetitions has no figures; a bundle that breaks its recorded quality contract is not
-    measured at all. What this machine does not meter is "not measured".
+    measured at all, nor is one that does not run on the --device. What this machine does not meter is "not measured".
 
     Energy, where a meter exists, has the idle power of the machine subtracted. Shares of the processors are of all of
     them. Percentiles between tokens are of each repetition. A repetition during which other processes were busy is

@@ -60,7 +60,7 @@ def compare(
 def history(folder: Bundle, as_json: Json = False) -> None:
     """Show every recorded run of a bundle on this machine, each compared with the one before it.
 
-    The one before is the last of the same workload on the same device.
+    The one before is the last of the same workload on the same execution provider.
 
     With --json, one object: file (the history), damaged (lines that could not be read), runs: a list of created,
     workload, versions, and change (null for the first of a workload, else what `edgephi bench compare --json` has).
@@ -76,8 +76,8 @@ def history(folder: Bundle, as_json: Json = False) -> None:
     found = read_history(bundle_facts(folder, read_manifest(folder)).sha256, Machine(**machine()))
     runs = []
     for index, report in enumerate(found.reports):
-        asked = (report.workload.sha256, report.device)
-        same = [one for one in found.reports[:index] if (one.workload.sha256, one.device) == asked]
+        asked = (report.workload.sha256, report.provider)
+        same = [one for one in found.reports[:index] if (one.workload.sha256, one.provider) == asked]
         runs.append((report, compared(same[-1], report, THRESHOLD) if same else None))
     if as_json:
         record = {

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import edgephi
 from edgephi.benchmarks.bench.results import Report, read_report
 from edgephi.commands.app import app
-from edgephi.errors import BundleError, OutputError, QualityError, UsageError
+from edgephi.errors import BundleError, EdgephiError, OutputError, QualityError, UsageError
 from edgephi.runtime.golden import golden_answers
 from edgephi.runtime.model import load
 from tests.end_to_end.test_export import TOKENIZER, added_token
@@ -125,7 +125,7 @@ def test_a_workload_becomes_a_report_a_page_and_a_line_of_history(
         "decode speed kept at depth 10",
         "speculation, free",
     }
-    assert report.providers == ("CPUExecutionProvider",)
+    assert (report.provider, report.providers) == ("cpu", ("CPUExecutionProvider",))
     assert report.quality.contract == "not recorded"
     assert str(bundle.parent) not in (output / "report.json").read_text(encoding="utf-8"), "a path of this machine"
 
@@ -148,36 +148,45 @@ def test_json_is_the_report_and_answers_do_not_depend_on_the_run(bundle: Path, w
     assert one.bundle == two.bundle and one.workload == two.workload
 
 
+def with_rates(document: dict[str, Any], rate: float, **changes: object) -> dict[str, Any]:
+    """A report whose prefill and decode figures are four repetitions about a rate: what was timed here is noise."""
+    changed: dict[str, Any] = json.loads(json.dumps(document)) | changes
+    values = [rate * factor for factor in (1.0, 1.01, 1.02, 1.03)]
+    for case in changed["cases"]:
+        for name in case["figures"]:
+            if name.endswith("tokens_per_s"):
+                case["figures"][name] = {"values": values, "median": values[1], "low": values[0], "high": values[3]}
+    return changed
+
+
 def test_a_report_is_compared_with_a_slower_one_and_seen_in_the_history(
     bundle: Path, workload: Path, tmp_path: Path, history: Path
 ) -> None:
-    first = tmp_path / "first"
-    command("bench", bundle, "--workload", workload, "--output", first)
-    document = json.loads((first / "report.json").read_text(encoding="utf-8"))
-    for case in document["cases"]:
-        for name, found in case["figures"].items():
-            if name.endswith("tokens_per_s"):
-                for key in ("median", "low", "high"):
-                    found[key] /= 10
-                found["values"] = [value / 10 for value in found["values"]]
-    document["created"] = "2999-01-01T00:00:00+00:00"
-    document["versions"]["onnxruntime"] = "9.9"
-    slower = tmp_path / "slower.json"
-    slower.write_text(json.dumps(document), encoding="utf-8")
+    measured = json.loads(command("bench", bundle, "--workload", workload, "--json").stdout)
+    later = {"created": "2999-01-01T00:00:00+00:00", "versions": measured["versions"] | {"onnxruntime": "9.9"}}
+    documents = with_rates(measured, 100), with_rates(measured, 90, **later)
+    first, slower = tmp_path / "first.json", tmp_path / "slower.json"
+    for path, document in zip((first, slower), documents, strict=True):
+        path.write_text(json.dumps(document), encoding="utf-8")
 
     assert "0 figures are worse" in command("bench", "compare", first, first, "--fail-over", "5%").stdout
     shown = command("bench", "compare", first, slower, "--fail-over", "5%", status=1).stdout
-    assert "worse" in shown and "onnxruntime: 1.31" in shown and "→ 9.9" in shown
+    assert "all 2 cases of prefill" in shown and "onnxruntime: 1.31" in shown and "→ 9.9" in shown
+    command("bench", "compare", first, slower, "--fail-over", "20%")
     found = json.loads(command("bench", "compare", first, slower, "--json").stdout)
-    assert found["worse"] >= 2
-    assert all(row["cost"] == pytest.approx(10, rel=0.9) for row in found["groups"] if row["verdict"] == "worse")
+    worse = [row for row in found["groups"] if row["verdict"] == "worse"]
+    assert {row["case"] for row in worse} == {
+        f"all 2 cases of {group}" for group in ("prefill", "decode", "speculation")
+    }
+    assert all(row["cost"] == pytest.approx(1 / 0.9) for row in worse)
 
-    with history.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(document) + "\n{torn")
+    history.write_text("".join(json.dumps(document) + "\n" for document in documents) + "{torn", encoding="utf-8")
     seen = json.loads(command("bench", "history", bundle, "--json").stdout)
     assert seen["damaged"] == 1
     assert [run["change"] and run["change"]["worse"] for run in seen["runs"]] == [None, found["worse"]]
-    assert "worse: all 2 cases of prefill" in command("bench", "history", bundle).stdout
+    assert (
+        "worse: all 2 cases of prefill, prefill_tokens_per_s, by 11.1 %" in command("bench", "history", bundle).stdout
+    )
 
 
 def test_a_broken_contract_is_not_timed(bundle: Path, workload: Path, tmp_path: Path) -> None:
@@ -211,7 +220,9 @@ def test_a_broken_contract_is_not_timed(bundle: Path, workload: Path, tmp_path: 
 
 
 def test_what_cannot_be_measured_is_refused_before_any_work(bundle: Path, workload: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no device 'tpu'"):
+    with pytest.raises(EdgephiError, match="only for cpu"):
+        command("bench", bundle, "--workload", workload, "--device", "gpu")
+    with pytest.raises(EdgephiError, match="tpu"):
         command("bench", bundle, "--workload", workload, "--device", "tpu")
     with pytest.raises(UsageError, match=r"no workload 'nothing'.*quick"):
         command("bench", bundle, "--workload", "nothing")
