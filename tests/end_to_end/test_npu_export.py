@@ -9,6 +9,7 @@ import pytest
 
 import edgephi
 from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.devices.hub.graphs import hub_graphs, require_sendable
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
@@ -42,3 +43,14 @@ def test_the_bundle_is_whole_and_nothing_uncompiled_stays(exported: tuple[Path, 
     assert read_manifest(folder) == manifest
     check_bundle(folder, manifest, every_byte=True)
     assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}
+
+
+def test_hosted_devices_can_be_sent_every_stage(exported: tuple[Path, Manifest]) -> None:
+    """What `edgephi hub` reads from the graphs is what the manifest says of them."""
+    folder, manifest = exported
+    assert manifest.npu is not None
+    graphs = hub_graphs(folder)
+    for graph in graphs:
+        require_sendable(graph)
+    sent = {tuple(file.path for file in graph.files) for graph in graphs}
+    assert sent == {(stage.graph, stage.binary) for stage in manifest.npu.stages}

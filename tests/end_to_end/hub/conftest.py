@@ -43,14 +43,8 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(
-    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """The whole command, in this process: importing qai-hub takes longer than what most tests ask of it."""
-    from tests.end_to_end.hub.commands import environment
-
-    for name, value in environment(tmp_path, port).items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["edgephi", "hub", *map(str, arguments)])
@@ -61,3 +55,15 @@ def hub(
         return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture
+def hub(
+    in_process: Callable[..., Result], tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """The same, with a server to talk to."""
+    from tests.end_to_end.hub.commands import environment
+
+    for name, value in environment(tmp_path, port).items():
+        monkeypatch.setenv(name, value)
+    return in_process

@@ -15,6 +15,8 @@ import pytest
 
 pytest.importorskip("qai_hub", reason="qai-hub is not installed (extra: hub)")
 
+from qai_hub.util import session
+
 from edgephi.commands.hub.driving import prepare
 from edgephi.devices.hub.matrix import read_matrix
 from edgephi.devices.hub.state import read_state
@@ -159,9 +161,12 @@ def test_a_server_that_dies_while_waiting_is_given_up_in_the_end(
         "GET /api/v1/jobs/j1/",
     ],
 )
-def test_a_server_that_dies_in_the_middle_is_survived(moment: str, farm: Farm, bundle: Path, tmp_path: Path) -> None:
+def test_a_server_that_dies_in_the_middle_is_survived(
+    moment: str, farm: Farm, in_process: Hub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed at the upload, at a submission, while waiting: the next run has nothing to submit twice."""
-    run = command("run", write_profile_matrix(tmp_path), "--output", tmp_path / "report", "--poll", 0.05)
+    monkeypatch.setattr(session, "BACKOFF_FACTOR", 0.01)  # how long it takes to give up has its own test
+    run = ("run", write_profile_matrix(tmp_path), "--output", tmp_path / "report", "--poll", 0.05)
     with serving(farm) as server:
         port = server.server_address[1]
 
@@ -172,11 +177,13 @@ def test_a_server_that_dies_in_the_middle_is_survived(moment: str, farm: Farm, b
                 raise ConnectionAbortedError
 
         farm.on_request = die
-        died = subprocess.run(run, env=environment(tmp_path, port), capture_output=True, text=True)
+        for name, value in environment(tmp_path, port).items():
+            monkeypatch.setenv(name, value)
+        died = in_process(*run)
     assert died.returncode == 1 and "the hub does not answer" in last_line(died), died.stderr
     farm.on_request = lambda request: None
     with serving(farm, port):
-        done = subprocess.run([*run, "--json"], env=environment(tmp_path, port), capture_output=True, text=True)
+        done = in_process(*run, "--json")
     assert done.returncode == 0, done.stderr
     assert len(farm.jobs) == len(set(farm.submitted())) == 4
     assert [record["status"] for record in json.loads(done.stdout)["records"]] == ["done"] * 4
