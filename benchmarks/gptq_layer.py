@@ -24,7 +24,7 @@ from edgephi.quantize import BlockFormat
 
 @dataclass(frozen=True)
 class LayerCost:
-    """(step, seconds, processor seconds); the first step includes collecting the statistics. Bytes of the process."""
+    """(step, seconds, processor seconds); a step includes collecting its statistics. Bytes of the process."""
 
     steps: tuple[tuple[str, float, float], ...]
     peak_bytes: int
@@ -47,7 +47,7 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
     """
     from edgephi.export.families import describe
     from edgephi.export.families.naming import Blueprint
-    from edgephi.export.gptq_pack import fit_layer
+    from edgephi.export.gptq_pack import Streams, fit_layer
     from edgephi.export.recorded_layer import LayerGraph, layer_weights
     from edgephi.export.spec import Checkpoint
 
@@ -71,9 +71,11 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
         wall, cpu = time.perf_counter(), time.process_time()
 
     graph = LayerGraph(architecture, 0, length)
-    for name, _ in fit_layer(graph, hidden, values, formats):
+    exact, streams = dict(values), Streams(hidden, hidden + np.float32(0.05) * np.roll(hidden, 1, axis=0))
+    for name, _ in fit_layer(graph, streams, exact, values, formats):
         finish(name.split(".")[2])
-    graph.run(hidden, values)
+    graph.run(streams.exact, exact)
+    graph.run(streams.actual, values)
     finish("next layer's input")
     return LayerCost(tuple(steps), peak_resident_bytes(), architecture.spec.layers)
 
@@ -83,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="edgephi.benchmarks.gptq_layer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="microsoft/Phi-4-mini-instruct", help="hub id of a Phi model")
     parser.add_argument("--block-size", type=int, default=32, metavar="N", help="input channels of a block (32)")
-    parser.add_argument("--sequences", type=int, default=16, metavar="N", help="calibration sequences (16)")
+    parser.add_argument("--sequences", type=int, default=32, metavar="N", help="calibration sequences (32)")
     parser.add_argument("--length", type=int, default=256, metavar="N", help="tokens of a sequence (256)")
     given = parser.parse_args()
     cost = measure(given.model, given.block_size, given.sequences, given.length)

@@ -16,8 +16,8 @@ from edgephi.export.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer_files import TokenizerFiles
 
-SEQUENCES, LENGTH = 16, 256
-"""4,096 tokens."""
+SEQUENCES, LENGTH = 32, 256
+"""8,192 tokens."""
 TEXT_LIMIT = 64 * 2**20
 TOKENS_FILE = "calibration.npy"
 SAMPLING_FOLDER = "calibration"
@@ -61,7 +61,7 @@ def calibration_tokens(
 ) -> NDArray[np.int64]:
     """Tokens to calibrate on, int64 [sequences, length]; an interrupted export finds its own again in `folder`.
 
-    Of a file these are its first 4,096, or as many whole sequences as it has.
+    Of a file these are its first 8,192, or as many whole sequences as it has.
 
     Raises:
         SourceError: the file cannot be read.

@@ -1,15 +1,15 @@
 """GPTQ of a whole decoder, one layer in memory at a time.
 
-Calibration sequences pass through the decoder layer by layer. Before a layer is quantized, its float weights show what
-its linear layers multiply; after that its quantized weights compute what the next layer sees. So every layer is fitted
-to the errors of those before it. In memory: one layer in float32, its Hessians, and the hidden states.
+Calibration sequences pass through the decoder layer by layer, twice: through the float model, and through what is
+quantized so far, down to the linear layers before the one in work. That one is fitted to give on the inputs it will
+really see what the float model gives on its own; see `quantize/drift.py`. In memory: one layer in float32 and once more
+decoded, the statistics of one linear layer, and the hidden states of both models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
+from edgephi.quantize.drift import compensate
 from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 Float32 = NDArray[np.float32]
@@ -88,20 +89,21 @@ def pack_calibrated(
         OutputError: the disk is full.
     """
     spec = architecture.spec
-    hidden = embed(architecture, tokens)
+    start = embed(architecture, tokens)
+    hidden = Streams(start, start)
     for layer in range(spec.layers):
         weights = layer_weights(architecture, layer)
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         linear = [name for name, weight in weights.items() if takes_gptq(weight, layout)]
+        exact = {name: read_weight(weight) for name, weight in weights.items()}
+        values = dict(exact)
         if group(layer) in journal.done:
-            values = {name: read_weight(weight) for name, weight in weights.items() if name not in linear}
             for name in linear:
                 values[name] = dequantize(read_quantized(data, layout.matrices[name]))
                 report(weight_source_bytes(weights[name]))
         else:
-            values = {name: read_weight(weight) for name, weight in weights.items()}
             formats = {name: _format(layout.matrices[name]) for name in linear}
-            for name, packed in fit_layer(graph, hidden, values, formats):
+            for name, packed in fit_layer(graph, hidden, exact, values, formats):
                 write_quantized(packed, layout.matrices[name], 0, data, weights[name].parts[0].tensor)
                 # scales lose some bits where they are stored
                 values[name] = dequantize(read_quantized(data, layout.matrices[name]))
@@ -112,59 +114,71 @@ def pack_calibrated(
             fmt = layout.matrices[name].format if rounded else None
             if fmt is not None:
                 values[name] = dequantize(round_to_nearest(values[name], fmt, name=name))
-        hidden = graph.run(hidden, values)
+        hidden = Streams(graph.run(hidden.exact, exact), graph.run(hidden.actual, values))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Hidden states before a layer, float32 [sequences, length, hidden]."""
+
+    exact: Float32
+    """Of the float model."""
+    actual: Float32
+    """Of the model whose earlier layers are quantized."""
 
 
 def fit_layer(
-    graph: LayerGraph, hidden: Float32, values: dict[str, Float32], formats: Mapping[str, BlockFormat]
+    graph: LayerGraph,
+    hidden: Streams,
+    exact: Mapping[str, Float32],
+    values: dict[str, Float32],
+    formats: Mapping[str, BlockFormat],
 ) -> Iterator[tuple[str, QuantizedWeight]]:
-    """Quantize the linear weights of one layer to what they multiply when the layer computes in float.
+    """Quantize the linear weights of one layer, each to what it multiplies once those before it are quantized.
 
     Args:
-        hidden: hidden states before the layer, float32 [sequences, length, hidden].
-        values: all weights of the layer; those that were quantized are replaced by what they decode to.
-        formats: of the weights to quantize, by name.
+        exact: all weights of the layer, float.
+        values: the same; those that were quantized are replaced by what they decode to.
+        formats: of the weights to quantize, by name, in the order in which the layer uses them.
 
     Raises:
         EngineError, WeightError, QuantizationError: see `LayerGraph.run` and `gptq`.
     """
-    sums = {name: _Hessian(values[name].shape[1]) for name in formats}
+    for name, fmt in formats.items():
+        hessian, cross = _statistics(graph, name, hidden, exact, values)
+        target = compensate(exact[name], hessian, cross, name=name)
+        del cross
+        packed = gptq(target, hessian, fmt, name=name)
+        del hessian, target
+        values[name] = dequantize(packed)
+        yield name, packed
 
+
+def _statistics(
+    graph: LayerGraph, name: str, hidden: Streams, exact: Mapping[str, Float32], values: Mapping[str, Float32]
+) -> tuple[Float32, Float32]:
+    """Hessian A^T A and drift A^T (X - A) of a linear layer's inputs: A the actual ones, X those of the float model."""
+    columns = exact[name].shape[1]
+    hessian, cross = np.zeros((2, columns, columns), np.float32)
+    actual: list[Float32] = []
+    wanted: list[Float32] = []
+    left = len(hidden.actual)
     with worker_pool() as pool:
-
-        def accumulate(name: str, inputs: Float32) -> None:
-            if name in sums:
-                sums[name].add(pool, inputs)
-
-        graph.run(hidden, values, accumulate)
-        for name, fmt in formats.items():
-            packed = gptq(values[name], sums.pop(name).total(pool), fmt, name=name)
-            values[name] = dequantize(packed)
-            yield name, packed
-
-
-class _Hessian:
-    """X^T X of inputs that come in pieces; a product of many rows is worth more than its sum costs."""
-
-    def __init__(self, columns: int) -> None:
-        self._sum = np.zeros((columns, columns), np.float32)
-        self._waiting: list[Float32] = []
-
-    def add(self, pool: ThreadPoolExecutor, inputs: Float32) -> None:
-        self._waiting.append(inputs)
-        if sum(map(len, self._waiting)) >= ROWS_AT_ONCE:
-            self._multiply(pool)
-
-    def total(self, pool: ThreadPoolExecutor) -> Float32:
-        if self._waiting:
-            self._multiply(pool)
-        mirror(self._sum)
-        return self._sum
-
-    def _multiply(self, pool: ThreadPoolExecutor) -> None:
-        rows = np.concatenate(self._waiting)
-        self._waiting = []
-        add_gram(pool, self._sum, rows)
+        pairs = zip(graph.inputs(name, hidden.actual, values), graph.inputs(name, hidden.exact, exact), strict=True)
+        for ours, theirs in pairs:
+            actual.append(ours)
+            wanted.append(theirs)
+            left -= 1
+            # a product of many rows is worth more than its sum costs
+            if not left or sum(map(len, actual)) >= ROWS_AT_ONCE:
+                rows = np.concatenate(actual)
+                drift = np.concatenate(wanted)
+                drift -= rows
+                add_gram(pool, hessian, rows)
+                add_gram(pool, cross, rows, drift)
+                actual, wanted = [], []
+    mirror(hessian)
+    return hessian, cross
 
 
 def _format(matrix: StoredMatrix) -> BlockFormat:

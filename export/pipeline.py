@@ -90,7 +90,7 @@ def export(
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for gptq and for a budget, of which the first 4,096 tokens count; None: the model
+        calibration: UTF-8 text for gptq and for a budget, of which the first 8,192 tokens count; None: the model
             samples its own.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the

@@ -6,7 +6,8 @@ to be computed with; float and quantized weights take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,12 @@ from edgephi.export.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, 
 from edgephi.export.rope import rope_table
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
-from edgephi.quantize.workers import worker_pool, worker_threads
+from edgephi.quantize.workers import worker_threads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Float32 = NDArray[np.float32]
-OnInput = Callable[[str, Float32], None]
 
 
 def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
@@ -77,13 +77,12 @@ class LayerGraph:
         self._layer, self._length = layer, length
         emit = _RecordingEmitter(self._layout, recipe)
         inputs, outputs = emit_layer(emit, part.spec)
-        # two linear layers that multiply the same (a parallel decoder's) share an output
-        self._recorded: dict[str, list[str]] = {}
-        for weight, value in emit.linear_inputs.items():
-            value.type = ir.TensorType(emit.float)
-            self._recorded.setdefault(str(value.name), []).append(self._outside(weight))
+        self._recorded = {self._outside(weight): str(value.name) for weight, value in emit.linear_inputs.items()}
         self._used = set(emit.ports)
+        # two linear layers that multiply the same (a parallel decoder's) share an output
         read = list({value.name: value for value in emit.linear_inputs.values()}.values())
+        for value in read:
+            value.type = ir.TensorType(emit.float)
         model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read])
         options = ort.SessionOptions()
         # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
@@ -98,45 +97,54 @@ class LayerGraph:
         except Exception as error:  # onnxruntime's exceptions have no common base but this
             raise _failure(error, layer) from error
 
-    def run(self, hidden: Float32, weights: Mapping[str, Float32], on_input: OnInput | None = None) -> Float32:
-        """Hidden states after the layer, float32 [sequences, length, hidden], a few sequences at a time.
+    def run(self, hidden: Float32, weights: Mapping[str, Float32]) -> Float32:
+        """Hidden states after the layer, float32 [sequences, length, hidden].
 
         Args:
             hidden: hidden states before it, of the same shape.
             weights: every weight of the layer, float32, by canonical name.
-            on_input: told the input [length, columns] of every linear layer, by its weight's name, for each sequence.
 
         Raises:
             EngineError: the run fails, or gives values that are not finite.
         """
-        feeds = self._feeds(weights)
-        recorded = self._recorded if on_input else {}
         result = np.empty_like(hidden)
-        with worker_pool() as pool:
-            step = worker_threads()
-            for start in range(0, len(hidden), step):
-                runs = pool.map(lambda one: self._one(one, feeds, [*recorded]), hidden[start : start + step])
-                for number, (after, *inputs) in enumerate(runs, start):
-                    result[number] = after
-                    for readers, values in zip(recorded.values(), inputs, strict=True):
-                        for weight in readers:
-                            assert on_input is not None
-                            on_input(weight, values.reshape(-1, values.shape[-1]))
+        for number, after in enumerate(self._each(HIDDEN_OUT, hidden, weights)):
+            result[number] = after
         return result
 
-    def _one(self, sequence: Float32, feeds: Mapping[str, NDArray[np.generic]], recorded: list[str]) -> list[Float32]:
-        """Hidden states after the layer [length, hidden], then the recorded inputs with a leading axis of 1."""
-        try:
-            after, *inputs = self._session.run([HIDDEN_OUT, *recorded], {HIDDEN_IN: sequence[None], **feeds})
-        except Exception as error:  # as above
-            raise _failure(error, self._layer) from error
-        if not np.isfinite(after).all():
-            raise EngineError(
-                "hidden states are not finite",
-                where=f"layers.{self._layer}",
-                remedy="Check the checkpoint, or calibrate with other text",
-            )
-        return [after[0], *inputs]
+    def inputs(self, linear: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
+        """What a linear layer, given by its weight's name, multiplies: float32 [length, columns] of every sequence.
+
+        Nothing behind that layer is computed. Arguments and errors are those of `run`.
+        """
+        return self._each(self._recorded[linear], hidden, weights)
+
+    def _each(self, output: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
+        """An output for every sequence in turn, without its batch axis; as many are computed at a time as there are
+        threads."""
+        import onnxruntime as ort
+
+        feeds = self._feeds(weights)
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+
+        def one(sequence: Float32) -> Float32:
+            try:
+                values: Float32 = self._session.run([output], {HIDDEN_IN: sequence[None], **feeds}, options)[0]
+            except Exception as error:  # onnxruntime's exceptions have no common base but this
+                raise _failure(error, self._layer) from error
+            if not np.isfinite(values).all():
+                raise EngineError(
+                    "hidden states are not finite",
+                    where=f"layers.{self._layer}",
+                    remedy="Check the checkpoint, or calibrate with other text",
+                )
+            return values.reshape(-1, values.shape[-1])
+
+        step = worker_threads()
+        with ThreadPoolExecutor(step, "edgephi-layer") as pool:
+            for start in range(0, len(hidden), step):
+                yield from pool.map(one, hidden[start : start + step])
 
     def _outside(self, name: str) -> str:
         """The layer's own name of a weight that is called `layers.0. …` within the graph."""

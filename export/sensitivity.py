@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,13 +144,13 @@ def measure_sensitivities(
         weights = layer_weights(architecture, layer)
         values = {name: read_weight(weight) for name, weight in weights.items()}
         graph = LayerGraph(architecture, layer, states.shape[1])
-        inputs: dict[str, list[Float32]] = {}
-        after = graph.run(states[:exact], values, partial(_remember, inputs) if fitted else None)
+        after = graph.run(states[:exact], values)
         branches = [after, graph.run(states[exact:], values)]
         for name in weights:
             if name in names:
                 trial = _Trial(graph, states[:1], values, name, after[0])
-                so_far.errors[name], branch = trial.errors(inputs.pop(name, None))
+                inputs = list(graph.inputs(name, states[:exact], values)) if fitted else None
+                so_far.errors[name], branch = trial.errors(inputs)
                 branches.append(branch)
                 report(weight_source_bytes(weights[name]))
         so_far.states = np.concatenate(branches)
@@ -179,10 +178,6 @@ def _forget_states(folder: Path) -> None:
 def forget_sensitivities(folder: Path) -> None:
     """Remove what is not part of the bundle."""
     (folder / TABLE_FILE).unlink()
-
-
-def _remember(inputs: dict[str, list[Float32]], name: str, values: Float32) -> None:
-    inputs.setdefault(name, []).append(values)
 
 
 @dataclass(frozen=True)

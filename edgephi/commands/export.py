@@ -62,7 +62,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="UTF-8 text for gptq and budgets, up to 4,096 tokens. Without: the model samples its own.",
+            help="UTF-8 text for gptq and budgets, up to 8,192 tokens. Without: the model samples its own.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples, and of --rotate.")] = 0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,38 @@ def test_fitted_weights_predict_more_like_the_reference_than_rounded_ones(
     ids, logits = reference["input_ids"], reference["logits"]
     ours = rms_distance(Decoder(tmp_path / "gptq" / "model.onnx").feed(ids), logits)
     assert ours < rms_distance(Decoder(rounded).feed(ids), logits)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import tests.parity.test_gptq_pack as case
+from edgephi.export.data_file import Journal
+add = Journal.add
+def add_and_wait(journal, name):
+    add(journal, name)
+    if name == case.group(0):
+        print("between layers", flush=True)
+        sys.stdin.read()
+Journal.add = add_and_wait
+case.fitted(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_between_layers_and_resumed_gives_the_same_bytes(fixtures: Path, tmp_path: Path) -> None:
+    # the second layer is fitted to hidden states of both models, which the resumed export has to compute again
+    fitted(fixtures / "llama-gqa", tmp_path / "whole")
+    command = [sys.executable, "-c", KILLED, str(fixtures / "llama-gqa"), str(tmp_path / "resumed")]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "between layers\n"
+    process.kill()
+    process.communicate()
+    journal = (tmp_path / "resumed" / JOURNAL).read_text(encoding="utf-8")
+    assert group(0) in journal and group(1) not in journal
+    fitted(fixtures / "llama-gqa", tmp_path / "resumed")
+    assert (tmp_path / "resumed" / DATA_FILE).read_bytes() == (tmp_path / "whole" / DATA_FILE).read_bytes()
 
 
 def test_interrupted_and_resumed_gives_the_same_bytes(fixtures: Path, tmp_path: Path) -> None:

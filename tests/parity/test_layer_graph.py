@@ -58,22 +58,31 @@ def test_layer_by_layer_equals_transformers(case: str, fixtures: Path) -> None:
     assert distance(logits(architecture, hidden), reference["logits"]) < 1e-4
 
 
+def test_layers_that_multiply_the_same_report_the_same(fixtures: Path) -> None:
+    architecture = describe(open_folder(fixtures / "phi-parallel"))
+    hidden = embed(architecture, np.arange(24).reshape(2, 12) % architecture.spec.vocabulary_size)
+    weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
+    graph = LayerGraph(architecture, 0, 12)
+    qkv, up = (list(graph.inputs(f"layers.0.{name}.weight", hidden, weights)) for name in ("qkv", "up"))
+    np.testing.assert_array_equal(qkv, up)
+
+
 def test_the_inputs_reported_are_what_each_weight_multiplies(fixtures: Path) -> None:
     architecture = describe(open_folder(fixtures / "llama-gqa"))
     spec = architecture.spec
     hidden = embed(architecture, np.arange(24).reshape(2, 12) % spec.vocabulary_size)
     weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
-    seen: dict[str, list[Float32]] = {}
     graph = LayerGraph(architecture, 0, 12)
-    after = graph.run(hidden, weights, lambda name, values: seen.setdefault(name, []).append(values.copy()))
-    assert {name: values[0].shape for name, values in seen.items()} == {
-        "layers.0.qkv.weight": (12, spec.hidden_size),
-        "layers.0.o.weight": (12, spec.query_size),
-        "layers.0.gate_up.weight": (12, spec.hidden_size),
-        "layers.0.down.weight": (12, spec.intermediate_size),
+    after = graph.run(hidden, weights)
+    linear = ("qkv", "o", "gate_up", "down")
+    inputs = {name: np.stack(list(graph.inputs(f"layers.0.{name}.weight", hidden, weights))) for name in linear}
+    assert {name: values.shape for name, values in inputs.items()} == {
+        "qkv": (2, 12, spec.hidden_size),
+        "o": (2, 12, spec.query_size),
+        "gate_up": (2, 12, spec.hidden_size),
+        "down": (2, 12, spec.intermediate_size),
     }
     # the layer's output is the residual stream plus what o and down make of their inputs
-    inputs = {name.split(".")[2]: np.stack(values) for name, values in seen.items()}
     added = sum(inputs[name] @ weights[f"layers.0.{name}.weight"].T for name in ("o", "down"))
     np.testing.assert_allclose(hidden + added, after, rtol=0, atol=1e-5 * float(np.abs(after).max()))
     normed = hidden / np.sqrt(np.square(hidden).mean(axis=-1, keepdims=True) + spec.norm_epsilon)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
+from edgephi.quantize.drift import compensate
 from edgephi.quantize.formats import unpack_nibbles
 
 Floats = NDArray[np.float32]
@@ -153,3 +156,75 @@ def test_what_gptq_cannot_do_is_refused() -> None:
         gptq(weight, hessian[:32, :32], ASYMMETRIC)
     with pytest.raises(QuantizationError, match="not positive definite"):
         gptq(weight, -hessian + 3 * np.ones((64, 64), np.float32), ASYMMETRIC)
+
+
+@pytest.mark.parametrize("fmt", [ASYMMETRIC, BlockFormat(4, 128, symmetric=True)], ids=str)
+def test_every_pass_of_refinement_lowers_the_damped_loss(fmt: BlockFormat) -> None:
+    inputs, weight = correlated_inputs(512, 200), gaussian(48, 200)
+    hessian = inputs.T.astype(np.float64) @ inputs
+    damped = hessian + 0.1 * np.trace(hessian) / 200 * np.eye(200)
+
+    def loss(passes: int) -> NDArray[np.float64]:
+        difference = weight - dequantize(gptq(weight, hessian, fmt, damping=0.1, passes=passes)).astype(np.float64)
+        return np.asarray(np.einsum("ij,jk,ik->i", difference, damped, difference))
+
+    losses = [loss(passes) for passes in (0, 1, 2, 4)]
+    for before, after in pairwise(losses):
+        assert (after <= before * (1 + 1e-5)).all()
+    assert losses[-1].sum() < 0.99 * losses[0].sum()
+
+
+def test_refined_codes_and_scales_cannot_be_bettered_one_at_a_time() -> None:
+    fmt = BlockFormat(4, 32, symmetric=True)
+    inputs, weight = correlated_inputs(512, 64), gaussian(16, 64)
+    hessian = inputs.T.astype(np.float64) @ inputs
+    damped = hessian + 0.1 * np.trace(hessian) / 64 * np.eye(64)
+    result = gptq(weight, hessian, fmt, damping=0.1, passes=60)
+    codes = unpack_nibbles(result.codes, 32).reshape(16, 64).astype(np.float64) - 8
+    scales = np.repeat(result.scales.astype(np.float64), 32, axis=1)
+
+    def loss(quantized: NDArray[np.float64]) -> NDArray[np.float64]:
+        difference = weight - quantized
+        return np.asarray(np.einsum("ij,jk,ik->i", difference, damped, difference))
+
+    found = loss(codes * scales)
+    for column in range(64):
+        for step in (-1, 1):
+            other = codes.copy()
+            other[:, column] = np.clip(other[:, column] + step, -8, 7)
+            assert (loss(other * scales) >= found * (1 - 1e-6)).all()
+    for block in range(2):
+        for factor in (0.99, 1.01):
+            other = scales.copy()
+            other[:, 32 * block : 32 * block + 32] *= factor
+            assert (loss(codes * other) >= found * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_compensation_is_the_ridge_regression_on_what_the_layer_really_sees(strength: float) -> None:
+    wanted, weight = correlated_inputs(600, 48).astype(np.float64), gaussian(20, 48)
+    actual = wanted + 0.3 * correlated_inputs(600, 48, seed=9)
+    hessian, cross = actual.T @ actual, actual.T @ (wanted - actual)
+    found = compensate(weight, hessian.astype(np.float32), cross.astype(np.float32), strength=strength, damping=0.02)
+    ridge = np.sqrt(0.02 * np.trace(hessian) / 48) * np.eye(48)
+    # the change from W is what least squares finds, with rows that ask for no change
+    missing = np.concatenate([(wanted - actual) @ weight.T, np.zeros((48, 20))])
+    change, *_ = np.linalg.lstsq(np.concatenate([actual, ridge]), missing, rcond=None)
+    np.testing.assert_allclose(found, weight + strength * change.T, rtol=0, atol=1e-5 * float(np.abs(weight).max()))
+    if strength == 1.0:
+        assert output_error_between(wanted, weight, actual, found) < output_error_between(
+            wanted, weight, actual, weight
+        )
+
+
+def output_error_between(
+    wanted: NDArray[np.float64], weight: Floats, actual: NDArray[np.float64], ours: Floats
+) -> float:
+    return float(np.square(wanted @ weight.T - actual @ ours.T).sum())
+
+
+def test_inputs_without_drift_need_no_compensation() -> None:
+    weight, inputs = gaussian(8, 32), correlated_inputs(100, 32)
+    nothing = np.zeros((32, 32), np.float32)
+    np.testing.assert_array_equal(compensate(weight, inputs.T @ inputs, nothing), weight)
+    np.testing.assert_array_equal(compensate(weight, nothing, nothing), weight)
