@@ -160,9 +160,7 @@ def export(
         reporter = Reporter(source_bytes(architecture) + tried, on_progress)
         tokens = calibration_tokens(architecture, tokenizer, text, folder, journal, threads) if text else None
         if mix and tokens is not None:
-            errors = measure_sensitivities(
-                architecture, mix.weights, tokens, folder, journal, reporter, fitted=recipe.quantize == "gptq"
-            )
+            errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, reporter)
             layout = settle(architecture, recipe, mix, errors)
             variants = plan_variants(devices, architecture.spec, layout, recipe)
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second

@@ -14,7 +14,6 @@ from edgephi.errors import UsageError
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.mixed import Budget, describe_names, make_budget, parse_size, plan_mix, settle
 from edgephi.export.pack import pack_weights, weight_source_bytes
@@ -44,17 +43,12 @@ def build(
     folder: Path,
     formats: dict[str, BlockFormat],
     recipe: Recipe = RECIPE,
-    tokens: NDArray[np.int64] | None = None,
 ) -> Path:
-    """Graph and data file with those formats; on tokens GPTQ decides the codes."""
+    """Graph and data file with those formats."""
     architecture = describe(open_folder(source))
     layout = plan_storage(architecture, recipe, formats)
     folder.mkdir()
-    journal, path = Journal(folder / JOURNAL, ""), folder / DATA_FILE
-    if tokens is None:
-        pack_weights(architecture, layout, path, journal, 1, lambda count: None)
-    else:
-        pack_with_gptq(architecture, layout, tokens, path, journal, 1, lambda count: None)
+    pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
     write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
     return folder / "model.onnx"
 
@@ -64,9 +58,7 @@ def random_tokens(source: Path) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, describe(open_folder(source)).spec.vocabulary_size, (3, 32))
 
 
-def sensitivities(
-    source: Path, folder: Path, *, fitted: bool = False, interrupt_after: int | None = None
-) -> Sensitivities:
+def sensitivities(source: Path, folder: Path, *, interrupt_after: int | None = None) -> Sensitivities:
     architecture = describe(open_folder(source))
     names, reported = linear_weights(architecture), 0
 
@@ -78,7 +70,7 @@ def sensitivities(
 
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / JOURNAL, "key")
-    table = measure_sensitivities(architecture, names, random_tokens(source), folder, journal, report, fitted=fitted)
+    table = measure_sensitivities(architecture, names, random_tokens(source), folder, journal, report)
     assert reported == sum(weight_source_bytes(architecture.weights[name]) for name in names)
     return table
 
@@ -102,22 +94,21 @@ def test_a_graph_of_many_formats_computes_what_its_codes_decode_to(fixtures: Pat
     assert distance(Decoder(graph).feed_one_by_one(ids), Decoder(decoded).feed(ids)) < 1e-4
 
 
-@pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel", "phi3-longrope-short"])
 def test_a_sensitivity_is_the_divergence_of_the_whole_model_with_only_that_weight_quantized(
-    case: str, fitted: bool, fixtures: Path, tmp_path: Path
+    case: str, fixtures: Path, tmp_path: Path
 ) -> None:
     source, fmt = fixtures / case, LADDER[FOLLOWED]
-    table = sensitivities(source, tmp_path / "measured", fitted=fitted)
+    table = sensitivities(source, tmp_path / "measured")
     architecture, tokens = describe(open_folder(source)), random_tokens(source)
     ids = tokens[:1]
     unrounded = replace(RECIPE, linear=None, embedding=None)
     expected = Decoder(build(source, tmp_path / "float", {}, unrounded)).feed(ids)
     for number, name in enumerate(linear_weights(architecture)):
-        graph = build(source, tmp_path / str(number), {name: fmt}, unrounded, tokens if fitted else None)
+        graph = build(source, tmp_path / str(number), {name: fmt}, unrounded)
         found = divergence(expected, Decoder(graph).feed(ids))
         assert table[name][FOLLOWED] == pytest.approx(found, rel=0.02, abs=1e-6)
-        assert table[name][-1] < table[name][FOLLOWED] / (1 if fitted else 20)
+        assert table[name][-1] < table[name][FOLLOWED] / 20
 
 
 def divergence(expected: np.ndarray, other: np.ndarray) -> float:
@@ -126,17 +117,16 @@ def divergence(expected: np.ndarray, other: np.ndarray) -> float:
     return float((p * np.log(p / q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-def test_an_interrupted_measurement_finds_the_same(fitted: bool, fixtures: Path, tmp_path: Path) -> None:
+def test_an_interrupted_measurement_finds_the_same(fixtures: Path, tmp_path: Path) -> None:
     source, resumed = fixtures / "llama-gqa", tmp_path / "resumed"
-    whole = sensitivities(source, tmp_path / "whole", fitted=fitted)
+    whole = sensitivities(source, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        sensitivities(source, resumed, fitted=fitted, interrupt_after=1)
+        sensitivities(source, resumed, interrupt_after=1)
     (resumed / "0.sensitivity.npy").write_bytes(b"a kill may leave it behind")
     journal = (resumed / JOURNAL).read_text(encoding="utf-8").split("\n")
     assert journal[1:] == ["sensitivity.1", ""]
-    assert sensitivities(source, resumed, fitted=fitted) == whole
-    assert sensitivities(source, resumed, fitted=fitted) == whole, "read back from the table"
+    assert sensitivities(source, resumed) == whole
+    assert sensitivities(source, resumed) == whole, "read back from the table"
     assert {path.name for path in resumed.iterdir()} == {JOURNAL, "sensitivity.json"}
 
 
