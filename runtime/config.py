@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgephi.bundle import GENAI_CONFIG, Manifest
+from edgephi.bundle import GENAI_CONFIG, Manifest, NpuFacts
 from edgephi.errors import BundleError
 
 CONFIG_LIMIT = 4 * 2**20
@@ -18,7 +18,7 @@ CODE_KEYS = frozenset({"custom_ops_library", "library_path"})
 
 class _Decoder(BaseModel):
     model_config = ConfigDict(frozen=True)
-    filename: str
+    filename: str | None = Field(default=None, description="None: a pipeline of several graphs")
 
 
 class GenaiModel(BaseModel):
@@ -47,8 +47,28 @@ def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
     Raises:
         BundleError: missing, malformed, at odds with the manifest, or naming a library to load.
     """
-    path = folder / GENAI_CONFIG
     refuse_npu_bundle(folder, manifest)
+    model = _read(folder)
+    if model.decoder.filename not in {graph.file for graph in manifest.graphs}:
+        raise BundleError(
+            f"the configuration names a graph the manifest does not: {model.decoder.filename!r}",
+            where=folder / GENAI_CONFIG,
+            remedy="Export the model again",
+        )
+    return model
+
+
+def read_npu_config(folder: Path, facts: NpuFacts) -> GenaiModel:
+    """Read genai_config.json of a bundle for an NPU, whose graphs are in the manifest; the context is that of these.
+
+    Raises:
+        BundleError: missing, malformed, or naming a library to load.
+    """
+    return _read(folder).model_copy(update={"context_length": facts.context_length})
+
+
+def _read(folder: Path) -> GenaiModel:
+    path = folder / GENAI_CONFIG
 
     def refusal(what: str) -> BundleError:
         return BundleError(what, where=path, remedy="Export the model again")
@@ -67,8 +87,6 @@ def read_genai_config(folder: Path, manifest: Manifest) -> GenaiModel:
         raise refusal(f"the configuration cannot be used: {key}: {first['msg']}") from error
     if named := sorted(keys & CODE_KEYS):
         raise refusal(f"the configuration asks to load code: {named[0]}")
-    if parsed.model.decoder.filename not in {graph.file for graph in manifest.graphs}:
-        raise refusal(f"the configuration names a graph the manifest does not: {parsed.model.decoder.filename!r}")
     return parsed.model
 
 

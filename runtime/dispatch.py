@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from edgephi.bundle import GraphEntry, Manifest, check_bundle, read_manifest
+from edgephi.bundle import GraphEntry, Manifest
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.detect import Machine, detect, survey
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
 from edgephi.errors import DeviceError
 from edgephi.runtime.config import refuse_npu_bundle
-from edgephi.runtime.placement import Placement, placement
+from edgephi.runtime.placement import Placement
 from edgephi.runtime.probe import HARDWARE, Device, prove
 
 CLASSES: Mapping[str, tuple[str, ...]] = {"gpu": ("webgpu", "dml"), "npu": ("qnn",)}
@@ -30,7 +30,8 @@ class Choice:
 
     provider: str
     """Short name."""
-    graph: GraphEntry
+    graph: GraphEntry | None
+    """None: the NPU's, several, which the manifest lists apart."""
     options: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = HARDWARE
     """Kinds of devices that will do."""
@@ -64,7 +65,7 @@ class Place:
         return {
             "provider": self.choice.provider,
             "profile": self.choice.profile,
-            "graph": self.choice.graph.model_dump(),
+            "graph": self.choice.graph and self.choice.graph.model_dump(),
             "options": dict(self.choice.options),
             "threads": self.threads,
             "device": self.device and asdict(self.device),
@@ -123,31 +124,9 @@ def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Pla
     """
     if choice.provider == "cpu":
         return Place(choice, passed_over=tuple(passed_over))
+    assert choice.graph is not None
     device, placed = prove(folder / choice.graph.file, choice.provider, choice.options, choice.kinds)
     return Place(choice, device, placed, tuple(passed_over))
-
-
-def placement_report(folder: Path, device: str = "auto", *, fallback: bool = False) -> Place:
-    """Where a bundle would run, proved, without loading it into onnxruntime-genai; `placement` is never None.
-
-    The arguments are those of `edgephi.load`.
-
-    Raises:
-        BundleError: the folder is not an intact bundle.
-        DeviceError: the device cannot run it.
-        EngineError: onnxruntime refuses the graph.
-    """
-    manifest = read_manifest(folder)
-    check_bundle(folder, manifest, every_byte=False)
-    tried = plan(folder, manifest, device, fallback)
-    passed_over = tried.passed_over
-    for choice in tried.choices[:-1]:
-        try:
-            return settle(folder, choice, passed_over)
-        except DeviceError as error:
-            passed_over = (*passed_over, str(error))
-    place = settle(folder, tried.choices[-1], passed_over)
-    return place if place.placement is not None else replace(place, placement=placement(folder))
 
 
 def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:

@@ -61,6 +61,19 @@ class Engine(Protocol):
         """Free the cache; more than once is allowed."""
 
 
+class Weights(Protocol):
+    """A loaded model; sequences share it."""
+
+    def require_open(self) -> None:
+        """Raises EngineError once it is closed."""
+
+    def sequence(self, capacity: int) -> Engine:
+        """An empty sequence whose KV cache holds `capacity` tokens."""
+
+    def close(self) -> None:
+        """Free the sequences, then the weights; more than once is allowed."""
+
+
 def capacity_for(tokens: int, context_length: int) -> int:
     """Cache size for a sequence of `tokens`: rounded up, never beyond the context."""
     return min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, context_length)

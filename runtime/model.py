@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -11,10 +12,12 @@ from types import TracebackType
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.config import GenaiModel, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, plan, settle
-from edgephi.runtime.engine import Engine, OgModel, capacity_for
-from edgephi.runtime.placement import Placement, placement
+from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
+from edgephi.runtime.npu import open_npu
+from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
+from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
@@ -52,14 +55,16 @@ def load(
     path = Path(folder)
     manifest = read_manifest(path)
     check_bundle(path, manifest, every_byte=verify)
+    if manifest.npu is not None:
+        return Model.on_npu(path, manifest, npu_place(path, manifest, os.fspath(device)), threads)
     tried = plan(path, manifest, os.fspath(device), fallback)
     passed_over = tried.passed_over
     for choice in tried.choices[:-1]:
         try:
-            return Model(path, manifest, settle(path, choice, passed_over), threads)
+            return Model.on_og(path, manifest, settle(path, choice, passed_over), threads)
         except (DeviceError, EngineError) as error:
             passed_over = (*passed_over, str(error))
-    return Model(path, manifest, settle(path, tried.choices[-1], passed_over), threads)
+    return Model.on_og(path, manifest, settle(path, tried.choices[-1], passed_over), threads)
 
 
 class Model:
@@ -69,20 +74,55 @@ class Model:
     keeps the KV cache from one turn to the next.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, place: Place, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        place: Place,
+        config: GenaiModel,
+        open_weights: Callable[[], Weights],
+        threads: int,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.place = place
-        self.threads: int = threads or place.threads
+        self.threads = threads
         self._placement = place.placement
-        config = read_genai_config(folder, manifest)
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
         self.stop_ids = config.stop_ids
         self.tokenizer = Tokenizer(folder)
         self.template: ChatTemplate | None = read_template(folder)
+        self._weights = open_weights()  # last, because it costs most
+
+    @classmethod
+    def on_og(cls, folder: Path, manifest: Manifest, place: Place, threads: int | None) -> Model:
+        """Run by onnxruntime-genai; the arguments and errors are those of `load`."""
+        config, count = read_genai_config(folder, manifest), threads or place.threads
         switch = manifest.model.rope_switch
-        self._weights = OgModel(folder, config, place, threads=self.threads, rope_switch=switch)
+
+        def open_weights() -> Weights:
+            return OgModel(folder, config, place, threads=count, rope_switch=switch)
+
+        return cls(folder, manifest, place, config, open_weights, count)
+
+    @classmethod
+    def on_npu(cls, folder: Path, manifest: Manifest, found: NpuPlace, threads: int | None) -> Model:
+        """Run by `runtime/npu.py`; the arguments and errors are those of `load`."""
+        assert manifest.npu is not None
+        config, place = read_npu_config(folder, manifest.npu), Place(found.choice)
+        count = threads or place.threads
+        opened: list[Placement] = []
+
+        def open_weights() -> Weights:
+            npu = open_npu(folder, found.device, chip=found.chip, threads=count)
+            opened.extend(npu.placements)
+            return npu
+
+        model = cls(folder, manifest, place, config, open_weights, count)
+        model._placement = together(manifest.npu.target, opened)
+        model.place = replace(place, placement=model._placement)
+        return model
 
     @property
     def placement(self) -> Placement:

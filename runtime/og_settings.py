@@ -25,6 +25,7 @@ def og_config(folder: Path, place: Place, threads: int) -> Any:
     import onnxruntime_genai as og
 
     choice, device = place.choice, place.device
+    assert choice.graph is not None, "the NPU's graphs are not og's"
     session: dict[str, object] = {"intra_op_num_threads": threads}
     if not choice.spinning:
         session["session.intra_op.allow_spinning"] = "0"
@@ -60,7 +61,7 @@ def require_device(used: str, place: Place) -> None:
     if (used == "CPU") != (asked == "cpu"):
         raise DeviceError(
             f"onnxruntime-genai was asked for {asked} and loaded the graph on {used}",
-            where=place.choice.graph.file,
+            where=place.choice.graph and place.choice.graph.file,
             remedy="Update onnxruntime-genai, or load the bundle with --device cpu",
             step="device",
         )

@@ -84,7 +84,7 @@ def placement(folder: Path) -> Placement:
 
     manifest = read_manifest(folder)
     check_bundle(folder, manifest, every_byte=False)
-    graph = folder / read_genai_config(folder, manifest).decoder.filename
+    graph = folder / (read_genai_config(folder, manifest).decoder.filename or "")
     options = twin_options()
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
@@ -120,6 +120,22 @@ def read_placement(session: onnxruntime.InferenceSession, graph: Path, requested
         taken = {_operator(node) for name, nodes in assigned.items() if name != CPU for node in nodes}
         kept = _kept(requested[0], assigned.get(CPU, []), taken, facts)
     return Placement(graph.name, requested, tuple(sorted(providers, key=lambda part: -part.nodes)), kept)
+
+
+def together(graph: str, parts: Sequence[Placement]) -> Placement:
+    """The division of a model in several graphs, under one name."""
+    names = list(dict.fromkeys(one.provider for part in parts for one in part.providers))
+    providers = []
+    for name in names:
+        mine = [one for part in parts for one in part.providers if one.provider == name]
+        operators = Counter[str]()
+        for one in mine:
+            operators.update(one.op_types)
+        nodes, weights = sum(one.nodes for one in mine), sum(one.weight_bytes for one in mine)
+        providers.append(ProviderNodes(name, nodes, dict(operators.most_common()), weights))
+    requested = tuple(dict.fromkeys(name for part in parts for name in part.requested))
+    kept = tuple(one for part in parts for one in part.kept)
+    return Placement(graph, requested, tuple(sorted(providers, key=lambda part: -part.nodes)), kept)
 
 
 def from_json(record: Mapping[str, Any]) -> Placement:

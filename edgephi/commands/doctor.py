@@ -88,7 +88,7 @@ def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
     from edgephi.bundle import MANIFEST
     from edgephi.devices.doctor import Finding
     from edgephi.errors import EdgephiError
-    from edgephi.runtime.dispatch import placement_report
+    from edgephi.runtime.report import placement_report
 
     if not (folder / MANIFEST).is_file():
         return None, []

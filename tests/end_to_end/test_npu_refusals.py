@@ -182,4 +182,4 @@ def test_the_simulator_is_no_npu(exported: Path) -> None:
 
 def test_nothing_runs_the_bundle_on_the_cpu_instead(exported: Path) -> None:
     with pytest.raises(BundleError, match="no NPU was asked for"):
-        load(exported)
+        load(exported, "cpu")

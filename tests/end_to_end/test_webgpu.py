@@ -169,7 +169,7 @@ def test_the_command_takes_a_profile_and_reports_the_provider(bundle: Path) -> N
 
 
 def test_a_placement_is_json(bundle: Path) -> None:
-    from edgephi.runtime.dispatch import placement_report
+    from edgephi.runtime.report import placement_report
 
     record = json.loads(json.dumps(placement_report(bundle, PROFILE).as_json()))
     assert record["placement"]["requested"] == [WEBGPU]
