@@ -81,7 +81,8 @@ def contenders(
     """The commands that are compared; the builder is last."""
     export = (sys.executable, "-m", "edgephi", "export")
     found = [Contender("edgephi, GGUF", (*export, str(gguf), "--output"))] if gguf else []
-    found.append(Contender("edgephi, folder", (*export, str(folder), "--output")))
+    # the builder rounds to nearest, and so is rounding what it is compared with
+    found.append(Contender("edgephi, folder", (*export, str(folder), "--quantize", "rtn", "--output")))
     builder = (
         str(builder_python),
         "-m",

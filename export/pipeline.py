@@ -18,26 +18,21 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, describe_file
 from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import UsageError
 from edgephi.export.block_sparse import prefill_chunk
-from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
+from edgephi.export.calibrate import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.families import describe
 from edgephi.export.genai_config import write_genai_config
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
-from edgephi.export.mixed import Mix, make_budget, plan_mix, settle
+from edgephi.export.mixed import Mix, make_budget, settle
 from edgephi.export.output import check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.plan import Plan, make_plan
 from edgephi.export.record import make_manifest
 from edgephi.export.rope_switch import write_long_rope_adapter
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.sensitivity import forget_sensitivities, measure_sensitivities, states_bytes
-from edgephi.export.source import open_source
+from edgephi.export.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe, plan_storage
-from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
+from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe
 from edgephi.export.tokenizer_files import write as write_tokenizer
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
 from edgephi.export.variants import plan_variants, require_devices
 
 GRAPH_ALLOWANCE = 32 * 2**20
@@ -80,9 +75,11 @@ def export(
             fp16 and fp32 store everything in that type.
         block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
-        quantize: for int4. auto carries over what the source holds in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K),
-            provided that `block_size` is 32, and rounds the rest; rtn rounds everything to nearest; gptq fits
-            every layer to calibration text that passes through the model layer by layer (experts are rounded).
+        quantize: for int4. rtn rounds everything to nearest; gptq fits every layer to calibration text that passes
+            through the model layer by layer (experts are rounded). auto carries over what the source holds in 4-bit
+            blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32, and rounds the rest. Where there
+            is nothing to carry over it is gptq for models of up to a billion parameters, which takes minutes, or when
+            `calibration` is given; else rtn.
         bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
             4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
             that are carried over stay what they are.
@@ -124,41 +121,41 @@ def export(
         if via != "edgephi" or calibration is not None or budget is not None:
             raise UsageError("the NPU's graphs take --quantize auto or rtn", remedy="Leave the other choices out")
         return export_for_npu(source, output, recipe, npu, revision=revision, force=force, on_progress=on_progress)
-    text = _calibration(recipe, calibration, seed, via, budgeted=budget is not None)
     require_devices(devices)
-    if via == "optimum" and set(devices) != {"cpu"}:
-        raise UsageError("optimum's graph is for the CPU", remedy="Leave --device or --via out")
+    text = None if calibration is None else Path(calibration)
     if via == "optimum":
-        if rotate:
-            raise UsageError("rotation takes models of edgephi's own families", remedy="Leave --rotate or --via out")
+        if set(devices) != {"cpu"} or rotate or budget is not None or text is not None or quantize == "gptq":
+            raise UsageError(
+                "optimum's graph is for the CPU, and its weights are only rounded",
+                remedy="Leave --device, --rotate, --bits, --target-size, --calibration and --quantize out, or --via",
+            )
         from edgephi.export.via_optimum import export_via_optimum
 
         return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)
-    checkpoint = open_source(source, revision)
-    published = describe(checkpoint)
-    architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
-    tokenizer = read_tokenizer(checkpoint, architecture)
-    mix = plan_mix(architecture, recipe, budget) if budget else None
-    layout = mix.smallest if mix else plan_storage(architecture, recipe)
-    variants = plan_variants(devices, architecture.spec, layout, recipe)
-    aside_bytes = extra_disk(architecture, text) if text else 0
-    if mix:
-        aside_bytes += mix.spare + 2 * states_bytes(architecture.spec, len(mix.weights))
-    check_disk(output, layout.bytes + GRAPH_ALLOWANCE + aside_bytes)
+    plan = make_plan(source, recipe, revision=revision, devices=devices, budget=budget, calibration=text, seed=seed)
+    return _carry_out(plan, output, force, devices, on_progress)
+
+
+def _carry_out(
+    plan: Plan, output: Path, force: bool, devices: Sequence[str], on_progress: Callable[[Progress], None] | None
+) -> Manifest:
+    architecture, recipe, layout, variants = plan.architecture, plan.recipe, plan.layout, plan.variants
+    mix, text = plan.mix, plan.text
+    check_disk(output, layout.bytes + GRAPH_ALLOWANCE + plan.aside_bytes)
     threads = min(4, os.cpu_count() or 1)
-    key = export_key(checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
+    key = export_key(plan.checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
     with (
         staged(output, force, key) as (folder, journal),
-        source_hashes(checkpoint.files) as source_files,
+        source_hashes(plan.checkpoint.files) as source_files,
         ThreadPoolExecutor(1, thread_name_prefix="edgephi-graph") as aside,
     ):
-        write_genai_config(architecture.spec, tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
-        write_tokenizer(tokenizer, folder)
+        write_genai_config(architecture.spec, plan.tokenizer, folder, prefill_chunk=prefill_chunk(architecture.spec))
+        write_tokenizer(plan.tokenizer, folder)
         if architecture.spec.long_rope is not None:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         tried = sum(weight_source_bytes(architecture.weights[name]) for name in mix.weights) if mix else 0
         reporter = Reporter(source_bytes(architecture) + tried, on_progress)
-        tokens = calibration_tokens(architecture, tokenizer, text, folder, journal, threads) if text else None
+        tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         if mix and tokens is not None:
             errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, reporter)
             layout = settle(architecture, recipe, mix, errors)
@@ -179,39 +176,20 @@ def export(
             forget_tokens(folder)
         if mix and tokens is not None:
             forget_sensitivities(folder)
-        record = describe_text(text, tokens) if text and tokens is not None else None
         manifest = make_manifest(
-            checkpoint,
+            plan.checkpoint,
             architecture,
             layout,
             recipe,
             folder,
             source_files(),
-            record,
-            published.parameters,
+            describe_text(text, tokens) if text and tokens is not None else None,
+            plan.parameters,
             tuple(one.entry for one in variants),
             mix,
         )
         write_manifest(folder, manifest)
     return manifest
-
-
-def _calibration(
-    recipe: Recipe, calibration: str | Path | None, seed: int, via: str, *, budgeted: bool
-) -> CalibrationSource | None:
-    if recipe.quantize != "gptq" and not budgeted:
-        if calibration is not None:
-            raise UsageError(
-                "only GPTQ and a budget need a calibration text",
-                remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
-            )
-        return None
-    if via != "edgephi":
-        raise UsageError(
-            "GPTQ and budgets take models of edgephi's own families",
-            remedy="Leave --quantize, --bits and --target-size out, or --via",
-        )
-    return CalibrationSource(None if calibration is None else Path(calibration), seed)
 
 
 class Reporter:
@@ -269,18 +247,3 @@ def source_hashes(files: tuple[Path, ...]) -> Iterator[Callable[[], tuple[FileEn
             yield job.result
         finally:
             leaving.set()
-
-
-def read_tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        TokenizerError: there is none, or none that fits the embedding.
-    """
-    if checkpoint.folder is not None:
-        tokenizer = tokenizer_from_folder(checkpoint.folder)
-    else:
-        assert checkpoint.gguf_metadata is not None
-        tokenizer = tokenizer_from_gguf(checkpoint.gguf_metadata, checkpoint.config_where)
-    require_vocabulary(tokenizer, architecture.spec.vocabulary_size, checkpoint.folder or checkpoint.config_where)
-    return tokenizer

@@ -89,23 +89,24 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
         return None
     if recipe.quantize == "rtn":
         return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
+    weights = architecture.weights.values()
     if recipe.quantize == "gptq":
-        experts = any(weight.role == "expert" for weight in architecture.weights.values())
+        experts = any(weight.role == "expert" for weight in weights)
         picked = "GPTQ, experts rounded to nearest" if experts else "GPTQ"
-        return QuantizationChoice(asked="gptq", picked=picked, reason="asked for")
-    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
+        reason = "asked for"
+        if recipe.asked == "auto":
+            reason = "the source holds float weights, and of all ways measured it loses least at a size"
+        return QuantizationChoice(asked=recipe.asked, picked=picked, reason=reason)
+    linear = [weight for weight in weights if weight.role in ("linear", "expert")]
     carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
     if carried == len(linear):
         picked, reason = "carried over", "the source holds every linear weight in 4-bit blocks of 32"
     elif carried:
         picked = "carried over, the rest rounded to nearest"
         reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
-    elif recipe.rotation_seed is not None:
-        picked, reason = "rounded to nearest", "rotated weights are not the source's"
-    elif recipe.carries_over:
-        picked, reason = "rounded to nearest", "the source holds no linear weight in 4-bit blocks of 32"
     else:
-        picked, reason = "rounded to nearest", f"blocks of {recipe.linear.block_size} were asked for"
+        picked = "rounded to nearest"
+        reason = "the quick way; --quantize gptq loses less and takes hours on a large model"
     return QuantizationChoice(asked="auto", picked=picked, reason=reason)
 
 

@@ -44,6 +44,8 @@ class Recipe:
     accuracy_level: int = 4
     """MatMulNBits: 4 multiplies in int8, 1 in float32."""
     quantize: Quantize = "rtn"
+    """As `asked`; where that is auto and nothing is carried over, what `export/plan.py` made of it."""
+    asked: Quantize = "rtn"
     rotation_seed: int | None = None
     """Of the rotation that `export/rotation.py` folds into the weights; None: they are as published."""
     half_scales: bool = True
@@ -79,7 +81,9 @@ def make_recipe(
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
-            return Recipe(precision, linear, eight, "float32", accuracy_level, quantize, rotation_seed)
+            return Recipe(
+                precision, linear, eight, "float32", accuracy_level, quantize, quantize, rotation_seed=rotation_seed
+            )
         case "int8":
             linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
             return Recipe(precision, linear, eight, "float32", accuracy_level, rotation_seed=rotation_seed)

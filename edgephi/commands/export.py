@@ -32,9 +32,9 @@ def export(
     quantize: Annotated[
         Literal["auto", "rtn", "gptq"],
         typer.Option(
-            help="For int4. auto: what the source holds in 4-bit blocks of 32 (GGUF) is carried over as it is, unless "
-            "--block-size is not 32, and the rest is rounded. rtn: everything is rounded to nearest. gptq: "
-            "every layer is fitted to calibration text, in minutes."
+            help="For int4. rtn: rounded to nearest. gptq: every layer is fitted to calibration text, which takes "
+            "minutes or hours. auto: 4-bit blocks of 32 in the source (GGUF) are carried over as they are; without "
+            "any, gptq up to a billion parameters, else rtn."
         ),
     ] = "auto",
     bits: Annotated[

@@ -20,14 +20,8 @@ from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph, stage_graph
 from edgephi.export.output import check_disk, staged
 from edgephi.export.pack import pack_weights, source_bytes
-from edgephi.export.pipeline import (
-    GRAPH_ALLOWANCE,
-    Progress,
-    Reporter,
-    export_key,
-    read_tokenizer,
-    source_hashes,
-)
+from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
+from edgephi.export.plan import read_tokenizer
 from edgephi.export.record import make_manifest
 from edgephi.export.rotation import rotate_architecture
 from edgephi.export.source import open_source

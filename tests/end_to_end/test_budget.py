@@ -50,7 +50,7 @@ def test_what_contradicts_a_budget_is_an_error(checkpoint: Path, tmp_path: Path)
         edgephi.export(checkpoint, tmp_path / "out", bits=6, block_size=64)
     with pytest.raises(UsageError, match="bits and block sizes itself"):
         edgephi.export(checkpoint, tmp_path / "out", bits=6, precision="int8")
-    with pytest.raises(UsageError, match="own families"):
+    with pytest.raises(UsageError, match="only rounded"):
         edgephi.export(checkpoint, tmp_path / "out", bits=6, via="optimum")
     with pytest.raises(UsageError, match=r"Ask for --bits \d+\.\d\d or more"):
         edgephi.export(checkpoint, tmp_path / "out", bits=1)

@@ -223,6 +223,27 @@ def test_every_failure_is_one_of_ours(checkpoint: Path, tmp_path: Path) -> None:
         edgephi.export(checkpoint, tmp_path / "out")
 
 
+# --- auto ------------------------------------------------------------------------------------------------------------
+
+
+def test_float_weights_are_fitted_unless_there_are_too_many_of_them(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = edgephi.export(checkpoint, tmp_path / "small").recipe
+    assert small.quantize is not None and small.calibration is not None
+    assert (small.quantize.asked, small.quantize.picked) == ("auto", "GPTQ")
+    monkeypatch.setattr("edgephi.export.plan.FITTED_UP_TO", 1000)
+    large = edgephi.export(checkpoint, tmp_path / "large").recipe
+    assert large.quantize is not None and large.calibration is None
+    assert (large.quantize.asked, large.quantize.picked) == ("auto", "rounded to nearest")
+    assert "--quantize gptq" in large.quantize.reason
+    # who brings a text wants it used
+    text = tmp_path / "checkpoint" / "letters.txt"
+    text.write_text("thequickbrownfoxjumpsoverthelazydog" * 40, encoding="utf-8")
+    fitted = edgephi.export(checkpoint, tmp_path / "fitted", calibration=text).recipe
+    assert fitted.quantize is not None and fitted.quantize.picked == "GPTQ"
+
+
 # --- GPTQ ------------------------------------------------------------------------------------------------------------
 
 
@@ -256,9 +277,9 @@ def test_gptq_on_a_text_names_the_text(checkpoint: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"calibration": "text.txt"}, "only GPTQ"),
+        ({"calibration": "text.txt", "quantize": "rtn"}, "only GPTQ"),
         ({"quantize": "gptq", "precision": "int8"}, "int4 bundles"),
-        ({"quantize": "gptq", "via": "optimum"}, "own families"),
+        ({"quantize": "gptq", "via": "optimum"}, "only rounded"),
         ({"quantize": "gptq", "seed": -1}, "seed"),
         ({"quantize": "gptq", "calibration": "absent.txt"}, "cannot be read"),
         ({"quantize": "gptq", "calibration": "short.txt"}, "5 tokens"),

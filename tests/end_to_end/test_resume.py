@@ -89,7 +89,7 @@ def test_other_arguments_start_anew(smollm2_gguf: Path, smollm2_bundle: Path, tm
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        edgephi.export(smollm2_gguf, tmp_path / "out", block_size=64, on_progress=interrupt)
+        edgephi.export(smollm2_gguf, tmp_path / "out", block_size=64, quantize="rtn", on_progress=interrupt)
     assert done_layers(partial), "an interrupted export keeps what it has"
     edgephi.export(smollm2_gguf, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(smollm2_bundle)

@@ -1,0 +1,112 @@
+"""What an export will do, decided from its arguments and the source's headers; no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgephi.errors import UsageError
+from edgephi.export.calibrate import CalibrationSource, extra_disk
+from edgephi.export.carry_over import carried_types
+from edgephi.export.families import describe
+from edgephi.export.mixed import Budget, Mix, plan_mix
+from edgephi.export.rotation import rotate_architecture
+from edgephi.export.sensitivity import states_bytes
+from edgephi.export.source import open_source
+from edgephi.export.spec import Architecture, Checkpoint
+from edgephi.export.storage import Layout, Recipe, plan_storage
+from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
+from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.variants import Variant, plan_variants
+
+FITTED_UP_TO = 1_000_000_000
+"""Parameters up to which `auto` fits float weights by GPTQ: minutes on two cores. Beyond, it has to be asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export before it begins."""
+
+    checkpoint: Checkpoint
+    parameters: int
+    """As published: a rotation may add some."""
+    architecture: Architecture
+    tokenizer: TokenizerFiles
+    recipe: Recipe
+    """With the quantizer that `auto` stands for."""
+    layout: Layout
+    """Of a mix the smallest; the one that is used follows from what is measured."""
+    variants: tuple[Variant, ...]
+    text: CalibrationSource | None
+    """None: nothing is calibrated."""
+    mix: Mix | None
+
+    @property
+    def aside_bytes(self) -> int:
+        """Disk for what is removed again, and what a mix may take on top of the smallest layout."""
+        needed = extra_disk(self.architecture, self.text) if self.text else 0
+        if self.mix:
+            needed += self.mix.spare + 2 * states_bytes(self.architecture.spec, len(self.mix.weights))
+        return needed
+
+
+def make_plan(
+    source: str | Path,
+    recipe: Recipe,
+    *,
+    revision: str | None,
+    devices: Sequence[str],
+    budget: Budget | None,
+    calibration: Path | None,
+    seed: int,
+) -> Plan:
+    """Open a source and decide. The arguments are those of `edgephi.export.pipeline.export`.
+
+    Raises:
+        EdgephiError: the source cannot be used, or the arguments do not fit it.
+    """
+    checkpoint = open_source(source, revision)
+    published = describe(checkpoint)
+    architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
+    tokenizer = read_tokenizer(checkpoint, architecture)
+    recipe = decide(recipe, architecture, calibration is not None)
+    text = None
+    if recipe.quantize == "gptq" or budget is not None:
+        text = CalibrationSource(calibration, seed)
+    elif calibration is not None:
+        raise UsageError(
+            "only GPTQ and a budget need a calibration text",
+            remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
+        )
+    mix = plan_mix(architecture, recipe, budget) if budget else None
+    layout = mix.smallest if mix else plan_storage(architecture, recipe)
+    variants = plan_variants(devices, architecture.spec, layout, recipe)
+    return Plan(checkpoint, published.parameters, architecture, tokenizer, recipe, layout, variants, text, mix)
+
+
+def decide(recipe: Recipe, architecture: Architecture, text_given: bool) -> Recipe:
+    """The recipe with `auto` settled: GPTQ where nothing is in 4 bits yet and it takes minutes, or a text is given."""
+    if recipe.asked != "auto" or recipe.linear is None or recipe.linear.bits != 4:
+        return recipe
+    linear = [weight for weight in architecture.weights.values() if weight.role == "linear"]
+    if not linear or any(recipe.carries_over and carried_types(weight) for weight in linear):
+        return recipe
+    fits = text_given or architecture.parameters <= FITTED_UP_TO
+    return replace(recipe, quantize="gptq") if fits else recipe
+
+
+def read_tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        TokenizerError: there is none, or none that fits the embedding.
+    """
+    if checkpoint.folder is not None:
+        tokenizer = tokenizer_from_folder(checkpoint.folder)
+    else:
+        assert checkpoint.gguf_metadata is not None
+        tokenizer = tokenizer_from_gguf(checkpoint.gguf_metadata, checkpoint.config_where)
+    require_vocabulary(tokenizer, architecture.spec.vocabulary_size, checkpoint.folder or checkpoint.config_where)
+    return tokenizer
