@@ -18,8 +18,8 @@ from edgephi.benchmarks.report import in_one_line, library_versions, machine, ma
 from edgephi.errors import EngineError
 from edgephi.export.storage import Quantize
 
-LIMIT_BYTES = 105_000_000
-"""Size of llama.cpp's Q4_K_M of this model, the format that the mixed bundle and the default are held against."""
+MIXED_BYTES = 103_000_000
+"""Of the data file; with graph and tokenizer the folder is as large as llama.cpp's Q4_K_M of this model, 105 MB."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ WAYS = (
     Way("rtn-b128", "rtn", 128),
     Way("gptq-b32", "gptq", target=Target(0.13, 0.08)),
     Way("gptq-b128", "gptq", 128, target=Target(0.28, 0.15)),
-    Way("mixed-105MB", "gptq", target_size=LIMIT_BYTES, target=Target(0.09, 0.057)),
+    Way("mixed", "gptq", target_size=MIXED_BYTES, target=Target(0.09, 0.057)),
     Way("rtn-b32-rotated", "rtn", rotate=True),
     Way("rtn-b128-rotated", "rtn", 128, rotate=True),
     Way("gptq-b32-rotated", "gptq", rotate=True),
