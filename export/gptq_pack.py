@@ -54,10 +54,17 @@ def pack_with_gptq(
 ) -> None:
     """Fill the data file as `pack_weights` does, with 4-bit linear weights quantized by GPTQ on the calibration tokens.
 
+    Args:
+        layout: what it has no place for is used and not written (an embedding that lies in another file).
+
     Raises:
         EdgephiError: see `pack_weights` and `pack_calibrated`.
     """
-    others = {name: weight for name, weight in architecture.weights.items() if not takes_gptq(weight, layout)}
+    others = {
+        name: weight
+        for name, weight in architecture.weights.items()
+        if (name in layout.matrices or name in layout.vectors) and not takes_gptq(weight, layout)
+    }
     pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report)
     data = DataFile(path)
     try:

@@ -115,14 +115,27 @@ def export(
         raise UsageError(
             "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
         )
+    text = None if calibration is None else Path(calibration)
     if npu := hexagon_target(devices):
         from edgephi.export.npu.pipeline import export_for_npu
 
-        if via != "edgephi" or calibration is not None or budget is not None:
-            raise UsageError("the NPU's graphs take --quantize auto or rtn", remedy="Leave the other choices out")
-        return export_for_npu(source, output, recipe, npu, revision=revision, force=force, on_progress=on_progress)
+        if via != "edgephi" or budget is not None:
+            raise UsageError(
+                "the NPU's graphs have one size of block, and are edgephi's own",
+                remedy="Leave --bits, --target-size and --via out",
+            )
+        return export_for_npu(
+            source,
+            output,
+            recipe,
+            npu,
+            revision=revision,
+            calibration=text,
+            seed=seed,
+            force=force,
+            on_progress=on_progress,
+        )
     require_devices(devices)
-    text = None if calibration is None else Path(calibration)
     if via == "optimum":
         if set(devices) != {"cpu"} or rotate or budget is not None or text is not None or quantize == "gptq":
             raise UsageError(

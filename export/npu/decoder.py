@@ -28,6 +28,11 @@ class NpuDecoder:
     context_length: int
     """Tokens of prompt and answer together."""
 
+    @property
+    def whole(self) -> Architecture:
+        """Both parts, the layers in the NPU's form."""
+        return Architecture(self.inner.spec, {**self.outer.weights, **self.inner.weights})
+
 
 def npu_decoder(architecture: Architecture, target: HexagonTarget) -> NpuDecoder:
     """Divide a decoder between NPU and CPU.

@@ -12,19 +12,19 @@ from tempfile import TemporaryDirectory
 from edgephi.bundle import Manifest, NpuFacts, NpuStage, write_manifest
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError
+from edgephi.export.calibrate import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.families import describe
+from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph, stage_graph
 from edgephi.export.output import check_disk, staged
-from edgephi.export.pack import pack_weights, source_bytes
+from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
-from edgephi.export.plan import read_tokenizer
+from edgephi.export.plan import make_plan
 from edgephi.export.record import make_manifest
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.source import open_source
+from edgephi.export.recorded_layer import layer_weights
 from edgephi.export.storage import Layout, Recipe, plan_storage
 from edgephi.export.tokenizer_files import write as write_tokenizer
 
@@ -39,53 +39,76 @@ def export_for_npu(
     target: HexagonTarget,
     *,
     revision: str | None = None,
+    calibration: Path | None = None,
+    seed: int = 0,
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a checkpoint with its layers compiled for a Hexagon NPU; embedding and head stay on the CPU.
 
-    The 4-bit blocks are those of the CPU's bundle.
+    Rounded 4-bit blocks are those of the CPU's bundle. GPTQ fits the layers in the form in which the NPU computes them.
 
     Args:
         output: folder to make; the caller has checked it.
         recipe: an int4 one, for the CPU.
+        calibration: text for GPTQ; None: the model samples its own, with this `seed`.
 
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
     """
     _require_recipe(recipe)
     require_compiler()
-    checkpoint = open_source(source, revision)
-    published = describe(checkpoint)
-    architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
+    plan = make_plan(
+        source, recipe, revision=revision, devices=("cpu",), budget=None, calibration=calibration, seed=seed
+    )
+    architecture, recipe, text = plan.architecture, plan.recipe, plan.text
     decoder = npu_decoder(architecture, target)
-    tokenizer = read_tokenizer(checkpoint, architecture)
     inner_recipe = replace(recipe, float_type="float16", accuracy_level=1)
     outer, inner = plan_storage(decoder.outer, recipe), plan_storage(decoder.inner, inner_recipe)
     _require_whole_blocks(inner)
     # the layers' weights once for the compiler, and once in each phase's binaries
-    check_disk(output, outer.bytes + 3 * inner.bytes + GRAPH_ALLOWANCE)
+    check_disk(output, outer.bytes + 3 * inner.bytes + plan.aside_bytes + GRAPH_ALLOWANCE)
     layout = Layout(outer.matrices | inner.matrices, outer.vectors | inner.vectors, outer.bytes + inner.bytes)
-    key = export_key(checkpoint, architecture, recipe, layout, None, target.name)
+    key = export_key(
+        plan.checkpoint, architecture, recipe, layout, None, f"{target.name} {text.digest() if text else None}"
+    )
     threads = min(4, os.cpu_count() or 1)
     spec = decoder.inner.spec
-    with staged(output, force, key) as (folder, journal), source_hashes(checkpoint.files) as source_files:
+    planned = stages(spec, target, decoder.cache_rows)
+    with staged(output, force, key) as (folder, journal), source_hashes(plan.checkpoint.files) as source_files:
         work = folder / WORK
         work.mkdir(exist_ok=True)
-        write_tokenizer(tokenizer, folder)
-        write_pipeline_config(spec, tokenizer, stages(spec, target, decoder.cache_rows), target, folder)
-        reporter = Reporter(source_bytes(architecture), on_progress)
+        write_tokenizer(plan.tokenizer, folder)
+        write_pipeline_config(spec, plan.tokenizer, planned, target, folder)
+        to_compile = sum(_stage_bytes(stage, decoder) for stage in planned)
+        reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
+        tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
-        pack_weights(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
+        if tokens is None:
+            pack_weights(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
+        else:
+            pack_with_gptq(decoder.whole, inner, tokens, work / DATA_FILE, journal, threads, reporter)
         _write_outer_graphs(decoder, outer, recipe, folder)
-        compiled = [
-            (stage, _compile(stage, decoder, inner, inner_recipe, target, folder))
-            for stage in stages(spec, target, decoder.cache_rows)
-        ]
+        compiled = []
+        for stage in planned:
+            compiled.append((stage, _compile(stage, decoder, inner, inner_recipe, target, folder)))
+            reporter(_stage_bytes(stage, decoder))
         shutil.rmtree(work)
+        if tokens is not None:
+            forget_tokens(folder)
+        record = describe_text(text, tokens) if text and tokens is not None else None
         facts = _facts(decoder, target, compiled)
         manifest = make_manifest(
-            checkpoint, architecture, layout, recipe, folder, source_files(), None, published.parameters, (), npu=facts
+            plan.checkpoint,
+            architecture,
+            layout,
+            recipe,
+            folder,
+            source_files(),
+            record,
+            plan.parameters,
+            (),
+            npu=facts,
         )
         write_manifest(folder, manifest)
     return manifest
@@ -96,8 +119,13 @@ def _require_recipe(recipe: Recipe) -> None:
         raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
     if recipe.linear.block_size > 128:
         raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
-    if recipe.quantize == "gptq":
-        raise UsageError("GPTQ is not built for the NPU yet", remedy="Leave --quantize out, or export for the CPU")
+
+
+def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
+    """Compiling a stage counts as reading its layers once more: both grow with the weights."""
+    return sum(
+        weight_source_bytes(weight) for layer in stage.layers for weight in layer_weights(decoder.inner, layer).values()
+    )
 
 
 def _require_whole_blocks(layout: Layout) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("npu")
     source = tiny_phi(folder / "source", PHI_3, 320)
-    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
+    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
     return folder / "bundle"
 
 

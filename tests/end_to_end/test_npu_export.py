@@ -21,7 +21,7 @@ CONTEXT = 320
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("npu")
     source = tiny_phi(folder / "source", request.param, CONTEXT)
-    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
+    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
     return folder / "bundle", manifest
 
 

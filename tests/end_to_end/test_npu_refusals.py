@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(source: Path) -> Path:
-    edgephi.export(source, source.parent / "bundle", devices=["snapdragon-x-elite"])
+    edgephi.export(source, source.parent / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
     return source.parent / "bundle"
 
 
@@ -101,8 +101,11 @@ def test_a_graph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_rows_that_are_no_whole_blocks_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:
     odd = tiny_phi(tmp_path / "odd", PHI_3 | {"intermediate_size": 176}, 128)
     with pytest.raises(UnsupportedModelError, match=r"rows of 176 .* blocks of 32 \(layers.0.down.weight\)"):
-        edgephi.export(odd, tmp_path / "bundle", devices=["snapdragon-x-elite"])
-    assert edgephi.export(odd, tmp_path / "bundle", devices=["snapdragon-x-elite"], block_size=16).npu is not None
+        edgephi.export(odd, tmp_path / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
+    assert (
+        edgephi.export(odd, tmp_path / "bundle", devices=["snapdragon-x-elite"], quantize="rtn", block_size=16).npu
+        is not None
+    )
 
 
 @pytest.mark.parametrize(

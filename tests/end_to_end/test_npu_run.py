@@ -43,7 +43,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("npu")
     source = tiny_phi(folder / "source", request.param, CONTEXT + 64)
-    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
+    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
     npu = open_npu(folder / "bundle", "npu-simulator")
     yield Pair(npu, cpu_stages(source, folder / "reference"), folder / "bundle")
     npu.close()
