@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from edgephi.devices.profile import Profile, own_profiles
@@ -58,6 +59,11 @@ def hexagon_target(devices: Sequence[str]) -> HexagonTarget | None:
             remedy=f"Make a bundle of its own with --device {named[0].name}",
         )
     return target_of(named[0])
+
+
+def target_names() -> tuple[str, ...]:
+    """The chips there are profiles of."""
+    return tuple(sorted(profile.name for profile in own_profiles() if "qnn" in profile.providers))
 
 
 def target_of(profile: Profile) -> HexagonTarget:
@@ -130,3 +136,24 @@ def parse_compatibility(text: str, where: object) -> CompiledFor:
             remedy="Export the model again with this version of edgephi",
         )
     return CompiledFor(found[1], int(found[2]), int(found[3]))
+
+
+def installed_qairt() -> str | None:
+    """The version of Qualcomm's AI Runtime in the installed wheel; None where Windows brings it, which does not say.
+
+    Raises:
+        DeviceError: the wheel says no version; step `library`.
+    """
+    try:
+        facts = import_module("onnxruntime_qnn.build_and_package_info")
+    except ModuleNotFoundError:
+        return None
+    said = str(getattr(facts, "qnn_version", ""))
+    if re.fullmatch(r"\d+(\.\d+)+", said) is None:
+        raise DeviceError(
+            "onnxruntime-qnn does not say its version of Qualcomm's AI Runtime (QAIRT)",
+            where=facts.__file__,
+            remedy='Install the version that edgephi names: pip install "edgephi[qnn]"',
+            step="library",
+        )
+    return said

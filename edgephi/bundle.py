@@ -176,7 +176,9 @@ class NpuFacts(Strict):
     numerics: Literal["float16"]
     htp_arch: int = Field(ge=1)
     soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
-    qairt: str = Field(description="version of Qualcomm's AI Runtime that compiled the binaries")
+    qairt: str = Field(
+        pattern=r"^\d{1,6}(\.\d{1,6})+$", description="version of Qualcomm's AI Runtime that compiled the binaries"
+    )
     chunk: int = Field(ge=2, description="tokens of a prompt that are computed at once")
     cache_rows: int = Field(ge=1, description="tokens the KV cache has room for")
     context_length: int = Field(ge=1, description="tokens of prompt and answer together")

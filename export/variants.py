@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgephi.bundle import GraphDevice, GraphEntry
+from edgephi.devices.hexagon import target_names
 from edgephi.errors import UsageError
 from edgephi.export.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
@@ -68,7 +69,7 @@ def require_devices(devices: Sequence[str]) -> None:
     if unknown := sorted(set(devices) - {"cpu", "webgpu", "directml"}):
         raise UsageError(
             f"there is no graph for {unknown[0]!r}",
-            remedy="Choose from cpu, webgpu and directml, or one chip with an NPU, such as snapdragon-x-elite",
+            remedy=f"Choose from cpu, webgpu and directml, or one chip with an NPU: {', '.join(target_names())}",
         )
 
 

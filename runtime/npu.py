@@ -16,9 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.bundle import Manifest, NpuFacts, NpuStage, check_bundle, read_manifest
+from edgephi.devices.hexagon import installed_qairt
 from edgephi.errors import BundleError, EngineError, PromptError
 from edgephi.runtime.engine import common_prefix
-from edgephi.runtime.npu_checks import Chip, Device, load_in_child, require_chip, require_context, require_unchanged
+from edgephi.runtime.npu_checks import (
+    Chip,
+    Device,
+    load_in_child,
+    require_chip,
+    require_context,
+    require_runtime,
+    require_unchanged,
+)
 from edgephi.runtime.npu_session import QNN, open_on_cpu, open_session, placement_of
 from edgephi.runtime.placement import CPU, Placement
 from edgephi.runtime.sampling import Chooser
@@ -34,7 +43,7 @@ def open_npu(folder: Path, device: Device, *, chip: Chip | None = None, threads:
         threads: of the CPU, for embedding and head.
 
     Raises:
-        BundleError: a file was changed, or the bundle is for another chip or none.
+        BundleError: a file was changed, or the bundle is for another chip or none, or for a newer QAIRT.
         DeviceError: the provider or the device is missing.
         EngineError: a binary cannot be loaded, or not wholly.
     """
@@ -48,6 +57,7 @@ def open_npu(folder: Path, device: Device, *, chip: Chip | None = None, threads:
             remedy="Export the model with --device snapdragon-x-elite",
         )
     require_chip(folder, facts, chip)
+    require_runtime(folder, facts, installed_qairt())
     for stage in facts.stages:
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)

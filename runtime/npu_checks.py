@@ -34,6 +34,28 @@ def require_chip(folder: Path, facts: NpuFacts, chip: Chip | None) -> None:
         )
 
 
+def require_runtime(folder: Path, facts: NpuFacts, installed: str | None) -> None:
+    """Refuse binaries of a newer QAIRT than the installed one; older binaries run on a newer one.
+
+    Source: onnxruntime-qnn, core/providers/qnn/builder/qnn_cache_compatibility_manager.cc. Its own check is left out on
+    x86, and onnxruntime's Python has no call for it.
+
+    Args:
+        installed: version of the installed QAIRT; None: unknown, and nothing is compared.
+    """
+    if installed is not None and _numbers(installed) < _numbers(facts.qairt):
+        raise BundleError(
+            f"the binaries were compiled by QAIRT {facts.qairt}, and the older {installed} is installed, "
+            "which does not run them",
+            where=folder,
+            remedy="Install a newer onnxruntime-qnn, or export the model again on this machine",
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
+
+
 def require_unchanged(folder: Path, manifest: Manifest, stage: NpuStage) -> None:
     """Every byte of what the NPU runs: a flipped bit in a binary loads and computes something else."""
     recorded = {entry.path: entry.sha256 for entry in manifest.files}

@@ -62,17 +62,7 @@ def compile_stage(graph: Path, output: Path, target: HexagonTarget, work: Path) 
             raise _refused("the file to compile to exists", path, "Choose another --output")
     affinity = work / "op_affinity.json"
     affinity.write_text(json.dumps(AFFINITY), encoding="utf-8")
-    report = call(
-        "edgephi.export.npu.compile_child:compile_graph",
-        {
-            "graph": str(graph.absolute()),
-            "output": str(output.absolute()),
-            "options": compile_options(target, affinity.absolute(), work.absolute()),
-        },
-        timeout_s=COMPILING_S,
-        where=graph.name,
-    )
-    assert isinstance(report, dict)
+    report = _compile_in_child(graph, output, compile_options(target, affinity.absolute(), work.absolute()))
     trace = _read_trace(work / TRACE)
     if trace is not None:
         _require_all_nodes(trace, graph)
@@ -89,6 +79,26 @@ def compile_stage(graph: Path, output: Path, target: HexagonTarget, work: Path) 
         )
     nodes = int(trace["summary"]["supported_nodes"])
     return Compiled(output, binary, nodes, built_for, float(report["seconds"]), int(report["peak_bytes"]))
+
+
+def _compile_in_child(graph: Path, output: Path, options: dict[str, str]) -> dict[str, Any]:
+    arguments = {"graph": str(graph.absolute()), "output": str(output.absolute()), "options": options}
+    try:
+        report = call(
+            "edgephi.export.npu.compile_child:compile_graph", arguments, timeout_s=COMPILING_S, where=graph.name
+        )
+    except DeviceError as error:
+        if error.step != "process":
+            raise
+        raise DeviceError(
+            f"the NPU's compiler did not finish: {error.what}",
+            where=graph.name,
+            remedy="Free memory and export again: a system short of it kills its largest process. If it happens again, "
+            "report the model and this message to edgephi",
+            step="process",
+        ) from error
+    assert isinstance(report, dict)
+    return report
 
 
 def require_compiler() -> None:

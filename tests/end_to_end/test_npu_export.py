@@ -9,6 +9,7 @@ import pytest
 
 import edgephi
 from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.hub.graphs import hub_graphs, require_sendable
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
@@ -36,6 +37,12 @@ def test_every_node_of_every_stage_is_in_a_binary_for_the_chip(exported: tuple[P
         assert stage.nodes == 13 * layers + 1
         assert [node.op_type for node in onnx.load(folder / stage.graph).graph.node] == ["EPContext"]
         assert (folder / stage.binary).stat().st_size > 100_000
+
+
+def test_the_wheel_says_the_version_that_its_compiler_writes(exported: tuple[Path, Manifest]) -> None:
+    manifest = exported[1]
+    assert manifest.npu is not None
+    assert manifest.npu.qairt == installed_qairt()
 
 
 def test_the_bundle_is_whole_and_nothing_uncompiled_stays(exported: tuple[Path, Manifest]) -> None:

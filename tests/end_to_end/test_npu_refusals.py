@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import psutil
 import pytest
 
 import edgephi
 from edgephi.bundle import MANIFEST
-from edgephi.devices.hexagon import target_of
+from edgephi.devices.hexagon import installed_qairt, target_of
 from edgephi.devices.profile import load_profile
 from edgephi.errors import BundleError, DeviceError, UnsupportedModelError, UsageError
 from edgephi.export.npu.compile import compile_stage
@@ -98,6 +102,30 @@ def test_a_graph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         compile_stage(tmp_path / "broken.onnx", tmp_path / "compiled.onnx", X_ELITE, tmp_path)
 
 
+def kill_the_compiler() -> None:
+    """What a system does that runs out of memory."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any("compile_child" in word for word in child.cmdline()):
+                    child.kill()
+                    return
+        time.sleep(0.001)
+
+
+def test_a_compiler_that_is_killed_is_a_sentence_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    killer = threading.Thread(target=kill_the_compiler)
+    killer.start()
+    with pytest.raises(
+        DeviceError, match=r"compiler did not finish: the process died: .* \(prefill_0_1.onnx\)\. Free memory"
+    ) as error:
+        edgephi.export(source, tmp_path / "bundle", devices=["snapdragon-x-elite"])
+    killer.join()
+    assert error.value.step == "process"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_that_are_no_whole_blocks_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:
     odd = tiny_phi(tmp_path / "odd", PHI_3 | {"intermediate_size": 176}, 128)
     with pytest.raises(UnsupportedModelError, match=r"rows of 176 .* blocks of 32 \(layers.0.down.weight\)"):
@@ -113,7 +141,7 @@ def test_rows_that_are_no_whole_blocks_are_refused_before_any_work(source: Path,
     [
         ({"precision": "fp16"}, "int4 weights"),
         ({"block_size": 256}, "up to 128"),
-        ({"quantize": "gptq"}, "GPTQ"),
+        ({"bits": 5.0}, "one size of block"),
         ({"devices": ["snapdragon-x-elite", "webgpu"]}, "another device"),
     ],
 )
@@ -169,6 +197,19 @@ def test_a_binary_for_another_chip_than_the_manifest_says_is_refused(bundle: Pat
     manifest["npu"] |= {"htp_arch": 81, "soc_model": 88}
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"is for v73, chip 60, .* says v81, chip 88"):
+        open_npu(bundle, "npu-simulator")
+
+
+def test_binaries_of_a_newer_runtime_than_the_installed_one_are_refused(bundle: Path) -> None:
+    """The manifest and the graph agree; the wheel that is installed is older than both."""
+    model = onnx.load(bundle / f"{STAGE}.onnx")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["npu"]["qairt"] = "99.0.0"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace(installed_qairt() or "", "99.0.0")
+    rewrite(bundle, f"{STAGE}.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match=r"compiled by QAIRT 99\.0\.0, and the older 2\.\d+\.\d+ is installed"):
         open_npu(bundle, "npu-simulator")
 
 

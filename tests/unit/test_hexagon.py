@@ -6,6 +6,7 @@ import pytest
 
 from edgephi.devices.hexagon import CompiledFor, hexagon_target, parse_compatibility
 from edgephi.errors import EngineError, UsageError
+from edgephi.export.variants import require_devices
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,11 @@ def test_a_target_is_its_profile(name: str, arch: int, soc: int) -> None:
 def test_graphs_without_an_npu_have_no_target() -> None:
     assert hexagon_target(["cpu", "webgpu"]) is None
     assert hexagon_target(["abacus"]) is None
+
+
+def test_a_device_nobody_knows_is_told_every_chip() -> None:
+    with pytest.raises(UsageError, match="snapdragon-x-elite, snapdragon-x-plus, snapdragon-x2-elite"):
+        require_devices(["abacus"])
 
 
 def test_an_npu_shares_its_bundle_with_nobody() -> None:

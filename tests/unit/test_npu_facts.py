@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from edgephi.bundle import NpuFacts, NpuStage
+from edgephi.errors import BundleError
+from edgephi.runtime.npu_checks import require_runtime
 
 
 def stage(phase: str, first: int, last: int, **changes: object) -> NpuStage:
@@ -72,6 +76,23 @@ def test_phases_that_end_at_different_layers_are_refused() -> None:
 def test_a_context_that_does_not_fit_its_cache_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="does not fit a cache"):
         facts(**changes)
+
+
+@pytest.mark.parametrize("version", ["", "2", "2.x", "newest", "2.51.0 "])
+def test_a_version_that_is_no_version_is_refused(version: str) -> None:
+    with pytest.raises(ValidationError, match="qairt"):
+        facts(qairt=version)
+
+
+@pytest.mark.parametrize("installed", ["2.51.0", "2.52.0", "2.100.0", "3.0.0", None])
+def test_binaries_run_on_their_own_version_and_on_newer_ones(installed: str | None) -> None:
+    require_runtime(Path("bundle"), facts(), installed)
+
+
+@pytest.mark.parametrize("installed", ["2.50.9", "2.9.0", "1.99.0"])
+def test_an_older_runtime_is_refused(installed: str) -> None:
+    with pytest.raises(BundleError, match=f"QAIRT 2.51.0, and the older {installed} is installed"):
+        require_runtime(Path("bundle"), facts(), installed)
 
 
 @pytest.mark.parametrize("path", ["../stage.onnx", "/stage.onnx", "C:stage.onnx"])
