@@ -12,6 +12,11 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
+from edgephi.export.families import describe
+from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.plan import decide
+from edgephi.export.rotation import rotate_architecture
+from edgephi.export.storage import make_recipe
 from tests.decoding import Decoder, distance
 
 
@@ -26,22 +31,24 @@ def test_fp32_logits_of_smollm2_stay(smollm2_gguf: Path, tmp_path: Path) -> None
     assert turned.stored_bytes < plain.stored_bytes + 2 * 4 * 576 * 576
 
 
-def test_rotated_weights_are_not_carried_over_and_the_manifest_says_so(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_rotated_weights_are_not_carried_over_and_the_manifest_says_that_they_are_rotated(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "bundle"
-    arguments = ["export", str(smollm2_gguf), "-o", str(folder), "--rotate", "--seed", "7"]
+    arguments = ["export", str(smollm2_gguf), "-o", str(folder), "--rotate", "--seed", "7", "--quantize", "rtn"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     recipe = read_manifest(folder).recipe
     assert recipe.rotation_seed == 7
-    assert recipe.quantize is not None and recipe.quantize.asked == "auto"
-    assert (recipe.quantize.picked, recipe.quantize.reason) == (
-        "rounded to nearest",
-        "rotated weights are not the source's",
+    assert recipe.quantize is not None and recipe.quantize.picked == "rounded to nearest"
+    auto = decide(
+        make_recipe("int4", 32, 4, "auto", 7), rotate_architecture(describe(open_gguf(smollm2_gguf)), 7), False
     )
+    assert auto.quantize == "gptq", "with nothing to carry over, auto fits"
     shown = CliRunner().invoke(app, ["inspect", str(folder)]).output
     assert "residual stream and values, seed 7" in shown
 
 
 def test_a_graph_of_optimums_is_not_rotated(smollm2_gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="families"):
+    with pytest.raises(UsageError, match="--rotate"):
         edgephi.export(smollm2_gguf, tmp_path / "bundle", rotate=True, via="optimum")
     assert list(tmp_path.iterdir()) == []
