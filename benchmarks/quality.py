@@ -82,7 +82,7 @@ def score(reference: Logits, logits: Logits, targets: NDArray[np.int64]) -> Pred
         _score_chunk(reference[start : start + step], logits[start : start + step], targets[start : start + step])
         for start in range(0, len(targets), step)
     ]
-    return _concatenate(chunks)
+    return concatenate(chunks)
 
 
 def _score_chunk(reference: Logits, logits: Logits, targets: NDArray[np.int64]) -> PredictionScores:
@@ -96,7 +96,7 @@ def _score_chunk(reference: Logits, logits: Logits, targets: NDArray[np.int64]) 
     )
 
 
-def _concatenate(scores: Sequence[PredictionScores]) -> PredictionScores:
+def concatenate(scores: Sequence[PredictionScores]) -> PredictionScores:
     return PredictionScores(
         kl=np.concatenate([part.kl for part in scores]),
         agrees=np.concatenate([part.agrees for part in scores]),
@@ -157,7 +157,7 @@ def measure(
             if not np.isfinite(scores[-1].kl).all():
                 raise EngineError("logits are not finite", where=graph.folder, remedy="Export the model again")
             on_window()
-    totals = [_concatenate(scores) for scores in parts]
+    totals = [concatenate(scores) for scores in parts]
     first = totals[0].reference_loss
     itself = PredictionScores(np.zeros_like(first), np.ones(len(first), np.bool_), first, first)
     return QualityReport(

@@ -1,0 +1,34 @@
+"""What a build for the NPU takes is measured on a model's true shape, here cut to one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgephi.benchmarks.npu_build import measure, table
+
+pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
+
+
+def test_every_binary_has_a_row_and_nothing_stays(tmp_path: Path) -> None:
+    build = measure("HuggingFaceTB/SmolLM2-135M-Instruct", tmp_path, 1, "snapdragon-x-elite", 32)
+    assert [(one.name, one.layers, one.nodes) for one in build.binaries] == [
+        ("prefill_0_1", 1, 14),
+        ("decode_0_1", 1, 14),
+    ]
+    # 49,152 x 576 in the embedding, 3.5 million in a layer, two bytes each
+    assert build.weights_bytes == pytest.approx(2 * (49152 * 576 + 3.54e6), rel=0.01)
+    # 3.5 million weights of 4 bits, and the compiler may unpack some
+    for one in build.binaries:
+        assert 1.7e6 < one.bytes < 16e6
+        assert 0 < one.seconds < build.seconds
+        assert one.peak_bytes <= build.peak_bytes
+    assert build.bundle_bytes > sum(one.bytes for one in build.binaries)
+    lines = table(build).splitlines()
+    assert [line.split("|")[1].split(":")[0].strip() for line in lines[2:]] == [
+        "prefill_0_1",
+        "decode_0_1",
+        "whole export",
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,46 @@
+"""Real weights for the NPU: SmolLM2-135M, its float16 graphs on the CPU, and compiled on the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgephi
+from edgephi.benchmarks.npu_quality import QUESTION, UncompiledStages, answer, measure
+from edgephi.benchmarks.quality import tokenize
+from edgephi.export.plan import make_plan
+from edgephi.export.storage import make_recipe
+from edgephi.runtime.model import load
+from tests.npu_reference import X_ELITE
+
+WINDOW = 256
+
+
+@pytest.mark.slow
+def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
+    smollm2_gguf: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """A few windows; benchmarks/npu_quality.py measures more of them."""
+    edgephi.export(smollm2_gguf, tmp_path / "fp32", precision="fp32")
+    recipe = make_recipe("int4", 32, 4, "gptq")
+    plan = make_plan(smollm2_gguf, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0)
+    (tmp_path / "npu").mkdir()
+    npu = UncompiledStages(plan, replace(X_ELITE, cache_rows=WINDOW + 64), tmp_path / "npu")
+    text = shared_data / "wikitext2" / "test.txt"
+    cut = tokenize([tmp_path / "fp32"], text, 4 * WINDOW).reshape(4, WINDOW)
+    scores = measure(npu, tmp_path / "fp32", cut, lambda: None)
+    assert float(np.mean(scores.kl)) < 0.12
+    assert "Paris" in answer(npu, tmp_path / "fp32", QUESTION)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_it_answers_on_the_simulator(smollm2_gguf: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
+    edgephi.export(smollm2_gguf, tmp_path / "npu", devices=["snapdragon-x-elite"], quantize="rtn")
+    with load(tmp_path / "npu", "snapdragon-x-elite") as model:
+        said = model.chat(QUESTION, max_new_tokens=8).result()
+    assert "Paris" in said.text
