@@ -40,7 +40,7 @@ from edgephi.export.npu.static_graph import (
     hidden_name,
     stage_graph,
 )
-from edgephi.export.pack import pack_weights
+from edgephi.export.pack import Report, pack_weights, source_bytes
 from edgephi.export.plan import Plan, make_plan
 from edgephi.export.storage import make_recipe, plan_storage
 from edgephi.runtime.templates import read_template, user_message
@@ -59,18 +59,23 @@ class CachedTokens:
     length: int = 0
 
 
+def _quiet(count: int) -> None:
+    pass
+
+
 class UncompiledStages:
     """The NPU's graphs on the CPU.
 
     Args:
         folder: where weights and graphs are written.
+        report: told the source bytes of every finished weight.
     """
 
-    def __init__(self, plan: Plan, target: HexagonTarget, folder: Path) -> None:
+    def __init__(self, plan: Plan, target: HexagonTarget, folder: Path, report: Report = _quiet) -> None:
         self._decoder = npu_decoder(plan.architecture, target)
         self._chunk = target.chunk
         self._stages = stages(self._decoder.inner.spec, target, self._decoder.cache_rows)
-        _write(plan, self._decoder, self._stages, folder)
+        _write(plan, self._decoder, self._stages, folder, report)
         self._embedding = _open(folder / "outer" / "embedding.onnx", optimized=True)
         self._head = _open(folder / "outer" / "head.onnx", optimized=True)
         self._sessions = [_open(folder / "inner" / f"{stage.name}.onnx", optimized=False) for stage in self._stages]
@@ -98,8 +103,8 @@ class UncompiledStages:
                 hidden = self._run(stage, session, hidden, sequence)
         sequence.length += len(tokens)
         name = hidden_name(self._decoder.inner.spec.layers)
-        logits: NDArray[np.float32] = self._head.run(None, {name: hidden[:, : len(tokens)]})[0]
-        return logits[0]
+        logits: NDArray[np.float32] = self._head.run(None, {name: hidden[:, : len(tokens)]})[0][0]
+        return logits
 
     def _run(self, stage: Stage, session: Any, hidden: Hidden, sequence: CachedTokens) -> Hidden:
         past = [array for layer in stage.layers for array in sequence.cache[layer]]
@@ -112,7 +117,7 @@ class UncompiledStages:
         return computed
 
 
-def _write(plan: Plan, decoder: NpuDecoder, planned: Sequence[Stage], folder: Path) -> None:
+def _write(plan: Plan, decoder: NpuDecoder, planned: Sequence[Stage], folder: Path, report: Report) -> None:
     """Weights and graphs, as `edgephi.export.npu.pipeline` writes them for the compiler."""
     import onnx_ir as ir
 
@@ -123,21 +128,17 @@ def _write(plan: Plan, decoder: NpuDecoder, planned: Sequence[Stage], folder: Pa
     half = replace(recipe, float_type="float16", accuracy_level=1)
     outer, inner = plan_storage(decoder.outer, recipe), plan_storage(decoder.inner, half)
     journal = Journal(inside / JOURNAL, "")
-    pack_weights(decoder.outer, outer, outside / DATA_FILE, Journal(outside / JOURNAL, ""), 1, _quiet)
+    pack_weights(decoder.outer, outer, outside / DATA_FILE, Journal(outside / JOURNAL, ""), 1, report)
     if plan.text:
         tokens = calibration_tokens(plan.architecture, plan.tokenizer, plan.text, inside, journal, 1)
-        pack_with_gptq(decoder.whole, inner, tokens, inside / DATA_FILE, journal, 1, _quiet)
+        pack_with_gptq(decoder.whole, inner, tokens, inside / DATA_FILE, journal, 1, report)
     else:
-        pack_weights(decoder.inner, inner, inside / DATA_FILE, journal, 1, _quiet)
+        pack_weights(decoder.inner, inner, inside / DATA_FILE, journal, 1, report)
     spec = decoder.inner.spec
     ir.save(embedding_graph(spec, outer, recipe), outside / "embedding.onnx")
     ir.save(head_graph(spec, outer, recipe), outside / "head.onnx")
     for stage in planned:
         ir.save(stage_graph(spec, inner, half, stage), inside / f"{stage.name}.onnx")
-
-
-def _quiet(count: int) -> None:
-    pass
 
 
 def _open(graph: Path, *, optimized: bool) -> Any:
@@ -182,6 +183,19 @@ def answer(npu: UncompiledStages, bundle: Path, question: str) -> str:
     return tokenizer.decode(tokens)
 
 
+def _percent(total: int, advance: Callable[[], None]) -> Report:
+    """Calls `advance` for every hundredth of the bytes it is told of."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        for _ in range(100 * done // total, 100 * (done + count) // total):
+            advance()
+        done += count
+
+    return report
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="edgephi.benchmarks.npu_quality", description=(__doc__ or "").splitlines()[0])
@@ -204,7 +218,9 @@ def main() -> None:
     plan = make_plan(given.source, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0)
     cut = tokenize([given.reference], given.text, given.windows * given.window_length)
     with tempfile.TemporaryDirectory(dir=given.folder.resolve()) as scratch:
-        npu = UncompiledStages(plan, target, Path(scratch))
+        with progress("quantizing", 100) as advance:
+            percent = _percent(source_bytes(plan.architecture), advance)
+            npu = UncompiledStages(plan, target, Path(scratch), percent)
         with progress("scoring", given.windows) as advance:
             scores = measure(npu, given.reference, cut.reshape(given.windows, given.window_length), advance)
         said = answer(npu, given.reference, QUESTION)
