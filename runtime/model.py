@@ -18,6 +18,7 @@ from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.npu import open_npu
 from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
 from edgephi.runtime.placement import Placement, placement, together
+from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
@@ -31,6 +32,7 @@ def load(
     fallback: bool = False,
     threads: int | None = None,
     verify: bool = False,
+    prepacked: Prepacking | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -43,16 +45,22 @@ def load(
             of every answer; otherwise that is an error.
         threads: of the CPU; by default the profile's, or one per physical core this process may use.
         verify: read and hash every byte of the bundle first, not only the small files.
+        prepacked: on the CPU, int4 and int8 weights can be kept in the user's cache (EDGEPHI_CACHE names another) in
+            the form this processor reads, and mapped from there: a faster load with less memory of its own. `auto`
+            writes them at the second load of a bundle within 30 days, `now` at once, `never` loads the bundle as it
+            is. None: what EDGEPHI_PREPACKED says, or auto.
 
     Raises:
         BundleError: the folder is not an intact bundle.
         TokenizerError: its tokenizer or chat template cannot be used.
         DeviceError: the device cannot run the bundle; its `step` says how far it came.
         EngineError: onnxruntime-genai refuses it.
+        OutputError: prepacked is `now`, and the cache cannot be written.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
     path = Path(folder)
+    packing = prepacking(prepacked)
     manifest = read_manifest(path)
     check_bundle(path, manifest, every_byte=verify)
     if manifest.npu is not None:
@@ -61,10 +69,11 @@ def load(
     passed_over = tried.passed_over
     for choice in tried.choices[:-1]:
         try:
-            return Model.on_og(path, manifest, settle(path, choice, passed_over), threads)
+            return Model.on_og(path, manifest, settle(path, choice, passed_over), threads, packing, every_byte=verify)
         except (DeviceError, EngineError) as error:
             passed_over = (*passed_over, str(error))
-    return Model.on_og(path, manifest, settle(path, tried.choices[-1], passed_over), threads)
+    place = settle(path, tried.choices[-1], passed_over)
+    return Model.on_og(path, manifest, place, threads, packing, every_byte=verify)
 
 
 class Model:
@@ -88,6 +97,7 @@ class Model:
         self.place = place
         self.threads = threads
         self._placement = place.placement
+        self.prepacked = Prepacked(None, "only the CPU provider packs weights")
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
         self.stop_ids = config.stop_ids
@@ -96,15 +106,30 @@ class Model:
         self._weights = open_weights()  # last, because it costs most
 
     @classmethod
-    def on_og(cls, folder: Path, manifest: Manifest, place: Place, threads: int | None) -> Model:
+    def on_og(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        place: Place,
+        threads: int | None,
+        packing: Prepacking = "never",
+        *,
+        every_byte: bool = False,
+    ) -> Model:
         """Run by onnxruntime-genai; the arguments and errors are those of `load`."""
         config, count = read_genai_config(folder, manifest), threads or place.threads
-        switch = manifest.model.rope_switch
+        switch, graph = manifest.model.rope_switch, place.choice.graph
+        found: list[Prepacked] = []
 
         def open_weights() -> Weights:
-            return OgModel(folder, config, place, threads=count, rope_switch=switch)
+            if place.choice.provider == "cpu" and graph is not None:
+                found.append(prepack(folder, manifest, graph.file, packing, every_byte=every_byte))
+            mapped = found[0].folder if found else None
+            return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped)
 
-        return cls(folder, manifest, place, config, open_weights, count)
+        model = cls(folder, manifest, place, config, open_weights, count)
+        model.prepacked = found[0] if found else model.prepacked
+        return model
 
     @classmethod
     def on_npu(cls, folder: Path, manifest: Manifest, found: NpuPlace, threads: int | None) -> Model:

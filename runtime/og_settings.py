@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgephi.errors import DeviceError
+from edgephi.runtime.prepacked import GRAPH
 
 if TYPE_CHECKING:
     from edgephi.runtime.dispatch import Place
@@ -16,8 +17,12 @@ _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
 
 
-def og_config(folder: Path, place: Place, threads: int) -> Any:
+def og_config(folder: Path, place: Place, threads: int, prepacked: Path | None = None) -> Any:
     """og's configuration of a folder: the graph, provider, options and device that were proved, and nothing else.
+
+    Args:
+        prepacked: the folder `runtime/prepacked.py` made of the graph. og joins the graph's name to the folder of the
+            configuration whatever it is, so that folder has a configuration of its own.
 
     Raises:
         DeviceError: og does not load the provider's library; step `library`.
@@ -29,10 +34,13 @@ def og_config(folder: Path, place: Place, threads: int) -> Any:
     session: dict[str, object] = {"intra_op_num_threads": threads}
     if not choice.spinning:
         session["session.intra_op.allow_spinning"] = "0"
-    decoder: dict[str, object] = {"filename": choice.graph.file, "session_options": session}
+    if prepacked is not None:
+        session["graph_optimization_level"] = "ORT_DISABLE_ALL"  # they are done, and would undo the packing
+    filename = choice.graph.file if prepacked is None else GRAPH
+    decoder: dict[str, object] = {"filename": filename, "session_options": session}
     if choice.graph.device == "directml":
         decoder["inputs"] = {"position_ids": "position_ids"}
-    settings = og.Config(str(folder))
+    settings = og.Config(str(prepacked or folder))
     settings.clear_providers()
     settings.overlay(json.dumps({"model": {"decoder": decoder}}))
     if device is not None:

@@ -11,6 +11,14 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_prepacked_weights() -> Iterator[None]:
+    """Tests write nothing into the user's cache; those of prepacked weights ask for them, in a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPHI_PREPACKED", "never")
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """WikiText-2, PIQA and real Phi tokenizers: a folder beside the project, or the one EDGEPHI_TEST_DATA names."""
@@ -27,7 +35,8 @@ def smollm2_gguf() -> Path:
     named = os.environ.get("EDGEPHI_SMOLLM2")
     if named:
         return Path(named)
-    from edgephi.demo_weights import cache_folder, demo_weights
+    from edgephi.demo_weights import demo_weights
+    from edgephi.devices.cache import cache_folder
     from edgephi.errors import DownloadError
 
     try:

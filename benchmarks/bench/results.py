@@ -179,6 +179,9 @@ class Report(Strict):
     workload: WorkloadFacts
     conditions: Conditions
     quality: QualityCheck
+    prepacked: bool | None = Field(
+        default=None, description="weights were mapped from the user's cache in packed form; null: not recorded"
+    )
     cases: tuple[CaseResult, ...]
     derived: tuple[Derived, ...]
 

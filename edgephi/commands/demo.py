@@ -77,7 +77,8 @@ def _bundle(weights: Path | None) -> Path:
     from edgephi import __version__
     from edgephi.bundle import check_bundle, read_manifest, sha256_of
     from edgephi.commands.console import byte_progress
-    from edgephi.demo_weights import cache_folder, demo_weights, weights_in_wheel
+    from edgephi.demo_weights import demo_weights, weights_in_wheel
+    from edgephi.devices.cache import cache_folder
     from edgephi.errors import BundleError, SourceError
 
     cache = cache_folder()

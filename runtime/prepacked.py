@@ -1,0 +1,297 @@
+"""Weights in the order this processor's kernels read them, written once and mapped from the user's cache afterwards.
+
+onnxruntime packs the constants of its CPU kernels at every load, into private memory. It can also write the packed
+graph to disk (`session.save_external_prepacked_constant_initializers`, onnxruntime_session_options_config_keys.h); such
+a folder loads faster, and its weights are pages of a file, which the system shares between processes and may drop.
+
+Writing takes as long as five to ten of these loads save, and about twice the bundle's weights in disk space. So the
+second load of a bundle within 30 days writes; who loads once pays nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from edgephi.bundle import GENAI_CONFIG, HASH_AT_LOAD_UP_TO, Manifest, Sha256, Strict, sha256_of
+from edgephi.devices.cache import cache_folder
+from edgephi.devices.cpu_features import cpu_features, cpu_name
+from edgephi.devices.memory import return_freed_memory
+from edgephi.errors import EngineError, OutputError, UsageError
+
+Prepacking = Literal["auto", "now", "never"]
+
+SWITCH = "EDGEPHI_PREPACKED"
+"""Environment variable that takes the place of 'auto' where the caller chose nothing."""
+GRAPH, WEIGHTS, RECORD = "model.onnx", "weights.bin", "entry.json"
+FILES = frozenset((GRAPH, WEIGHTS, GENAI_CONFIG))
+RECORD_LIMIT = 2**16
+KEPT = 4
+"""Bundles; those used longest ago go first."""
+REMEMBERED_S = 30 * 86_400
+ABANDONED_S = 3600
+DISK_FACTOR, DISK_RESERVE = 3, 2**30
+"""An entry takes 2.0 to 2.7 times the bundle's data; a cache must not fill the disk."""
+RUNTIMES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-windowsml", "onnxruntime-gpu")
+"""Distributions that bring onnxruntime; importing it to ask for its version takes longer than a load saves."""
+
+
+@dataclass(frozen=True)
+class Prepacked:
+    """What became of it at a load."""
+
+    folder: Path | None
+    """What onnxruntime-genai loads instead of the bundle; None: the bundle itself."""
+    why: str
+
+
+class _File(Strict):
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+    mtime_ns: int
+    ctime_ns: int
+
+
+class _Record(Strict):
+    """entry.json."""
+
+    bundle: str = Field(description="where it was")
+    files: dict[str, _File]
+
+
+def prepacking(asked: Prepacking | None) -> Prepacking:
+    """What to do: the argument, or EDGEPHI_PREPACKED, or auto.
+
+    Raises:
+        UsageError: neither is one of the three words.
+    """
+    chosen = asked or os.environ.get(SWITCH) or "auto"
+    if chosen not in get_args(Prepacking):
+        raise UsageError(
+            f"prepacked is {chosen!r}", where=None if asked else SWITCH, remedy="Choose auto, now or never"
+        )
+    return chosen  # type: ignore[return-value]  # one of the words
+
+
+def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, every_byte: bool = False) -> Prepacked:
+    """Find a bundle's CPU graph in prepacked form, or write it.
+
+    An entry is used after its small files were hashed and its weights have the size and the times of change that were
+    recorded; weights whose times differ are hashed. One that fails is thrown away and written again.
+
+    Args:
+        folder: a bundle that was checked.
+        mode: `auto` writes at the second load, `now` at once; `never` does not look.
+        every_byte: hash the weights whatever their times say.
+
+    Raises:
+        OutputError: mode is `now`, and the cache cannot be written.
+        EngineError: onnxruntime refuses the graph.
+    """
+    if mode == "never":
+        return Prepacked(None, "not wanted")
+    if manifest.recipe.precision not in ("int4", "int8"):
+        return Prepacked(None, "float weights are used as they are")
+    root = cache_folder() / "prepacked"
+    entry = root / _key(manifest, graph)
+    if entry.is_dir():
+        if _is_sound(entry, every_byte):
+            return Prepacked(entry, "found in the cache")
+        if not _discard(entry):
+            return Prepacked(None, "the cache's copy is damaged and in use")
+    elif mode == "auto" and not _seen_before(entry):
+        return Prepacked(None, "the first load; the second one writes it")
+    try:
+        _require_space(root, manifest)
+        _write(folder, graph, entry)
+    except OSError as error:
+        if mode == "now":
+            raise OutputError(
+                f"the prepacked weights could not be written: {error.strerror or error}",
+                where=root,
+                remedy="Free disk space, or name another folder with EDGEPHI_CACHE",
+            ) from error
+        return Prepacked(None, f"the cache cannot be written: {error.strerror or error}")
+    return Prepacked(entry, "written by this load")
+
+
+def _key(manifest: Manifest, graph: str) -> str:
+    """Of everything that decides the bytes, and what they mean to the machine that reads them."""
+    facts = {
+        "files": sorted((file.path, file.bytes, file.sha256) for file in manifest.files),
+        "graph": graph,
+        "system": (sys.platform, platform.machine()),
+        "processor": (cpu_name(), sorted(cpu_features())),
+        "versions": [_version(name) for name in (*RUNTIMES, "onnxruntime-genai", "onnxruntime-genai-directml")],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_sound(entry: Path, every_byte: bool) -> bool:
+    try:
+        if (entry / RECORD).stat().st_size > RECORD_LIMIT:
+            return False
+        record = _Record.model_validate_json((entry / RECORD).read_bytes())
+        if record.files.keys() != FILES:
+            return False
+        touched = False
+        for name, expected in record.files.items():
+            path, stat = entry / name, (entry / name).lstat()
+            if path.is_symlink() or stat.st_size != expected.bytes:
+                return False
+            moved = (stat.st_mtime_ns, stat.st_ctime_ns) != (expected.mtime_ns, expected.ctime_ns)
+            touched |= moved
+            if (every_byte or moved or stat.st_size <= HASH_AT_LOAD_UP_TO) and sha256_of(path) != expected.sha256:
+                return False
+        if touched:  # restored from a backup, say; it need not be hashed again the next time
+            _write_record(entry, record.bundle, {name: file.sha256 for name, file in record.files.items()})
+        with suppress(OSError):
+            os.utime(entry / RECORD)  # when it was used last
+    except (OSError, ValidationError):
+        return False
+    return True
+
+
+def _seen_before(entry: Path) -> bool:
+    """Whether this bundle was loaded before, lately; it is from now on."""
+    mark = entry.with_suffix(".seen")
+    seen = _age(mark) < REMEMBERED_S
+    with suppress(OSError):  # a home that cannot be written has no second load
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        for old in entry.parent.glob("*.seen"):
+            if _age(old) >= REMEMBERED_S:
+                old.unlink(missing_ok=True)
+        mark.touch()
+    return seen
+
+
+def _require_space(root: Path, manifest: Manifest) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    needed = DISK_FACTOR * manifest.stored_bytes + DISK_RESERVE
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
+
+
+def _write(folder: Path, graph: str, entry: Path) -> None:
+    """Write an entry beside its place and rename it; entries it takes the place of go first.
+
+    Raises:
+        OSError: the folder cannot be written.
+        EngineError: onnxruntime refuses the graph.
+    """
+    bundle = str(folder.resolve())
+    _make_room(entry.parent, bundle)
+    scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
+    try:
+        _save(folder / graph, scratch)
+        shutil.copyfile(folder / GENAI_CONFIG, scratch / GENAI_CONFIG)
+        for name in FILES:
+            with (scratch / name).open("rb+") as stream:
+                os.fsync(stream.fileno())  # a record that outlives the data would vouch for zeros
+        _write_record(scratch, bundle, {name: sha256_of(scratch / name) for name in FILES})
+        try:
+            scratch.rename(entry)
+        except OSError:
+            if not (entry.is_dir() and _is_sound(entry, every_byte=False)):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _save(graph: Path, target: Path) -> None:
+    """Let onnxruntime optimize a graph, pack its constants and write both."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions; that the result is for this machine alone is known
+    options.optimized_model_filepath = str(target / GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    try:
+        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        raise EngineError(
+            f"onnxruntime: {' '.join(str(error).split())[:600]}",
+            where=graph,
+            remedy=f"Check the bundle with `edgephi verify`, and the space in {target.parent}",
+        ) from error
+    return_freed_memory()  # as much as a plain load would hold
+
+
+def _write_record(entry: Path, bundle: str, hashes: dict[str, str]) -> None:
+    files = {}
+    for name, digest in sorted(hashes.items()):
+        stat = (entry / name).stat()
+        files[name] = _File(bytes=stat.st_size, sha256=digest, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
+    beside = entry / f".{RECORD}.new"
+    beside.write_text(_Record(bundle=bundle, files=files).model_dump_json(indent=2), encoding="utf-8", newline="\n")
+    beside.replace(entry / RECORD)
+
+
+def _make_room(root: Path, bundle: str) -> None:
+    """Remove what the folder held before, what was left behind, and more bundles than are kept."""
+    entries = []
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            if _age(path) > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            entries.append(path)
+    entries.sort(key=lambda path: _age(path / RECORD))
+    for index, path in enumerate(entries):
+        if index >= KEPT - 1 or _bundle_of(path) == bundle:
+            _discard(path)
+
+
+def _bundle_of(entry: Path) -> str | None:
+    try:
+        return _Record.model_validate_json((entry / RECORD).read_bytes()).bundle
+    except (OSError, ValidationError):
+        return None
+
+
+def _discard(entry: Path) -> bool:
+    """Remove an entry whole or not at all: Windows renames no folder with a mapped file in it."""
+    aside = entry.with_name(f".old-{entry.name}-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        entry.rename(aside)
+    except OSError:
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written; infinite if it is not there."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def prepacked_files(found: Prepacked) -> Sequence[Path]:
+    """The files a load from the cache reads; none where the bundle itself is loaded."""
+    return [] if found.folder is None else [found.folder / name for name in sorted(FILES)]
