@@ -107,14 +107,12 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> N
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            source = (
-                gains
-                if len(shape) == 1 and name.endswith("norm.weight")
-                else np.roll(block, int(rng.integers(1 << 20)))
-            )
+            gain = len(shape) == 1 and name.endswith("norm.weight")
             left = prod(shape)
             while left:
                 count = min(left, BLOCK_VALUES)
+                # turned anew each time: the NPU's compiler stores tiles that repeat within a weight only once
+                source = gains if gain else np.roll(block, int(rng.integers(BLOCK_VALUES)))
                 stream.write(source[:count].data)
                 left -= count
 

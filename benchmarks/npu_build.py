@@ -54,6 +54,8 @@ class Build:
     weights_bytes: int
     """Of the checkpoint, bfloat16."""
     seconds: float
+    cpu_seconds: float | None
+    """Processor time of all processes; None on Windows."""
     peak_bytes: int
     """Of the exporting process and the compiling one together."""
     bundle_bytes: int
@@ -96,6 +98,7 @@ def measure(model: str, folder: Path, layers: int | None, device: str, block_siz
             context_length=npu.context_length,
             weights_bytes=weights,
             seconds=cost.seconds,
+            cpu_seconds=cost.cpu_seconds,
             peak_bytes=cost.peak_bytes,
             bundle_bytes=manifest.stored_bytes,
             binaries=binaries,
@@ -133,11 +136,13 @@ def main() -> None:
     given = parser.parse_args()
     build = measure(given.model, given.folder, given.layers, given.device, given.block_size)
     facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-qnn")
+    cpu = f", {build.cpu_seconds:.0f} s of processor time" if build.cpu_seconds is not None else ""
     print(table(build))
     print(
         f"\n{build.model}{f', cut to {build.layers} layers' if given.layers else ''}, random weights of "
         f"{build.weights_bytes / 1e9:.2f} GB in bfloat16, int4 in blocks of {given.block_size}; for {build.device}, "
-        f"QAIRT {build.qairt}, context of {build.context_length:,} tokens. Compiled, not run.\n{in_one_line(facts)}"
+        f"QAIRT {build.qairt}, context of {build.context_length:,} tokens{cpu}. Compiled, not run.\n"
+        f"{in_one_line(facts)}"
     )
     if given.json:
         write_json(given.json, {"environment": facts, "block_size": given.block_size, **asdict(build)})
