@@ -61,9 +61,7 @@ class Source(Strict):
     """Where the weights came from."""
 
     kind: Literal["folder", "hub", "gguf"]
-    name: str = Field(
-        description="hub id, or the name of the folder or file; never a path of the machine that exported"
-    )
+    name: str = Field(description="hub id, or the name of the folder or file; never a path of the exporting machine")
     revision: str | None = Field(default=None, description="commit of the hub repository")
     files: tuple[FileEntry, ...] = Field(description="the weight files that were read, with their hashes")
 
@@ -153,6 +151,7 @@ class GraphEntry(Strict):
     computes_in: Literal["float32", "float16"] | None = Field(
         default=None, description="type of activations, KV cache and logits; None: written before this was recorded"
     )
+    last_row: RelativePath | None = Field(default=None, description="the same with logits of the last token only")
 
 
 class NpuStage(Strict):
@@ -261,7 +260,8 @@ class Manifest(Strict):
         devices = [graph.device for graph in self.graphs]
         if len(set(devices)) < len(devices):
             raise ValueError("two graphs are for the same device")
-        if missing := {graph.file for graph in self.graphs} - {entry.path for entry in self.files}:
+        named = {file for graph in self.graphs for file in (graph.file, graph.last_row) if file}
+        if missing := named - {entry.path for entry in self.files}:
             raise ValueError(f"the graph {min(missing)!r} is not among the files")
         return self
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgephi.export.attention import attention, kv_cache, mask_lengths, separate_attention
 from edgephi.export.block_sparse import visibility
 from edgephi.export.emitter import MS, Emitter
+from edgephi.export.head import last_rows
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
 from edgephi.export.norms import add_and_norm, first_norm
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 OPSET, MS_OPSET, IR_VERSION = 21, 1, 10
 
 
-def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, *, separate: bool = False) -> ir.Model:
+def build_graph(
+    spec: DecoderSpec, layout: Layout, recipe: Recipe, *, separate: bool = False, last_row: bool = False
+) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
 
     Args:
         recipe: its float type is what the graph computes in; what is stored in the other one is cast while it loads.
         separate: the attention's form is `separate_attention`; the graph then has an input `position_ids`, unless it
             chooses between two ropes itself.
+        last_row: logits of each sequence's last token only, [batch, 1, vocabulary]. onnxruntime-genai allocates what
+            the output declares, so one graph cannot do both.
     """
     import onnx_ir as ir
 
@@ -61,7 +66,9 @@ def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, *, separate: 
             fed = mlp(emit, spec, layer, normed)
         following = f"layers.{layer + 1}.input_norm" if layer + 1 < spec.layers else "norm"
         hidden, normed = add_and_norm(emit, spec, following, hidden, fed)
-    logits = emit.port("logits", ["batch_size", "sequence_length", spec.vocabulary_size])
+    if last_row:
+        normed = last_rows(emit, token_ids, lengths, normed)
+    logits = emit.port("logits", ["batch_size", 1 if last_row else "sequence_length", spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)
     past = [value for cache in caches for value in (cache.past_key, cache.past_value)]
     graph = ir.Graph(
@@ -76,8 +83,16 @@ def build_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, *, separate: 
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")
 
 
-def write_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, path: Path, *, separate: bool = False) -> None:
+def write_graph(
+    spec: DecoderSpec,
+    layout: Layout,
+    recipe: Recipe,
+    path: Path,
+    *,
+    separate: bool = False,
+    last_row: bool = False,
+) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    ir.save(build_graph(spec, layout, recipe, separate=separate), path)
+    ir.save(build_graph(spec, layout, recipe, separate=separate, last_row=last_row), path)

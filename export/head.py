@@ -10,9 +10,27 @@ from edgephi.export.spec import DecoderSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgephi.export.attention import Lengths
+
+
+def last_rows(emit: Emitter, token_ids: ir.Value, lengths: Lengths, normed: ir.Value) -> ir.Value:
+    """Hidden states [batch, 1, hidden] of each sequence's last token in this run.
+
+    A prompt shorter than its neighbours in the batch is padded at its end: its last token is not in the last row.
+    """
+    import onnx_ir as ir
+
+    base = "/lm_head/last_row"
+    last = emit.op("Cast", f"{base}/Cast", [lengths.last], {"to": int(ir.DataType.INT64)})
+    count = emit.op("Shape", f"{base}/Shape", [token_ids], {"start": 1, "end": 2})
+    newest = emit.op("Sub", f"{base}/Sub", [count, emit.int64("one", [1])])
+    index = emit.op("Min", f"{base}/Min", [last, newest])  # behind a cache there is no padding
+    column = emit.op("Unsqueeze", f"{base}/Unsqueeze", [index, emit.int64("last_row_axes", [1, 2])])
+    return emit.op("GatherND", f"{base}/GatherND", [normed, column], {"batch_dims": 1})
+
 
 def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
-    """Write logits, [batch, length, vocabulary], to `output`, the suppressed tokens' at the lowest number."""
+    """Write logits of every row of `normed` to `output`, the suppressed tokens' at the lowest number."""
     head = "embed.weight" if spec.tied_embedding else "head.weight"
     if spec.head_input:
         normed = emit.linear("/lm_head/input_proj", normed, "head_input.weight", "head_input.bias")

@@ -178,6 +178,11 @@ def _carry_out(
             aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.file, separate=one.separate)
             for one in variants
         ]
+        graphs += [
+            aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.last_row_file, last_row=True)
+            for one in variants
+            if one.last_row_file is not None
+        ]
         if recipe.quantize == "gptq":
             assert tokens is not None
             pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, threads, reporter)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgephi.bundle import GENAI_CONFIG, Manifest, NpuFacts
+from edgephi.bundle import GENAI_CONFIG, GraphEntry, Manifest, NpuFacts
 from edgephi.errors import BundleError
 
 CONFIG_LIMIT = 4 * 2**20
 
 # onnxruntime-genai loads a shared library that either of these names. A bundle has no business bringing code.
 CODE_KEYS = frozenset({"custom_ops_library", "library_path"})
+
+
+def answering(graph: GraphEntry) -> str:
+    """The file that answers: logits of a prompt's other tokens are for those who measure, or verify drafts."""
+    return graph.last_row or graph.file
 
 
 class _Decoder(BaseModel):

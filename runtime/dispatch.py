@@ -13,7 +13,7 @@ from edgephi.devices.detect import Machine, detect, survey
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
 from edgephi.errors import DeviceError
-from edgephi.runtime.config import refuse_npu_bundle
+from edgephi.runtime.config import answering, refuse_npu_bundle
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.probe import HARDWARE, Device, prove
 
@@ -125,7 +125,7 @@ def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Pla
     if choice.provider == "cpu":
         return Place(choice, passed_over=tuple(passed_over))
     assert choice.graph is not None
-    device, placed = prove(folder / choice.graph.file, choice.provider, choice.options, choice.kinds)
+    device, placed = prove(folder / answering(choice.graph), choice.provider, choice.options, choice.kinds)
     return Place(choice, device, placed, tuple(passed_over))
 
 

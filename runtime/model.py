@@ -12,7 +12,7 @@ from types import TracebackType
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.config import GenaiModel, read_genai_config, read_npu_config
+from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, plan, settle
 from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.npu import open_npu
@@ -123,7 +123,7 @@ class Model:
 
         def open_weights() -> Weights:
             if place.choice.provider == "cpu" and graph is not None:
-                found.append(prepack(folder, manifest, graph.file, packing, every_byte=every_byte))
+                found.append(prepack(folder, manifest, answering(graph), packing, every_byte=every_byte))
             mapped = found[0].folder if found else None
             return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgephi.errors import DeviceError
+from edgephi.runtime.config import answering
 from edgephi.runtime.prepacked import GRAPH
 
 if TYPE_CHECKING:
@@ -17,12 +18,15 @@ _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
 
 
-def og_config(folder: Path, place: Place, threads: int, prepacked: Path | None = None) -> Any:
+def og_config(
+    folder: Path, place: Place, threads: int, prepacked: Path | None = None, *, all_rows: bool = False
+) -> Any:
     """og's configuration of a folder: the graph, provider, options and device that were proved, and nothing else.
 
     Args:
         prepacked: the folder `runtime/prepacked.py` made of the graph. og joins the graph's name to the folder of the
             configuration whatever it is, so that folder has a configuration of its own.
+        all_rows: logits for every token, which og needs to verify drafts.
 
     Raises:
         DeviceError: og does not load the provider's library; step `library`.
@@ -36,7 +40,8 @@ def og_config(folder: Path, place: Place, threads: int, prepacked: Path | None =
         session["session.intra_op.allow_spinning"] = "0"
     if prepacked is not None:
         session["graph_optimization_level"] = "ORT_DISABLE_ALL"  # they are done, and would undo the packing
-    filename = choice.graph.file if prepacked is None else GRAPH
+    graph = choice.graph.file if all_rows else answering(choice.graph)
+    filename = graph if prepacked is None else GRAPH
     decoder: dict[str, object] = {"filename": filename, "session_options": session}
     if choice.graph.device == "directml":
         decoder["inputs"] = {"position_ids": "position_ids"}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.errors import EngineError
-from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.graph_facts import GraphFacts, read_graph
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def placement(folder: Path) -> Placement:
 
     manifest = read_manifest(folder)
     check_bundle(folder, manifest, every_byte=False)
-    graph = folder / (read_genai_config(folder, manifest).decoder.filename or "")
+    read_genai_config(folder, manifest)
+    graph = folder / answering(manifest.graph_for("cpu") or manifest.graphs[0])
     options = twin_options()
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:

@@ -25,16 +25,12 @@ class OgLoop:
 
     Args:
         place: where the bundle was proved to run.
-        prepacked: what the model under test was loaded from, if not the bundle.
     """
 
-    def __init__(
-        self, folder: Path, place: Place, threads: int, instruments: Instruments, prepacked: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, place: Place, threads: int, instruments: Instruments) -> None:
         self._folder = folder
         self._place = place
         self._threads = threads
-        self._prepacked = prepacked
         self._instruments = instruments
         self._model: Any = None
 
@@ -88,6 +84,6 @@ class OgLoop:
 
         if self._model is None:
             og.disable_telemetry_events()
-            self._model = og.Model(og_config(self._folder, self._place, self._threads, self._prepacked))
+            self._model = og.Model(og_config(self._folder, self._place, self._threads, all_rows=True))
             require_device(self._model.device_type, self._place)
         return self._model

@@ -30,7 +30,7 @@ from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
-from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.prepacked import prepack, prepacked_files, prepacking
@@ -167,8 +167,8 @@ def _prepack(folder: Path, manifest: Manifest, device: str) -> Sequence[Path]:
     mode = prepacking(None)
     if choice.provider != "cpu" or choice.graph is None:
         return []
-    prepack(folder, manifest, choice.graph.file, mode)  # the first load only takes note
-    return prepacked_files(prepack(folder, manifest, choice.graph.file, mode))
+    prepack(folder, manifest, answering(choice.graph), mode)  # the first load only takes note
+    return prepacked_files(prepack(folder, manifest, answering(choice.graph), mode))
 
 
 def _timed(
@@ -189,7 +189,7 @@ def _timed(
         instruments = replace(instruments, joules=meter.joules)
     with load(folder, device) as model:
         quality = _check_quality(model, manifest)
-        loop = OgLoop(folder, model.place, model.threads, instruments, model.prepacked.folder)
+        loop = OgLoop(folder, model.place, model.threads, instruments)
 
         def run(case: Case) -> Sample:
             return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
