@@ -4,7 +4,7 @@ onnxruntime packs the constants of its CPU kernels at every load, into private m
 graph to disk (`session.save_external_prepacked_constant_initializers`, onnxruntime_session_options_config_keys.h); such
 a folder loads faster, and its weights are pages of a file, which the system shares between processes and may drop.
 
-Writing takes as long as five to ten of these loads save, and about twice the bundle's weights in disk space. So the
+Writing takes as long as seven to twenty of these loads save, and about twice the bundle's weights in disk space. So the
 second load of a bundle within 30 days writes; who loads once pays nothing.
 """
 
