@@ -154,6 +154,9 @@ class GraphEntry(Strict):
     last_row: RelativePath | None = Field(default=None, description="the same with logits of the last token only")
 
 
+NpuNumerics = Literal["float16", "w4a16"]
+
+
 class NpuStage(Strict):
     """Consecutive layers, compiled for a Hexagon NPU: a graph of one node and the context binary it runs."""
 
@@ -172,7 +175,7 @@ class NpuFacts(Strict):
     """What the graphs of a Hexagon NPU were built for. The SHA-256 of their files are in the manifest's `files`."""
 
     target: str = Field(description="what `edgephi export --device` was given")
-    numerics: Literal["float16"]
+    numerics: NpuNumerics = Field(description="of the linear layers: float16, or int4 weights times 16-bit activations")
     htp_arch: int = Field(ge=1)
     soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
     qairt: str = Field(

@@ -14,7 +14,7 @@ from threading import Event, Lock
 from typing import Literal
 
 import edgephi
-from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, describe_file, write_manifest
+from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, NpuNumerics, describe_file, write_manifest
 from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import UsageError
 from edgephi.export.block_sparse import prefill_chunk
@@ -64,6 +64,7 @@ def export(
     seed: int = 0,
     rotate: bool = False,
     devices: Sequence[str] = ("cpu",),
+    npu_numerics: NpuNumerics = "float16",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -87,13 +88,15 @@ def export(
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for gptq and for a budget, of which the first 8,192 tokens count; None: the model
+        calibration: UTF-8 text for gptq, a budget and w4a16, of which the first 8,192 tokens count; None: the model
             samples its own.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
             with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`.
+        npu_numerics: of the layers on such a chip. float16 computes in float16 with the CPU's blocks; w4a16 multiplies
+            int4 weights by 16-bit activations in integers, and rounds all weights anew.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -129,12 +132,15 @@ def export(
             output,
             recipe,
             npu,
+            numerics=npu_numerics,
             revision=revision,
             calibration=text,
             seed=seed,
             force=force,
             on_progress=on_progress,
         )
+    if npu_numerics != "float16":
+        raise UsageError(f"{npu_numerics} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
     require_devices(devices)
     if via == "optimum":
         if set(devices) != {"cpu"} or rotate or budget is not None or text is not None or quantize == "gptq":

@@ -87,6 +87,9 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     """What was asked for, what came of it and why; None where there are no 4-bit weights."""
     if recipe.linear is None or recipe.linear.bits != 4:
         return None
+    if any(matrix.channel_scales is not None for matrix in layout.matrices.values()):
+        reason = "integer products on the NPU take scales of two levels"
+        return QuantizationChoice(asked=recipe.asked, picked="rounded to nearest", reason=reason)
     if recipe.quantize == "rtn":
         return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
     weights = architecture.weights.values()
@@ -130,6 +133,8 @@ def _weight_recipes(
         method = "round to nearest, scale searched" if fmt else "stored as it is"
         if recipe.quantize == "gptq" and takes_gptq(weights[0], layout):
             method = "GPTQ"
+        if matrices[0].channel_scales is not None:
+            method = "round to nearest, scales of two levels, searched"
         if carried:
             offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
             method = f"carried over from {' and '.join(carried)}{offsets}"

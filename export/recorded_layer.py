@@ -6,7 +6,7 @@ to be computed with; float and quantized weights take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Float32 = NDArray[np.float32]
+RANGES = "ranges"
 
 
 def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
@@ -41,6 +42,7 @@ class _RecordingEmitter(Emitter):
         super().__init__(layout, recipe)
         self.ports: dict[str, ir.Value] = {}
         self.linear_inputs: dict[str, ir.Value] = {}
+        self.linear_outputs: dict[str, ir.Value] = {}
 
     def stored(self, tensor: StoredTensor) -> ir.Value:
         if tensor.name not in self.ports:
@@ -51,7 +53,8 @@ class _RecordingEmitter(Emitter):
         self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
     ) -> ir.Value:
         self.linear_inputs[weight] = value
-        return super().linear(name, value, weight, bias, output)
+        self.linear_outputs[weight] = super().linear(name, value, weight, bias, output)
+        return self.linear_outputs[weight]
 
 
 class LayerGraph:
@@ -79,11 +82,12 @@ class LayerGraph:
         inputs, outputs = emit_layer(emit, part.spec)
         self._recorded = {self._outside(weight): str(value.name) for weight, value in emit.linear_inputs.items()}
         self._used = set(emit.ports)
+        ranges = _emit_ranges(emit)
         # two linear layers that multiply the same (a parallel decoder's) share an output
         read = list({value.name: value for value in emit.linear_inputs.values()}.values())
         for value in read:
             value.type = ir.TensorType(emit.float)
-        model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read])
+        model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read, ranges])
         options = ort.SessionOptions()
         # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
         options.intra_op_num_threads = 1
@@ -108,19 +112,37 @@ class LayerGraph:
             EngineError: the run fails, or gives values that are not finite.
         """
         result = np.empty_like(hidden)
-        for number, after in enumerate(self._each(HIDDEN_OUT, hidden, weights)):
+        for number, (after,) in enumerate(self._each([HIDDEN_OUT], hidden, weights)):
             result[number] = after
         return result
+
+    def run_with_ranges(self, hidden: Float32, weights: Mapping[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
+        """As `run`, and for every linear layer, by its weight's name, the range of what it saw and gave.
+
+        A range is float32 [4]: lowest and highest input, lowest and highest output. Errors are those of `run`.
+        """
+        result = np.empty_like(hidden)
+        low = np.full((len(self._recorded), 2), np.inf, np.float32)
+        high = -low
+        for number, (after, seen) in enumerate(self._each([HIDDEN_OUT, RANGES], hidden, weights)):
+            result[number] = after
+            np.minimum(low, seen[:, 0::2], out=low)
+            np.maximum(high, seen[:, 1::2], out=high)
+        ranges = np.stack([low, high], axis=2).reshape(-1, 4)
+        return result, dict(zip(self._recorded, ranges, strict=True))
 
     def inputs(self, linear: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
         """What a linear layer, given by its weight's name, multiplies: float32 [length, columns] of every sequence.
 
         Nothing behind that layer is computed. Arguments and errors are those of `run`.
         """
-        return self._each(self._recorded[linear], hidden, weights)
+        for (values,) in self._each([self._recorded[linear]], hidden, weights):
+            yield values
 
-    def _each(self, output: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
-        """An output for every sequence in turn, without its batch axis; as many are computed at a time as there are
+    def _each(
+        self, outputs: Sequence[str], hidden: Float32, weights: Mapping[str, Float32]
+    ) -> Iterator[tuple[Float32, ...]]:
+        """Outputs for every sequence in turn, without their batch axis; as many are computed at a time as there are
         threads."""
         import onnxruntime as ort
 
@@ -128,18 +150,18 @@ class LayerGraph:
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True
 
-        def one(sequence: Float32) -> Float32:
+        def one(sequence: Float32) -> tuple[Float32, ...]:
             try:
-                values: Float32 = self._session.run([output], {HIDDEN_IN: sequence[None], **feeds}, options)[0]
+                found: list[Float32] = self._session.run(outputs, {HIDDEN_IN: sequence[None], **feeds}, options)
             except Exception as error:  # onnxruntime's exceptions have no common base but this
                 raise _failure(error, self._layer) from error
-            if not np.isfinite(values).all():
+            if not all(np.isfinite(values).all() for values in found):
                 raise EngineError(
                     "hidden states are not finite",
                     where=f"layers.{self._layer}",
                     remedy="Check the checkpoint, or calibrate with other text",
                 )
-            return values.reshape(-1, values.shape[-1])
+            return tuple(values.reshape(-1, values.shape[-1]) for values in found)
 
         step = worker_threads()
         with ThreadPoolExecutor(step, "edgephi-layer") as pool:
@@ -168,6 +190,23 @@ class LayerGraph:
         past = "past_key_values.0"
         mask = np.ones((1, self._length), np.int64)
         return {**feeds, MASK: mask, f"{past}.key": empty, f"{past}.value": empty}
+
+
+def _emit_ranges(emit: _RecordingEmitter) -> ir.Value:
+    """RANGES, float32 [linear layers, 4]; computed only where it is asked for."""
+    import onnx_ir as ir
+
+    ends: list[ir.Value] = []
+    shape = emit.int64("range_shape", [1, 1])
+    for weight in emit.linear_inputs:
+        for side, value in (("input", emit.linear_inputs[weight]), ("output", emit.linear_outputs[weight])):
+            for op in ("ReduceMin", "ReduceMax"):
+                name = f"/ranges/{weight}/{side}/{op}"
+                end = emit.op(op, name, [value], {"keepdims": 0})
+                ends.append(emit.op("Reshape", f"{name}/Reshape", [end, shape]))
+    flat = emit.op("Concat", "/ranges/Concat", ends, {"axis": 1})
+    output = ir.Value(name=RANGES, type=ir.TensorType(emit.float))
+    return emit.op("Reshape", "/ranges/Reshape", [flat, emit.int64("ranges_shape", [-1, 4])], output=output)
 
 
 def _failure(error: Exception, layer: int) -> EngineError:

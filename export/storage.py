@@ -121,6 +121,9 @@ class StoredMatrix:
     """Types of the source whose blocks these are; see `export/carry_over.py`. Empty: quantized here."""
     mean_copies: int = 0
     """How often the means of the inputs' blocks follow the inputs; codes and scales have columns for them."""
+    channel_scales: StoredTensor | None = None
+    """Of rows, float32. Then scales are uint8 multiples of them [blocks, rows], and codes are int4 as ONNX packs them,
+    [columns, rows / 2] bytes: see `export/npu/qdq_storage.py`."""
 
     @property
     def inputs(self) -> int:
@@ -129,7 +132,8 @@ class StoredMatrix:
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return tuple(tensor for tensor in (self.codes, self.scales, self.zero_points) if tensor is not None)
+        stored = (self.codes, self.scales, self.zero_points, self.channel_scales)
+        return tuple(tensor for tensor in stored if tensor is not None)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,22 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgephi.bundle import NpuNumerics
 from edgephi.devices.hexagon import HexagonTarget, target_of
 from edgephi.devices.profile import load_profile
+from edgephi.export.calibrate import CalibrationSource, calibration_tokens
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.npu.decoder import npu_decoder, stages
+from edgephi.export.npu.encodings import Encodings, measure_encodings
+from edgephi.export.npu.qdq_graph import qdq_stage_graph
+from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import embedding_graph, head_graph, stage_graph
 from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.runtime.npu import KvCache, NpuEngine
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
@@ -65,14 +71,32 @@ class CpuStages:
         return self.sessions["head"].run(None, {f"hidden_states.{self.layers}": hidden})[0][0, 0]
 
 
-def cpu_stages(source: Path, folder: Path, target: HexagonTarget = X_ELITE) -> CpuStages:
+def own_encodings(source: Path, folder: Path) -> Encodings:
+    """What an export without a calibration text measures."""
+    architecture = describe(open_folder(source))
+    folder.mkdir(parents=True)
+    journal, text = Journal(folder / JOURNAL, ""), CalibrationSource(None, 0)
+    tokens = calibration_tokens(architecture, tokenizer_from_folder(source), text, folder, journal, 1)
+    return measure_encodings(architecture, tokens)
+
+
+def cpu_stages(
+    source: Path, folder: Path, target: HexagonTarget = X_ELITE, numerics: NpuNumerics = "float16"
+) -> CpuStages:
     """The graphs that `edgephi export --device` compiles, from the same blocks."""
     decoder = npu_decoder(describe(open_folder(source)), target)
     recipe = make_recipe("int4", 32)
     half = replace(recipe, float_type="float16", accuracy_level=1)
     spec = decoder.inner.spec
-    inner, outer = plan_storage(decoder.inner, half), plan_storage(decoder.outer, recipe)
-    graphs = {stage.name: stage_graph(spec, inner, half, stage) for stage in stages(spec, target, decoder.cache_rows)}
+    outer = plan_storage(decoder.outer, recipe)
+    pack = pack_weights if numerics == "float16" else pack_qdq
+    parts = stages(spec, target, decoder.cache_rows)
+    if numerics == "float16":
+        inner = plan_storage(decoder.inner, half)
+        graphs = {stage.name: stage_graph(spec, inner, half, stage) for stage in parts}
+    else:
+        inner, encodings = plan_qdq_storage(decoder.inner, half), own_encodings(source, folder / "encodings")
+        graphs = {stage.name: qdq_stage_graph(spec, inner, half, encodings, stage) for stage in parts}
     outside = {"embedding": embedding_graph(spec, outer, recipe), "head": head_graph(spec, outer, recipe)}
     sessions = {}
     for part, architecture, layout, models in (
@@ -81,7 +105,8 @@ def cpu_stages(source: Path, folder: Path, target: HexagonTarget = X_ELITE) -> C
     ):
         (folder / part).mkdir(parents=True)
         journal = Journal(folder / part / JOURNAL, "")
-        pack_weights(architecture, layout, folder / part / DATA_FILE, journal, 1, lambda count: None)
+        fill = pack if part == "inner" else pack_weights
+        fill(architecture, layout, folder / part / DATA_FILE, journal, 1, lambda count: None)
         for name, model in models.items():
             ir.save(model, folder / part / f"{name}.onnx")
             options = ort.SessionOptions()

@@ -62,7 +62,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="UTF-8 text for gptq and budgets, up to 8,192 tokens. Without: the model samples its own.",
+            help="UTF-8 text for gptq, budgets and w4a16, up to 8,192 tokens. Without: the model samples its own.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples, and of --rotate.")] = 0,
@@ -82,6 +82,13 @@ def export(
             "Or one chip whose NPU the layers are compiled for: snapdragon-x-elite, for example.",
         ),
     ] = "cpu",
+    npu_numerics: Annotated[
+        Literal["float16", "w4a16"],
+        typer.Option(
+            help="Of the layers on such a chip. float16: the CPU's blocks, computed in float16. w4a16: int4 weights "
+            "times 16-bit activations, in integers; the ranges come from --calibration, or the model's own text."
+        ),
+    ] = "float16",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -111,6 +118,7 @@ def export(
             seed=seed,
             rotate=rotate,
             devices=[name.strip() for name in device.split(",")],
+            npu_numerics=npu_numerics,
             on_progress=on_progress,
         )
     if as_json:
@@ -141,7 +149,8 @@ def _npu_facts(npu: NpuFacts) -> list[str]:
     seconds = sum(stage.compile_seconds for stage in npu.stages)
     peak = max(stage.compile_peak_bytes for stage in npu.stages)
     return [
-        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), built, not run",
+        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), {npu.numerics}, "
+        "built, not run",
         f"context of {npu.context_length:,} tokens",
         f"compiled in {seconds:.1f} s, peak memory {format_bytes(peak)}",
     ]

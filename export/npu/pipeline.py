@@ -6,18 +6,23 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from edgephi.bundle import Manifest, NpuFacts, NpuStage, write_manifest
+from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, NpuStage, write_manifest
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError
-from edgephi.export.calibrate import calibration_tokens, describe_text, forget_tokens
+from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
+from edgephi.export.npu.encodings import measure_encodings
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
+from edgephi.export.npu.qdq_graph import qdq_stage_graph
+from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph, stage_graph
 from edgephi.export.output import check_disk, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
@@ -27,6 +32,9 @@ from edgephi.export.record import make_manifest
 from edgephi.export.recorded_layer import layer_weights
 from edgephi.export.storage import Layout, Recipe, plan_storage
 from edgephi.export.tokenizer_files import write as write_tokenizer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 WORK = "uncompiled"
 """Folder of the layers' weights and graphs until they are compiled; it does not stay."""
@@ -38,6 +46,7 @@ def export_for_npu(
     recipe: Recipe,
     target: HexagonTarget,
     *,
+    numerics: NpuNumerics = "float16",
     revision: str | None = None,
     calibration: Path | None = None,
     seed: int = 0,
@@ -47,30 +56,46 @@ def export_for_npu(
     """Export a checkpoint with its layers compiled for a Hexagon NPU; embedding and head stay on the CPU.
 
     Rounded 4-bit blocks are those of the CPU's bundle. GPTQ fits the layers in the form in which the NPU computes them.
+    In w4a16 weights are rounded to scales of two levels, and calibration text gives the ranges of activations.
 
     Args:
         output: folder to make; the caller has checked it.
         recipe: an int4 one, for the CPU.
-        calibration: text for GPTQ; None: the model samples its own, with this `seed`.
+        calibration: text for GPTQ and w4a16; None: the model samples its own, with this `seed`.
 
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
     """
-    _require_recipe(recipe)
+    _require_recipe(recipe, numerics)
     require_compiler()
+    integers = numerics == "w4a16"
     plan = make_plan(
-        source, recipe, revision=revision, devices=("cpu",), budget=None, calibration=calibration, seed=seed
+        source,
+        replace(recipe, quantize="rtn", asked="rtn") if integers else recipe,
+        revision=revision,
+        devices=("cpu",),
+        budget=None,
+        calibration=None if integers else calibration,
+        seed=seed,
     )
-    architecture, recipe, text = plan.architecture, plan.recipe, plan.text
+    architecture, recipe = plan.architecture, replace(plan.recipe, asked=recipe.asked)
+    text = CalibrationSource(calibration, seed) if integers else plan.text
     decoder = npu_decoder(architecture, target)
     inner_recipe = replace(recipe, float_type="float16", accuracy_level=1)
-    outer, inner = plan_storage(decoder.outer, recipe), plan_storage(decoder.inner, inner_recipe)
+    outer = plan_storage(decoder.outer, recipe)
+    inner = (plan_qdq_storage if integers else plan_storage)(decoder.inner, inner_recipe)
     _require_whole_blocks(inner)
+    aside_bytes = extra_disk(architecture, text) if text else 0
     # the layers' weights once for the compiler, and once in each phase's binaries
-    check_disk(output, outer.bytes + 3 * inner.bytes + plan.aside_bytes + GRAPH_ALLOWANCE)
+    check_disk(output, outer.bytes + 3 * inner.bytes + aside_bytes + GRAPH_ALLOWANCE)
     layout = Layout(outer.matrices | inner.matrices, outer.vectors | inner.vectors, outer.bytes + inner.bytes)
     key = export_key(
-        plan.checkpoint, architecture, recipe, layout, None, f"{target.name} {text.digest() if text else None}"
+        plan.checkpoint,
+        architecture,
+        recipe,
+        layout,
+        None,
+        f"{target.name} {numerics} {text.digest() if text else None}",
     )
     threads = min(4, os.cpu_count() or 1)
     spec = decoder.inner.spec
@@ -84,20 +109,25 @@ def export_for_npu(
         reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
+        build = partial(stage_graph, spec, inner, inner_recipe)
         if tokens is None:
             pack_weights(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
+        elif integers:
+            pack_qdq(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
+            # the order of a head's channels, which the NPU has changed, is nothing to a range
+            build = partial(qdq_stage_graph, spec, inner, inner_recipe, measure_encodings(architecture, tokens))
         else:
             pack_with_gptq(decoder.whole, inner, tokens, work / DATA_FILE, journal, threads, reporter)
         _write_outer_graphs(decoder, outer, recipe, folder)
         compiled = []
         for stage in planned:
-            compiled.append((stage, _compile(stage, decoder, inner, inner_recipe, target, folder)))
+            compiled.append((stage, _compile(stage, build(stage), target, folder)))
             reporter(_stage_bytes(stage, decoder))
         shutil.rmtree(work)
         if tokens is not None:
             forget_tokens(folder)
         record = describe_text(text, tokens) if text and tokens is not None else None
-        facts = _facts(decoder, target, compiled)
+        facts = _facts(decoder, target, numerics, compiled)
         manifest = make_manifest(
             plan.checkpoint,
             architecture,
@@ -114,11 +144,13 @@ def export_for_npu(
     return manifest
 
 
-def _require_recipe(recipe: Recipe) -> None:
+def _require_recipe(recipe: Recipe, numerics: NpuNumerics) -> None:
     if recipe.linear is None or recipe.linear.bits != 4:
         raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
     if recipe.linear.block_size > 128:
         raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
+    if recipe.quantize == "gptq" and numerics == "w4a16":
+        raise UsageError("w4a16 rounds its weights", remedy="Leave --quantize out, or --npu-numerics")
 
 
 def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
@@ -148,13 +180,11 @@ def _write_outer_graphs(decoder: NpuDecoder, layout: Layout, recipe: Recipe, fol
     ir.save(head_graph(spec, layout, recipe), folder / HEAD_FILE)
 
 
-def _compile(
-    stage: Stage, decoder: NpuDecoder, layout: Layout, recipe: Recipe, target: HexagonTarget, folder: Path
-) -> Compiled:
+def _compile(stage: Stage, model: ir.Model, target: HexagonTarget, folder: Path) -> Compiled:
     import onnx_ir as ir
 
     graph, output = folder / WORK / stage_file(stage), folder / stage_file(stage)
-    ir.save(stage_graph(decoder.inner.spec, layout, recipe, stage), graph)
+    ir.save(model, graph)
     # an interrupted export may have left them, whole or not
     for stale in (output, output.with_name(f"{output.stem}_qnn.bin")):
         stale.unlink(missing_ok=True)
@@ -162,7 +192,9 @@ def _compile(
         return compile_stage(graph, output, target, Path(work))
 
 
-def _facts(decoder: NpuDecoder, target: HexagonTarget, compiled: list[tuple[Stage, Compiled]]) -> NpuFacts:
+def _facts(
+    decoder: NpuDecoder, target: HexagonTarget, numerics: NpuNumerics, compiled: list[tuple[Stage, Compiled]]
+) -> NpuFacts:
     qairt = {result.built_for.qairt for _, result in compiled}
     if len(qairt) != 1:
         raise DeviceError(
@@ -170,7 +202,7 @@ def _facts(decoder: NpuDecoder, target: HexagonTarget, compiled: list[tuple[Stag
         )
     return NpuFacts(
         target=target.name,
-        numerics="float16",
+        numerics=numerics,
         htp_arch=target.htp_arch,
         soc_model=target.soc_model,
         qairt=qairt.pop(),

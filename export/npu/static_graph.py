@@ -67,7 +67,12 @@ def hidden_name(layer: int) -> str:
 
 
 def stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, stage: Stage) -> ir.Model:
-    """The layers of a stage in float16, every dimension a number.
+    """The layers of a stage in float16, every dimension a number; see `emit_stage`."""
+    return emit_stage(Emitter(layout, recipe), spec, stage)
+
+
+def emit_stage(emit: Emitter, spec: DecoderSpec, stage: Stage) -> ir.Model:
+    """The layers of a stage, with linear layers as the emitter writes them.
 
     Inputs: hidden states [1, tokens, hidden]; int32 [1, 1] index of the last token; int32 [1] length of the
     cache; keys and values [1, kv_heads, cache_rows, head_dim]. Outputs: hidden states, and the cache with the rows of
@@ -75,7 +80,6 @@ def stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, stage: Stage)
     """
     import onnx_ir as ir
 
-    emit = Emitter(layout, recipe)
     hidden_shape = [1, stage.tokens, spec.hidden_size]
     hidden = emit.port(hidden_name(stage.first), hidden_shape)
     last = emit.port(LAST, [1, 1], ir.DataType.INT32)

@@ -61,3 +61,26 @@ def test_hosted_devices_can_be_sent_every_stage(exported: tuple[Path, Manifest])
         require_sendable(graph)
     sent = {tuple(file.path for file in graph.files) for graph in graphs}
     assert sent == {(stage.graph, stage.binary) for stage in manifest.npu.stages}
+
+
+@pytest.fixture(scope="module")
+def in_integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("npu")
+    source = tiny_phi(folder / "source", PHI_4_MINI, CONTEXT)
+    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], npu_numerics="w4a16")
+    return folder / "bundle", manifest
+
+
+def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[Path, Manifest]) -> None:
+    folder, manifest = in_integers
+    assert read_manifest(folder) == manifest
+    check_bundle(folder, manifest, every_byte=True)
+    assert manifest.npu is not None and manifest.npu.numerics == "w4a16"
+    assert manifest.recipe.calibration is not None and manifest.recipe.calibration.tokens == 32 * 256
+    assert manifest.recipe.quantize is not None and manifest.recipe.quantize.asked == "auto"
+    (linear,) = (group for group in manifest.recipe.weights if group.weights == "linear")
+    # codes, a byte for every block of 32, and a float32 for every row
+    rows = sum(sizes for sizes in (256, 128, 384, 128)) * manifest.model.layers
+    assert linear.stored_bytes == linear.parameters // 2 + linear.parameters // 32 + 4 * rows
+    assert linear.symmetric and linear.bits == 4
+    assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}

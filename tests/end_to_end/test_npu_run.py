@@ -39,13 +39,18 @@ class Pair:
     folder: Path
 
 
-@pytest.fixture(scope="module", params=[PHI_3, PHI_4_MINI], ids=["phi-3", "phi-4-mini"])
+CASES = [(PHI_3, "float16"), (PHI_4_MINI, "float16"), (PHI_3, "w4a16"), (PHI_4_MINI, "w4a16")]
+NAMES = ["phi-3", "phi-4-mini", "phi-3-w4a16", "phi-4-mini-w4a16"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=NAMES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("npu")
-    source = tiny_phi(folder / "source", request.param, CONTEXT + 64)
-    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
+    shape, numerics = request.param
+    source = tiny_phi(folder / "source", shape, CONTEXT + 64)
+    edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn", npu_numerics=numerics)
     npu = open_npu(folder / "bundle", "npu-simulator")
-    yield Pair(npu, cpu_stages(source, folder / "reference"), folder / "bundle")
+    yield Pair(npu, cpu_stages(source, folder / "reference", numerics=numerics), folder / "bundle")
     npu.close()
 
 

@@ -1,0 +1,96 @@
+"""Linear layers as QDQ: int4 weights times 16-bit activations, which the Hexagon NPU multiplies in integers.
+
+Around them the graph stays float16, as `static_graph.py` writes it: the residual stream and the norms, whose outliers
+16 bits of one scale would coarsen, and attention, for which the NPU has an operator in float16 only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgephi.export.emitter import DATA_FILE, Emitter
+from edgephi.export.npu.encodings import Encoding, Encodings
+from edgephi.export.npu.static_graph import Stage, emit_stage
+from edgephi.export.spec import DecoderSpec
+from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def qdq_stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, encodings: Encodings, stage: Stage) -> ir.Model:
+    """The layers of a stage with QDQ linear layers; inputs and outputs are those of `emit_stage`.
+
+    Args:
+        layout: of `plan_qdq_storage`.
+    """
+    return emit_stage(QdqEmitter(layout, recipe, encodings), spec, stage)
+
+
+class QdqEmitter(Emitter):
+    """An emitter whose linear layers quantize what they take and give, between float16 values."""
+
+    def __init__(self, layout: Layout, recipe: Recipe, encodings: Encodings) -> None:
+        super().__init__(layout, recipe)
+        self._encodings = encodings
+
+    def linear(
+        self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
+    ) -> ir.Value:
+        encodings = self._encodings[weight]
+        matrix = self._layout.matrices[weight]
+        single = {"to": int(self._ir.DataType.FLOAT)}
+        wide = self.op("Cast", f"{name}/input/Cast", [value], single)
+        taken = self._through(f"{name}/input", wide, encodings.input)
+        product = self.op("MatMul", f"{name}/MatMul", [taken, self._decoded(matrix)])
+        given = self._through(f"{name}/output", product, encodings.output)
+        return self.op("Cast", f"{name}/output/Cast", [given], {"to": int(self.float)}, output=output)
+
+    def _through(self, name: str, value: ir.Value, encoding: Encoding) -> ir.Value:
+        """The value in 16 bits and back."""
+        types = self._ir.DataType
+        parameters = [
+            self._constant(f"{name}/scale", np.float32(encoding.scale), types.FLOAT),
+            self._constant(f"{name}/zero_point", np.uint16(encoding.zero_point), types.UINT16),
+        ]
+        codes = self.op("QuantizeLinear", f"{name}/QuantizeLinear", [value, *parameters])
+        return self.op("DequantizeLinear", f"{name}/DequantizeLinear", [codes, *parameters])
+
+    def _decoded(self, matrix: StoredMatrix) -> ir.Value:
+        """The weight [columns, rows] from codes, block scales and channel scales."""
+        assert matrix.format is not None and matrix.scales is not None and matrix.channel_scales is not None
+        types, rows, name = self._ir.DataType, matrix.rows, matrix.codes.name
+        channels = self.stored(matrix.channel_scales)
+        zeros = self._constant(f"{rows}_zeros", np.zeros(rows, np.uint8), types.UINT8)
+        parts = [self.stored(matrix.scales), channels, zeros]
+        scales = self.op("DequantizeLinear", f"{name}_scales/DequantizeLinear", parts, {"axis": 1})
+        codes = self._int4(matrix.codes, (matrix.columns, rows))
+        # the compiler takes codes for 8 bits wide where no zero point says otherwise
+        blocks = matrix.columns // matrix.format.block_size
+        parts = [codes, scales, self._int4_zeros((blocks, rows))]
+        attributes = {"axis": 0, "block_size": matrix.format.block_size}
+        return self.op("DequantizeLinear", f"{name}/DequantizeLinear", parts, attributes)
+
+    def _constant(self, name: str, values: np.ndarray | np.generic, dtype: ir.DataType) -> ir.Value:
+        if name not in self.initializers:
+            array = np.asarray(values)
+            self._add(name, self._ir.tensor(array, name=name), dtype, self._ir.Shape(array.shape))
+        return self.initializers[name]
+
+    def _int4_zeros(self, shape: tuple[int, int]) -> ir.Value:
+        import ml_dtypes
+
+        name = f"{shape[0]}_{shape[1]}_zeros"
+        return self._constant(name, np.zeros(shape, ml_dtypes.int4), self._ir.DataType.INT4)
+
+    def _int4(self, tensor: StoredTensor, shape: tuple[int, int]) -> ir.Value:
+        if tensor.name not in self.initializers:
+            ir = self._ir
+            dims = ir.Shape(shape)
+            data = ir.ExternalTensor(
+                DATA_FILE, tensor.offset, tensor.bytes, ir.DataType.INT4, shape=dims, name=tensor.name
+            )
+            self._add(tensor.name, data, ir.DataType.INT4, dims)
+        return self.initializers[tensor.name]

@@ -1,0 +1,94 @@
+"""Where the weights of QDQ graphs lie until they are compiled, and how they get there.
+
+A linear layer's int4 codes lie as its MatMul takes them, [columns, rows]; scales are of two levels
+(`quantize/lpbq.py`). Norms and rotary tables are float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.errors import UnsupportedModelError
+from edgephi.export.data_file import DataFile, Journal
+from edgephi.export.folded import read_weight
+from edgephi.export.pack import Report, pack_weights, weight_source_bytes
+from edgephi.export.spec import Architecture, Weight
+from edgephi.export.storage import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
+from edgephi.quantize import BlockFormat, pack_nibbles
+from edgephi.quantize.lpbq import quantize_lpbq
+
+
+def plan_qdq_storage(architecture: Architecture, recipe: Recipe) -> Layout:
+    """A place for every weight of the layers.
+
+    Raises:
+        UnsupportedModelError: rows are no whole blocks, or odd in number.
+    """
+    assert recipe.linear is not None
+    allocator, layers = Allocator(), architecture.spec.layers
+    matrices, vectors = {}, {}
+    for weight in architecture.weights.values():
+        name = initializer_name(weight.name, layers)
+        if weight.role == "vector":
+            vectors[weight.name] = allocator.place(name, weight.shape, recipe.float_type)
+        else:
+            matrices[weight.name] = _place(allocator, name, weight, recipe.linear.block_size)
+    for name, shape in rope_tables(architecture.spec).items():
+        vectors[name] = allocator.place(name, shape, recipe.float_type)
+    return Layout(matrices, vectors, allocator.end)
+
+
+def _place(allocator: Allocator, name: str, weight: Weight, block_size: int) -> StoredMatrix:
+    rows, columns = weight.shape
+    if columns % block_size or rows % 2:
+        raise UnsupportedModelError(
+            f"the NPU takes whole blocks and an even number of rows, and this weight of {rows} rows has {columns} "
+            f"columns, with blocks of {block_size}",
+            where=weight.name,
+            remedy="Choose a --block-size that divides them",
+        )
+    base = f"{name}_Q4G{block_size}"
+    return StoredMatrix(
+        rows,
+        columns,
+        BlockFormat(4, block_size, symmetric=True),
+        allocator.place(base, (columns, rows // 2), "uint8"),
+        allocator.place(f"{base}_scales", (columns // block_size, rows), "uint8"),
+        channel_scales=allocator.place(f"{base}_channel_scales", (rows,), "float32"),
+    )
+
+
+def pack_qdq(
+    architecture: Architecture, layout: Layout, path: Path, journal: Journal, threads: int, report: Report
+) -> None:
+    """Fill the data file; linear weights the journal holds are left as they are. One of them is in memory at a time.
+
+    Raises:
+        EdgephiError: as `pack_weights`.
+    """
+    vectors = {name: weight for name, weight in architecture.weights.items() if weight.role == "vector"}
+    pack_weights(replace(architecture, weights=vectors), layout, path, journal, threads, report)
+    data = DataFile(path)
+    try:
+        for name, matrix in layout.matrices.items():
+            weight, group = architecture.weights[name], f"{name} of two levels"
+            if group not in journal.done:
+                _write(read_weight(weight), matrix, data, name)
+                journal.add(group)
+            report(weight_source_bytes(weight))
+    finally:
+        data.close()
+
+
+def _write(values: NDArray[np.float32], matrix: StoredMatrix, data: DataFile, name: str) -> None:
+    assert matrix.format is not None and matrix.scales is not None and matrix.channel_scales is not None
+    quantized = quantize_lpbq(values, matrix.format.block_size, name=name)
+    # two's complement in a nibble
+    nibbles = quantized.codes.T.view(np.uint8) & np.uint8(15)
+    data.write(matrix.codes, 0, pack_nibbles(nibbles))
+    data.write(matrix.scales, 0, np.ascontiguousarray(quantized.block_scales.T))
+    data.write(matrix.channel_scales, 0, quantized.channel_scales)

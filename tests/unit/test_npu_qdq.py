@@ -1,0 +1,123 @@
+"""QDQ graphs of the layers: ranges are those of the text, formats those the NPU multiplies in integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import edgephi
+from edgephi.errors import UnsupportedModelError, UsageError
+from edgephi.export.families import describe
+from edgephi.export.folded import read_weight
+from edgephi.export.gptq_pack import embed
+from edgephi.export.npu.decoder import npu_decoder, stages
+from edgephi.export.npu.encodings import HEAD_ROOM, Encodings, encoding, measure_encodings
+from edgephi.export.npu.qdq_graph import qdq_stage_graph
+from edgephi.export.npu.qdq_storage import plan_qdq_storage
+from edgephi.export.recorded_layer import LayerGraph, layer_weights
+from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.spec import Architecture
+from edgephi.export.storage import make_recipe
+from tests.npu_reference import X_ELITE
+from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
+
+RECIPE = replace(make_recipe("int4", 32), float_type="float16")
+
+
+@pytest.fixture(scope="module", params=[PHI_3, PHI_4_MINI], ids=["phi-3", "phi-4-mini"])
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Architecture:
+    return describe(open_folder(tiny_phi(tmp_path_factory.mktemp("qdq") / "source", request.param, 320)))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(2).integers(3, TOKENS, (3, 40))
+
+
+@pytest.fixture(scope="module")
+def encodings(architecture: Architecture, tokens: np.ndarray) -> Encodings:
+    return measure_encodings(architecture, tokens)
+
+
+def test_ranges_are_those_of_what_linear_layers_multiply_and_give(
+    architecture: Architecture, tokens: np.ndarray, encodings: Encodings
+) -> None:
+    """The inputs are recorded one by one, the outputs multiplied by NumPy."""
+    hidden = embed(architecture, tokens)
+    for layer in range(architecture.spec.layers):
+        graph = LayerGraph(architecture, layer, tokens.shape[1])
+        weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, layer).items()}
+        for name in (f"layers.{layer}.{module}.weight" for module in ("qkv", "o", "gate_up", "down")):
+            taken = np.concatenate(list(graph.inputs(name, hidden, weights)))
+            for values, found in ((taken, encodings[name].input), (taken @ weights[name].T, encodings[name].output)):
+                low, high = (HEAD_ROOM * float(end) for end in (min(values.min(), 0), max(values.max(), 0)))
+                assert found.scale == pytest.approx((high - low) / 65535, rel=1e-3)
+                assert -found.zero_point * found.scale == pytest.approx(low, abs=1e-3 * (high - low))
+        hidden = graph.run(hidden, weights)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (0.5, 2.0), (-7.0, -1.0), (0.0, 0.0), (-1e-9, 0.0)])
+def test_zero_has_a_code_and_the_range_fits(low: float, high: float) -> None:
+    found = encoding(low, high)
+    assert 0 <= found.zero_point <= 65535 and found.scale > 0
+    assert -found.zero_point * found.scale <= low + found.scale
+    assert (65535 - found.zero_point) * found.scale >= high - found.scale
+
+
+def test_both_phases_have_the_same_weights_and_the_same_encodings(
+    architecture: Architecture, encodings: Encodings
+) -> None:
+    decoder = npu_decoder(architecture, X_ELITE)
+    layout = plan_qdq_storage(decoder.inner, RECIPE)
+    graphs = [
+        qdq_stage_graph(decoder.inner.spec, layout, RECIPE, encodings, stage).graph
+        for stage in stages(decoder.inner.spec, X_ELITE, decoder.cache_rows)
+    ]
+    values = [{name: describe_constant(value) for name, value in graph.initializers.items()} for graph in graphs]
+    assert values[0] == values[1]
+
+
+def describe_constant(value: ir.Value) -> object:
+    data = value.const_value
+    assert data is not None
+    return (data.offset, data.length) if isinstance(data, ir.ExternalTensor) else data.tobytes()
+
+
+def test_every_linear_layer_is_int4_times_sixteen_bits(architecture: Architecture, encodings: Encodings) -> None:
+    decoder = npu_decoder(architecture, X_ELITE)
+    layout = plan_qdq_storage(decoder.inner, RECIPE)
+    stage = stages(decoder.inner.spec, X_ELITE, decoder.cache_rows)[0]
+    graph = qdq_stage_graph(decoder.inner.spec, layout, RECIPE, encodings, stage).graph
+    products = [node for node in graph if node.op_type == "MatMul"]
+    assert len(products) == 4 * architecture.spec.layers
+    for node in products:
+        taken, weight = (value.producer() for value in node.inputs if value is not None)
+        assert taken is not None and weight is not None
+        assert {taken.op_type, weight.op_type} == {"DequantizeLinear"}
+        assert taken.inputs[2].dtype == ir.DataType.UINT16
+        assert weight.inputs[0].dtype == ir.DataType.INT4
+        (consumer,) = node.outputs[0].consumers()
+        assert consumer.op_type == "QuantizeLinear"
+    assert not [node for node in graph if node.op_type == "MatMulNBits"]
+
+
+def test_rows_that_are_no_whole_blocks_are_a_sentence(architecture: Architecture) -> None:
+    recipe = replace(make_recipe("int4", 128), float_type="float16")
+    with pytest.raises(UnsupportedModelError, match="192 columns, with blocks of 128"):
+        plan_qdq_storage(npu_decoder(architecture, X_ELITE).inner, recipe)
+
+
+def test_w4a16_without_an_npu_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="w4a16 is for an NPU"):
+        edgephi.export(tmp_path, tmp_path / "out", npu_numerics="w4a16")
+
+
+def test_w4a16_with_gptq_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="w4a16 rounds"):
+        edgephi.export(
+            tmp_path, tmp_path / "out", quantize="gptq", devices=["snapdragon-x-elite"], npu_numerics="w4a16"
+        )
