@@ -10,12 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from edgephi.errors import BundleError, OutputError
+from edgephi.npu_facts import NpuFacts as NpuFacts
+from edgephi.npu_facts import NpuNumerics as NpuNumerics
+from edgephi.npu_facts import NpuStage as NpuStage
+from edgephi.records import Finite, RelativePath, Sha256, Strict
 
 MANIFEST = "edgephi.json"
 GENAI_CONFIG = "genai_config.json"
@@ -29,24 +33,6 @@ LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
 # by `edgephi verify`, because reading them all would cost more than the load.
 HASH_AT_LOAD_UP_TO = 32 * 2**20
 MANIFEST_LIMIT = 4 * 2**20
-
-
-def _inside_folder(path: str) -> str:
-    pure = PurePosixPath(path)
-    if not path or "\\" in path or ":" in path or pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"{path!r} is not a relative path inside the bundle")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside_folder)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors and values do not change: a manifest is a record."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FileEntry(Strict):
@@ -152,56 +138,6 @@ class GraphEntry(Strict):
         default=None, description="type of activations, KV cache and logits; None: written before this was recorded"
     )
     last_row: RelativePath | None = Field(default=None, description="the same with logits of the last token only")
-
-
-NpuNumerics = Literal["float16", "w4a16"]
-
-
-class NpuStage(Strict):
-    """Consecutive layers, compiled for a Hexagon NPU: a graph of one node and the context binary it runs."""
-
-    name: str = Field(description="of the graph in the binary")
-    phase: Literal["prefill", "decode"]
-    first_layer: int = Field(ge=0)
-    last_layer: int = Field(ge=1, description="the first layer after the stage")
-    graph: RelativePath
-    binary: RelativePath
-    nodes: int = Field(ge=1, description="nodes that were compiled: all there were")
-    compile_seconds: Finite = Field(ge=0)
-    compile_peak_bytes: int = Field(ge=0, description="most memory the compiling process held")
-
-
-class NpuFacts(Strict):
-    """What the graphs of a Hexagon NPU were built for. The SHA-256 of their files are in the manifest's `files`."""
-
-    target: str = Field(description="what `edgephi export --device` was given")
-    numerics: NpuNumerics = Field(description="of the linear layers: float16, or int4 weights times 16-bit activations")
-    htp_arch: int = Field(ge=1)
-    soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
-    qairt: str = Field(
-        pattern=r"^\d{1,6}(\.\d{1,6})+$", description="version of Qualcomm's AI Runtime that compiled the binaries"
-    )
-    chunk: int = Field(ge=2, description="tokens of a prompt that are computed at once")
-    cache_rows: int = Field(ge=1, description="tokens the KV cache has room for")
-    context_length: int = Field(ge=1, description="tokens of prompt and answer together")
-    embedding: RelativePath = Field(description="graph on the CPU: token ids to hidden states")
-    head: RelativePath = Field(description="graph on the CPU: hidden states to logits")
-    stages: tuple[NpuStage, ...] = Field(min_length=2)
-
-    @model_validator(mode="after")
-    def _whole(self) -> NpuFacts:
-        last = dict.fromkeys(("prefill", "decode"), 0)
-        for phase in last:
-            ends = [0, *(stage.last_layer for stage in self.stages if stage.phase == phase)]
-            starts = [stage.first_layer for stage in self.stages if stage.phase == phase]
-            if len(ends) < 2 or starts != ends[:-1] or ends != sorted(set(ends)):
-                raise ValueError(f"the stages of {phase} are not consecutive layers")
-            last[phase] = ends[-1]
-        if last["prefill"] != last["decode"]:
-            raise ValueError("the two phases end at different layers")
-        if self.cache_rows % self.chunk or self.context_length + self.chunk > self.cache_rows:
-            raise ValueError(f"a context of {self.context_length} does not fit a cache of {self.cache_rows}")
-        return self
 
 
 class MeasuredText(Strict):

@@ -27,11 +27,12 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from edgephi.bundle import GENAI_CONFIG, HASH_AT_LOAD_UP_TO, Manifest, Sha256, Strict, sha256_of
+from edgephi.bundle import GENAI_CONFIG, HASH_AT_LOAD_UP_TO, Manifest, sha256_of
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError, OutputError, UsageError
+from edgephi.records import Sha256, Strict
 
 Prepacking = Literal["auto", "now", "never"]
 

@@ -15,8 +15,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from edgephi.benchmarks.bench.results import Strict
-from edgephi.bundle import RelativePath
 from edgephi.errors import UsageError
+from edgephi.records import RelativePath
 
 BUILT_IN = Path(__file__).parent / "workloads"
 FILE_LIMIT = 4 * 2**20

@@ -29,10 +29,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgephi.bundle import Strict
 from edgephi.devices.hub.graphs import HubGraph, hub_graphs, read_inputs, require_sendable
 from edgephi.devices.hub.state import Kind, Step
 from edgephi.errors import UsageError
+from edgephi.records import Strict
 
 MATRIX_LIMIT = 2**20
 

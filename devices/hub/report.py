@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from edgephi.bundle import Sha256, Strict
 from edgephi.errors import HubError
+from edgephi.records import Sha256, Strict
 
 if TYPE_CHECKING:
     from edgephi.devices.hub.client import JobFacts

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgephi.bundle import Sha256, Strict
 from edgephi.devices.hub.report import JobRecord
 from edgephi.errors import BundleError, OutputError
+from edgephi.records import Sha256, Strict
 
 STATE = "state.json"
 STATE_LIMIT = 64 * 2**20

@@ -108,6 +108,7 @@ def test_doctor_repairs_a_folder_in_a_copy(tmp_path: Path) -> None:
         "removed": ["model:decoder:future"],
         "findings": [],
         "errors": 0,
+        "placement": None,
     }
     assert edgephi("doctor", mine).returncode == 0
     refused(edgephi("doctor", tmp_path / "nowhere"), "genai_config.json")

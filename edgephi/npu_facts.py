@@ -1,0 +1,58 @@
+"""The manifest's record of graphs that were compiled for an NPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from edgephi.records import Finite, RelativePath, Strict
+
+NpuNumerics = Literal["float16", "w4a16"]
+
+
+class NpuStage(Strict):
+    """Consecutive layers, compiled for a Hexagon NPU: a graph of one node and the context binary it runs."""
+
+    name: str = Field(description="of the graph in the binary")
+    phase: Literal["prefill", "decode"]
+    first_layer: int = Field(ge=0)
+    last_layer: int = Field(ge=1, description="the first layer after the stage")
+    graph: RelativePath
+    binary: RelativePath
+    nodes: int = Field(ge=1, description="nodes that were compiled: all there were")
+    compile_seconds: Finite = Field(ge=0)
+    compile_peak_bytes: int = Field(ge=0, description="most memory the compiling process held")
+
+
+class NpuFacts(Strict):
+    """What the graphs of a Hexagon NPU were built for. The SHA-256 of their files are in the manifest's `files`."""
+
+    target: str = Field(description="what `edgephi export --device` was given")
+    numerics: NpuNumerics = Field(description="of the linear layers: float16, or int4 weights times 16-bit activations")
+    htp_arch: int = Field(ge=1)
+    soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
+    qairt: str = Field(
+        pattern=r"^\d{1,6}(\.\d{1,6})+$", description="version of Qualcomm's AI Runtime that compiled the binaries"
+    )
+    chunk: int = Field(ge=2, description="tokens of a prompt that are computed at once")
+    cache_rows: int = Field(ge=1, description="tokens the KV cache has room for")
+    context_length: int = Field(ge=1, description="tokens of prompt and answer together")
+    embedding: RelativePath = Field(description="graph on the CPU: token ids to hidden states")
+    head: RelativePath = Field(description="graph on the CPU: hidden states to logits")
+    stages: tuple[NpuStage, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _whole(self) -> NpuFacts:
+        last = dict.fromkeys(("prefill", "decode"), 0)
+        for phase in last:
+            ends = [0, *(stage.last_layer for stage in self.stages if stage.phase == phase)]
+            starts = [stage.first_layer for stage in self.stages if stage.phase == phase]
+            if len(ends) < 2 or starts != ends[:-1] or ends != sorted(set(ends)):
+                raise ValueError(f"the stages of {phase} are not consecutive layers")
+            last[phase] = ends[-1]
+        if last["prefill"] != last["decode"]:
+            raise ValueError("the two phases end at different layers")
+        if self.cache_rows % self.chunk or self.context_length + self.chunk > self.cache_rows:
+            raise ValueError(f"a context of {self.context_length} does not fit a cache of {self.cache_rows}")
+        return self
