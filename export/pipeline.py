@@ -96,7 +96,7 @@ def export(
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
             with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`.
         npu_numerics: of the layers on such a chip. float16 computes in float16 with the CPU's blocks; w4a16 multiplies
-            int4 weights by 16-bit activations in integers, and rounds all weights anew.
+            int4 weights, and int8 ones where that pays, by 16-bit activations in integers; all are rounded anew.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:

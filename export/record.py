@@ -134,7 +134,7 @@ def _weight_recipes(
         if recipe.quantize == "gptq" and takes_gptq(weights[0], layout):
             method = "GPTQ"
         if matrices[0].channel_scales is not None:
-            method = "round to nearest, scales of two levels, searched"
+            method = "round to nearest" if fmt is None else "round to nearest, scales of two levels, searched"
         if carried:
             offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
             method = f"carried over from {' and '.join(carried)}{offsets}"
@@ -143,7 +143,7 @@ def _weight_recipes(
                 weights=role,
                 bits=fmt.bits if fmt else 8 * ITEM_BYTES[matrices[0].codes.dtype],
                 block_size=fmt.block_size if fmt else None,
-                symmetric=fmt.symmetric if fmt else None,
+                symmetric=fmt.symmetric if fmt else matrices[0].channel_scales is not None or None,
                 method=method,
                 parameters=sum(prod(weight.shape) for weight in weights),
                 stored_bytes=sum(tensor.bytes for matrix in matrices for tensor in matrix.tensors),

@@ -122,8 +122,8 @@ class StoredMatrix:
     mean_copies: int = 0
     """How often the means of the inputs' blocks follow the inputs; codes and scales have columns for them."""
     channel_scales: StoredTensor | None = None
-    """Of rows, float32. Then scales are uint8 multiples of them [blocks, rows], and codes are int4 as ONNX packs them,
-    [columns, rows / 2] bytes: see `export/npu/qdq_storage.py`."""
+    """Of rows, float32; see `export/npu/qdq_storage.py`. Scales are then uint8 multiples of them [blocks, rows], and
+    codes are int4 as ONNX packs them, [columns, rows / 2] bytes; without a `format` they are int8 [columns, rows]."""
 
     @property
     def inputs(self) -> int:

@@ -85,8 +85,8 @@ def export(
     npu_numerics: Annotated[
         Literal["float16", "w4a16"],
         typer.Option(
-            help="Of the layers on such a chip. float16: the CPU's blocks, computed in float16. w4a16: int4 weights "
-            "times 16-bit activations, in integers; the ranges come from --calibration, or the model's own text."
+            help="Of the layers on such a chip. float16: the CPU's blocks, computed in float16. w4a16: int4 weights, "
+            "some int8, times 16-bit activations, in integers; ranges come from --calibration or its own text."
         ),
     ] = "float16",
     as_json: Annotated[

@@ -84,7 +84,8 @@ def export_for_npu(
     inner_recipe = replace(recipe, float_type="float16", accuracy_level=1)
     outer = plan_storage(decoder.outer, recipe)
     inner = (plan_qdq_storage if integers else plan_storage)(decoder.inner, inner_recipe)
-    _require_whole_blocks(inner)
+    if not integers:
+        _require_whole_blocks(inner)
     aside_bytes = extra_disk(architecture, text) if text else 0
     # the layers' weights once for the compiler, and once in each phase's binaries
     check_disk(output, outer.bytes + 3 * inner.bytes + aside_bytes + GRAPH_ALLOWANCE)

@@ -1,4 +1,4 @@
-"""Linear layers as QDQ: int4 weights times 16-bit activations, which the Hexagon NPU multiplies in integers.
+"""Linear layers as QDQ: int4 and int8 weights times 16-bit activations, products the Hexagon NPU does in integers.
 
 Around them the graph stays float16, as `static_graph.py` writes it: the residual stream and the norms, whose outliers
 16 bits of one scale would coarsen, and attention, for which the NPU has an operator in float16 only.
@@ -59,14 +59,19 @@ class QdqEmitter(Emitter):
         return self.op("DequantizeLinear", f"{name}/DequantizeLinear", [codes, *parameters])
 
     def _decoded(self, matrix: StoredMatrix) -> ir.Value:
-        """The weight [columns, rows] from codes, block scales and channel scales."""
-        assert matrix.format is not None and matrix.scales is not None and matrix.channel_scales is not None
+        """The weight [columns, rows] from codes, block scales if there are any, and channel scales."""
+        assert matrix.channel_scales is not None
         types, rows, name = self._ir.DataType, matrix.rows, matrix.codes.name
-        channels = self.stored(matrix.channel_scales)
+        channels, shape = self.stored(matrix.channel_scales), (matrix.columns, rows)
+        if matrix.format is None:
+            none = self._constant(f"{rows}_int8_zeros", np.zeros(rows, np.int8), types.INT8)
+            parts = [self._codes(matrix.codes, shape, types.INT8), channels, none]
+            return self.op("DequantizeLinear", f"{name}/DequantizeLinear", parts, {"axis": 1})
+        assert matrix.scales is not None
         zeros = self._constant(f"{rows}_zeros", np.zeros(rows, np.uint8), types.UINT8)
         parts = [self.stored(matrix.scales), channels, zeros]
         scales = self.op("DequantizeLinear", f"{name}_scales/DequantizeLinear", parts, {"axis": 1})
-        codes = self._int4(matrix.codes, (matrix.columns, rows))
+        codes = self._codes(matrix.codes, shape, types.INT4)
         # the compiler takes codes for 8 bits wide where no zero point says otherwise
         blocks = matrix.columns // matrix.format.block_size
         parts = [codes, scales, self._int4_zeros((blocks, rows))]
@@ -85,12 +90,10 @@ class QdqEmitter(Emitter):
         name = f"{shape[0]}_{shape[1]}_zeros"
         return self._constant(name, np.zeros(shape, ml_dtypes.int4), self._ir.DataType.INT4)
 
-    def _int4(self, tensor: StoredTensor, shape: tuple[int, int]) -> ir.Value:
+    def _codes(self, tensor: StoredTensor, shape: tuple[int, int], dtype: ir.DataType) -> ir.Value:
         if tensor.name not in self.initializers:
             ir = self._ir
             dims = ir.Shape(shape)
-            data = ir.ExternalTensor(
-                DATA_FILE, tensor.offset, tensor.bytes, ir.DataType.INT4, shape=dims, name=tensor.name
-            )
-            self._add(tensor.name, data, ir.DataType.INT4, dims)
+            data = ir.ExternalTensor(DATA_FILE, tensor.offset, tensor.bytes, dtype, shape=dims, name=tensor.name)
+            self._add(tensor.name, data, dtype, dims)
         return self.initializers[tensor.name]

@@ -78,9 +78,13 @@ def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[
     assert manifest.npu is not None and manifest.npu.numerics == "w4a16"
     assert manifest.recipe.calibration is not None and manifest.recipe.calibration.tokens == 32 * 256
     assert manifest.recipe.quantize is not None and manifest.recipe.quantize.asked == "auto"
-    (linear,) = (group for group in manifest.recipe.weights if group.weights == "linear")
-    # codes, a byte for every block of 32, and a float32 for every row
-    rows = sum(sizes for sizes in (256, 128, 384, 128)) * manifest.model.layers
-    assert linear.stored_bytes == linear.parameters // 2 + linear.parameters // 32 + 4 * rows
-    assert linear.symmetric and linear.bits == 4
+    eight, four = (group for group in manifest.recipe.weights if group.weights == "linear")
+    # codes, a byte for every block of 32, and a float32 for every row of o and gate_up
+    rows = (128 + 384) * manifest.model.layers
+    assert four.stored_bytes == four.parameters // 2 + four.parameters // 32 + 4 * rows
+    # qkv and down
+    assert eight.parameters == (256 * 128 + 128 * 192) * manifest.model.layers
+    assert eight.stored_bytes == eight.parameters + 4 * (256 + 128) * manifest.model.layers
+    assert (four.bits, four.block_size, eight.bits, eight.block_size) == (4, 32, 8, None)
+    assert four.symmetric and eight.symmetric
     assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
 from edgephi.quantize.lpbq import LpbqWeight, quantize_lpbq
+from edgephi.quantize.per_channel import quantize_rows
 
 
 def gaussian(rows: int, columns: int) -> NDArray[np.float32]:
@@ -70,3 +71,14 @@ def test_what_cannot_be_scaled_is_an_error_that_names_the_weight(value: float, k
 def test_rows_that_are_no_whole_blocks_are_refused() -> None:
     with pytest.raises(QuantizationError, match="not blocks of 32"):
         quantize_lpbq(gaussian(4, 48), 32, name="w")
+
+
+def test_eight_bits_have_a_scale_for_every_row_and_err_by_half_of_it() -> None:
+    weight = gaussian(6, 40) * np.geomspace(1e-3, 1e3, 6, dtype=np.float32)[:, None]
+    weight[2] = 0
+    codes, scales = quantize_rows(weight, name="w")
+    assert codes.dtype == np.int8 and np.abs(codes).max(axis=1).tolist() == [127, 127, 0, 127, 127, 127]
+    assert (np.abs(codes * scales[:, None] - weight) <= 0.501 * scales[:, None]).all()
+    weight[1, 1] = np.nan
+    with pytest.raises(WeightError, match="NaN"):
+        quantize_rows(weight, name="w")
