@@ -29,7 +29,9 @@ class NpuFacts(Strict):
     """What the graphs of a Hexagon NPU were built for. The SHA-256 of their files are in the manifest's `files`."""
 
     target: str = Field(description="what `edgephi export --device` was given")
-    numerics: NpuNumerics = Field(description="of the linear layers: float16, or int4 weights times 16-bit activations")
+    numerics: NpuNumerics = Field(
+        description="of the linear layers: float16, or int4 and int8 weights times 16-bit activations"
+    )
     htp_arch: int = Field(ge=1)
     soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
     qairt: str = Field(
