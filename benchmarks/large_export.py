@@ -35,7 +35,7 @@ WRAPPER = """
 import json, os, sys
 from pathlib import Path
 import edgephi
-edgephi.export(sys.argv[1], sys.argv[2], precision=sys.argv[3], block_size=int(sys.argv[4]))
+edgephi.export(sys.argv[1], sys.argv[2], precision=sys.argv[3], block_size=int(sys.argv[4]), quantize="rtn")
 io = Path("/proc/self/io")
 counts = dict(line.split(": ") for line in io.read_text().splitlines()) if io.exists() else {}
 Path("io.json").write_text(json.dumps({key: int(value) for key, value in counts.items()}))

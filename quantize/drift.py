@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError
+from edgephi.quantize.cholesky import factor, solve
 from edgephi.quantize.workers import product, worker_pool
 
 Floats = NDArray[np.float32]
@@ -20,6 +21,8 @@ STRENGTH = 0.5
 """How much of the way from W to V is gone."""
 DAMPING = 0.1
 """Added to the diagonal of the Hessian, as a fraction of its mean."""
+ROWS = 4096
+"""Of the weight, solved for together."""
 
 
 def compensate(
@@ -47,16 +50,20 @@ def compensate(
     mean = float(np.trace(hessian, dtype=np.float64)) / len(hessian)
     if mean == 0 or not cross.any():
         return weight
-    damped = hessian.copy()
-    damped[np.diag_indices_from(damped)] += np.float32(damping * mean)
+    lower = hessian.copy()
+    lower[np.diag_indices_from(lower)] += np.float32(damping * mean)
+    found = np.empty_like(weight)
     with worker_pool() as pool:
-        wanted = product(pool, cross, np.ascontiguousarray(weight.T))
         try:
-            change = np.linalg.solve(damped, wanted)
+            inverses = factor(pool, lower)
         except np.linalg.LinAlgError as error:
             raise QuantizationError(
                 "the Hessian has no inverse", where=name, remedy="Calibrate with more text, or with other text"
             ) from error
-    change *= np.float32(strength)
-    change += weight.T
-    return np.ascontiguousarray(change.T)
+        for start in range(0, len(weight), ROWS):
+            part = weight[start : start + ROWS]
+            change = product(pool, cross, np.ascontiguousarray(part.T))
+            solve(pool, lower, inverses, change)
+            change *= np.float32(strength)
+            np.add(part, change.T, out=found[start : start + ROWS])
+    return found

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
+from edgephi.quantize.cholesky import factor
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.gptq_block import BlockLoss, Grid, fit_block, search_grid
 from edgephi.quantize.refine import refine
@@ -76,7 +77,7 @@ def gptq(
     zeros = np.full((rows, blocks), fmt.default_zero_point, np.uint8)
     span, more = np.float32(fmt.largest_code), np.float32(added)
     with worker_pool() as pool:
-        upper, variance = _factor(hessian, np.concatenate(order), added, name)
+        upper, variance = _factor(pool, hessian, np.concatenate(order), added, name)
         single = hessian.astype(np.float32, copy=False)
         for start in range(0, rows, ROWS):
             part = slice(start, min(start + ROWS, rows))
@@ -128,20 +129,21 @@ def _block_order(diagonal: NDArray[np.floating], block_size: int) -> Order:
     return sorted(blocks, key=lambda block: -float(diagonal[block].sum()))
 
 
-def _factor(hessian: Floats, order: NDArray[np.int64], damping: float, name: str) -> tuple[Floats, Floats]:
+def _factor(
+    pool: ThreadPoolExecutor, hessian: Floats, order: NDArray[np.int64], damping: float, name: str
+) -> tuple[Floats, Floats]:
     """U (strictly upper triangular) and D of the damped Hessian with its columns in the given order."""
     # the Cholesky factor of the reversed matrix, reversed, is upper triangular
     backwards = order[::-1]
     # in float32: damping is far above its rounding, and a wide layer's Hessian is what takes most memory
-    work = hessian[np.ix_(backwards, backwards)].astype(np.float32, copy=False)
-    work[np.diag_indices_from(work)] += np.float32(damping)
+    lower = hessian[np.ix_(backwards, backwards)].astype(np.float32, copy=False)
+    lower[np.diag_indices_from(lower)] += np.float32(damping)
     try:
-        lower = np.linalg.cholesky(work)
+        factor(pool, lower)
     except np.linalg.LinAlgError as error:
         raise QuantizationError(
             "the Hessian is not positive definite", where=name, remedy="Calibrate with more text, or with other text"
         ) from error
-    del work
     diagonal = np.diagonal(lower).copy()
     np.fill_diagonal(lower, 0)
     lower /= diagonal
