@@ -49,7 +49,7 @@ def checkpoint(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Computes in float32: for comparisons."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    edgephi.export(checkpoint, folder, accuracy_level=1, devices=["cpu", "webgpu"])
+    edgephi.export(checkpoint, folder, accuracy_level=1, quantize="rtn", devices=["cpu", "webgpu"])
     return folder
 
 
@@ -114,7 +114,7 @@ def test_the_twin_tells_what_the_session_of_onnxruntime_genai_does(bundle: Path,
 
 def test_float16_keeps_to_the_cpus_tokens_as_far_as_its_logits_allow(checkpoint: Path, tmp_path: Path) -> None:
     """int8 activations on the CPU, float16 on WebGPU: near-ties may flip, the first token is clear enough."""
-    edgephi.export(checkpoint, tmp_path / "fast", devices=["webgpu"])
+    edgephi.export(checkpoint, tmp_path / "fast", quantize="rtn", devices=["webgpu"])
     assert read_manifest(tmp_path / "fast").graph_for("webgpu").computes_in == "float16"  # type: ignore[union-attr]
     assert answer(tmp_path / "fast", "cpu")[0][0] == answer(tmp_path / "fast", PROFILE)[0][0]
 
