@@ -19,7 +19,7 @@ from edgephi.errors import BundleError, OutputError
 from edgephi.npu_facts import NpuFacts as NpuFacts
 from edgephi.npu_facts import NpuNumerics as NpuNumerics
 from edgephi.npu_facts import NpuStage as NpuStage
-from edgephi.records import Finite, RelativePath, Sha256, Strict
+from edgephi.records import Finite, RelativePath, Sha256, Strict, first_problem
 
 MANIFEST = "edgephi.json"
 GENAI_CONFIG = "genai_config.json"
@@ -288,10 +288,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleError(
-            f"the manifest cannot be used: {key}: {first['msg']}",
+            f"the manifest cannot be used: {first_problem(error)}",
             where=path,
             remedy="Export the model again, or update edgephi if a newer version wrote it",
         ) from error

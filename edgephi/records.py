@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 def _inside_folder(path: str) -> str:
@@ -24,3 +24,10 @@ class Strict(BaseModel):
     """Unknown keys are errors and values do not change: a manifest is a record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_problem(error: ValidationError) -> str:
+    """`key.of.it: what is wrong`, of the first thing that is."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{key}: {first['msg']}"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgephi.bundle import GENAI_CONFIG, GraphEntry, Manifest, NpuFacts
 from edgephi.errors import BundleError
+from edgephi.records import first_problem
 
 CONFIG_LIMIT = 4 * 2**20
 
@@ -87,9 +88,7 @@ def _read(folder: Path) -> GenaiModel:
     except OSError as error:
         raise refusal(f"the configuration cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise refusal(f"the configuration cannot be used: {key}: {first['msg']}") from error
+        raise refusal(f"the configuration cannot be used: {first_problem(error)}") from error
     if named := sorted(keys & CODE_KEYS):
         raise refusal(f"the configuration asks to load code: {named[0]}")
     return parsed.model

@@ -204,12 +204,7 @@ class OgEngine:
         return self._recomputed
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        # og looks token ids up without a check
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
-            raise PromptError(
-                f"a token id is outside the model's vocabulary of {self._vocabulary:,}",
-                remedy="Check that the tokenizer belongs to this model",
-            )
+        require_in_vocabulary(tokens, self._vocabulary)
         new = [*(() if self._pending is None else (self._pending,)), *tokens]
         length = len(self._tokens) + len(new)
         if self._is_long(length) != self._long:
@@ -276,6 +271,15 @@ class OgEngine:
         if self._generator is None:
             raise EngineError("this answer's model was closed", remedy="Load the bundle again with `edgephi.load`")
         return self._generator
+
+
+def require_in_vocabulary(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raises PromptError for a token id the model does not have; runtimes look ids up without a check."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise PromptError(
+            f"a token id is outside the model's vocabulary of {vocabulary:,}",
+            remedy="Check that the tokenizer belongs to this model",
+        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

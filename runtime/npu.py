@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgephi.bundle import Manifest, NpuFacts, NpuStage, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
 from edgephi.errors import BundleError, EngineError, PromptError
-from edgephi.runtime.engine import common_prefix
+from edgephi.runtime.engine import common_prefix, require_in_vocabulary
 from edgephi.runtime.npu_checks import (
     Chip,
     Device,
@@ -219,11 +219,7 @@ class NpuEngine:
         return self._opened()
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
-            raise PromptError(
-                f"a token id is outside the model's vocabulary of {self._vocabulary:,}",
-                remedy="Check that the tokenizer belongs to this model",
-            )
+        require_in_vocabulary(tokens, self._vocabulary)
         new = [*(() if self._pending is None else (self._pending,)), *tokens]
         if len(self._tokens) + len(new) > self.capacity:
             raise PromptError(

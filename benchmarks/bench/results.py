@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgephi.errors import BundleError
+from edgephi.records import first_problem
 
 REPORT_LIMIT = 64 * 2**20
 
@@ -210,10 +211,8 @@ def read_report(path: Path) -> Report:
             remedy="Make one with `edgephi bench DIR --output REPORT`",
         ) from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleError(
-            f"the report cannot be used: {key}: {first['msg']}",
+            f"the report cannot be used: {first_problem(error)}",
             where=path,
             remedy="Name a report.json of `edgephi bench`, or measure again with this version",
         ) from error

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgephi.benchmarks.bench.results import Strict
 from edgephi.errors import UsageError
-from edgephi.records import RelativePath
+from edgephi.records import RelativePath, first_problem
 
 BUILT_IN = Path(__file__).parent / "workloads"
 FILE_LIMIT = 4 * 2**20
@@ -155,9 +155,7 @@ def read_workload(name_or_file: str) -> Workload:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the workload is not TOML: {error}", where=path, remedy="Correct the file") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{key}: {first['msg']}", where=path, remedy="Correct this key of the workload") from error
+        raise UsageError(f"{first_problem(error)}", where=path, remedy="Correct this key of the workload") from error
     digest = hashlib.sha256(source)
     texts = {}
     for name in sorted(_text_names(content)):

@@ -32,7 +32,7 @@ from pydantic import Field, ValidationError, model_validator
 from edgephi.devices.hub.graphs import HubGraph, hub_graphs, read_inputs, require_sendable
 from edgephi.devices.hub.state import Kind, Step
 from edgephi.errors import UsageError
-from edgephi.records import Strict
+from edgephi.records import Strict, first_problem
 
 MATRIX_LIMIT = 2**20
 
@@ -90,9 +90,7 @@ def read_matrix(path: Path) -> Matrix:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the matrix is no TOML: {error}", where=path, remedy=remedy) from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"the matrix cannot be used: {key}: {first['msg']}", where=path, remedy=remedy) from error
+        raise UsageError(f"the matrix cannot be used: {first_problem(error)}", where=path, remedy=remedy) from error
 
 
 def _tuples(value: object) -> object:

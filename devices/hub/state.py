@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgephi.devices.hub.report import JobRecord
 from edgephi.errors import BundleError, OutputError
-from edgephi.records import Sha256, Strict
+from edgephi.records import Sha256, Strict, first_problem
 
 STATE = "state.json"
 STATE_LIMIT = 64 * 2**20
@@ -116,10 +116,8 @@ def read_state(path: Path) -> FleetState:
             f"the state of the run cannot be read: {error.strerror or error}", where=path, remedy=remedy
         ) from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleError(
-            f"the state of the run cannot be used: {key}: {first['msg']}", where=path, remedy=remedy
+            f"the state of the run cannot be used: {first_problem(error)}", where=path, remedy=remedy
         ) from error
 
 
