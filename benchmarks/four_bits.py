@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 from edgephi.benchmarks.quality import BundleQuality, QualityReport, measure
 from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
-from edgephi.errors import EngineError
 from edgephi.export.storage import Quantize
+from edgephi.runtime.engine import Engine
 
 MIXED_BYTES = 103_000_000
 """Of the data file; with graph and tokenizer the folder is as large as llama.cpp's Q4_K_M of this model, 105 MB."""
@@ -105,27 +106,49 @@ def make(source: str, folder: Path, ways: Sequence[Way], advance: Callable[[], N
     return reference, [folder / way.name for way in ways]
 
 
+TURN = 10
+"""Tokens one bundle decodes before it is the other's turn."""
+UNSETTLED = 3
+"""Tokens at the beginning of a turn that are not timed: the other's threads still spin, and its weights are cached."""
+
+
 def decode_ratios(first: Path, second: Path, rounds: int, tokens: int) -> tuple[float, ...]:
-    """Decode speed of one bundle over another's, both loaded, taking turns; the first round warms up."""
+    """Decode speed of one bundle over another's, both loaded, a few tokens in turns; the first round warms up.
+
+    Turns are short because other work comes and goes within seconds: the ratio of two whole answers, one after the
+    other, varied by a fifth where this one varies by a thirtieth.
+
+    Returns:
+        For each round of `tokens` tokens, the ratio of the median times of a token.
+    """
     import edgephi
 
-    prompt = "Once upon a time"
     with edgephi.load(first) as one, edgephi.load(second) as other:
         ratios = []
         for _ in range(rounds + 1):
-            speeds = []
-            for model in (one, other):
-                stream = model.generate(prompt, max_new_tokens=tokens)
-                for _ in stream:
-                    pass
-                speed = stream.result().decode_tokens_per_s
-                if speed is None:
-                    raise EngineError(
-                        "the model ended its answer at once", where=model.folder, remedy="Export it again"
-                    )
-                speeds.append(speed)
-            ratios.append(speeds[0] / speeds[1])
+            engines = [model.open_engine(tokens + 64) for model in (one, other)]
+            try:
+                times: list[list[float]] = [[], []]
+                for model, engine in zip((one, other), engines, strict=True):
+                    engine.prefill(model.tokenizer.encode("Once upon a time"), lambda: False)
+                for turn in range(tokens // TURN):
+                    for index in (0, 1) if turn % 2 else (1, 0):
+                        times[index] += _timed(engines[index])
+            finally:
+                for engine in engines:
+                    engine.close()
+            ratios.append(median(times[1]) / median(times[0]))
     return tuple(ratios[1:])
+
+
+def _timed(engine: Engine) -> list[float]:
+    """Seconds of each greedy token of a turn, the unsettled ones left out."""
+    seconds = []
+    for _ in range(TURN):
+        begun = perf_counter()
+        engine.step(lambda logits: int(logits.argmax()))
+        seconds.append(perf_counter() - begun)
+    return seconds[UNSETTLED:]
 
 
 def answer(bundle: Path, reference: Path, choices: Path) -> Answers:
