@@ -34,6 +34,8 @@ Metric = Literal[
     "steady_file_bytes",
     "peak_private_bytes",
     "peak_resident_bytes",
+    "bandwidth_share",
+    "int8_share",
 ]
 
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"prefill_tokens_per_s", "decode_tokens_per_s"})
@@ -88,6 +90,29 @@ class CaseResult(Strict):
     repeated: int = Field(default=0, ge=0, description="repetitions thrown away because other processes were busy")
     others_cpu_share: Share | None = Field(default=None, description="of all processors, the most in a counted run")
     figures: dict[Metric, Figure] = Field(default_factory=dict)
+
+
+class Ceiling(Strict):
+    """What the machine did at best, in units a second."""
+
+    per_s: Figure
+    method: str
+
+
+class Roofline(Strict):
+    """What a token costs, and what the machine can do: `benchmarks/bench/roofline.py` has the formulas.
+
+    Both halves of the readings are there: those before the first case and those after the last.
+    """
+
+    threads: int = Field(ge=1)
+    bandwidth: Ceiling = Field(description="bytes read from memory")
+    int8: Ceiling = Field(description="operations of a plain int8 product, two for each multiplication")
+    matmul_nbits: Ceiling = Field(description="operations of the product in blocks that quantized layers use")
+    weight_bytes: int = Field(ge=0, description="a decode step reads, the KV cache apart")
+    cache_bytes_per_token: int = Field(ge=0, description="a decode step reads of every token in the KV cache")
+    token_operations: int = Field(ge=0, description="integer operations of a prompt's token, the head apart")
+    head_operations: int = Field(ge=0, description="of the head for one row")
 
 
 class Derived(Strict):
@@ -182,6 +207,9 @@ class Report(Strict):
     quality: QualityCheck
     prepacked: bool | None = Field(
         default=None, description="weights were mapped from the user's cache in packed form; null: not recorded"
+    )
+    roofline: Roofline | None = Field(
+        default=None, description="the processor's; null: another device computed, or neither prefill nor decode ran"
     )
     cases: tuple[CaseResult, ...]
     derived: tuple[Derived, ...]

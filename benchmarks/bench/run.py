@@ -23,8 +23,11 @@ from edgephi.benchmarks.bench.results import (
     Machine,
     QualityCheck,
     Report,
+    Roofline,
     WorkloadFacts,
 )
+from edgephi.benchmarks.bench.roofline import Readings, measure_machine, roofline, with_shares
+from edgephi.benchmarks.bench.work import graph_work
 from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, check_bundle, read_manifest
@@ -62,6 +65,7 @@ class _Measured:
     threads: int
     idle_w: float | None
     prepacked: bool
+    roofline: Roofline | None
 
 
 def bench(
@@ -141,6 +145,7 @@ def bench(
         ),
         quality=measured.quality,
         prepacked=measured.prepacked,
+        roofline=measured.roofline,
         cases=results,
         derived=derive(results, content.score),
     )
@@ -194,14 +199,29 @@ def _timed(
         def run(case: Case) -> Sample:
             return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
 
+        readings = _readings(model, manifest, cases)
         try:
             tallies = schedule.run_cases(cases, run, method, advance=advance)
         finally:
             loop.close()
         results = [schedule.result(case, tally, idle_w, resolution) for case, tally in zip(cases, tallies, strict=True)]
+        limits = None
+        if readings is not None and (graph := model.place.choice.graph) is not None:
+            work = graph_work(folder / answering(graph))
+            limits = roofline((readings, _readings(model, manifest, cases) or {}), model.threads, work)
+            results = [with_shares(one, work, limits) for one in results]
         providers = tuple(part.provider for part in model.placement.providers)
         mapped = model.prepacked.folder is not None
-        return _Measured(results, quality, model.place, providers, model.threads, idle_w, mapped)
+        return _Measured(results, quality, model.place, providers, model.threads, idle_w, mapped, limits)
+
+
+def _readings(model: Model, manifest: Manifest, cases: Sequence[Case]) -> Readings | None:
+    """The processor's ceilings, where it is the processor that computes cases with a share."""
+    if model.place.choice.provider != "cpu" or not any(case.group in ("prefill", "decode") for case in cases):
+        return None
+    linear = next((one for one in manifest.recipe.weights if one.weights == "linear"), None)
+    bits, block = (linear.bits, linear.block_size) if linear is not None else (4, 32)
+    return measure_machine(model.threads, 8 if bits > 4 else 4, block or 32)
 
 
 def _check_quality(model: Model, manifest: Manifest) -> QualityCheck:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgephi.benchmarks.bench.results import CaseResult, Figure, Group, Metric, Report
+from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Report, Roofline
 from edgephi.benchmarks.report import in_one_line, markdown_table
 
 LABELS: dict[Metric, str] = {
@@ -23,6 +23,8 @@ LABELS: dict[Metric, str] = {
     "steady_file_bytes": "file-backed, MB",
     "peak_private_bytes": "peak private, MB",
     "peak_resident_bytes": "peak resident, MB",
+    "bandwidth_share": "of bandwidth, %",
+    "int8_share": "of int8 peak, %",
 }
 
 COLUMNS: dict[Group, tuple[Metric, ...]] = {
@@ -34,12 +36,13 @@ COLUMNS: dict[Group, tuple[Metric, ...]] = {
         "peak_private_bytes",
         "peak_resident_bytes",
     ),
-    "prefill": ("prefill_tokens_per_s", "time_to_first_token_s", "energy_per_prompt_j", "cpu_share"),
+    "prefill": ("prefill_tokens_per_s", "time_to_first_token_s", "int8_share", "energy_per_prompt_j", "cpu_share"),
     "decode": (
         "decode_tokens_per_s",
         "inter_token_p50_s",
         "inter_token_p95_s",
         "inter_token_p99_s",
+        "bandwidth_share",
         "energy_per_token_j",
         "cpu_share",
     ),
@@ -120,6 +123,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
             "quality contract",
             f"held, {quality.golden_tokens} golden tokens" if quality.contract == "held" else "not recorded",
         ),
+        *_limits(report.roofline),
         ("power", f"{conditions.power_source or 'source unknown'}, {conditions.power_mode or 'mode unknown'}"),
         ("energy", joules + (f" ({energy.reason})" if energy.reason else "")),
         ("temperature", temperature),
@@ -130,6 +134,26 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("other processes", f"{100 * conditions.others_cpu_share:.1f} % of all processors"),
         ("measured", f"{report.created}, in {report.seconds:,.0f} s"),
     ]
+
+
+def _limits(limits: Roofline | None) -> list[tuple[str, str]]:
+    if limits is None:
+        return []
+    read = f"{limits.weight_bytes / 1e6:,.1f} MB and {limits.cache_bytes_per_token / 1e3:,.1f} kB for each token before"
+    multiplied = f"{limits.token_operations / 1e9:.3g} billion a token, {limits.head_operations / 1e9:.3g} for the head"
+    return [
+        ("memory bandwidth", f"{_per_s(limits.bandwidth, 1e9)} GB/s ({limits.bandwidth.method})"),
+        ("int8 peak", f"{_per_s(limits.int8, 1e9)} GOP/s ({limits.int8.method})"),
+        ("block product", f"{_per_s(limits.matmul_nbits, 1e9)} GOP/s ({limits.matmul_nbits.method})"),
+        ("a decode step reads", read),
+        ("integer operations of a prompt", multiplied if limits.token_operations else "none"),
+    ]
+
+
+def _per_s(ceiling: Ceiling, unit: float) -> str:
+    one = ceiling.per_s
+    best = digits(max(one.values) / unit)
+    return f"{digits(one.median / unit)} ± {digits((one.high - one.low) / 2 / unit)}, at best {best}"
 
 
 def notes(report: Report) -> list[str]:
