@@ -1,4 +1,4 @@
-"""Numbers that follow from figures: score, what depth costs, what speculation gains."""
+"""Numbers that follow from figures: score, what depth costs, how cost grows, what speculation gains."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+import numpy as np
+
 from edgephi.benchmarks.bench.results import CaseResult, Derived, Metric
 from edgephi.benchmarks.bench.workload import Score
+from edgephi.runtime.engine import PREFILL_CHUNK
 
 
 def derive(cases: Sequence[CaseResult], score: Score | None) -> tuple[Derived, ...]:
     """All that the measured cases allow."""
-    return (*_score(cases, score), *_decay(cases), *_gains(cases))
+    return (*_score(cases, score), *_decay(cases), *_growth(cases), *_gains(cases))
 
 
 def procyon_style(score: Score, first_token_s: Sequence[float], tokens_per_s: Sequence[float]) -> float:
@@ -53,6 +56,36 @@ def _decay(cases: Sequence[CaseResult]) -> list[Derived]:
         Derived(name=f"decode speed kept at depth {case.depth}", value=value / best, formula=formula)
         for case, value in rest
     ]
+
+
+def _growth(cases: Sequence[CaseResult]) -> list[Derived]:
+    """ms per token = a + b · thousands of tokens, by least squares on medians, where three points or more are there.
+
+    Prompts shorter than one piece of a prefill are left out: they cost more per token for another reason.
+    """
+    decode = [
+        (case.depth, 1e3 / rate)
+        for case in cases
+        if case.group == "decode" and (rate := median(case, "decode_tokens_per_s"))
+    ]
+    prefill = [
+        (case.prompt_tokens, 1e3 / rate)
+        for case in cases
+        if case.group == "prefill"
+        and case.depth == 0
+        and case.prompt_tokens >= PREFILL_CHUNK
+        and (rate := median(case, "prefill_tokens_per_s"))
+    ]
+    found = []
+    for name, along, points in (("decode", "in the cache", decode), ("prefill", "of prompt", prefill)):
+        if len({place for place, _ in points}) >= 3:
+            slope, start = np.polyfit([place / 1e3 for place, _ in points], [ms for _, ms in points], 1)
+            formula = f"least squares over {len(points)} medians"
+            found += [
+                Derived(name=f"{name}, ms a token to begin with", value=float(start), formula=formula),
+                Derived(name=f"{name}, ms more per 1,000 tokens {along}", value=float(slope), formula=formula),
+            ]
+    return found
 
 
 def _gains(cases: Sequence[CaseResult]) -> list[Derived]:

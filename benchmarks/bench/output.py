@@ -6,12 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from edgephi.benchmarks.bench.page import page
+from edgephi.benchmarks.bench.page import page, picture
 from edgephi.benchmarks.bench.results import Report
 from edgephi.benchmarks.bench.table import markdown
 from edgephi.errors import OutputError
 
-JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+JSON, MARKDOWN, HTML, PICTURE = "report.json", "report.md", "report.html", "report.svg"
 
 
 def check_report_folder(output: Path, force: bool) -> None:
@@ -31,7 +31,7 @@ def check_report_folder(output: Path, force: bool) -> None:
         raise OutputError(
             "the output folder exists", where=output, remedy="Choose another --output, or pass --force to replace it"
         )
-    if not names <= {JSON, MARKDOWN, HTML}:
+    if not names <= {JSON, MARKDOWN, HTML, PICTURE}:
         raise OutputError(
             "the output folder holds something that is no report; --force does not delete it",
             where=output,
@@ -45,7 +45,7 @@ def as_json(report: Report) -> str:
 
 
 def write_report(output: Path, report: Report, *, force: bool) -> None:
-    """Write report.json, report.md and report.html (UTF-8, \\n) into a new folder.
+    """Write report.json, report.md, report.html and, where there are charts, report.svg (UTF-8, \\n) into a new folder.
 
     Raises:
         OutputError: see `check_report_folder`; or the disk refuses.
@@ -56,8 +56,15 @@ def write_report(output: Path, report: Report, *, force: bool) -> None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
             made, replaced = Path(scratch) / "report", Path(scratch) / "replaced"
             made.mkdir()
-            for name, text in ((JSON, as_json(report)), (MARKDOWN, markdown(report)), (HTML, page(report))):
-                (made / name).write_text(text, encoding="utf-8", newline="\n")
+            texts = {
+                JSON: as_json(report),
+                MARKDOWN: markdown(report),
+                HTML: page(report),
+                PICTURE: picture(report),
+            }
+            for name, text in texts.items():
+                if text is not None:
+                    (made / name).write_text(text, encoding="utf-8", newline="\n")
             check_report_folder(output, force)
             if output.exists():
                 output.rename(replaced)

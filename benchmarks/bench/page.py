@@ -1,4 +1,4 @@
-"""The HTML report: one file, no script, nothing fetched."""
+"""The HTML report: one file, no script, nothing fetched; and its charts alone, as a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from edgephi.benchmarks.bench.results import CaseResult, Group, Metric, Report
-from edgephi.benchmarks.bench.svg import Point, line_chart
+from edgephi.benchmarks.bench.svg import Point, line_chart, stacked
 from edgephi.benchmarks.bench.table import SPREAD, facts, in_unit, notes, tables
 
 STYLE = """
@@ -49,7 +49,7 @@ def page(report: Report) -> str:
 
 
 def charts(report: Report) -> Iterator[str]:
-    """Prefill speed over prompt length and over depth, decode speed over depth, the answers' waiting times."""
+    """Prefill and decode over length and depth, as speed and as what a token costs; the answers' waiting times."""
 
     def of(group: Group) -> list[CaseResult]:
         return [case for case in report.cases if case.group == group]
@@ -68,9 +68,23 @@ def charts(report: Report) -> Iterator[str]:
     decode = _points(of("decode"), "decode_tokens_per_s", _depth)
     if len(decode) > 1:
         yield line_chart("Decode at depth", "tokens in the cache", "tokens/s", [("", decode)])
+    costs = [
+        ("What a decoded token costs", "tokens in the cache", decode),
+        ("What a prompt's token costs", "prompt tokens", at_start),
+    ]
+    for title, x_label, rates in costs:
+        if len(rates) > 2:
+            yield line_chart(title, x_label, "ms a token", [("", [_cost(point) for point in rates])])
     answers = _points(of("answer"), "time_to_first_token_s", _length)
     if len(answers) > 1:
         yield line_chart("Time to first token", "prompt tokens", "ms", [("", answers)])
+
+
+def picture(report: Report) -> str | None:
+    """The charts as one SVG file; None where there is none."""
+    found = list(charts(report))
+    heading = f"{report.bundle.name}, {report.workload.name}: {report.machine.cpu}, {report.threads} threads"
+    return stacked(heading, found) if found else None
 
 
 def _length(case: CaseResult) -> float:
@@ -88,6 +102,11 @@ def _points(cases: Sequence[CaseResult], metric: Metric, x: Callable[[CaseResult
         if one is not None:
             found.append(Point(x(case), *(in_unit(metric, value) for value in (one.median, one.low, one.high))))
     return sorted(found, key=lambda point: point.x)
+
+
+def _cost(rate: Point) -> Point:
+    """Milliseconds a token from tokens a second; the quartiles change places."""
+    return Point(rate.x, 1e3 / rate.y, 1e3 / rate.high, 1e3 / rate.low)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

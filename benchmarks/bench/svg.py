@@ -1,4 +1,4 @@
-"""A line chart as inline SVG: no script, nothing fetched."""
+"""Line charts as SVG, inline or a file of its own: no script, nothing fetched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 46
+STYLE = "text { font: 12px system-ui, sans-serif; } .t { font-weight: 600; font-size: 13px; } .g { stroke: #e4e4e4; }"
 COLOURS = ("#2457a6", "#b4451f", "#3d7a2e", "#7a3d8c", "#8a6d00", "#4a4a4a")
 
 
@@ -47,7 +48,8 @@ def line_chart(
 
     middle = HEIGHT / 2
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" width="{WIDTH}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'width="{WIDTH}" height="{HEIGHT}">',
         f"<title>{escape(title)}</title>",
         f'<text x="{LEFT}" y="18" class="t">{escape(title)}</text>',
         _text((LEFT + WIDTH) / 2, HEIGHT - 8, x_label),
@@ -74,6 +76,22 @@ def line_chart(
         if len(series) > 1:
             parts.append(_text(WIDTH - RIGHT, TOP + 14 * index, name, "end", colour))
     return "\n".join([*parts, "</svg>"])
+
+
+def stacked(heading: str, charts: Sequence[str]) -> str:
+    """Charts in two columns under a heading, as an SVG document that carries its style."""
+    columns = min(2, len(charts))
+    width, height = columns * WIDTH, 40 + -(-len(charts) // columns) * HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
+        f"<style>{STYLE}</style>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        f'<text x="{LEFT}" y="26" class="t">{escape(heading)}</text>',
+    ]
+    for index, chart in enumerate(charts):
+        across, down = index % columns * WIDTH, 40 + index // columns * HEIGHT
+        parts.append(f'<g transform="translate({across} {down})">{chart}</g>')
+    return "\n".join([*parts, "</svg>\n"])
 
 
 def nice_step(rough: float) -> float:

@@ -45,7 +45,7 @@ def run(
     device: Device = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="REPORT", help="Folder for report.json, report.html and report.md.", show_default=False),
+        typer.Option(metavar="REPORT", help="Folder for report.json, .html, .md and .svg.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a report that is there.")] = False,
     record: Annotated[bool, typer.Option(help="Keep the figures for `edgephi bench history`.")] = True,
@@ -53,10 +53,11 @@ def run(
 ) -> None:
     """Run a workload on a bundle and print what was measured as a Markdown table.
 
-    Workloads: quick (under a minute for a small model), sweep, mlperf-client, procyon-style, load, long-context,
-    speculation, or a file. Cases that do not fit the model's context are listed with the reason. A case whose greedy
-    tokens differ between repetitions has no figures; a bundle that breaks its recorded quality contract is not
-    measured at all, nor is one that does not run on the --device. What this machine does not meter is "not measured".
+    Workloads: quick (a minute or two for a small model), sweep, growth, mlperf-client, procyon-style, load,
+    long-context, speculation, or a file. Cases that do not fit the model's context are listed with the reason. A case
+    whose greedy tokens differ between repetitions has no figures; a bundle that breaks its recorded quality contract is
+    not measured at all, nor is one that does not run on the --device. What this machine does not meter is "not
+    measured".
 
     Energy, where a meter exists, has the idle power of the machine subtracted. Shares of the processors are of all of
     them. Percentiles between tokens are of each repetition. A repetition during which other processes were busy is

@@ -11,7 +11,7 @@ import pytest
 
 from edgephi.benchmarks.bench.history import append, machine_key, read_history
 from edgephi.benchmarks.bench.output import as_json, check_report_folder, write_report
-from edgephi.benchmarks.bench.page import page
+from edgephi.benchmarks.bench.page import charts, page, picture
 from edgephi.benchmarks.bench.results import Report, figure, read_report
 from edgephi.benchmarks.bench.svg import Point, line_chart, nice_step
 from edgephi.benchmarks.bench.table import cell, digits, markdown
@@ -86,6 +86,27 @@ def test_a_chart_of_one_point_or_of_zeros_is_still_a_chart() -> None:
         ET.fromstring(line_chart("t", "x", "y", [("a", [point]), ("b", [])]))
 
 
+def test_what_a_token_costs_is_drawn_in_milliseconds() -> None:
+    rates = {0: [100, 125, 200], 1000: [50, 50, 50], 3000: [20, 25, 40]}
+    cases = [case(f"d{depth}", "decode", {"decode_tokens_per_s": rate}, depth=depth) for depth, rate in rates.items()]
+    (drawn,) = [chart for chart in charts(report(*cases)) if "ms a token" in chart]
+    root = ET.fromstring(drawn)
+    space = "{http://www.w3.org/2000/svg}"
+    assert [dot.findtext(f"{space}title") for dot in root.iter(f"{space}circle")] == ["8", "20", "40"]
+    quartiles = [line for line in root.iter(f"{space}line") if line.get("class") is None]
+    upper, lower = float(quartiles[0].get("y2", "")), float(quartiles[0].get("y1", ""))
+    assert upper < lower, "the quartiles of a rate change places"
+
+
+def test_the_picture_is_all_charts_in_one_file() -> None:
+    assert picture(report(case("d", "decode", {}))) is None
+    drawn = picture(full())
+    assert drawn is not None
+    root = ET.fromstring(drawn)
+    assert len(root.findall("{http://www.w3.org/2000/svg}g")) == len(list(charts(full()))) == 1
+    assert "<script" not in drawn and "href" not in drawn
+
+
 @pytest.mark.parametrize(("rough", "step"), [(0.03, 0.05), (1, 1), (1.1, 2), (208, 250), (7, 10), (420, 500), (0, 1)])
 def test_steps_are_round_numbers(rough: float, step: float) -> None:
     assert nice_step(rough) == pytest.approx(step)
@@ -94,6 +115,8 @@ def test_steps_are_round_numbers(rough: float, step: float) -> None:
 def test_a_report_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_report(tmp_path / "r", full(), force=False)
     assert read_report(tmp_path / "r") == read_report(tmp_path / "r" / "report.json") == full()
+    names = {"report.json", "report.md", "report.html", "report.svg"}
+    assert {path.name for path in (tmp_path / "r").iterdir()} == names
     write_report(tmp_path / "r", report(), force=True)
     assert read_report(tmp_path / "r") == report()
     assert [path.name for path in tmp_path.iterdir()] == ["r"]

@@ -35,6 +35,7 @@ def test_the_workloads_that_come_along_can_be_read() -> None:
         "procyon-style",
         "load",
         "long-context",
+        "growth",
         "speculation",
     }
     for name in built_in():
@@ -163,3 +164,34 @@ def test_derived_numbers_follow_from_medians_and_are_left_out_where_one_is_missi
         }
     )
     assert not derive([case("a", "answer", {"time_to_first_token_s": [1]}), cases[3]], score)
+
+
+def test_growth_leaves_out_what_the_context_cannot_hold_and_says_why() -> None:
+    prompts = Prompts(PROMPTS.plain, None, frozenset(), 8192)
+    cases, refused = plan(read_workload("growth"), prompts)
+    assert max(one.length for one in cases if one.group == "decode") > 8000
+    assert [one.name for one, _ in refused] == ["prefill 16384", "decode 32 at depth 16384"]
+    assert all("the model has 8,192" in reason for _, reason in refused)
+
+
+def test_growth_is_the_line_through_what_a_token_costs() -> None:
+    """8 ms and 2 ms more per 1,000 tokens of depth; prompts: 1 ms and 0.5 ms more, the shortest not counted."""
+    decode = [
+        case(f"d{depth}", "decode", {"decode_tokens_per_s": [1e3 / (8 + 2 * depth / 1e3)]}, depth=depth)
+        for depth in (0, 1000, 4000)
+    ]
+    prefill = [
+        case(f"p{n}", "prefill", {"prefill_tokens_per_s": [1e3 / (1 + n / 2e3)]}, prompt_tokens=n)
+        for n in (256, 1024, 4096)
+    ]
+    short = case("p16", "prefill", {"prefill_tokens_per_s": [3.0]}, prompt_tokens=16)
+    found = {one.name: one.value for one in derive([*decode, *prefill, short], None) if "ms" in one.name}
+    assert found == pytest.approx(
+        {
+            "decode, ms a token to begin with": 8,
+            "decode, ms more per 1,000 tokens in the cache": 2,
+            "prefill, ms a token to begin with": 1,
+            "prefill, ms more per 1,000 tokens of prompt": 0.5,
+        }
+    )
+    assert not [one for one in derive(decode[:2], None) if "ms" in one.name]
