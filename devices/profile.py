@@ -110,8 +110,9 @@ class Profile(Strict):
     providers: dict[ShortName, ProviderUse]
     threads: Literal["cores"] | Annotated[int, Field(ge=1, le=1024)]
     """CPU threads; `cores`: as many as physical cores this process may use."""
-    spinning: bool
-    """Whether idle CPU threads wait actively: faster on the CPU, a waste beside an NPU."""
+    spinning: bool | Literal["mains"]
+    """Whether idle CPU threads wait actively: faster on the CPU, a waste beside an NPU. mains: unless the machine runs
+    on battery or was told to save power."""
     memory_fraction: float = Field(gt=0, le=1)
     """Ceiling for weights and KV cache, as a share of the machine's memory."""
     context_length: int | None = Field(default=None, ge=1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from edgephi.bundle import GraphEntry, Manifest
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.detect import Machine, detect, survey
+from edgephi.devices.power import Spinning, spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
 from edgephi.errors import DeviceError
@@ -37,7 +38,8 @@ class Choice:
     """Kinds of devices that will do."""
     threads: int | None = None
     """On the CPU; None: one for each physical core this process may use."""
-    spinning: bool = True
+    spinning: Spinning = field(default_factory=lambda: spinning("mains", "default"))
+    """Whether its idle threads wait actively, and why."""
     context_length: int | None = None
     profile: str | None = None
 
@@ -59,15 +61,17 @@ class Place:
         return self.choice.threads or decode_threads()
 
     def as_json(self) -> dict[str, object]:
-        """provider, profile (null: none was needed), graph (file, device, computes_in), options, threads, device (null,
-        or provider, kind, listed_as, vendor, vendor_id, device_id), placement (null, or graph, requested, providers
-        with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause and why), passed_over."""
+        """provider, profile (null: none was needed), graph (file, device, computes_in), options, threads, spinning
+        (on, because), device (null, or provider, kind, listed_as, vendor, vendor_id, device_id), placement (null, or
+        graph, requested, providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause
+        and why), passed_over."""
         return {
             "provider": self.choice.provider,
             "profile": self.choice.profile,
             "graph": self.choice.graph and self.choice.graph.model_dump(),
             "options": dict(self.choice.options),
             "threads": self.threads,
+            "spinning": asdict(self.choice.spinning),
             "device": self.device and asdict(self.device),
             "placement": self.placement and asdict(self.placement),
             "passed_over": list(self.passed_over),
@@ -114,6 +118,16 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
         return Plan(found.choices[:1])
     ends_here = bool(found.choices) and found.choices[-1].provider == "cpu"
     return Plan(found.choices if ends_here else (*found.choices, cpu), found.passed_over)
+
+
+def beside(short: str) -> Spinning:
+    """Beside an accelerator nobody waits actively: it costs power the accelerator could use, at the same speed."""
+    return Spinning(False, f"{short} computes")
+
+
+def asked_to_spin(choice: Choice, asked: bool | None) -> Choice:
+    """A choice with the caller's word on spinning, if there is one."""
+    return choice if asked is None else replace(choice, spinning=Spinning(asked, "asked for"))
 
 
 def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Place:
@@ -178,11 +192,12 @@ def _choice(
     if graph is None:
         raise _no_graph(folder, manifest, short)
     if profile is None or short not in profile.providers:
-        return Choice(short, graph, kinds=kinds, spinning=False)
+        return Choice(short, graph, kinds=kinds, spinning=beside(short))
     options = profile.provider_options(provider(short).short, machine)  # type: ignore[arg-type]  # a known short name
     check_options(short, options, profile.name)
     threads = None if profile.threads == "cores" else profile.threads
-    return Choice(short, graph, options, kinds, threads, profile.spinning, profile.context_length, profile.name)
+    decided = spinning(profile.spinning, f"profile {profile.name}")
+    return Choice(short, graph, options, kinds, threads, decided, profile.context_length, profile.name)
 
 
 def _cpu(manifest: Manifest, profile: Profile | None) -> Choice:
@@ -190,8 +205,10 @@ def _cpu(manifest: Manifest, profile: Profile | None) -> Choice:
     if profile is None:
         return Choice("cpu", graph)
     threads = None if profile.threads == "cores" else profile.threads
-    spinning = profile.spinning if profile.decode[0] == "cpu" else True
-    return Choice("cpu", graph, {}, HARDWARE, threads, spinning, profile.context_length, profile.name)
+    # a profile for an accelerator speaks of threads beside it, not of those that compute
+    asked = profile.spinning if profile.decode[0] == "cpu" else "mains"
+    decided = spinning(asked, f"profile {profile.name}")
+    return Choice("cpu", graph, {}, HARDWARE, threads, decided, profile.context_length, profile.name)
 
 
 def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:

@@ -13,7 +13,7 @@ from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
-from edgephi.runtime.dispatch import Place, plan, settle
+from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
 from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.npu import open_npu
 from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
@@ -31,6 +31,7 @@ def load(
     *,
     fallback: bool = False,
     threads: int | None = None,
+    spinning: bool | None = None,
     verify: bool = False,
     prepacked: Prepacking | None = None,
 ) -> Model:
@@ -44,6 +45,9 @@ def load(
         fallback: when the device cannot run the bundle, take the profile's next provider, and say so in the statistics
             of every answer; otherwise that is an error.
         threads: of the CPU; by default the profile's, or one per physical core this process may use.
+        spinning: whether CPU threads without work wait actively, which is faster on the CPU and keeps its cores from
+            resting. None: as the profile says; without one, on mains and unless the system was told to save power.
+            `Model.place.choice.spinning` has what was decided, and why.
         verify: read and hash every byte of the bundle first, not only the small files.
         prepacked: on the CPU, int4 and int8 weights can be kept in the user's cache (EDGEPHI_CACHE names another) in
             the form this processor reads, and mapped from there: a faster load with less memory of its own. `auto`
@@ -64,15 +68,17 @@ def load(
     manifest = read_manifest(path)
     check_bundle(path, manifest, every_byte=verify)
     if manifest.npu is not None:
-        return Model.on_npu(path, manifest, npu_place(path, manifest, os.fspath(device)), threads)
+        found = npu_place(path, manifest, os.fspath(device))
+        return Model.on_npu(path, manifest, replace(found, choice=asked_to_spin(found.choice, spinning)), threads)
     tried = plan(path, manifest, os.fspath(device), fallback)
     passed_over = tried.passed_over
-    for choice in tried.choices[:-1]:
+    choices = [asked_to_spin(choice, spinning) for choice in tried.choices]
+    for choice in choices[:-1]:
         try:
             return Model.on_og(path, manifest, settle(path, choice, passed_over), threads, packing, every_byte=verify)
         except (DeviceError, EngineError) as error:
             passed_over = (*passed_over, str(error))
-    place = settle(path, tried.choices[-1], passed_over)
+    place = settle(path, choices[-1], passed_over)
     return Model.on_og(path, manifest, place, threads, packing, every_byte=verify)
 
 
@@ -140,7 +146,7 @@ class Model:
         opened: list[Placement] = []
 
         def open_weights() -> Weights:
-            npu = open_npu(folder, found.device, chip=found.chip, threads=count)
+            npu = open_npu(folder, found.device, chip=found.chip, threads=count, spinning=found.choice.spinning.on)
             opened.extend(npu.placements)
             return npu
 

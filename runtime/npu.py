@@ -33,7 +33,9 @@ from edgephi.runtime.placement import CPU, Placement
 from edgephi.runtime.sampling import Chooser
 
 
-def open_npu(folder: Path, device: Device, *, chip: Chip | None = None, threads: int = 1) -> NpuModel:
+def open_npu(
+    folder: Path, device: Device, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
+) -> NpuModel:
     """Load a bundle onto the NPU, or onto its simulator.
 
     Args:
@@ -41,6 +43,7 @@ def open_npu(folder: Path, device: Device, *, chip: Chip | None = None, threads:
         device: "npu-simulator" computes on the CPU what the NPU would, thousands of times slower.
         chip: the machine's; the simulator takes the bundle's.
         threads: of the CPU, for embedding and head.
+        spinning: whether idle ones wait actively.
 
     Raises:
         BundleError: a file was changed, or the bundle is for another chip or none, or for a newer QAIRT.
@@ -62,19 +65,21 @@ def open_npu(folder: Path, device: Device, *, chip: Chip | None = None, threads:
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)
     load_in_child(folder, facts, device)
-    return NpuModel(folder, manifest, facts, device, threads)
+    return NpuModel(folder, manifest, facts, device, threads, spinning)
 
 
 class NpuModel:
     """The sessions of a bundle; sequences share them. Made by `open_npu`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int, spinning: bool
+    ) -> None:
         self.facts = facts
         self.device = device
-        self._embedding = open_on_cpu(folder / facts.embedding, threads)
-        self._head = open_on_cpu(folder / facts.head, threads)
+        self._embedding = open_on_cpu(folder / facts.embedding, threads, spinning=spinning)
+        self._head = open_on_cpu(folder / facts.head, threads, spinning=spinning)
         self._stages = {
-            stage.name: open_session(folder / stage.graph, device, facts.htp_arch, facts.soc_model)
+            stage.name: open_session(folder / stage.graph, device, facts.htp_arch, facts.soc_model, spinning=spinning)
             for stage in facts.stages
         }
         self._cache_shape = (1, manifest.model.kv_heads, facts.cache_rows, manifest.model.head_dim)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from edgephi.bundle import Manifest
 from edgephi.devices.detect import survey
+from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import provider
 from edgephi.errors import DeviceError
 from edgephi.runtime.config import refuse_npu_bundle
-from edgephi.runtime.dispatch import Choice
+from edgephi.runtime.dispatch import Choice, beside
 from edgephi.runtime.npu_checks import Chip, Device
 
 
@@ -62,12 +63,12 @@ def npu_place(folder: Path, manifest: Manifest, device: str) -> NpuPlace:
 
 def _choice(profile: Profile | None) -> Choice:
     if profile is None:
-        return Choice("qnn", None, kinds=("npu",), spinning=False)
+        return Choice("qnn", None, kinds=("npu",), spinning=beside("qnn"))
     threads = None if profile.threads == "cores" else profile.threads
     options = profile.providers["qnn"].options
-    return Choice(
-        "qnn", None, options, ("npu", "npu-simulator"), threads, profile.spinning, profile.context_length, profile.name
-    )
+    decided = spinning(profile.spinning, f"profile {profile.name}")
+    kinds = ("npu", "npu-simulator")
+    return Choice("qnn", None, options, kinds, threads, decided, profile.context_length, profile.name)
 
 
 def _chip(profile: Profile | None) -> Chip | None:

@@ -11,15 +11,17 @@ from edgephi.devices.providers import check_options, register
 from edgephi.errors import DeviceError, EngineError
 from edgephi.runtime.placement import CPU, Placement, read_placement, twin_options
 
+SPINNING = "session.intra_op.allow_spinning"
 QNN = "QNNExecutionProvider"
 
 
-def open_session(graph: Path, device: str, htp_arch: int, soc_model: int) -> Any:
+def open_session(graph: Path, device: str, htp_arch: int, soc_model: int, *, spinning: bool = False) -> Any:
     """A session of a compiled graph, nothing of which falls back to the CPU.
 
     Args:
         device: "npu", or "npu-simulator": QAIRT's x86 build.
         htp_arch: of the chip, as is soc_model.
+        spinning: whether the session's idle CPU threads wait actively.
 
     Raises:
         DeviceError: the provider is missing, or this machine has no such device.
@@ -42,6 +44,7 @@ def open_session(graph: Path, device: str, htp_arch: int, soc_model: int) -> Any
     options = twin_options()
     options.add_provider_for_devices([found[0].raw], settings)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry(SPINNING, "1" if spinning else "0")
     return _open(onnxruntime, graph, options, {})
 
 
@@ -55,8 +58,8 @@ def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int) 
         open_session(Path(graph), device, htp_arch, soc_model)
 
 
-def open_on_cpu(graph: Path, threads: int) -> Any:
-    """A session of the embedding or the head.
+def open_on_cpu(graph: Path, threads: int, *, spinning: bool = False) -> Any:
+    """A session of the embedding or the head; its threads rest while the NPU computes, unless `spinning`.
 
     Raises:
         EngineError: onnxruntime refuses the graph.
@@ -65,6 +68,7 @@ def open_on_cpu(graph: Path, threads: int) -> Any:
 
     options = twin_options()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(SPINNING, "1" if spinning else "0")
     return _open(onnxruntime, graph, options, {"providers": [CPU]})
 
 

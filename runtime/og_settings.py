@@ -36,7 +36,7 @@ def og_config(
     choice, device = place.choice, place.device
     assert choice.graph is not None, "the NPU's graphs are not og's"
     session: dict[str, object] = {"intra_op_num_threads": threads}
-    if not choice.spinning:
+    if not choice.spinning.on:
         session["session.intra_op.allow_spinning"] = "0"
     if prepacked is not None:
         session["graph_optimization_level"] = "ORT_DISABLE_ALL"  # they are done, and would undo the packing

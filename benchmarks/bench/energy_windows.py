@@ -1,4 +1,4 @@
-"""Windows: the Energy Meter Interface, the battery, and the power mode. Built, not run here.
+"""Windows: the Energy Meter Interface and the battery. Built, not run here.
 
 Structures and control codes: emi.h and winnt.h (learn.microsoft.com/windows/win32/api/emi). What Windows answers is
 parsed by functions of bytes, which tests feed.
@@ -23,13 +23,6 @@ NAME_BYTES = 32
 BATTERY_STATE = struct.Struct("<4B4xIIiI8x")
 """SYSTEM_BATTERY_STATE: AcOnLine, BatteryPresent, Charging, Discharging; MaxCapacity, RemainingCapacity (mWh), Rate,
 EstimatedTime."""
-
-POWER_MODES = {
-    "961cc777-2547-4f9d-8174-7d86181b8a7a": "best power efficiency",
-    "00000000-0000-0000-0000-000000000000": "balanced",
-    "3af9b8d9-7c97-431d-ad78-34a8bfea439f": "better performance",
-    "ded574b5-45a0-4f42-8737-46345c09c238": "best performance",
-}
 
 Control = Callable[[int, int], bytes]
 """(control code, most bytes wanted) → what the device answered."""
@@ -139,20 +132,6 @@ def battery_meter(state: Callable[[], bytes]) -> Meter | str:
         return max(0.0, float(start - BATTERY_STATE.unpack(state())[5]) * 3.6)
 
     return Meter("battery discharge: the whole machine", joules, 36.0)
-
-
-def windows_power_mode() -> str | None:
-    """The position of the power mode slider."""
-    if sys.platform != "win32":
-        raise OSError("asked of Windows only")
-    import ctypes
-    import uuid
-
-    buffer = ctypes.create_string_buffer(16)
-    if ctypes.windll.powrprof.PowerGetEffectiveOverlayScheme(buffer):
-        return None
-    identity = str(uuid.UUID(bytes_le=buffer.raw))
-    return POWER_MODES.get(identity, identity)
 
 
 def _text(data: bytes, offset: int, size: int) -> str:

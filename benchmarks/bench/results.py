@@ -166,6 +166,13 @@ class Conditions(Strict):
     energy: EnergyConditions
 
 
+class SpinningChoice(Strict):
+    """Whether CPU threads without work waited actively."""
+
+    on: bool
+    because: str
+
+
 class QualityCheck(Strict):
     """Whether the model answered as its quality contract records, before anything was timed."""
 
@@ -208,6 +215,7 @@ class Report(Strict):
     prepacked: bool | None = Field(
         default=None, description="weights were mapped from the user's cache in packed form; null: not recorded"
     )
+    spinning: SpinningChoice | None = Field(default=None, description="null: not recorded")
     roofline: Roofline | None = Field(
         default=None, description="the processor's; null: another device computed, or neither prefill nor decode ran"
     )

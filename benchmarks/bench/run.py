@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +24,7 @@ from edgephi.benchmarks.bench.results import (
     QualityCheck,
     Report,
     Roofline,
+    SpinningChoice,
     WorkloadFacts,
 )
 from edgephi.benchmarks.bench.roofline import Readings, measure_machine, roofline, with_shares
@@ -31,6 +32,7 @@ from edgephi.benchmarks.bench.work import graph_work
 from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.devices.power import power_mode, power_source
 from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
 from edgephi.runtime.config import answering, read_genai_config
@@ -69,9 +71,17 @@ class _Measured:
 
 
 def bench(
-    folder: Path, workload: Workload, *, device: str = "auto", progress: Progress = lambda done, total: None
+    folder: Path,
+    workload: Workload,
+    *,
+    device: str = "auto",
+    spinning: bool | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Report:
     """Measure a bundle.
+
+    Args:
+        device, spinning: as for `edgephi.load`; loads are timed without the second.
 
     Raises:
         BundleError: the folder is not an intact bundle.
@@ -100,7 +110,7 @@ def bench(
         loads = loading.measure_loading(
             files, content.load, content.method, loading.process_probe(folder, device), advance=advance
         )
-    measured = _timed(folder, manifest, workload, device, cases, instruments, meter, advance)
+    measured = _timed(folder, manifest, workload, device, spinning, cases, instruments, meter, advance)
     rest = [schedule.described(case, reason) for case, reason in refused]
     results = tuple(_in_order([*loads, *measured.cases, *rest]))
     spent, heat_after = instruments.usage().since(usage), conditions.thermal()
@@ -131,8 +141,8 @@ def bench(
             seed=method.seed,
         ),
         conditions=Conditions(
-            power_source=conditions.power_source(),
-            power_mode=conditions.power_mode(),
+            power_source=power_source(),
+            power_mode=power_mode(),
             temperature_start_c=heat.hottest_c,
             temperature_end_c=heat_after.hottest_c,
             throttle_events=throttles,
@@ -145,6 +155,7 @@ def bench(
         ),
         quality=measured.quality,
         prepacked=measured.prepacked,
+        spinning=SpinningChoice(**asdict(measured.place.choice.spinning)),
         roofline=measured.roofline,
         cases=results,
         derived=derive(results, content.score),
@@ -181,6 +192,7 @@ def _timed(
     manifest: Manifest,
     workload: Workload,
     device: str,
+    spinning: bool | None,
     cases: list[Case],
     instruments: Instruments,
     meter: Meter | str,
@@ -192,7 +204,7 @@ def _timed(
         # before anything is loaded: the runtime's threads spin for a while after their last work
         idle_w, resolution = idle_watts(meter, method.idle_s), meter.resolution_j
         instruments = replace(instruments, joules=meter.joules)
-    with load(folder, device) as model:
+    with load(folder, device, spinning=spinning) as model:
         quality = _check_quality(model, manifest)
         loop = OgLoop(folder, model.place, model.threads, instruments)
 

@@ -115,7 +115,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
     repetitions = f"{method.repetitions} repetitions, {method.warmups} warm-up, {method.pause_s:g} s pause"
     return [
         ("bundle", f"{bundle.name}: {bundle.family}, {bundle.precision}, {bundle.stored_bytes / 1e6:,.1f} MB"),
-        ("ran on", f"{report.hardware or 'CPU'}: {', '.join(report.providers)}, {report.threads} threads"),
+        (
+            "ran on",
+            f"{report.hardware or 'CPU'}: {', '.join(report.providers)}, {_threads(report)}",
+        ),
         ("machine", in_one_line(report.machine.model_dump())),
         ("versions", in_one_line(report.versions)),
         ("workload", f"{method.name}: {repetitions}, seed {method.seed}"),
@@ -134,6 +137,12 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("other processes", f"{100 * conditions.others_cpu_share:.1f} % of all processors"),
         ("measured", f"{report.created}, in {report.seconds:,.0f} s"),
     ]
+
+
+def _threads(report: Report) -> str:
+    if report.spinning is None:
+        return f"{report.threads} threads"
+    return f"{report.threads} threads, spinning {'on' if report.spinning.on else 'off'} ({report.spinning.because})"
 
 
 def _limits(limits: Roofline | None) -> list[tuple[str, str]]:

@@ -43,6 +43,14 @@ def run(
         typer.Option(metavar="NAME|FILE", help="A built-in workload, or a TOML file of your own."),
     ] = "quick",
     device: Device = "auto",
+    spinning: Annotated[
+        bool | None,
+        typer.Option(
+            "--spinning/--no-spinning",
+            help="Whether idle CPU threads wait actively; by default as the device profile and the power mode say.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="REPORT", help="Folder for report.json, .html, .md and .svg.", show_default=False),
@@ -77,7 +85,7 @@ def run(
     if output is not None:
         check_report_folder(output, force)
     with _progress(f"Measuring {chosen.name}") as advance_to:
-        report = bench(folder, chosen, device=device, progress=advance_to)
+        report = bench(folder, chosen, device=device, spinning=spinning, progress=advance_to)
     if record:
         append(report)
     if output is not None:

@@ -30,8 +30,8 @@ def generate(
 
     With --json, one object: text, prompt_tokens, reused_tokens, new_tokens, token_ids, finish ("stop", "length" or
     "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s, templated (whether the
-    chat template was used), threads, provider (that computed it) and passed_over (sentences about those that --fallback
-    left behind).
+    chat template was used), threads, spinning (on, because: whether idle threads waited actively), provider
+    (that computed it) and passed_over (sentences about those that --fallback left behind).
     """
     from edgephi.commands.console import print_statistics, print_stream
     from edgephi.runtime.model import load
@@ -42,7 +42,7 @@ def generate(
         stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         if as_json:
             record = dataclasses.asdict(stream.result()) | {"templated": templated, "threads": model.threads}
-            typer.echo(json.dumps(record))
+            typer.echo(json.dumps(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)}))
         else:
             answer = print_stream(stream)
             print_statistics(answer)

@@ -86,7 +86,7 @@ def test_auto_takes_the_gpu_where_there_is_one_and_a_graph_for_it(here: list[Dev
     (choice,) = plan(FOLDER, both, "auto", False).choices
     assert (choice.provider, choice.graph.file, choice.profile) == ("webgpu", "model_webgpu.onnx", "webgpu-gpu")
     assert choice.options == {"powerPreference": "high-performance"}
-    assert not choice.spinning, "CPU threads that wait actively would take the GPU's power"
+    assert not choice.spinning.on, "CPU threads that wait actively would take the GPU's power"
     assert tried(plan(FOLDER, both, "auto", True)) == ["webgpu", "cpu"]
     assert tried(plan(FOLDER, manifest(["cpu", "directml"]), "auto", False)) == ["cpu"]
 
@@ -130,7 +130,8 @@ def test_a_profile_of_ones_own_counts_as_it_is_written(here: list[DeviceInfo], t
         '[providers.webgpu]\ngraph = "webgpu"\noptions = { powerPreference = "low-power" }\n'
     )
     (choice,) = plan(FOLDER, manifest(["cpu", "webgpu"]), str(own), False).choices
-    assert (choice.threads, choice.spinning, choice.context_length) == (3, True, 512)
+    assert (choice.threads, choice.spinning.on, choice.context_length) == (3, True, 512)
+    assert choice.spinning.because == "profile mine"
     assert choice.options == {"powerPreference": "low-power"}
 
 
