@@ -38,6 +38,8 @@ class Child(Protocol):
 
 
 Start = Callable[[Contender], Child]
+Answers = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+"""Of one load: the child's first line, of the load, of the first answer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Tally:
 
 def measure_loading(tallies: Sequence[Tally], start: Start, ids: Sequence[int], times: int, advance: Advance) -> None:
     """Load every contender in new processes, in turns, and let it answer once."""
-    answers: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    answers: dict[str, list[Answers]] = {}
     for _ in range(times):
         for tally in tallies:
             with tally.attempt():
@@ -91,25 +93,26 @@ def measure_loading(tallies: Sequence[Tally], start: Start, ids: Sequence[int], 
                         answered = child.ask("run", ids=list(ids[:FIRST_PROMPT]), count=FIRST_ANSWER)
                     finally:
                         child.close()
-                    answers.setdefault(tally.contender.name, []).append((loaded, answered))
+                    answers.setdefault(tally.contender.name, []).append((child.hello, loaded, answered))
             advance()
     for tally in tallies:
         if tally.reason is None:
             tally.loading = _loading(answers[tally.contender.name])
 
 
-def _loading(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Loading:
+def _loading(found: Sequence[Answers]) -> Loading:
     def known(values: list[float | None]) -> Figure | None:
-        found = [value for value in values if value is not None]
-        return figure(found) if len(found) == len(values) else None
+        given = [value for value in values if value is not None]
+        return figure(given) if len(given) == len(values) else None
 
     return Loading(
-        load_s=figure([loaded["seconds"] for loaded, _ in pairs]),
-        first_answer_s=figure([loaded["seconds"] + run["first_s"] + run["rest_s"] for loaded, run in pairs]),
-        private_loaded=known([loaded["private"] for loaded, _ in pairs]),
-        file_backed_loaded=known([loaded["file_backed"] for loaded, _ in pairs]),
-        private_answered=known([run["private"] for _, run in pairs]),
-        file_backed_answered=known([run["file_backed"] for _, run in pairs]),
+        load_s=figure([loaded["seconds"] for _, loaded, _ in found]),
+        first_answer_s=figure([loaded["seconds"] + run["first_s"] + run["rest_s"] for _, loaded, run in found]),
+        private_imported=known([hello["private"] for hello, _, _ in found]),
+        private_loaded=known([loaded["private"] for _, loaded, _ in found]),
+        file_backed_loaded=known([loaded["file_backed"] for _, loaded, _ in found]),
+        private_answered=known([run["private"] for _, _, run in found]),
+        file_backed_answered=known([run["file_backed"] for _, _, run in found]),
     )
 
 

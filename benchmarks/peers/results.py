@@ -15,7 +15,7 @@ from edgephi.benchmarks.bench.results import Figure
 from edgephi.records import Finite, Strict
 
 Peer = Literal["edgephi", "llama.cpp", "builder", "openvino", "transformers"]
-Metric = Literal["prefill", "decode", "load", "private memory"]
+Metric = Literal["prefill", "decode", "load", "private memory", "private beyond imports"]
 
 
 class Speed(Strict):
@@ -40,6 +40,7 @@ class Loading(Strict):
 
     load_s: Figure = Field(description="from the imports' end to a loaded model")
     first_answer_s: Figure = Field(description="from the same moment to the last of 32 tokens after a prompt of 8")
+    private_imported: Figure | None = Field(description="before loading: interpreter and libraries")
     private_loaded: Figure | None = Field(
         description="process, libraries included; None where the system does not tell"
     )

@@ -33,7 +33,7 @@ def _method(report: PeersReport) -> str:
         f"Medians (quartiles) of {settings.rounds} rounds in random order, tokens per second, "
         f"{settings.threads} threads for everybody; prompts: {source}. Decode: {settings.new_tokens} greedy tokens. "
         f"Load: median of {settings.loads} new processes, files cached. "
-        "Memory: private + file-backed, after a first answer."
+        "Memory: private + file-backed, after a first answer; imports: private, before loading."
     )
     if not settings.windows:
         return f"{said} No KL divergence: it says nothing about random weights."
@@ -53,6 +53,7 @@ def figures_table(report: PeersReport) -> str:
         *(f"decode at {depth}" for depth in depths),
         "load s",
         "memory MB",
+        "imports MB",
         "CPU of others",
     )
     rows = []
@@ -68,6 +69,7 @@ def figures_table(report: PeersReport) -> str:
                 *(_speed(one.decode, max(1, depth)) for depth in depths),
                 MISSING if loading is None else f"{loading.load_s.median:.2f}",
                 MISSING if loading is None else _memory(loading.private_answered, loading.file_backed_answered),
+                MISSING if loading is None else _memory(loading.private_imported, None),
                 MISSING if one.others_cpu_share is None else f"{100 * one.others_cpu_share:.0f} %",
             )
         )

@@ -29,6 +29,7 @@ class _Model:
         options = {"intra_op_num_threads": settings["threads"]}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
+        self._tokenizer = og.Tokenizer(self._model)  # part of a model that is ready to answer
         self._generator: Any = None
 
     def start(self, capacity: int) -> None:

@@ -29,6 +29,7 @@ class _Model:
         dtype = getattr(torch, settings["type"])
         self._model = transformers.AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=dtype)
         self._model.eval()
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(settings["folder"])  # part of being ready
         self._cache: Any = None
 
     def start(self, capacity: int) -> None:
