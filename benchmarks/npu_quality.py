@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgephi.benchmarks.graph_logits import GraphLogits
 from edgephi.benchmarks.quality import PredictionScores, concatenate, score, tokenize
 from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.bundle import NpuNumerics
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.hexagon import HexagonTarget, target_of
 from edgephi.devices.profile import load_profile
@@ -30,15 +31,14 @@ from edgephi.errors import UsageError
 from edgephi.export.calibrate import calibration_tokens
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
+from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import (
     INPUT_IDS,
     Stage,
     embedding_graph,
     head_graph,
     hidden_name,
-    stage_graph,
 )
 from edgephi.export.pack import Report, pack_weights, source_bytes
 from edgephi.export.plan import Plan, make_plan
@@ -53,9 +53,9 @@ ANSWER_TOKENS = 24
 
 @dataclass
 class CachedTokens:
-    """KV cache, (key, value) of every layer, float16 [1, kv_heads, rows, head_dim], and how much of it is filled."""
+    """KV cache, (key, value) of every layer, [1, kv_heads, rows, head_dim], and how much of it is filled."""
 
-    cache: list[tuple[NDArray[np.float16], NDArray[np.float16]]]
+    cache: list[tuple[NDArray[np.generic], NDArray[np.generic]]]
     length: int = 0
 
 
@@ -67,15 +67,24 @@ class UncompiledStages:
     """The NPU's graphs on the CPU.
 
     Args:
+        plan: made with `integers` for w4a16.
         folder: where weights and graphs are written.
         report: told the source bytes of every finished weight.
     """
 
-    def __init__(self, plan: Plan, target: HexagonTarget, folder: Path, report: Report = _quiet) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        target: HexagonTarget,
+        folder: Path,
+        numerics: NpuNumerics = "float16",
+        report: Report = _quiet,
+    ) -> None:
+        self._cached: np.dtype[np.generic] = np.dtype(np.uint8 if numerics == "w4a16" else np.float16)
         self._decoder = npu_decoder(plan.architecture, target)
         self._chunk = target.chunk
         self._stages = stages(self._decoder.inner.spec, target, self._decoder.cache_rows)
-        _write(plan, self._decoder, self._stages, folder, report)
+        _write(plan, self._decoder, numerics, self._stages, folder, report)
         self._embedding = _open(folder / "outer" / "embedding.onnx", optimized=True)
         self._head = _open(folder / "outer" / "head.onnx", optimized=True)
         self._sessions = [_open(folder / "inner" / f"{stage.name}.onnx", optimized=False) for stage in self._stages]
@@ -84,7 +93,9 @@ class UncompiledStages:
         """An empty one."""
         spec = self._decoder.inner.spec
         shape = (1, spec.kv_heads, self._decoder.cache_rows, spec.head_dim)
-        return CachedTokens([(np.zeros(shape, np.float16), np.zeros(shape, np.float16)) for _ in range(spec.layers)])
+        return CachedTokens(
+            [(np.zeros(shape, self._cached), np.zeros(shape, self._cached)) for _ in range(spec.layers)]
+        )
 
     def append(self, sequence: CachedTokens, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits [n, vocabulary] of n more tokens, computed in chunks; a single one by the graphs for decoding."""
@@ -117,7 +128,9 @@ class UncompiledStages:
         return computed
 
 
-def _write(plan: Plan, decoder: NpuDecoder, planned: Sequence[Stage], folder: Path, report: Report) -> None:
+def _write(
+    plan: Plan, decoder: NpuDecoder, numerics: NpuNumerics, planned: Sequence[Stage], folder: Path, report: Report
+) -> None:
     """Weights and graphs, as `edgephi.export.npu.pipeline` writes them for the compiler."""
     import onnx_ir as ir
 
@@ -125,20 +138,18 @@ def _write(plan: Plan, decoder: NpuDecoder, planned: Sequence[Stage], folder: Pa
     for part in (outside, inside):
         part.mkdir(parents=True)
     recipe = plan.recipe
-    half = replace(recipe, float_type="float16", accuracy_level=1)
-    outer, inner = plan_storage(decoder.outer, recipe), plan_storage(decoder.inner, half)
+    outer, inner = plan_storage(decoder.outer, recipe), plan_layers(decoder, recipe, numerics)
     journal = Journal(inside / JOURNAL, "")
     pack_weights(decoder.outer, outer, outside / DATA_FILE, Journal(outside / JOURNAL, ""), 1, report)
+    tokens = None
     if plan.text:
         tokens = calibration_tokens(plan.architecture, plan.tokenizer, plan.text, inside, journal, 1)
-        pack_with_gptq(decoder.whole, inner, tokens, inside / DATA_FILE, journal, 1, report)
-    else:
-        pack_weights(decoder.inner, inner, inside / DATA_FILE, journal, 1, report)
+    build = pack_layers(decoder, inner, recipe, numerics, tokens, inside, journal, 1, report)
     spec = decoder.inner.spec
     ir.save(embedding_graph(spec, outer, recipe), outside / "embedding.onnx")
     ir.save(head_graph(spec, outer, recipe), outside / "head.onnx")
     for stage in planned:
-        ir.save(stage_graph(spec, inner, half, stage), inside / f"{stage.name}.onnx")
+        ir.save(build(stage), inside / f"{stage.name}.onnx")
 
 
 def _open(graph: Path, *, optimized: bool) -> Any:
@@ -220,7 +231,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder.resolve()) as scratch:
         with progress("quantizing", 100) as advance:
             percent = _percent(source_bytes(plan.architecture), advance)
-            npu = UncompiledStages(plan, target, Path(scratch), percent)
+            npu = UncompiledStages(plan, target, Path(scratch), report=percent)
         with progress("scoring", given.windows) as advance:
             scores = measure(npu, given.reference, cut.reshape(given.windows, given.window_length), advance)
         said = answer(npu, given.reference, QUESTION)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from edgephi.records import Finite, RelativePath, Strict
 
 NpuNumerics = Literal["float16", "w4a16"]
+KvCacheType = Literal["float16", "uint8"]
 
 
 class NpuStage(Strict):
@@ -31,6 +32,10 @@ class NpuFacts(Strict):
     target: str = Field(description="what `edgephi export --device` was given")
     numerics: NpuNumerics = Field(
         description="of the linear layers: float16, or int4 and int8 weights times 16-bit activations"
+    )
+    kv_cache: KvCacheType = Field(
+        default="float16",
+        description="what is kept of keys and values between two runs; scales of uint8 are in the graphs",
     )
     htp_arch: int = Field(ge=1)
     soc_model: int = Field(ge=1, description="QAIRT's number of the chip")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgephi.export.data_file import DataFile, Journal
 from edgephi.export.folded import fold_values, read_weight
+from edgephi.export.lpbq_storage import read_lpbq, write_lpbq
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
 from edgephi.export.read import read_rows, require_finite
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
@@ -24,6 +25,9 @@ from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
 from edgephi.quantize.drift import compensate
+from edgephi.quantize.gptq import gptq_lpbq
+from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight
+from edgephi.quantize.per_channel import quantize_rows
 from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 Float32 = NDArray[np.float32]
@@ -106,21 +110,22 @@ def pack_calibrated(
         values = dict(exact)
         if group(layer) in journal.done:
             for name in linear:
-                values[name] = dequantize(read_quantized(data, layout.matrices[name]))
+                values[name] = _read_values(data, layout.matrices[name])
                 report(weight_source_bytes(weights[name]))
         else:
             formats = {name: _format(layout.matrices[name]) for name in linear}
             for name, packed in fit_layer(graph, hidden, exact, values, formats):
-                write_quantized(packed, layout.matrices[name], 0, data, weights[name].parts[0].tensor)
+                if isinstance(packed, LpbqWeight):
+                    write_lpbq(packed, layout.matrices[name], data)
+                else:
+                    write_quantized(packed, layout.matrices[name], 0, data, weights[name].parts[0].tensor)
                 # scales lose some bits where they are stored
-                values[name] = dequantize(read_quantized(data, layout.matrices[name]))
+                values[name] = _read_values(data, layout.matrices[name])
                 report(weight_source_bytes(weights[name]))
             journal.add(group(layer))
         for name, weight in weights.items():
-            rounded = weight.role in ("linear", "expert") and name not in linear
-            fmt = layout.matrices[name].format if rounded else None
-            if fmt is not None:
-                values[name] = dequantize(round_to_nearest(values[name], fmt, name=name))
+            if weight.role in ("linear", "expert") and name not in linear:
+                values[name] = _rounded(values[name], layout.matrices[name], name)
         hidden = Streams(graph.run(hidden.exact, exact), graph.run(hidden.actual, values))
 
 
@@ -139,8 +144,8 @@ def fit_layer(
     hidden: Streams,
     exact: Mapping[str, Float32],
     values: dict[str, Float32],
-    formats: Mapping[str, BlockFormat],
-) -> Iterator[tuple[str, QuantizedWeight]]:
+    formats: Mapping[str, BlockFormat | LpbqFormat],
+) -> Iterator[tuple[str, QuantizedWeight | LpbqWeight]]:
     """Quantize the linear weights of one layer, each to what it multiplies once those before it are quantized.
 
     Args:
@@ -155,9 +160,14 @@ def fit_layer(
         hessian, cross = _statistics(graph, name, hidden, exact, values)
         target = compensate(exact[name], hessian, cross, name=name)
         del cross
-        packed = gptq(target, hessian, fmt, name=name)
+        packed: QuantizedWeight | LpbqWeight
+        if isinstance(fmt, LpbqFormat):
+            packed = gptq_lpbq(target, hessian, fmt, name=name)
+            values[name] = packed.values()
+        else:
+            packed = gptq(target, hessian, fmt, name=name)
+            values[name] = dequantize(packed)
         del hessian, target
-        values[name] = dequantize(packed)
         yield name, packed
 
 
@@ -188,9 +198,19 @@ def _statistics(
     return hessian, cross
 
 
-def _format(matrix: StoredMatrix) -> BlockFormat:
+def _format(matrix: StoredMatrix) -> BlockFormat | LpbqFormat:
     assert matrix.format is not None
-    return matrix.format
+    return matrix.format if matrix.channel_scales is None else LpbqFormat(matrix.format.block_size)
+
+
+def _rounded(values: Float32, matrix: StoredMatrix, name: str) -> Float32:
+    """What is stored of a weight that GPTQ does not decide."""
+    if matrix.format is not None:
+        return dequantize(round_to_nearest(values, matrix.format, name=name))
+    if matrix.channel_scales is None:
+        return values
+    codes, scales = quantize_rows(values, name=name)
+    return codes * scales[:, None]
 
 
 def embed(architecture: Architecture, tokens: NDArray[np.int64]) -> Float32:
@@ -211,14 +231,17 @@ def embed(architecture: Architecture, tokens: NDArray[np.int64]) -> Float32:
     return rows[places.reshape(tokens.shape)]
 
 
-def read_quantized(data: DataFile, matrix: StoredMatrix) -> QuantizedWeight:
-    """What an interrupted export had written of a matrix."""
-    assert matrix.scales is not None
+def _read_values(data: DataFile, matrix: StoredMatrix) -> Float32:
+    """What the written codes of a matrix decode to."""
+    if matrix.channel_scales is not None:
+        return read_lpbq(data, matrix).values()
+    assert matrix.format is not None and matrix.scales is not None
     zero_points = data.read(matrix.zero_points) if matrix.zero_points is not None else None
-    return QuantizedWeight(
-        _format(matrix),
+    stored = QuantizedWeight(
+        matrix.format,
         matrix.columns,
         data.read(matrix.codes).astype(np.uint8, copy=False),
         data.read(matrix.scales).astype(np.float32, copy=False),
         None if zero_points is None else zero_points.astype(np.uint8, copy=False),
     )
+    return dequantize(stored)

@@ -61,8 +61,12 @@ def make_plan(
     budget: Budget | None,
     calibration: Path | None,
     seed: int,
+    integers: bool = False,
 ) -> Plan:
     """Open a source and decide. The arguments are those of `edgephi.export.pipeline.export`.
+
+    Args:
+        integers: for w4a16, into which nothing is carried over and whose ranges need a text.
 
     Raises:
         EdgephiError: the source cannot be used, or the arguments do not fit it.
@@ -71,9 +75,9 @@ def make_plan(
     published = describe(checkpoint)
     architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
     tokenizer = read_tokenizer(checkpoint, architecture)
-    recipe = decide(recipe, architecture, calibration is not None)
+    recipe = decide(recipe, architecture, calibration is not None, carry=not integers)
     text = None
-    if recipe.quantize == "gptq" or budget is not None:
+    if recipe.quantize == "gptq" or budget is not None or integers:
         text = CalibrationSource(calibration, seed)
     elif calibration is not None:
         raise UsageError(
@@ -86,12 +90,16 @@ def make_plan(
     return Plan(checkpoint, published.parameters, architecture, tokenizer, recipe, layout, variants, text, mix)
 
 
-def decide(recipe: Recipe, architecture: Architecture, text_given: bool) -> Recipe:
-    """The recipe with `auto` settled: GPTQ where nothing is in 4 bits yet and it takes minutes, or a text is given."""
+def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, carry: bool = True) -> Recipe:
+    """The recipe with `auto` settled: GPTQ where nothing is in 4 bits yet and it takes minutes, or a text is given.
+
+    Args:
+        carry: whether what is in 4 bits could stay as it is.
+    """
     if recipe.asked != "auto" or recipe.linear is None or recipe.linear.bits != 4:
         return recipe
     linear = [weight for weight in architecture.weights.values() if weight.role == "linear"]
-    if not linear or any(recipe.carries_over and carried_types(weight) for weight in linear):
+    if not linear or (carry and any(recipe.carries_over and carried_types(weight) for weight in linear)):
         return recipe
     fits = text_given or architecture.parameters <= FITTED_UP_TO
     return replace(recipe, quantize="gptq") if fits else recipe

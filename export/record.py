@@ -87,9 +87,7 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     """What was asked for, what came of it and why; None where there are no 4-bit weights."""
     if recipe.linear is None or recipe.linear.bits != 4:
         return None
-    if any(matrix.channel_scales is not None for matrix in layout.matrices.values()):
-        reason = "integer products on the NPU take scales of two levels"
-        return QuantizationChoice(asked=recipe.asked, picked="rounded to nearest", reason=reason)
+    two_levels = any(matrix.channel_scales is not None for matrix in layout.matrices.values())
     if recipe.quantize == "rtn":
         return QuantizationChoice(asked="rtn", picked="rounded to nearest", reason="asked for")
     weights = architecture.weights.values()
@@ -99,6 +97,8 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
         reason = "asked for"
         if recipe.asked == "auto":
             reason = "the source holds float weights, and of all ways measured it loses least at a size"
+            if two_levels:
+                reason = "no source has the NPU's scales of two levels, and of all ways measured it loses least"
         return QuantizationChoice(asked=recipe.asked, picked=picked, reason=reason)
     linear = [weight for weight in weights if weight.role in ("linear", "expert")]
     carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
@@ -134,7 +134,7 @@ def _weight_recipes(
         if recipe.quantize == "gptq" and takes_gptq(weights[0], layout):
             method = "GPTQ"
         if matrices[0].channel_scales is not None:
-            method = "round to nearest" if fmt is None else "round to nearest, scales of two levels, searched"
+            method = "round to nearest" if fmt is None else f"{method}, scales of two levels"
         if carried:
             offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
             method = f"carried over from {' and '.join(carried)}{offsets}"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 RANGES = "ranges"
+CACHED = "kv_cache"
+"""Stands for keys and values where ranges are those of linear layers."""
 
 
 def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
@@ -119,17 +121,18 @@ class LayerGraph:
     def run_with_ranges(self, hidden: Float32, weights: Mapping[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
         """As `run`, and for every linear layer, by its weight's name, the range of what it saw and gave.
 
-        A range is float32 [4]: lowest and highest input, lowest and highest output. Errors are those of `run`.
+        A range is float32 [4]: lowest and highest input, lowest and highest output; CACHED has those of rotated keys
+        and of values. Errors are those of `run`.
         """
         result = np.empty_like(hidden)
-        low = np.full((len(self._recorded), 2), np.inf, np.float32)
+        low = np.full((len(self._recorded) + 1, 2), np.inf, np.float32)
         high = -low
         for number, (after, seen) in enumerate(self._each([HIDDEN_OUT, RANGES], hidden, weights)):
             result[number] = after
             np.minimum(low, seen[:, 0::2], out=low)
             np.maximum(high, seen[:, 1::2], out=high)
         ranges = np.stack([low, high], axis=2).reshape(-1, 4)
-        return result, dict(zip(self._recorded, ranges, strict=True))
+        return result, dict(zip((*self._recorded, CACHED), ranges, strict=True))
 
     def inputs(self, linear: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
         """What a linear layer, given by its weight's name, multiplies: float32 [length, columns] of every sequence.
@@ -193,17 +196,19 @@ class LayerGraph:
 
 
 def _emit_ranges(emit: _RecordingEmitter) -> ir.Value:
-    """RANGES, float32 [linear layers, 4]; computed only where it is asked for."""
+    """RANGES, float32 [linear layers + 1, 4]; computed only where it is asked for."""
     import onnx_ir as ir
 
+    given = {str(output.name): output for node in emit.nodes for output in node.outputs}
     ends: list[ir.Value] = []
     shape = emit.int64("range_shape", [1, 1])
-    for weight in emit.linear_inputs:
-        for side, value in (("input", emit.linear_inputs[weight]), ("output", emit.linear_outputs[weight])):
+    pairs = {weight: (emit.linear_inputs[weight], emit.linear_outputs[weight]) for weight in emit.linear_inputs}
+    for name, pair in (pairs | {CACHED: (given["present.0.key"], given["present.0.value"])}).items():
+        for place, value in enumerate(pair):
             for op in ("ReduceMin", "ReduceMax"):
-                name = f"/ranges/{weight}/{side}/{op}"
-                end = emit.op(op, name, [value], {"keepdims": 0})
-                ends.append(emit.op("Reshape", f"{name}/Reshape", [end, shape]))
+                base = f"/ranges/{name}/{place}/{op}"
+                end = emit.op(op, base, [value], {"keepdims": 0})
+                ends.append(emit.op("Reshape", f"{base}/Reshape", [end, shape]))
     flat = emit.op("Concat", "/ranges/Concat", ends, {"axis": 1})
     output = ir.Value(name=RANGES, type=ir.TensorType(emit.float))
     return emit.op("Reshape", "/ranges/Reshape", [flat, emit.int64("ranges_shape", [-1, 4])], output=output)

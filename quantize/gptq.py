@@ -11,6 +11,7 @@ Scale, zero point and codes of a block: `quantize/gptq_block.py`. What was found
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize.cholesky import factor
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.gptq_block import BlockLoss, Grid, fit_block, search_grid
+from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq
 from edgephi.quantize.refine import refine
 from edgephi.quantize.workers import COLUMNS, product, worker_pool
 
@@ -68,28 +70,75 @@ def gptq(
     """
     _check(weight, hessian, fmt, name)
     rows, columns = weight.shape
-    mean = float(np.trace(hessian, dtype=np.float64)) / columns
-    added = damping * mean if mean > 0 else 1.0
-    order = _block_order(np.diagonal(hessian), fmt.block_size)
-    blocks = len(order)
+    blocks = fmt.blocks(columns)
     codes = np.full((rows, blocks * fmt.block_size), fmt.default_zero_point, np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = np.full((rows, blocks), fmt.default_zero_point, np.uint8)
+    for part, found, grids in _fit(weight, hessian, fmt, damping, passes, name):
+        for number, grid in enumerate(grids):
+            block = slice(number * fmt.block_size, min((number + 1) * fmt.block_size, columns))
+            codes[part, block] = (found[block] - grid.low).T
+            scales[part, number], zeros[part, number] = grid.scale, -grid.low
+    packed = pack_nibbles(codes.reshape(rows, blocks, fmt.block_size))
+    return QuantizedWeight(fmt, columns, packed, scales, None if fmt.symmetric else pack_nibbles(zeros))
+
+
+def gptq_lpbq(
+    weight: Floats,
+    hessian: Floats,
+    fmt: LpbqFormat,
+    *,
+    damping: float = DAMPING,
+    passes: int = PASSES,
+    name: str = "weight",
+) -> LpbqWeight:
+    """As `gptq`, with block scales that are 1 to 16 times one scale a row.
+
+    The scales of rows are those that rounding to nearest finds; a block's scale moves in steps of its row's.
+
+    Raises:
+        WeightError, QuantizationError: as `gptq`, and rows that are not whole blocks.
+    """
+    symmetric = BlockFormat(4, fmt.block_size, symmetric=True)
+    _check(weight, hessian, symmetric, name)
+    rounded = quantize_lpbq(weight, fmt, name=name)
+    codes, block_scales, channels = rounded.codes, rounded.block_scales, rounded.channel_scales
+    for part, found, grids in _fit(weight, hessian, symmetric, damping, passes, name, channels):
+        codes[part] = found.T
+        for number, grid in enumerate(grids):
+            block_scales[part, number] = np.rint(grid.scale / channels[part])
+    return LpbqWeight(codes, block_scales, channels)
+
+
+def _fit(
+    weight: Floats,
+    hessian: Floats,
+    fmt: BlockFormat,
+    damping: float,
+    passes: int,
+    name: str,
+    units: Floats | None = None,
+) -> Iterator[tuple[slice, Floats, list[Grid]]]:
+    """Rows of the weight, their codes minus zero point [columns, rows], and the grid of every block.
+
+    Args:
+        units: of block scales, float32 [rows]; see `Grid`.
+    """
+    rows, columns = weight.shape
+    mean = float(np.trace(hessian, dtype=np.float64)) / columns
+    added = damping * mean if mean > 0 else 1.0
+    order = _block_order(np.diagonal(hessian), fmt.block_size)
     span, more = np.float32(fmt.largest_code), np.float32(added)
     with worker_pool() as pool:
         upper, variance = _factor(pool, hessian, np.concatenate(order), added, name)
         single = hessian.astype(np.float32, copy=False)
         for start in range(0, rows, ROWS):
             part = slice(start, min(start + ROWS, rows))
-            found, error, grids = _quantize_rows(pool, weight[part], order, upper, variance, fmt)
+            unit = None if units is None else units[part]
+            found, error, grids = _quantize_rows(pool, weight[part], order, upper, variance, fmt, unit)
             for _ in range(passes):
                 refine(pool, error, found, grids, single, more, fmt.block_size, span)
-            for number, grid in enumerate(grids):
-                block = slice(number * fmt.block_size, min((number + 1) * fmt.block_size, columns))
-                codes[part, block] = (found[block] - grid.low).T
-                scales[part, number], zeros[part, number] = grid.scale, -grid.low
-    packed = pack_nibbles(codes.reshape(rows, blocks, fmt.block_size))
-    return QuantizedWeight(fmt, columns, packed, scales, None if fmt.symmetric else pack_nibbles(zeros))
+            yield part, found, grids
 
 
 def _check(weight: Floats, hessian: NDArray[np.floating], fmt: BlockFormat, name: str) -> None:
@@ -151,7 +200,13 @@ def _factor(
 
 
 def _quantize_rows(
-    pool: ThreadPoolExecutor, weight: Floats, order: Order, upper: Floats, variance: Floats, fmt: BlockFormat
+    pool: ThreadPoolExecutor,
+    weight: Floats,
+    order: Order,
+    upper: Floats,
+    variance: Floats,
+    fmt: BlockFormat,
+    unit: Floats | None,
 ) -> tuple[Floats, Floats, list[Grid]]:
     """Codes minus zero point and errors, [columns, rows] in the weight's order, and the grid of every block."""
     rows, columns = weight.shape
@@ -165,7 +220,7 @@ def _quantize_rows(
         target = product(pool, upper[:done, done:stop].T, passed_on[:done])
         target += original
         loss = BlockLoss(variance[done:stop], upper[done:stop, done:stop])
-        grid = _search(pool, target, loss, fmt)
+        grid = _search(pool, target, loss, fmt, unit)
         found = fit_block(original, target, loss, grid, np.float32(fmt.largest_code))
         codes[block] = found
         error[block] = passed_on[done:stop] = original - found * grid.scale
@@ -174,7 +229,10 @@ def _quantize_rows(
     return codes, error, grids
 
 
-def _search(pool: ThreadPoolExecutor, target: Floats, loss: BlockLoss, fmt: BlockFormat) -> Grid:
-    parts = [target[:, start : start + COLUMNS] for start in range(0, target.shape[1], COLUMNS)]
-    grids = list(pool.map(lambda part: search_grid(part, loss, fmt), parts))
-    return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]))
+def _search(pool: ThreadPoolExecutor, target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None) -> Grid:
+    def piece(start: int) -> Grid:
+        part = slice(start, start + COLUMNS)
+        return search_grid(target[:, part], loss, fmt, None if unit is None else unit[part])
+
+    grids = list(pool.map(piece, range(0, target.shape[1], COLUMNS)))
+    return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]), unit)

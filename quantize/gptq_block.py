@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.lpbq import LARGEST_SCALE
 
 Floats = NDArray[np.float32]
 
@@ -35,6 +36,13 @@ class Grid:
 
     scale: Floats
     low: Floats
+    unit: Floats | None = None
+    """Where it is given, a scale is 1 to 16 times this, see `quantize/lpbq.py`; positive."""
+
+    def allowed(self, scale: Floats) -> Floats:
+        """The scale of this grid that is nearest. The loss of given codes is a parabola in the scale, so of the scales
+        that can be had the one next to its minimum is the best."""
+        return scale if self.unit is None else nearest_multiple(scale, self.unit)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,14 @@ class BlockLoss:
     upper: Floats
 
 
-def search_grid(target: Floats, loss: BlockLoss, fmt: BlockFormat) -> Grid:
+def search_grid(target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None = None) -> Grid:
     """The candidate that loses least when every target is rounded by itself; rows are worked on independently."""
     scales, lows = _candidates(target, fmt)
+    if unit is not None:
+        scales = nearest_multiple(np.abs(scales), unit)
     span = np.float32(fmt.largest_code)
     best: Floats | None = None
-    grid = Grid(scales[0], lows[0])
+    grid = Grid(scales[0], lows[0], unit)
     work = np.empty_like(target)
     for scale, low in zip(scales, lows, strict=True):
         np.multiply(target, _inverse(scale), out=work)
@@ -62,7 +72,7 @@ def search_grid(target: Floats, loss: BlockLoss, fmt: BlockFormat) -> Grid:
         np.square(work, out=work)
         total = loss.variance @ work
         if best is None:
-            best, grid = total, Grid(scale.copy(), low.copy())
+            best, grid = total, Grid(scale.copy(), low.copy(), unit)
         else:
             better = total < best
             for kept, new in ((best, total), (grid.scale, scale), (grid.low, low)):
@@ -95,12 +105,12 @@ def fit_block(original: Floats, target: Floats, loss: BlockLoss, grid: Grid, spa
     other codes; the better stay.
     """
     first, codes = round_in_turn(original, target, loss, grid, span)
-    refit = Grid(best_scale(original, target, loss, grid.scale, codes), grid.low)
+    refit = Grid(grid.allowed(best_scale(original, target, loss, grid.scale, codes)), grid.low)
     second, other_codes = round_in_turn(original, target, loss, refit, span)
     better = second < first
     np.copyto(codes, other_codes, where=better)
     np.copyto(grid.scale, refit.scale, where=better)
-    grid.scale = best_scale(original, target, loss, grid.scale, codes)
+    grid.scale = grid.allowed(best_scale(original, target, loss, grid.scale, codes))
     return codes
 
 
@@ -146,6 +156,12 @@ def best_scale(original: Floats, target: Floats, loss: BlockLoss, scale: Floats,
     gain, square = np.einsum("ij,ij->j", left, weighted), np.einsum("ij,ij->j", passed, weighted)
     step = np.divide(gain, square, out=np.zeros_like(gain), where=square > 0)
     return np.asarray(scale + step, np.float32)
+
+
+def nearest_multiple(scale: Floats, unit: Floats) -> Floats:
+    """Of 1 to 16 times `unit`."""
+    multiple = np.clip(np.rint(scale / unit), 1, LARGEST_SCALE)
+    return np.asarray(multiple * unit, np.float32)
 
 
 def _inverse(scale: Floats) -> Floats:

@@ -29,6 +29,13 @@ LARGEST_WEIGHT = 2.0**60
 
 
 @dataclass(frozen=True)
+class LpbqFormat:
+    """Columns that share a block scale: 16, 32, 64 or 128."""
+
+    block_size: int
+
+
+@dataclass(frozen=True)
 class LpbqWeight:
     """A weight [rows, columns].
 
@@ -50,12 +57,11 @@ class LpbqWeight:
         return decoded
 
 
-def quantize_lpbq(weight: Floats, block_size: int, *, name: str) -> LpbqWeight:
+def quantize_lpbq(weight: Floats, fmt: LpbqFormat, *, name: str) -> LpbqWeight:
     """Round to nearest, with the scales that leave the least squared error among those tried.
 
     Args:
         weight: float32 [rows, columns], whole blocks.
-        block_size: columns that share a block scale: 16, 32, 64 or 128.
         name: the weight's, for error messages.
 
     Raises:
@@ -63,6 +69,7 @@ def quantize_lpbq(weight: Floats, block_size: int, *, name: str) -> LpbqWeight:
         WeightError: NaN or infinite values.
     """
     rows, columns = weight.shape
+    block_size = fmt.block_size
     if block_size not in BLOCK_SIZES or columns % block_size:
         raise QuantizationError(
             f"rows of {columns} values are not blocks of {block_size}",

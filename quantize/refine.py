@@ -73,5 +73,5 @@ def _refine_block(error: Floats, codes: Floats, grid: Grid, gradient: Floats, in
     along = inner @ codes
     gain, square = np.einsum("ij,ij->j", gradient, codes), np.einsum("ij,ij->j", along, codes)
     step = np.divide(gain, square, out=np.zeros_like(gain), where=square > 0)
-    grid.scale = scale + step
-    error -= codes * step
+    grid.scale = grid.allowed(scale + step)
+    error -= codes * (grid.scale - scale)

@@ -83,6 +83,7 @@ class NpuModel:
             for stage in facts.stages
         }
         self._cache_shape = (1, manifest.model.kv_heads, facts.cache_rows, manifest.model.head_dim)
+        self._cache_type = np.dtype(facts.kv_cache)
         self._layers = manifest.model.layers
         self._vocabulary = manifest.model.vocabulary_size
         self._open = True
@@ -118,7 +119,7 @@ class NpuModel:
                 f"{self.facts.context_length:,}",
                 remedy="Shorten the prompt or ask for fewer tokens",
             )
-        cache = KvCache(self._layers, self._cache_shape)
+        cache = KvCache(self._layers, self._cache_shape, self._cache_type)
         engine = NpuEngine(self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary)
         self._sequences.add(engine)
         return engine
@@ -168,17 +169,19 @@ class NpuModel:
 
 
 class KvCache:
-    """Keys and values of a sequence, float16 [1, kv_heads, cache_rows, head_dim]; graphs read and write them in place.
+    """Keys and values of a sequence, [1, kv_heads, cache_rows, head_dim]; graphs read and write them in place.
+
+    They are float16, or codes of 8 bits whose scales the graphs have.
 
     Attributes:
         arrays: (key, value) of every layer.
         values: the same memory as onnxruntime sees it.
     """
 
-    def __init__(self, layers: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, layers: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         import onnxruntime
 
-        self.arrays = [(np.zeros(shape, np.float16), np.zeros(shape, np.float16)) for _ in range(layers)]
+        self.arrays = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(layers)]
         wrap = onnxruntime.OrtValue.ortvalue_from_numpy
         self.values = [(wrap(key), wrap(value)) for key, value in self.arrays]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,11 @@ from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.npu.decoder import npu_decoder, stages
-from edgephi.export.npu.encodings import Encodings, measure_encodings
-from edgephi.export.npu.qdq_graph import qdq_stage_graph
-from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
-from edgephi.export.npu.static_graph import embedding_graph, head_graph, stage_graph
+from edgephi.export.npu.layers import pack_layers, plan_layers
+from edgephi.export.npu.static_graph import embedding_graph, head_graph
 from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.storage import Quantize, make_recipe, plan_storage
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.runtime.npu import KvCache, NpuEngine
 
@@ -39,11 +37,12 @@ class CpuStages:
     sessions: dict[str, ort.InferenceSession]
     layers: int
     cache_shape: tuple[int, ...]
+    cache_type: np.dtype[np.generic]
     chunk: int
     vocabulary: int
 
     def sequence(self, capacity: int) -> NpuEngine:
-        cache = KvCache(self.layers, self.cache_shape)
+        cache = KvCache(self.layers, self.cache_shape, self.cache_type)
         return NpuEngine(self._run, self._logits, cache, self.chunk, capacity, self.vocabulary)
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
@@ -71,42 +70,32 @@ class CpuStages:
         return self.sessions["head"].run(None, {f"hidden_states.{self.layers}": hidden})[0][0, 0]
 
 
-def own_encodings(source: Path, folder: Path) -> Encodings:
-    """What an export without a calibration text measures."""
-    architecture = describe(open_folder(source))
-    folder.mkdir(parents=True)
-    journal, text = Journal(folder / JOURNAL, ""), CalibrationSource(None, 0)
-    tokens = calibration_tokens(architecture, tokenizer_from_folder(source), text, folder, journal, 1)
-    return measure_encodings(architecture, tokens)
-
-
 def cpu_stages(
-    source: Path, folder: Path, target: HexagonTarget = X_ELITE, numerics: NpuNumerics = "float16"
+    source: Path,
+    folder: Path,
+    target: HexagonTarget = X_ELITE,
+    numerics: NpuNumerics = "float16",
+    quantize: Quantize = "rtn",
 ) -> CpuStages:
     """The graphs that `edgephi export --device` compiles, from the same blocks."""
     decoder = npu_decoder(describe(open_folder(source)), target)
-    recipe = make_recipe("int4", 32)
-    half = replace(recipe, float_type="float16", accuracy_level=1)
-    spec = decoder.inner.spec
-    outer = plan_storage(decoder.outer, recipe)
-    pack = pack_weights if numerics == "float16" else pack_qdq
-    parts = stages(spec, target, decoder.cache_rows)
-    if numerics == "float16":
-        inner = plan_storage(decoder.inner, half)
-        graphs = {stage.name: stage_graph(spec, inner, half, stage) for stage in parts}
-    else:
-        inner, encodings = plan_qdq_storage(decoder.inner, half), own_encodings(source, folder / "encodings")
-        graphs = {stage.name: qdq_stage_graph(spec, inner, half, encodings, stage) for stage in parts}
+    recipe = make_recipe("int4", 32, quantize=quantize)
+    spec, inside = decoder.inner.spec, folder / "inner"
+    inside.mkdir(parents=True)
+    journal = Journal(inside / JOURNAL, "")
+    outer, inner = plan_storage(decoder.outer, recipe), plan_layers(decoder, recipe, numerics)
+    tokens = None
+    if numerics == "w4a16" or quantize == "gptq":  # what an export without a calibration text takes
+        text, tokenizer = CalibrationSource(None, 0), tokenizer_from_folder(source)
+        tokens = calibration_tokens(describe(open_folder(source)), tokenizer, text, inside, journal, 1)
+    build = pack_layers(decoder, inner, recipe, numerics, tokens, inside, journal, 1, lambda count: None)
+    graphs = {stage.name: build(stage) for stage in stages(spec, target, decoder.cache_rows)}
     outside = {"embedding": embedding_graph(spec, outer, recipe), "head": head_graph(spec, outer, recipe)}
+    (folder / "outer").mkdir()
+    outer_journal = Journal(folder / "outer" / JOURNAL, "")
+    pack_weights(decoder.outer, outer, folder / "outer" / DATA_FILE, outer_journal, 1, lambda count: None)
     sessions = {}
-    for part, architecture, layout, models in (
-        ("inner", decoder.inner, inner, graphs),
-        ("outer", decoder.outer, outer, outside),
-    ):
-        (folder / part).mkdir(parents=True)
-        journal = Journal(folder / part / JOURNAL, "")
-        fill = pack if part == "inner" else pack_weights
-        fill(architecture, layout, folder / part / DATA_FILE, journal, 1, lambda count: None)
+    for part, models in (("inner", graphs), ("outer", outside)):
         for name, model in models.items():
             ir.save(model, folder / part / f"{name}.onnx")
             options = ort.SessionOptions()
@@ -117,4 +106,5 @@ def cpu_stages(
             graph = str(folder / part / f"{name}.onnx")
             sessions[name] = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     shape = (1, spec.kv_heads, decoder.cache_rows, spec.head_dim)
-    return CpuStages(sessions, spec.layers, shape, target.chunk, spec.vocabulary_size)
+    dtype = np.dtype(np.uint8 if numerics == "w4a16" else np.float16)
+    return CpuStages(sessions, spec.layers, shape, dtype, target.chunk, spec.vocabulary_size)

@@ -1,11 +1,11 @@
-"""The number format of what the NPU's linear layers take and give, from what calibration text makes them see.
+"""The number formats of the NPU's KV cache and of what its linear layers take and give: what calibration text shows.
 
 One table serves the graph for a piece of the prompt and the graph for a token: both compute the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from edgephi.export.folded import read_weight
 from edgephi.export.gptq_pack import embed
-from edgephi.export.recorded_layer import LayerGraph, layer_weights
+from edgephi.export.recorded_layer import CACHED, LayerGraph, layer_weights
 from edgephi.export.spec import Architecture
 
-LARGEST_CODE = 65535
+LARGEST_CODE, LARGEST_CACHED = 65535, 255
 HEAD_ROOM = 1.1
-"""Ranges are this much wider than what was seen. SmolLM2-135M, 1,024 tokens of WikiText-2, KL divergence to float of
-1, 2 and 4: 0.409, 0.418, 0.432, of unquantized activations 0.410."""
-NARROWEST = 2.0**-14
+"""Ranges of linear layers are this much wider than what was seen. SmolLM2-135M, 1,024 tokens of WikiText-2, KL
+divergence to float of 1, 2 and 4: 0.409, 0.418, 0.432, of unquantized activations 0.410."""
+NARROWEST = 2.0**-12
 """Of a range, so that a layer that gives zeros has a scale."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A number is `(code - zero_point) * scale` with codes 0 to 65535."""
+    """A number is `(code - zero_point) * scale`; codes begin at 0."""
 
     scale: float
     zero_point: int
@@ -40,11 +40,25 @@ class LinearEncodings:
     output: Encoding
 
 
-Encodings = Mapping[str, LinearEncodings]
-"""By the canonical name of the linear layer's weight."""
+@dataclass(frozen=True)
+class CacheEncodings:
+    """Of a layer's rotated keys and of its values, in 8 bits. Scales are float16 numbers."""
+
+    key: Encoding
+    value: Encoding
 
 
-def measure_encodings(architecture: Architecture, tokens: NDArray[np.int64]) -> dict[str, LinearEncodings]:
+@dataclass(frozen=True)
+class Encodings:
+    """Of a decoder."""
+
+    linear: Mapping[str, LinearEncodings]
+    """By the canonical name of the linear layer's weight."""
+    cache: Sequence[CacheEncodings]
+    """Of the layers."""
+
+
+def measure_encodings(architecture: Architecture, tokens: NDArray[np.int64]) -> Encodings:
     """Pass calibration tokens, int64 [sequences, length], through the float model, one layer in memory at a time.
 
     Raises:
@@ -52,15 +66,24 @@ def measure_encodings(architecture: Architecture, tokens: NDArray[np.int64]) -> 
         EngineError: onnxruntime cannot run a layer.
     """
     hidden = embed(architecture, tokens)
-    encodings = {}
+    linear, cache = {}, []
     for layer in range(architecture.spec.layers):
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, layer).items()}
         hidden, ranges = graph.run_with_ranges(hidden, weights)
+        low_key, high_key, low_value, high_value = ranges.pop(CACHED)
+        cache.append(CacheEncodings(cache_encoding(low_key, high_key), cache_encoding(low_value, high_value)))
         for name, (lowest_in, highest_in, lowest_out, highest_out) in ranges.items():
             taken, given = encoding(lowest_in, highest_in), encoding(lowest_out, highest_out)
-            encodings[name] = LinearEncodings(taken, given)
-    return encodings
+            linear[name] = LinearEncodings(taken, given)
+    return Encodings(linear, cache)
+
+
+def cache_encoding(lowest: float, highest: float) -> Encoding:
+    """The encoding of a range of keys or values; what lies beyond takes the last code."""
+    low, high = min(float(lowest), 0.0), max(float(highest), 0.0)
+    scale = float(np.float16(max(high - low, NARROWEST) / LARGEST_CACHED))
+    return Encoding(scale, min(max(round(-low / scale), 0), LARGEST_CACHED))
 
 
 def encoding(lowest: float, highest: float) -> Encoding:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, NpuStage, write_manifest
 from edgephi.devices.hexagon import HexagonTarget
-from edgephi.errors import DeviceError, UnsupportedModelError, UsageError
-from edgephi.export.calibrate import CalibrationSource, calibration_tokens, describe_text, extra_disk, forget_tokens
+from edgephi.errors import DeviceError, UsageError
+from edgephi.export.calibrate import calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
-from edgephi.export.npu.encodings import measure_encodings
+from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
-from edgephi.export.npu.qdq_graph import qdq_stage_graph
-from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
-from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph, stage_graph
+from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph
 from edgephi.export.output import check_disk, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
@@ -55,8 +50,8 @@ def export_for_npu(
 ) -> Manifest:
     """Export a checkpoint with its layers compiled for a Hexagon NPU; embedding and head stay on the CPU.
 
-    Rounded 4-bit blocks are those of the CPU's bundle. GPTQ fits the layers in the form in which the NPU computes them.
-    In w4a16 weights are rounded to scales of two levels, and calibration text gives the ranges of activations.
+    In float16, rounded 4-bit blocks are those of the CPU's bundle. w4a16 has scales of two levels, and calibration text
+    gives the ranges of activations. GPTQ fits the layers in the form in which the NPU computes them.
 
     Args:
         output: folder to make; the caller has checked it.
@@ -66,26 +61,21 @@ def export_for_npu(
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
     """
-    _require_recipe(recipe, numerics)
+    _require_recipe(recipe)
     require_compiler()
-    integers = numerics == "w4a16"
     plan = make_plan(
         source,
-        replace(recipe, quantize="rtn", asked="rtn") if integers else recipe,
+        recipe,
         revision=revision,
         devices=("cpu",),
         budget=None,
-        calibration=None if integers else calibration,
+        calibration=calibration,
         seed=seed,
+        integers=numerics == "w4a16",
     )
-    architecture, recipe = plan.architecture, replace(plan.recipe, asked=recipe.asked)
-    text = CalibrationSource(calibration, seed) if integers else plan.text
+    architecture, recipe, text = plan.architecture, plan.recipe, plan.text
     decoder = npu_decoder(architecture, target)
-    inner_recipe = replace(recipe, float_type="float16", accuracy_level=1)
-    outer = plan_storage(decoder.outer, recipe)
-    inner = (plan_qdq_storage if integers else plan_storage)(decoder.inner, inner_recipe)
-    if not integers:
-        _require_whole_blocks(inner)
+    outer, inner = plan_storage(decoder.outer, recipe), plan_layers(decoder, recipe, numerics)
     aside_bytes = extra_disk(architecture, text) if text else 0
     # the layers' weights once for the compiler, and once in each phase's binaries
     check_disk(output, outer.bytes + 3 * inner.bytes + aside_bytes + GRAPH_ALLOWANCE)
@@ -110,15 +100,7 @@ def export_for_npu(
         reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
-        build = partial(stage_graph, spec, inner, inner_recipe)
-        if tokens is None:
-            pack_weights(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
-        elif integers:
-            pack_qdq(decoder.inner, inner, work / DATA_FILE, journal, threads, reporter)
-            # the order of a head's channels, which the NPU has changed, is nothing to a range
-            build = partial(qdq_stage_graph, spec, inner, inner_recipe, measure_encodings(architecture, tokens))
-        else:
-            pack_with_gptq(decoder.whole, inner, tokens, work / DATA_FILE, journal, threads, reporter)
+        build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, threads, reporter)
         _write_outer_graphs(decoder, outer, recipe, folder)
         compiled = []
         for stage in planned:
@@ -145,13 +127,11 @@ def export_for_npu(
     return manifest
 
 
-def _require_recipe(recipe: Recipe, numerics: NpuNumerics) -> None:
+def _require_recipe(recipe: Recipe) -> None:
     if recipe.linear is None or recipe.linear.bits != 4:
         raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
     if recipe.linear.block_size > 128:
         raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
-    if recipe.quantize == "gptq" and numerics == "w4a16":
-        raise UsageError("w4a16 rounds its weights", remedy="Leave --quantize out, or --npu-numerics")
 
 
 def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
@@ -159,18 +139,6 @@ def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
     return sum(
         weight_source_bytes(weight) for layer in stage.layers for weight in layer_weights(decoder.inner, layer).values()
     )
-
-
-def _require_whole_blocks(layout: Layout) -> None:
-    for name, matrix in layout.matrices.items():
-        assert matrix.format is not None
-        size = matrix.format.block_size
-        if matrix.inputs % size:
-            raise UnsupportedModelError(
-                f"the NPU takes whole blocks, and rows of {matrix.inputs} values are not blocks of {size}",
-                where=name,
-                remedy="Add --quantize rtn" if matrix.mean_copies else "Choose a --block-size that divides them",
-            )
 
 
 def _write_outer_graphs(decoder: NpuDecoder, layout: Layout, recipe: Recipe, folder: Path) -> None:
@@ -204,6 +172,7 @@ def _facts(
     return NpuFacts(
         target=target.name,
         numerics=numerics,
+        kv_cache="uint8" if numerics == "w4a16" else "float16",
         htp_arch=target.htp_arch,
         soc_model=target.soc_model,
         qairt=qairt.pop(),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgephi.export.emitter import DATA_FILE, Emitter
+from edgephi.export.attention import KvCache
+from edgephi.export.emitter import DATA_FILE
 from edgephi.export.npu.encodings import Encoding, Encodings
-from edgephi.export.npu.static_graph import Stage, emit_stage
+from edgephi.export.npu.static_graph import Stage, StageEmitter, emit_stage
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
 
@@ -29,8 +30,8 @@ def qdq_stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, encodings
     return emit_stage(QdqEmitter(layout, recipe, encodings), spec, stage)
 
 
-class QdqEmitter(Emitter):
-    """An emitter whose linear layers quantize what they take and give, between float16 values."""
+class QdqEmitter(StageEmitter):
+    """Linear layers quantize what they take and give, the KV cache holds 8 bits a number; between them is float16."""
 
     def __init__(self, layout: Layout, recipe: Recipe, encodings: Encodings) -> None:
         super().__init__(layout, recipe)
@@ -39,7 +40,7 @@ class QdqEmitter(Emitter):
     def linear(
         self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
     ) -> ir.Value:
-        encodings = self._encodings[weight]
+        encodings = self._encodings.linear[weight]
         matrix = self._layout.matrices[weight]
         single = {"to": int(self._ir.DataType.FLOAT)}
         wide = self.op("Cast", f"{name}/input/Cast", [value], single)
@@ -47,6 +48,37 @@ class QdqEmitter(Emitter):
         product = self.op("MatMul", f"{name}/MatMul", [taken, self._decoded(matrix)])
         given = self._through(f"{name}/output", product, encodings.output)
         return self.op("Cast", f"{name}/output/Cast", [given], {"to": int(self.float)}, output=output)
+
+    @property
+    def cached(self) -> ir.DataType:
+        import onnx_ir as ir
+
+        return ir.DataType.UINT8
+
+    def open_cache(self, layer: int, cache: KvCache) -> KvCache:
+        base = f"/model/layers.{layer}/attn"
+        past = [
+            self.op("DequantizeLinear", f"{base}/past_{part}/DequantizeLinear", [codes, *self._of_cache(layer, part)])
+            for part, codes in (("key", cache.past_key), ("value", cache.past_value))
+        ]
+        present = [self.value(f"{base}/present_{part}") for part in ("key", "value")]
+        return KvCache(*past, *present)
+
+    def close_cache(self, layer: int, opened: KvCache, cache: KvCache) -> None:
+        pairs = {"key": (opened.present_key, cache.present_key), "value": (opened.present_value, cache.present_value)}
+        for part, (given, codes) in pairs.items():
+            name = f"/model/layers.{layer}/attn/present_{part}/QuantizeLinear"
+            self.op("QuantizeLinear", name, [given, *self._of_cache(layer, part)], output=codes)
+
+    def _of_cache(self, layer: int, part: str) -> list[ir.Value]:
+        """Scale and zero point."""
+        types, name = self._ir.DataType, f"/model/layers.{layer}/attn/{part}"
+        found = self._encodings.cache[layer]
+        encoding = found.key if part == "key" else found.value
+        return [
+            self._constant(f"{name}/scale", np.float16(encoding.scale), types.FLOAT16),
+            self._constant(f"{name}/zero_point", np.uint8(encoding.zero_point), types.UINT8),
+        ]
 
     def _through(self, name: str, value: ir.Value, encoding: Encoding) -> ir.Value:
         """The value in 16 bits and back."""

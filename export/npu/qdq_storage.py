@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.data_file import DataFile, Journal
 from edgephi.export.folded import read_weight
+from edgephi.export.gptq_pack import pack_calibrated, takes_gptq
+from edgephi.export.lpbq_storage import write_lpbq
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.storage import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
-from edgephi.quantize import BlockFormat, pack_nibbles
-from edgephi.quantize.lpbq import quantize_lpbq
+from edgephi.quantize import BlockFormat
+from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows
 
 EIGHT_BIT = ("qkv", "down")
@@ -74,23 +76,37 @@ def _place(allocator: Allocator, name: str, weight: Weight, block_size: int) -> 
 
 
 def pack_qdq(
-    architecture: Architecture, layout: Layout, path: Path, journal: Journal, threads: int, report: Report
+    architecture: Architecture,
+    layout: Layout,
+    tokens: NDArray[np.int64] | None,
+    path: Path,
+    journal: Journal,
+    threads: int,
+    report: Report,
 ) -> None:
     """Fill the data file; linear weights the journal holds are left as they are. One of them is in memory at a time.
 
+    Args:
+        architecture: the whole decoder; what the layout has no place for is not written.
+        tokens: text on which GPTQ decides the codes of 4-bit weights; None: they are rounded to nearest.
+
     Raises:
-        EdgephiError: as `pack_weights`.
+        EdgephiError: as `pack_weights` and `pack_calibrated`.
     """
-    vectors = {name: weight for name, weight in architecture.weights.items() if weight.role == "vector"}
+    vectors = {name: weight for name, weight in architecture.weights.items() if name in layout.vectors}
     pack_weights(replace(architecture, weights=vectors), layout, path, journal, threads, report)
     data = DataFile(path)
     try:
         for name, matrix in layout.matrices.items():
             weight, group = architecture.weights[name], f"{name} of two levels"
+            if tokens is not None and takes_gptq(weight, layout):
+                continue
             if group not in journal.done:
                 _write(read_weight(weight), matrix, data, name)
                 journal.add(group)
             report(weight_source_bytes(weight))
+        if tokens is not None:
+            pack_calibrated(architecture, layout, tokens, data, journal, report)
     finally:
         data.close()
 
@@ -102,10 +118,4 @@ def _write(values: NDArray[np.float32], matrix: StoredMatrix, data: DataFile, na
         data.write(matrix.codes, 0, np.ascontiguousarray(codes.T))
         data.write(matrix.channel_scales, 0, scales)
         return
-    assert matrix.scales is not None
-    quantized = quantize_lpbq(values, matrix.format.block_size, name=name)
-    # two's complement in a nibble
-    nibbles = quantized.codes.T.view(np.uint8) & np.uint8(15)
-    data.write(matrix.codes, 0, pack_nibbles(nibbles))
-    data.write(matrix.scales, 0, np.ascontiguousarray(quantized.block_scales.T))
-    data.write(matrix.channel_scales, 0, quantized.channel_scales)
+    write_lpbq(quantize_lpbq(values, LpbqFormat(matrix.format.block_size), name=name), matrix, data)

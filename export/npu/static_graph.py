@@ -68,11 +68,27 @@ def hidden_name(layer: int) -> str:
 
 def stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, stage: Stage) -> ir.Model:
     """The layers of a stage in float16, every dimension a number; see `emit_stage`."""
-    return emit_stage(Emitter(layout, recipe), spec, stage)
+    return emit_stage(StageEmitter(layout, recipe), spec, stage)
 
 
-def emit_stage(emit: Emitter, spec: DecoderSpec, stage: Stage) -> ir.Model:
-    """The layers of a stage, with linear layers as the emitter writes them.
+class StageEmitter(Emitter):
+    """An emitter that also says what the KV cache holds between two runs: here, what attention takes."""
+
+    @property
+    def cached(self) -> ir.DataType:
+        """Element type of the KV cache's inputs and outputs."""
+        return self.float
+
+    def open_cache(self, layer: int, cache: KvCache) -> KvCache:
+        """What attention takes and gives, for the graph's inputs and outputs."""
+        return cache
+
+    def close_cache(self, layer: int, opened: KvCache, cache: KvCache) -> None:
+        """Make the outputs from what attention gave."""
+
+
+def emit_stage(emit: StageEmitter, spec: DecoderSpec, stage: Stage) -> ir.Model:
+    """The layers of a stage, with linear layers and cache as the emitter writes them.
 
     Inputs: hidden states [1, tokens, hidden]; int32 [1, 1] index of the last token; int32 [1] length of the
     cache; keys and values [1, kv_heads, cache_rows, head_dim]. Outputs: hidden states, and the cache with the rows of
@@ -91,7 +107,9 @@ def emit_stage(emit: Emitter, spec: DecoderSpec, stage: Stage) -> ir.Model:
         outputs += [cache.present_key, cache.present_value]
         base = f"/model/layers.{layer}"
         normed = normalize(emit, spec, f"layers.{layer}.input_norm", f"{base}/input_norm/LayerNorm", hidden)
-        attended = _attention(emit, spec, layer, normed, cache, (last, total))
+        opened = emit.open_cache(layer, cache)
+        attended = _attention(emit, spec, layer, normed, opened, (last, total))
+        emit.close_cache(layer, opened, cache)
         hidden = emit.op("Add", f"{base}/attn/Add", [hidden, attended])
         normed = normalize(emit, spec, f"layers.{layer}.post_norm", f"{base}/post_norm/LayerNorm", hidden)
         fed = mlp(emit, spec, layer, normed)
@@ -130,13 +148,13 @@ def head_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     return _model(emit, "head", [hidden], [logits])
 
 
-def _kv_cache(emit: Emitter, spec: DecoderSpec, layer: int, rows: int) -> KvCache:
+def _kv_cache(emit: StageEmitter, spec: DecoderSpec, layer: int, rows: int) -> KvCache:
     shape = [1, spec.kv_heads, rows, spec.head_dim]
     return KvCache(
-        past_key=emit.port(f"past_key_values.{layer}.key", shape),
-        past_value=emit.port(f"past_key_values.{layer}.value", shape),
-        present_key=emit.port(f"present.{layer}.key", shape),
-        present_value=emit.port(f"present.{layer}.value", shape),
+        past_key=emit.port(f"past_key_values.{layer}.key", shape, emit.cached),
+        past_value=emit.port(f"past_key_values.{layer}.value", shape, emit.cached),
+        present_key=emit.port(f"present.{layer}.key", shape, emit.cached),
+        present_value=emit.port(f"present.{layer}.value", shape, emit.cached),
     )
 
 

@@ -22,6 +22,7 @@ from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture
 from edgephi.export.storage import make_recipe
+from tests.decoding import Decoder, build_graph
 from tests.npu_reference import X_ELITE
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
@@ -29,8 +30,13 @@ RECIPE = replace(make_recipe("int4", 32), float_type="float16")
 
 
 @pytest.fixture(scope="module", params=[PHI_3, PHI_4_MINI], ids=["phi-3", "phi-4-mini"])
-def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Architecture:
-    return describe(open_folder(tiny_phi(tmp_path_factory.mktemp("qdq") / "source", request.param, 320)))
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_phi(tmp_path_factory.mktemp("qdq") / "source", request.param, 320)
+
+
+@pytest.fixture(scope="module")
+def architecture(source: Path) -> Architecture:
+    return describe(open_folder(source))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +59,50 @@ def test_ranges_are_those_of_what_linear_layers_multiply_and_give(
         weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, layer).items()}
         for name in (f"layers.{layer}.{module}.weight" for module in ("qkv", "o", "gate_up", "down")):
             taken = np.concatenate(list(graph.inputs(name, hidden, weights)))
-            for values, found in ((taken, encodings[name].input), (taken @ weights[name].T, encodings[name].output)):
+            for values, found in (
+                (taken, encodings.linear[name].input),
+                (taken @ weights[name].T, encodings.linear[name].output),
+            ):
                 low, high = (HEAD_ROOM * float(end) for end in (min(values.min(), 0), max(values.max(), 0)))
                 assert found.scale == pytest.approx((high - low) / 65535, rel=1e-3)
                 assert -found.zero_point * found.scale == pytest.approx(low, abs=1e-3 * (high - low))
         hidden = graph.run(hidden, weights)
+
+
+def test_ranges_of_the_cache_are_those_of_the_float_models(
+    source: Path, tokens: np.ndarray, encodings: Encodings, tmp_path: Path
+) -> None:
+    """Keys are cached rotated; the whole exported decoder has them too."""
+    graph, caches = build_graph(source, tmp_path / "fp32", "fp32"), []
+    for sequence in tokens:
+        decoder = Decoder(graph)
+        decoder.feed(sequence[None])
+        caches.append(decoder.past)
+    for layer, found in enumerate(encodings.cache):
+        for part, held in (("key", found.key), ("value", found.value)):
+            values = np.stack([cache[f"past_key_values.{layer}.{part}"] for cache in caches])
+            assert held.scale == pytest.approx((values.max() - values.min()) / 255, rel=2e-3)
+            assert held.scale == np.float16(held.scale)
+            codes = np.clip(np.rint(values / held.scale) + held.zero_point, 0, 255)
+            assert np.abs((codes - held.zero_point) * held.scale - values).max() < 0.8 * held.scale
+
+
+def test_the_cache_is_eight_bits_between_two_runs_and_float16_for_attention(
+    architecture: Architecture, encodings: Encodings
+) -> None:
+    decoder = npu_decoder(architecture, X_ELITE)
+    layout = plan_qdq_storage(decoder.inner, RECIPE)
+    stage = stages(decoder.inner.spec, X_ELITE, decoder.cache_rows)[0]
+    graph = qdq_stage_graph(decoder.inner.spec, layout, RECIPE, encodings, stage).graph
+    cached = [*graph.inputs[3:], *graph.outputs[1:]]
+    assert len(cached) == 4 * architecture.spec.layers
+    assert {value.dtype for value in cached} == {ir.DataType.UINT8}
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            producers = [value.producer() for value in node.inputs[3:5] if value is not None]
+            assert [one.op_type for one in producers if one is not None] == 2 * ["DequantizeLinear"]
+            consumers = [consumer.op_type for value in node.outputs[1:] for consumer, _ in value.uses()]
+            assert consumers == 2 * ["QuantizeLinear"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (0.5, 2.0), (-7.0, -1.0), (0.0, 0.0), (-1e-9, 0.0)])
@@ -117,10 +162,3 @@ def test_rows_that_are_no_whole_blocks_are_a_sentence(architecture: Architecture
 def test_w4a16_without_an_npu_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="w4a16 is for an NPU"):
         edgephi.export(tmp_path, tmp_path / "out", npu_numerics="w4a16")
-
-
-def test_w4a16_with_gptq_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="w4a16 rounds"):
-        edgephi.export(
-            tmp_path, tmp_path / "out", quantize="gptq", devices=["snapdragon-x-elite"], npu_numerics="w4a16"
-        )

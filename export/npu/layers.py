@@ -1,0 +1,98 @@
+"""The layers' weights for the NPU in one of its two numerics, and the graphs over them: what is there to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.bundle import NpuNumerics
+from edgephi.errors import UnsupportedModelError
+from edgephi.export.data_file import Journal
+from edgephi.export.emitter import DATA_FILE
+from edgephi.export.gptq_pack import pack_with_gptq
+from edgephi.export.npu.decoder import NpuDecoder
+from edgephi.export.npu.encodings import measure_encodings
+from edgephi.export.npu.qdq_graph import qdq_stage_graph
+from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
+from edgephi.export.npu.static_graph import Stage, stage_graph
+from edgephi.export.pack import Report, pack_weights
+from edgephi.export.storage import Layout, Recipe, plan_storage
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Build = Callable[[Stage], "ir.Model"]
+
+
+def plan_layers(decoder: NpuDecoder, recipe: Recipe, numerics: NpuNumerics) -> Layout:
+    """A place for every weight of the layers.
+
+    Args:
+        recipe: an int4 one, for the CPU.
+
+    Raises:
+        UnsupportedModelError: rows are no whole blocks.
+    """
+    if numerics == "w4a16":
+        return plan_qdq_storage(decoder.inner, _half(recipe))
+    layout = plan_storage(decoder.inner, _half(recipe))
+    _require_whole_blocks(layout)
+    return layout
+
+
+def pack_layers(
+    decoder: NpuDecoder,
+    layout: Layout,
+    recipe: Recipe,
+    numerics: NpuNumerics,
+    tokens: NDArray[np.int64] | None,
+    folder: Path,
+    journal: Journal,
+    threads: int,
+    report: Report,
+) -> Build:
+    """Write the weights into DATA_FILE of a folder; returns what makes a stage's graph over them.
+
+    Args:
+        recipe: `quantize` gptq: GPTQ decides the codes of 4-bit weights. Otherwise they are rounded, or carried over.
+        tokens: calibration text, int64 [sequences, length]; GPTQ and w4a16 need it.
+
+    Raises:
+        EdgephiError: as `pack_weights`, `pack_with_gptq` and `measure_encodings`.
+    """
+    spec, path, half = decoder.inner.spec, folder / DATA_FILE, _half(recipe)
+    fit = recipe.quantize == "gptq"
+    if numerics == "w4a16":
+        assert tokens is not None
+        # the order of a head's channels, which the NPU has changed, is nothing to a range
+        encodings = measure_encodings(decoder.whole, tokens)
+        pack_qdq(decoder.whole, layout, tokens if fit else None, path, journal, threads, report)
+        return partial(qdq_stage_graph, spec, layout, half, encodings)
+    if fit:
+        assert tokens is not None
+        pack_with_gptq(decoder.whole, layout, tokens, path, journal, threads, report)
+    else:
+        pack_weights(decoder.inner, layout, path, journal, threads, report)
+    return partial(stage_graph, spec, layout, half)
+
+
+def _half(recipe: Recipe) -> Recipe:
+    return replace(recipe, float_type="float16", accuracy_level=1)
+
+
+def _require_whole_blocks(layout: Layout) -> None:
+    for name, matrix in layout.matrices.items():
+        assert matrix.format is not None
+        size = matrix.format.block_size
+        if matrix.inputs % size:
+            raise UnsupportedModelError(
+                f"the NPU takes whole blocks, and rows of {matrix.inputs} values are not blocks of {size}",
+                where=name,
+                remedy="Add --quantize rtn" if matrix.mean_copies else "Choose a --block-size that divides them",
+            )
