@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import edgephi
-from edgephi.benchmarks.npu_quality import QUESTION, UncompiledStages, answer, measure
+from edgephi.benchmarks.npu_quality import QUESTION, answer, measure
+from edgephi.benchmarks.npu_stages import UncompiledStages
 from edgephi.benchmarks.quality import tokenize
 from edgephi.export.npu.pipeline import export_for_npu
 from edgephi.export.plan import make_plan

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgephi
-from edgephi.benchmarks.npu_quality import UncompiledStages, measure
+from edgephi.benchmarks.npu_quality import measure
+from edgephi.benchmarks.npu_stages import UncompiledStages
 from edgephi.export.plan import make_plan
 from edgephi.export.storage import make_recipe
 from tests.npu_reference import X_ELITE, cpu_stages
