@@ -4,7 +4,8 @@
 
 Makes the checkpoint with random weights (`benchmarks/large_export.py`), exports it for a chip in a process of its own
 and prints a row for every binary and one for the whole export. Weights are rounded to nearest: what the compiler does
-depends on their shapes. `--layers` cuts the model, and the last lines say so.
+depends on their shapes. In w4a16 the time of the export holds that of sampling a text for the ranges. `--layers` cuts
+the model, and the last lines say so.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from edgephi.benchmarks.child_cost import run_and_measure
 from edgephi.benchmarks.large_export import make_checkpoint
 from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, run, write_json
-from edgephi.bundle import read_manifest
+from edgephi.bundle import NpuNumerics, read_manifest
 from edgephi.errors import BundleError
+from edgephi.export.npu.layers import DEFAULT_NUMERICS
 
 WRAPPER = """
 import sys
 import edgephi
-edgephi.export(sys.argv[1], sys.argv[2], devices=[sys.argv[3]], block_size=int(sys.argv[4]), quantize="rtn")
+source, output, device, block_size, numerics = sys.argv[1:]
+edgephi.export(
+    source, output, devices=[device], block_size=int(block_size), quantize="rtn", npu_numerics=numerics
+)
 """
 
 
@@ -49,6 +55,7 @@ class Build:
     model: str
     layers: int
     device: str
+    numerics: NpuNumerics
     qairt: str
     context_length: int
     weights_bytes: int
@@ -62,7 +69,7 @@ class Build:
     binaries: tuple[Binary, ...]
 
 
-def measure(model: str, folder: Path, layers: int | None, device: str, block_size: int) -> Build:
+def measure(model: str, folder: Path, layers: int | None, device: str, block_size: int, numerics: NpuNumerics) -> Build:
     """Build a model of this shape in a temporary folder.
 
     Raises:
@@ -73,7 +80,7 @@ def measure(model: str, folder: Path, layers: int | None, device: str, block_siz
         checkpoint, output = scratch / "checkpoint", scratch / "exported"
         checkpoint.mkdir()
         weights = make_checkpoint(model, checkpoint, layers)
-        command = (sys.executable, "-c", WRAPPER, str(checkpoint), str(output), device, str(block_size))
+        command = (sys.executable, "-c", WRAPPER, str(checkpoint), str(output), device, str(block_size), numerics)
         cost = run_and_measure(command, folder=scratch, environment=os.environ)
         manifest = read_manifest(output)
         npu = manifest.npu
@@ -94,6 +101,7 @@ def measure(model: str, folder: Path, layers: int | None, device: str, block_siz
             model=model,
             layers=manifest.model.layers,
             device=device,
+            numerics=numerics,
             qairt=npu.qairt,
             context_length=npu.context_length,
             weights_bytes=weights,
@@ -132,16 +140,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than published")
     parser.add_argument("--device", default="snapdragon-x-elite", help="a profile with an NPU")
     parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--numerics", choices=get_args(NpuNumerics), default=DEFAULT_NUMERICS)
     parser.add_argument("--json", type=Path, help="write all numbers here")
     given = parser.parse_args()
-    build = measure(given.model, given.folder, given.layers, given.device, given.block_size)
+    build = measure(given.model, given.folder, given.layers, given.device, given.block_size, given.numerics)
     facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-qnn")
     cpu = f", {build.cpu_seconds:.0f} s of processor time" if build.cpu_seconds is not None else ""
     print(table(build))
     print(
         f"\n{build.model}{f', cut to {build.layers} layers' if given.layers else ''}, random weights of "
-        f"{build.weights_bytes / 1e9:.2f} GB in bfloat16, int4 in blocks of {given.block_size}; for {build.device}, "
-        f"QAIRT {build.qairt}, context of {build.context_length:,} tokens{cpu}. Compiled, not run.\n"
+        f"{build.weights_bytes / 1e9:.2f} GB in bfloat16, {build.numerics}, int4 in blocks of {given.block_size}; for "
+        f"{build.device}, QAIRT {build.qairt}, context of {build.context_length:,} tokens{cpu}. Compiled, not run.\n"
         f"{in_one_line(facts)}"
     )
     if given.json:

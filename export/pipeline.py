@@ -64,7 +64,7 @@ def export(
     seed: int = 0,
     rotate: bool = False,
     devices: Sequence[str] = ("cpu",),
-    npu_numerics: NpuNumerics = "float16",
+    npu_numerics: NpuNumerics | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -95,8 +95,9 @@ def export(
             source holds in 4 bits is then quantized anew.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
             with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`.
-        npu_numerics: of the layers on such a chip. float16 computes in float16 with the CPU's blocks; w4a16 multiplies
-            int4 weights, and int8 ones where that pays, by 16-bit activations in integers; all are rounded anew.
+        npu_numerics: of the layers on such a chip. w4a16, the default there, multiplies int4 weights, and int8 ones
+            where that pays, by 16-bit activations in integers, over a KV cache of 8 bits; nothing is carried over.
+            float16 computes in float16 with the CPU's blocks.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -120,6 +121,7 @@ def export(
         )
     text = None if calibration is None else Path(calibration)
     if npu := hexagon_target(devices):
+        from edgephi.export.npu.layers import DEFAULT_NUMERICS
         from edgephi.export.npu.pipeline import export_for_npu
 
         if via != "edgephi" or budget is not None:
@@ -132,14 +134,14 @@ def export(
             output,
             recipe,
             npu,
-            numerics=npu_numerics,
+            numerics=npu_numerics or DEFAULT_NUMERICS,
             revision=revision,
             calibration=text,
             seed=seed,
             force=force,
             on_progress=on_progress,
         )
-    if npu_numerics != "float16":
+    if npu_numerics is not None:
         raise UsageError(f"{npu_numerics} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
     require_devices(devices)
     if via == "optimum":

@@ -83,12 +83,14 @@ def export(
         ),
     ] = "cpu",
     npu_numerics: Annotated[
-        Literal["float16", "w4a16"],
+        Literal["float16", "w4a16"] | None,
         typer.Option(
-            help="Of the layers on such a chip. float16: the CPU's blocks, computed in float16. w4a16: int4 weights, "
-            "some int8, times 16-bit activations, in integers; ranges come from --calibration or its own text."
+            help="Of the layers on such a chip. w4a16 (default): int4 weights, some int8, times 16-bit activations, in "
+            "integers, and an 8-bit KV cache; ranges come from --calibration or the model's own text. float16: the "
+            "CPU's blocks, computed in float16.",
+            show_default=False,
         ),
-    ] = "float16",
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,

@@ -27,6 +27,7 @@ from edgephi.export.storage import Layout, Recipe, plan_storage
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+DEFAULT_NUMERICS: NpuNumerics = "w4a16"
 Build = Callable[[Stage], "ir.Model"]
 
 

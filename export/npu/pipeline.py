@@ -16,7 +16,7 @@ from edgephi.export.calibrate import calibration_tokens, describe_text, extra_di
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
-from edgephi.export.npu.layers import pack_layers, plan_layers
+from edgephi.export.npu.layers import DEFAULT_NUMERICS, pack_layers, plan_layers
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph
 from edgephi.export.output import check_disk, staged
@@ -41,7 +41,7 @@ def export_for_npu(
     recipe: Recipe,
     target: HexagonTarget,
     *,
-    numerics: NpuNumerics = "float16",
+    numerics: NpuNumerics = DEFAULT_NUMERICS,
     revision: str | None = None,
     calibration: Path | None = None,
     seed: int = 0,

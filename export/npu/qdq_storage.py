@@ -34,7 +34,7 @@ def plan_qdq_storage(architecture: Architecture, recipe: Recipe) -> Layout:
     """A place for every weight of the layers.
 
     Raises:
-        UnsupportedModelError: rows are no whole blocks, or odd in number.
+        UnsupportedModelError: rows of a 4-bit weight are no whole blocks, or odd in number.
     """
     assert recipe.linear is not None
     allocator, layers = Allocator(), architecture.spec.layers
@@ -52,17 +52,17 @@ def plan_qdq_storage(architecture: Architecture, recipe: Recipe) -> Layout:
 
 def _place(allocator: Allocator, name: str, weight: Weight, block_size: int) -> StoredMatrix:
     rows, columns = weight.shape
+    if weight.name.split(".")[-2] in EIGHT_BIT:
+        codes = allocator.place(f"{name}_Q8", (columns, rows), "uint8")
+        return StoredMatrix(
+            rows, columns, None, codes, channel_scales=allocator.place(f"{name}_Q8_channel_scales", (rows,), "float32")
+        )
     if columns % block_size or rows % 2:
         raise UnsupportedModelError(
             f"the NPU takes whole blocks and an even number of rows, and this weight of {rows} rows has {columns} "
             f"columns, with blocks of {block_size}",
             where=weight.name,
             remedy="Choose a --block-size that divides them",
-        )
-    if weight.name.split(".")[-2] in EIGHT_BIT:
-        codes = allocator.place(f"{name}_Q8", (columns, rows), "uint8")
-        return StoredMatrix(
-            rows, columns, None, codes, channel_scales=allocator.place(f"{name}_Q8_channel_scales", (rows,), "float32")
         )
     base = f"{name}_Q4G{block_size}"
     return StoredMatrix(

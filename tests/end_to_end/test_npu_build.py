@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 
 from edgephi.benchmarks.npu_build import measure, table
+from edgephi.bundle import NpuNumerics
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
 
 
-def test_every_binary_has_a_row_and_nothing_stays(tmp_path: Path) -> None:
-    build = measure("HuggingFaceTB/SmolLM2-135M-Instruct", tmp_path, 1, "snapdragon-x-elite", 32)
+@pytest.mark.parametrize(("numerics", "nodes"), [("float16", 14), ("w4a16", 48)])
+def test_every_binary_has_a_row_and_nothing_stays(tmp_path: Path, numerics: NpuNumerics, nodes: int) -> None:
+    build = measure("HuggingFaceTB/SmolLM2-135M-Instruct", tmp_path, 1, "snapdragon-x-elite", 32, numerics)
     assert [(one.name, one.layers, one.nodes) for one in build.binaries] == [
-        ("prefill_0_1", 1, 14),
-        ("decode_0_1", 1, 14),
+        ("prefill_0_1", 1, nodes),
+        ("decode_0_1", 1, nodes),
     ]
     # 49,152 x 576 in the embedding, 3.5 million in a layer, two bytes each
     assert build.weights_bytes == pytest.approx(2 * (49152 * 576 + 3.54e6), rel=0.01)
-    # 3.5 million weights of 4 bits, and the compiler may unpack some
+    # 3.5 million weights of 4 or 8 bits, and the compiler may unpack some
     for one in build.binaries:
         assert 1.7e6 < one.bytes < 16e6
         assert 0 < one.seconds < build.seconds

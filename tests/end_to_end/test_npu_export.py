@@ -22,7 +22,9 @@ CONTEXT = 320
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("npu")
     source = tiny_phi(folder / "source", request.param, CONTEXT)
-    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn")
+    manifest = edgephi.export(
+        source, folder / "bundle", devices=["snapdragon-x-elite"], quantize="rtn", npu_numerics="float16"
+    )
     return folder / "bundle", manifest
 
 
@@ -67,7 +69,7 @@ def test_hosted_devices_can_be_sent_every_stage(exported: tuple[Path, Manifest])
 def in_integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("npu")
     source = tiny_phi(folder / "source", PHI_4_MINI, CONTEXT)
-    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"], npu_numerics="w4a16")
+    manifest = edgephi.export(source, folder / "bundle", devices=["snapdragon-x-elite"])
     return folder / "bundle", manifest
 
 
@@ -75,7 +77,7 @@ def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[
     folder, manifest = in_integers
     assert read_manifest(folder) == manifest
     check_bundle(folder, manifest, every_byte=True)
-    assert manifest.npu is not None and manifest.npu.numerics == "w4a16"
+    assert manifest.npu is not None and (manifest.npu.numerics, manifest.npu.kv_cache) == ("w4a16", "uint8")
     assert manifest.recipe.calibration is not None and manifest.recipe.calibration.tokens == 32 * 256
     assert manifest.recipe.quantize is not None and manifest.recipe.quantize.asked == "auto"
     eight, four = (group for group in manifest.recipe.weights if group.weights == "linear")

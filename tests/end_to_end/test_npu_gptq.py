@@ -79,7 +79,13 @@ def fitted(source: Path) -> tuple[Path, Manifest, list[Progress]]:
     told: list[Progress] = []
     folder = source.parent / "gptq"
     manifest = edgephi.export(
-        source, folder, devices=["snapdragon-x-elite"], quantize="gptq", seed=7, on_progress=told.append
+        source,
+        folder,
+        devices=["snapdragon-x-elite"],
+        quantize="gptq",
+        npu_numerics="float16",
+        seed=7,
+        on_progress=told.append,
     )
     return folder, manifest, told
 
@@ -87,7 +93,7 @@ def fitted(source: Path) -> tuple[Path, Manifest, list[Progress]]:
 def test_fitted_weights_predict_more_like_the_float_model_than_rounded_ones(
     source: Path, fitted: tuple[Path, Manifest, list[Progress]], tmp_path: Path
 ) -> None:
-    edgephi.export(source, tmp_path / "rtn", devices=["snapdragon-x-elite"], quantize="rtn")
+    edgephi.export(source, tmp_path / "rtn", devices=["snapdragon-x-elite"], quantize="rtn", npu_numerics="float16")
     rng = np.random.default_rng(3)
     prompts = [rng.integers(3, TOKENS, length).tolist() for length in (40, 64, 70)]
     exact = build_graph(source, tmp_path / "fp32", "fp32")
