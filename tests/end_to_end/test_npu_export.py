@@ -79,7 +79,8 @@ def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[
     check_bundle(folder, manifest, every_byte=True)
     assert manifest.npu is not None and (manifest.npu.numerics, manifest.npu.kv_cache) == ("w4a16", "uint8")
     assert manifest.recipe.calibration is not None and manifest.recipe.calibration.tokens == 32 * 256
-    assert manifest.recipe.quantize is not None and manifest.recipe.quantize.asked == "auto"
+    assert manifest.recipe.quantize is not None
+    assert (manifest.recipe.quantize.asked, manifest.recipe.quantize.picked) == ("auto", "GPTQ")
     eight, four = (group for group in manifest.recipe.weights if group.weights == "linear")
     # codes, a byte for every block of 32, and a float32 for every row of o and gate_up
     rows = (128 + 384) * manifest.model.layers
@@ -89,4 +90,21 @@ def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[
     assert eight.stored_bytes == eight.parameters + 4 * (256 + 128) * manifest.model.layers
     assert (four.bits, four.block_size, eight.bits, eight.block_size) == (4, 32, 8, None)
     assert four.symmetric and eight.symmetric
+    assert (four.method, eight.method) == ("GPTQ, scales of two levels", "round to nearest")
     assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}
+
+
+def test_w4a16_rounds_when_asked_and_takes_its_ranges_from_a_text(tmp_path: Path) -> None:
+    source = tiny_phi(tmp_path / "source", PHI_3, CONTEXT)
+    (tmp_path / "text.txt").write_text("".join(chr(0x4E00 + 3 + index % 50) for index in range(600)), encoding="utf-8")
+    manifest = edgephi.export(
+        source,
+        tmp_path / "bundle",
+        devices=["snapdragon-x-elite"],
+        quantize="rtn",
+        calibration=tmp_path / "text.txt",
+    )
+    assert manifest.recipe.quantize is not None
+    assert (manifest.recipe.quantize.asked, manifest.recipe.quantize.picked) == ("rtn", "rounded to nearest")
+    assert manifest.recipe.calibration is not None
+    assert (manifest.recipe.calibration.text, manifest.recipe.calibration.tokens) == ("text.txt", 2 * 256)

@@ -1,9 +1,10 @@
-"""Real weights for the NPU: SmolLM2-135M, its float16 graphs on the CPU, and compiled on the simulator."""
+"""Real weights for the NPU: SmolLM2-135M, its graphs on the CPU, and compiled on the simulator."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import edgephi
 from edgephi.benchmarks.npu_quality import QUESTION, answer, measure
 from edgephi.benchmarks.npu_stages import UncompiledStages
 from edgephi.benchmarks.quality import tokenize
+from edgephi.bundle import NpuNumerics
 from edgephi.export.npu.pipeline import export_for_npu
 from edgephi.export.plan import make_plan
 from edgephi.export.storage import make_recipe
@@ -21,16 +23,48 @@ from tests.npu_reference import X_ELITE
 WINDOW = 256
 
 
+NUMERICS = pytest.mark.parametrize("numerics", get_args(NpuNumerics))
+
+
+def test_auto_fits_what_w4a16_cannot_carry_over(smollm2_gguf: Path) -> None:
+    """The file holds blocks of 4 bits, which the CPU's graphs take as they are."""
+
+    def picked(integers: bool) -> str:
+        recipe = make_recipe("int4", 32, quantize="auto")
+        return make_plan(
+            smollm2_gguf,
+            recipe,
+            revision=None,
+            devices=("cpu",),
+            budget=None,
+            calibration=None,
+            seed=0,
+            integers=integers,
+        ).recipe.quantize
+
+    assert (picked(False), picked(True)) == ("auto", "gptq")
+
+
 @pytest.mark.slow
+@NUMERICS
 def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
-    smollm2_gguf: Path, shared_data: Path, tmp_path: Path
+    smollm2_gguf: Path, shared_data: Path, tmp_path: Path, numerics: NpuNumerics
 ) -> None:
     """A few windows; benchmarks/npu_quality.py measures more of them."""
     edgephi.export(smollm2_gguf, tmp_path / "fp32", precision="fp32")
     recipe = make_recipe("int4", 32, 4, "gptq")
-    plan = make_plan(smollm2_gguf, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0)
+    plan = make_plan(
+        smollm2_gguf,
+        recipe,
+        revision=None,
+        devices=("cpu",),
+        budget=None,
+        calibration=None,
+        seed=0,
+        integers=numerics == "w4a16",
+    )
     (tmp_path / "npu").mkdir()
-    npu = UncompiledStages(plan, replace(X_ELITE, cache_rows=WINDOW + 64), tmp_path / "npu")
+    npu = UncompiledStages(plan, replace(X_ELITE, cache_rows=WINDOW + 64), tmp_path / "npu", numerics)
     text = shared_data / "wikitext2" / "test.txt"
     cut = tokenize([tmp_path / "fp32"], text, 4 * WINDOW).reshape(4, WINDOW)
     scores = measure(npu, tmp_path / "fp32", cut, lambda: None)
@@ -40,11 +74,12 @@ def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_it_answers_on_the_simulator(smollm2_gguf: Path, tmp_path: Path) -> None:
+@NUMERICS
+def test_it_answers_on_the_simulator(smollm2_gguf: Path, tmp_path: Path, numerics: NpuNumerics) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
     # a short cache: the simulator attends to every row of it
     target = replace(X_ELITE, cache_rows=WINDOW)
-    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, "rtn"), target)
+    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, "rtn"), target, numerics=numerics)
     with load(tmp_path / "npu", "snapdragon-x-elite") as model:
         said = model.chat(QUESTION, max_new_tokens=7).result()
     assert "Paris" in said.text
