@@ -26,25 +26,6 @@ WINDOW = 256
 NUMERICS = pytest.mark.parametrize("numerics", get_args(NpuNumerics))
 
 
-def test_auto_fits_what_w4a16_cannot_carry_over(smollm2_gguf: Path) -> None:
-    """The file holds blocks of 4 bits, which the CPU's graphs take as they are."""
-
-    def picked(integers: bool) -> str:
-        recipe = make_recipe("int4", 32, quantize="auto")
-        return make_plan(
-            smollm2_gguf,
-            recipe,
-            revision=None,
-            devices=("cpu",),
-            budget=None,
-            calibration=None,
-            seed=0,
-            integers=integers,
-        ).recipe.quantize
-
-    assert (picked(False), picked(True)) == ("auto", "gptq")
-
-
 @pytest.mark.slow
 @NUMERICS
 def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(

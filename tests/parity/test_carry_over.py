@@ -10,6 +10,7 @@ import pytest
 
 from edgephi.export.families import describe
 from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.plan import decide
 from edgephi.export.storage import make_recipe, plan_storage
 from tests.decoding import Decoder, build_graph, build_graph_with, distance
 from tests.parity.test_gguf import write_gguf
@@ -71,3 +72,10 @@ def test_means_are_computed_once_for_all_who_read_a_value(smollm2_bundle: Path) 
     model = onnx.load(smollm2_bundle / "model.onnx", load_external_data=False)
     cut = [node.input[0] for node in model.graph.node if node.name.endswith("/block_means/Reshape")]
     assert len(cut) == len(set(cut)) == 4 * 30
+
+
+def test_auto_fits_where_blocks_cannot_stay_what_they_are(fixtures: Path, tmp_path: Path) -> None:
+    """An NPU's w4a16 has scales of two levels, which no file holds."""
+    stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1")))
+    picked = [decide(RECIPE, stored, False, carry=carry).quantize for carry in (True, False)]
+    assert picked == ["auto", "gptq"]
