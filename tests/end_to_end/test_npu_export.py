@@ -91,6 +91,8 @@ def test_w4a16_says_what_it_is_and_what_its_ranges_came_from(in_integers: tuple[
     assert (four.bits, four.block_size, eight.bits, eight.block_size) == (4, 32, 8, None)
     assert four.symmetric and eight.symmetric
     assert (four.method, eight.method) == ("GPTQ, scales of two levels", "round to nearest")
+    for graph in hub_graphs(folder):
+        require_sendable(graph)
     assert {path.name for path in folder.iterdir()} == {entry.path for entry in manifest.files} | {"edgephi.json"}
 
 
