@@ -17,6 +17,7 @@ import json
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -180,22 +181,31 @@ def plain_loops(session: Any, prompt: Sequence[int], capacity: int) -> dict[str,
     return {"plain": plain}
 
 
-def profiled(path: Path, tokens: int) -> dict[str, float]:
-    """From onnxruntime's profile (Chrome's trace format, microseconds): ms of the last `tokens` runs.
+@dataclass(frozen=True)
+class Profile:
+    """Of decode steps, ms; operators slow down while they are profiled."""
 
-    `operators` sums kernels, `in Run` is the whole of onnxruntime's part, `from Run to Run` a step.
-    """
+    operators: dict[str, float]
+    """By type, the slowest first: mean."""
+    in_run: float
+    """onnxruntime's part of a step, what is between operators included: median."""
+    step: float
+    """From the beginning of a run to that of the next: median."""
+
+
+def profiled(path: Path, tokens: int) -> Profile:
+    """The last `tokens` runs (two or more) of onnxruntime's profile (Chrome's trace format, microseconds)."""
     events = json.loads(path.read_text(encoding="utf-8"))
     runs = [event for event in events if event.get("cat") == "Session" and event["name"] == "model_run"][-tokens:]
-    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    starts = np.asarray([event["ts"] for event in kernels])
-    spent = np.asarray([event["dur"] for event in kernels], dtype=np.float64)
-    inside = [spent[(starts >= event["ts"]) & (starts < event["ts"] + event["dur"])].sum() for event in runs]
-    return {
-        "operators": 1e-3 * median(inside),
-        "in Run": 1e-3 * median(event["dur"] for event in runs),
-        "from Run to Run": 1e-3 * median(np.diff([event["ts"] for event in runs]).tolist()),
-    }
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]["ts"]:
+            spent[event["args"]["op_name"]] += event["dur"]
+    return Profile(
+        operators={name: 1e-3 * total / len(runs) for name, total in spent.most_common()},
+        in_run=1e-3 * median(event["dur"] for event in runs),
+        step=1e-3 * median(np.diff([event["ts"] for event in runs]).tolist()),
+    )
 
 
 def compare(bundle: Path, threads: int | None, rounds: int, prompt: int, tokens: int) -> dict[str, list[Taken]]:
@@ -221,18 +231,18 @@ def compare(bundle: Path, threads: int | None, rounds: int, prompt: int, tokens:
     return found
 
 
-def profile_all(
-    bundle: Path, threads: int | None, prompt: int, tokens: int, scratch: Path
-) -> dict[str, dict[str, float]]:
-    """`profiled` of og's own loop and of the plain one."""
+def profile_all(bundle: Path, threads: int | None, prompt: int, tokens: int, scratch: Path) -> dict[str, Profile]:
+    """Of og's own loop and of the plain one, which take turns; the last pass of each counts."""
     ids, capacity = _prompt(prompt), prompt + tokens + 2
-    model = _og_model(bundle, threads, scratch / "og")
-    take(og_loops(model, ids, capacity)["og"], tokens)
-    del model  # its profile is written when the session ends
-    gc.collect()
-    session = _session(bundle, threads, scratch / "plain")
-    take(plain_loops(session, ids, capacity)["plain"], tokens)
+    model, session = _og_model(bundle, threads, scratch / "og"), _session(bundle, threads, scratch / "plain")
+    loops = og_loops(model, ids, capacity) | plain_loops(session, ids, capacity)
+    for _ in range(3):
+        for name in ("og", "plain"):
+            time.sleep(PAUSE_S)
+            take(loops[name], tokens)
     session.end_profiling()
+    del model, loops  # og's profile is written when its session ends
+    gc.collect()
     return {name: profiled(next(scratch.glob(f"{name}*.json")), tokens) for name in ("og", "plain")}
 
 
@@ -290,15 +300,19 @@ def main() -> None:
     print(
         markdown_table(("loop", "ms/token", "least", "processor ms/token", "its parts, ms of the calling thread"), rows)
     )
-    header = ("profiled", "operators, ms", "in Run", "from Run to Run")
-    print(
-        "\n" + markdown_table(header, [(name, *(f"{ms:.2f}" for ms in one.values())) for name, one in profiles.items()])
-    )
+    rows = []
+    for name, one in profiles.items():
+        slowest = ", ".join(f"{kind} {ms:.2f}" for kind, ms in list(one.operators.items())[:6])
+        rows.append((name, f"{one.step:.2f}", f"{one.in_run:.2f}", f"{sum(one.operators.values()):.2f}", slowest))
+    print("\n" + markdown_table(("profiled", "step, ms", "in Run", "in operators", "of these"), rows))
     facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-genai")
     print(f"\nmedians of {given.rounds} rounds, {given.tokens} tokens after {given.prompt}\n{in_one_line(facts)}")
     if given.json:
         taken = {name: [asdict(one) for one in runs] for name, runs in found.items()}
-        write_json(given.json, {"machine": facts, "loops": taken, "profiles": profiles})
+        write_json(
+            given.json,
+            {"machine": facts, "loops": taken, "profiles": {name: asdict(one) for name, one in profiles.items()}},
+        )
 
 
 if __name__ == "__main__":
