@@ -17,7 +17,7 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from time import perf_counter, process_time, thread_time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
 from edgephi.bundle import read_manifest
@@ -183,28 +184,31 @@ def plain_loops(session: Any, prompt: Sequence[int], capacity: int) -> dict[str,
 
 @dataclass(frozen=True)
 class Profile:
-    """Of decode steps, ms; operators slow down while they are profiled."""
+    """Of decode steps, medians in ms; operators slow down while they are profiled."""
 
     operators: dict[str, float]
-    """By type, the slowest first: mean."""
+    """By type, the slowest first."""
     in_run: float
-    """onnxruntime's part of a step, what is between operators included: median."""
+    """onnxruntime's part of a step, what is between operators included."""
     step: float
-    """From the beginning of a run to that of the next: median."""
+    """From the beginning of a run to that of the next."""
 
 
-def profiled(path: Path, tokens: int) -> Profile:
-    """The last `tokens` runs (two or more) of onnxruntime's profile (Chrome's trace format, microseconds)."""
+def profiled(path: Path) -> Profile:
+    """Read onnxruntime's profile (Chrome's trace format, microseconds) of two runs or more, most of them steps."""
     events = json.loads(path.read_text(encoding="utf-8"))
-    runs = [event for event in events if event.get("cat") == "Session" and event["name"] == "model_run"][-tokens:]
-    spent: Counter[str] = Counter()
+    runs = [event for event in events if event.get("cat") == "Session" and event["name"] == "model_run"]
+    starts = [event["ts"] for event in runs]
+    spent: dict[str, NDArray[np.float64]] = {}
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]["ts"]:
-            spent[event["args"]["op_name"]] += event["dur"]
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            of_type = spent.setdefault(event["args"]["op_name"], np.zeros(len(runs)))
+            of_type[bisect_right(starts, event["ts"]) - 1] += event["dur"]
+    medians = {name: 1e-3 * float(np.median(of_type)) for name, of_type in spent.items()}
     return Profile(
-        operators={name: 1e-3 * total / len(runs) for name, total in spent.most_common()},
+        operators=dict(sorted(medians.items(), key=lambda pair: -pair[1])),
         in_run=1e-3 * median(event["dur"] for event in runs),
-        step=1e-3 * median(np.diff([event["ts"] for event in runs]).tolist()),
+        step=1e-3 * median(np.diff(starts).tolist()),
     )
 
 
@@ -232,7 +236,7 @@ def compare(bundle: Path, threads: int | None, rounds: int, prompt: int, tokens:
 
 
 def profile_all(bundle: Path, threads: int | None, prompt: int, tokens: int, scratch: Path) -> dict[str, Profile]:
-    """Of og's own loop and of the plain one, which take turns; the last pass of each counts."""
+    """Of og's own loop and of the plain one, which take turns."""
     ids, capacity = _prompt(prompt), prompt + tokens + 2
     model, session = _og_model(bundle, threads, scratch / "og"), _session(bundle, threads, scratch / "plain")
     loops = og_loops(model, ids, capacity) | plain_loops(session, ids, capacity)
@@ -243,7 +247,7 @@ def profile_all(bundle: Path, threads: int | None, prompt: int, tokens: int, scr
     session.end_profiling()
     del model, loops  # og's profile is written when its session ends
     gc.collect()
-    return {name: profiled(next(scratch.glob(f"{name}*.json")), tokens) for name in ("og", "plain")}
+    return {name: profiled(next(scratch.glob(f"{name}*.json"))) for name in ("og", "plain")}
 
 
 def _prompt(length: int) -> list[int]:

@@ -93,7 +93,7 @@ class CaseResult(Strict):
 
 
 class Ceiling(Strict):
-    """What the machine did at best, in units a second."""
+    """What the machine can do, in units a second; shares are of the best reading."""
 
     per_s: Figure
     method: str

@@ -16,7 +16,7 @@ import numpy as np
 from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Metric, Roofline, figure
 from edgephi.benchmarks.bench.work import Work
 
-REPETITIONS = 6
+REPETITIONS = 12
 """Of each ceiling, at each of the two moments it is measured."""
 READ_BYTES = 512 * 2**20
 """Far beyond the last-level cache of anything a model runs on; halved until it is an eighth of the free memory."""
@@ -98,19 +98,19 @@ def roofline(readings: Sequence[Readings], threads: int, work: Work) -> Roofline
 def with_shares(case: CaseResult, work: Work, limits: Roofline) -> CaseResult:
     """A measured case with what it reaches of the machine.
 
-    Decode: mean bytes of a step (`Work.step_bytes`) × tokens/s ÷ median bandwidth. Prefill: operations of the prompt
-    (`Work.prompt_operations`) ÷ time to first token ÷ median int8 rate; left out where nothing is multiplied in
-    integers. One value a repetition.
+    Decode: mean bytes of a step (`Work.step_bytes`) × tokens/s ÷ bandwidth. Prefill: operations of the prompt
+    (`Work.prompt_operations`) ÷ time to first token ÷ int8 rate; left out where nothing is multiplied in integers. One
+    value a repetition. A ceiling is its best reading: other processes can only lower it, and a low one would flatter.
     """
     found: dict[Metric, list[float]] = {}
     if case.group == "decode" and (rate := case.figures.get("decode_tokens_per_s")):
         # the first token's step is not timed: the steps after it end with the prompt and 1, 2 … tokens in the cache
         start = case.depth + case.prompt_tokens
         per_step = work.step_bytes(range(start + 1, start + case.new_tokens))
-        found["bandwidth_share"] = [per_step * value / limits.bandwidth.per_s.median for value in rate.values]
+        found["bandwidth_share"] = [per_step * value / max(limits.bandwidth.per_s.values) for value in rate.values]
     operations = work.prompt_operations(case.prompt_tokens)
     if case.group == "prefill" and operations and (first := case.figures.get("time_to_first_token_s")):
-        found["int8_share"] = [operations / value / limits.int8.per_s.median for value in first.values]
+        found["int8_share"] = [operations / value / max(limits.int8.per_s.values) for value in first.values]
     shares = {metric: figure(values) for metric, values in found.items()}
     return case.model_copy(update={"figures": {**case.figures, **shares}}) if shares else case
 

@@ -151,9 +151,9 @@ def _limits(limits: Roofline | None) -> list[tuple[str, str]]:
     read = f"{limits.weight_bytes / 1e6:,.1f} MB and {limits.cache_bytes_per_token / 1e3:,.1f} kB for each token before"
     multiplied = f"{limits.token_operations / 1e9:.3g} billion a token, {limits.head_operations / 1e9:.3g} for the head"
     return [
-        ("memory bandwidth", f"{_per_s(limits.bandwidth, 1e9)} GB/s ({limits.bandwidth.method})"),
-        ("int8 peak", f"{_per_s(limits.int8, 1e9)} GOP/s ({limits.int8.method})"),
-        ("block product", f"{_per_s(limits.matmul_nbits, 1e9)} GOP/s ({limits.matmul_nbits.method})"),
+        ("memory bandwidth, GB/s", f"{_per_s(limits.bandwidth, 1e9)} ({limits.bandwidth.method})"),
+        ("int8 peak, GOP/s", f"{_per_s(limits.int8, 1e9)} ({limits.int8.method})"),
+        ("block product, GOP/s", f"{_per_s(limits.matmul_nbits, 1e9)} ({limits.matmul_nbits.method})"),
         ("a decode step reads", read),
         ("integer operations of a prompt", multiplied if limits.token_operations else "none"),
     ]
@@ -161,8 +161,7 @@ def _limits(limits: Roofline | None) -> list[tuple[str, str]]:
 
 def _per_s(ceiling: Ceiling, unit: float) -> str:
     one = ceiling.per_s
-    best = digits(max(one.values) / unit)
-    return f"{digits(one.median / unit)} ± {digits((one.high - one.low) / 2 / unit)}, at best {best}"
+    return f"{digits(max(one.values) / unit)} at best, quartiles {digits(one.low / unit)} and {digits(one.high / unit)}"
 
 
 def notes(report: Report) -> list[str]:
