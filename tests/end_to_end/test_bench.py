@@ -101,7 +101,10 @@ def test_a_workload_becomes_a_report_a_page_and_a_line_of_history(
     workload.write_text(WORKLOAD + LOAD)
     shown = command("bench", bundle, "--workload", workload, "--output", output).stdout
     report = read_report(output)
-    assert {path.name for path in output.iterdir()} == {"report.json", "report.html", "report.md"}
+    names = {"report.json", "report.html", "report.md", "report.svg"}
+    assert {path.name for path in output.iterdir()} == names
+    assert report.roofline is not None and report.spinning is not None
+    assert all("bandwidth_share" in case.figures for case in report.cases if case.group == "decode" and case.figures)
     assert (output / "report.md").read_text(encoding="utf-8") == shown
     cases = {case.name: case for case in report.cases}
 
