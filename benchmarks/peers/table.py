@@ -165,8 +165,8 @@ def plot(report: PeersReport, path: Path) -> bool:
             axes.errorbar([found.median], [kl], xerr=spread, fmt=marker, capsize=2)
             axes.annotate(one.name, (found.median, kl), textcoords="offset points", xytext=(6, 4), fontsize=7)
         axes.set_yscale("log")
+        axes.margins(x=0.3)  # room for the names
         axes.set_xlim(left=0)
-        axes.margins(x=0.25)
         axes.set_xlabel(f"{_title(title, speed.tokens)}, tokens/s")
         axes.set_ylabel("KL divergence to float32, nats")
     canvas.suptitle(f"{report.weights}, {report.settings.threads} threads")
