@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 DEFAULT_NUMERICS: NpuNumerics = "w4a16"
+"""It loses less: SmolLM2-135M, 8,176 predictions of WikiText-2 on which nothing was chosen, KL divergence to float
+0.063 after GPTQ and 0.105 rounded; float16 0.080 and 0.246. Its KV cache has half the bytes, its binaries a fifth more,
+for two fifths of the weights have 8 bits. Which is faster on a chip is not known."""
 Build = Callable[[Stage], "ir.Model"]
 
 
