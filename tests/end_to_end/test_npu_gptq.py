@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from edgephi.bundle import Manifest
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import pack_with_gptq
+from edgephi.export.gptq_pack import group, pack_with_gptq
 from edgephi.export.npu.decoder import npu_decoder
+from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.pack import source_bytes
 from edgephi.export.pipeline import Progress
 from edgephi.export.safetensors_reader import open_folder
@@ -54,6 +57,37 @@ def test_rows_are_fitted_as_for_the_cpu_and_lie_in_the_order_of_the_npu(source: 
     name = "layers.0.qkv.weight"
     for_cpu = codes(tmp_path / "cpu", name, False, source)
     assert np.array_equal(codes(tmp_path / "npu", name, True, source), for_cpu[order])
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_two_levels_interrupted_and_resumed_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """The second layer is fitted to what the first one's stored codes, block scales and row scales compute."""
+    decoder = npu_decoder(describe(open_folder(source)), X_ELITE)
+    layout = plan_qdq_storage(decoder.inner, replace(make_recipe("int4", 32), float_type="float16"))
+    tokens = np.random.default_rng(0).integers(3, TOKENS, (16, 64))
+
+    def fit(folder: Path, report: Callable[[int], None]) -> bytes:
+        folder.mkdir(exist_ok=True)
+        journal = Journal(folder / JOURNAL, "")
+        pack_qdq(decoder.whole, layout, tokens, folder / DATA_FILE, journal, 1, report)
+        return (folder / DATA_FILE).read_bytes()
+
+    def stop_after_the_first_layer(count: int) -> None:
+        if group(0) in (tmp_path / "resumed" / JOURNAL).read_text(encoding="utf-8"):
+            raise Interrupted
+
+    whole = fit(tmp_path / "whole", lambda count: None)
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "resumed", stop_after_the_first_layer)
+    assert fit(tmp_path / "resumed", lambda count: None) == whole
+    rounded = tmp_path / "rounded"
+    rounded.mkdir()
+    journal = Journal(rounded / JOURNAL, "")
+    pack_qdq(decoder.whole, layout, None, rounded / DATA_FILE, journal, 1, lambda count: None)
+    assert (rounded / DATA_FILE).read_bytes() != whole
 
 
 def logits_after(bundle: Path, prompts: list[list[int]]) -> NDArray[np.float32]:
