@@ -1,7 +1,8 @@
 """A function called in a process of its own, so that a native crash there is an error here.
 
 Execution providers, foreign models and compiled artefacts can end a process without an exception. The child gets its
-arguments as one JSON object on stdin and answers with one JSON object; whatever libraries print goes to stderr.
+arguments as one line of JSON on stdin and answers with one JSON object; whatever libraries print goes to stderr. Stdin
+stays open as long as the caller lives: when it ends, however it ends, the child ends too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 
 from edgephi.errors import DeviceError
@@ -21,6 +24,8 @@ REMEDY = "Run `edgephi doctor`; if it finds nothing, another version of this pro
 
 def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, where: object = None) -> object:
     """Call a function of an importable module in a fresh interpreter and return its answer.
+
+    The child lives no longer than the call: an exception here (Ctrl-C) kills it, and it notices when this process ends.
 
     Args:
         function: `package.module:name`; takes keyword arguments and returns something JSON can hold.
@@ -34,13 +39,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
     """
     command = [sys.executable, "-P", "-m", "edgephi.devices.child", function]
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(dict(arguments)).encode(),
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        status, said_out, said_err = _run(command, json.dumps(dict(arguments)).encode() + b"\n", timeout_s)
     except subprocess.TimeoutExpired as expired:
         raise DeviceError(
             f"no answer within {timeout_s:g} s",
@@ -53,11 +52,11 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
             f"Python does not start: {error}", where=sys.executable, remedy="Repair this Python", step="process"
         ) from error
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(said_out)
     except ValueError:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+        said = " ".join(said_err.decode(errors="replace").split())[-300:]
         raise DeviceError(
-            f"the process died: {exit_reason(done.returncode)}" + (f"; its last words: {said}" if said else ""),
+            f"the process died: {exit_reason(status)}" + (f"; its last words: {said}" if said else ""),
             where=where,
             remedy=REMEDY,
             step="process",
@@ -65,6 +64,25 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
     if "error" in answer:
         raise DeviceError(**answer["error"])
     return answer["value"]
+
+
+def _run(command: list[str], line: bytes, timeout_s: float) -> tuple[int, bytes, bytes]:
+    """Exit status, stdout and stderr of a command that gets a line on a stdin which stays open meanwhile."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        # communicate() would close it, and that tells the child that we are gone
+        lifeline, process.stdin = process.stdin, None
+        assert lifeline is not None
+        try:
+            with suppress(BrokenPipeError, ConnectionError):  # it died already; its status says more
+                lifeline.write(line)
+                lifeline.flush()
+            said_out, said_err = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+            with suppress(OSError):
+                lifeline.close()
+        return process.returncode, said_out, said_err
 
 
 def exit_reason(status: int) -> str:
@@ -84,7 +102,7 @@ def _serve(function: str) -> None:
     """The child's side."""
     answers = os.dup(1)
     os.dup2(2, 1)  # native code prints to stdout too
-    arguments = json.load(sys.stdin)
+    arguments = _arguments_and_lifeline()
     module, _, name = function.partition(":")
     answer: dict[str, object]
     try:
@@ -105,6 +123,23 @@ def _serve(function: str) -> None:
         json.dump(answer, stream)
     sys.stdout.flush()
     os._exit(0)  # the answer stands; libraries that crash while unloading change nothing about it
+
+
+def _arguments_and_lifeline() -> dict[str, object]:
+    """The line on stdin; from then on its end ends this process, whatever native code is at."""
+    lifeline = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    # on Windows a library that asks what its stdin is waits for a read of it that is under way
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    arguments: dict[str, object] = json.loads(lifeline.readline())
+
+    def wait() -> None:
+        lifeline.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return arguments
 
 
 if __name__ == "__main__":

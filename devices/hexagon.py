@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
-from edgephi.devices.profile import Profile, own_profiles
+from edgephi.devices.profile import Profile, load_profile, own_profiles
 from edgephi.devices.providers import check_options
 from edgephi.errors import DeviceError, EngineError, UsageError
 
 COMPATIBILITY_KEY = "ep_compatibility_info.QNNExecutionProvider"
 """Metadata of a compiled graph, as onnxruntime names it."""
+
+SHARE_CONTEXTS = "ep.share_ep_contexts"
+"""onnxruntime's session setting for graphs that share a binary."""
 
 CHUNK = 64
 """Tokens of a prompt that are computed at once: what the published recipes for these NPUs use."""
@@ -40,17 +44,21 @@ class HexagonTarget:
     chunk: int = CHUNK
     vtcm_mb: int = VTCM_MB
     layers_per_binary: int = LAYERS_PER_BINARY
+    tokens_on: Literal["npu", "cpu"] = "npu"
+    """Who computes the answer's tokens; a prompt is the NPU's."""
 
 
 def hexagon_target(devices: Sequence[str]) -> HexagonTarget | None:
-    """The chip that a list of devices names; None when it names none.
+    """The chip that a list of devices names, by a profile of edgephi's own or a .toml file; None when it names none.
 
     Raises:
         UsageError: the list names something else as well.
+        DeviceError: the file is no profile, or one without an NPU.
     """
     if set(devices) <= {"cpu", "webgpu", "directml"}:
         return None
-    named = [profile for profile in own_profiles() if profile.name in devices and "qnn" in profile.providers]
+    named = [load_profile(name) for name in devices if name.endswith(".toml")]
+    named += [profile for profile in own_profiles() if profile.name in devices and "qnn" in profile.providers]
     if not named:
         return None
     if len(set(devices)) > 1:
@@ -67,9 +75,21 @@ def target_names() -> tuple[str, ...]:
 
 
 def target_of(profile: Profile) -> HexagonTarget:
-    """The target a profile describes."""
-    options = profile.providers["qnn"].options
-    rows = profile.context_length
+    """The target a profile describes: prompts are computed by qnn, tokens by what comes first in `decode`.
+
+    Raises:
+        DeviceError: it describes none; step `profile`.
+    """
+    options = profile.providers["qnn"].options if "qnn" in profile.providers else {}
+    rows, decode = profile.context_length, profile.decode[0]
+    if profile.prefill[0] != "qnn" or decode not in ("qnn", "cpu") or not {"htp_arch", "soc_model"} <= set(options):
+        raise DeviceError(
+            "graphs are compiled for a profile whose prefill begins with qnn and whose decode begins with qnn or cpu, "
+            "with htp_arch and soc_model among qnn's options",
+            where=profile.name,
+            remedy="Correct it; snapdragon-x-elite shows every key",
+            step="profile",
+        )
     if rows is None:
         raise DeviceError(
             "a profile for graphs of fixed shape needs a context_length",
@@ -77,7 +97,8 @@ def target_of(profile: Profile) -> HexagonTarget:
             remedy="Add one",
             step="profile",
         )
-    return HexagonTarget(profile.name, int(options["htp_arch"]), int(options["soc_model"]), rows)
+    chip = (int(options["htp_arch"]), int(options["soc_model"]))
+    return HexagonTarget(profile.name, *chip, rows, tokens_on="npu" if decode == "qnn" else "cpu")
 
 
 def compile_options(target: HexagonTarget, affinity: Path, trace: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from edgephi.errors import BundleError, OutputError
 from edgephi.npu_facts import NpuFacts as NpuFacts
 from edgephi.npu_facts import NpuNumerics as NpuNumerics
+from edgephi.npu_facts import NpuProof as NpuProof
 from edgephi.npu_facts import NpuStage as NpuStage
 from edgephi.records import Finite, RelativePath, Sha256, Strict, first_problem
 
@@ -212,9 +213,9 @@ class Manifest(Strict):
     def _npu_files_are_listed(self) -> Manifest:
         if self.npu is not None:
             listed = {entry.path for entry in self.files}
-            for stage in self.npu.stages:
-                if missing := {stage.graph, stage.binary} - listed:
-                    raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
+            named = {file for stage in self.npu.stages for file in (stage.graph, stage.binary)}
+            if missing := (named | {self.npu.token_graph or self.npu.head}) - listed:
+                raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
             if self.npu.stages[-1].last_layer != self.model.layers:
                 raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
         return self

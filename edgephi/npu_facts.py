@@ -12,6 +12,15 @@ NpuNumerics = Literal["float16", "w4a16"]
 KvCacheType = Literal["float16", "uint8"]
 
 
+class NpuProof(Strict):
+    """A compiled graph ran in the process that compiled it, on random numbers, beside onnxruntime's CPU kernels."""
+
+    ran_on: Literal["npu", "npu-simulator"]
+    tokens: int = Field(ge=1, description="computed at once; a token graph's stands behind those of the prompt graph")
+    hidden_error: Finite = Field(ge=0, description="of hidden states: length of the difference over the CPU's length")
+    cache_error: Finite = Field(ge=0, description="the same of all keys and values")
+
+
 class NpuStage(Strict):
     """Consecutive layers, compiled for a Hexagon NPU: a graph of one node and the context binary it runs."""
 
@@ -24,6 +33,9 @@ class NpuStage(Strict):
     nodes: int = Field(ge=1, description="nodes that were compiled: all there were")
     compile_seconds: Finite = Field(ge=0)
     compile_peak_bytes: int = Field(ge=0, description="most memory the compiling process held")
+    proof: NpuProof | None = Field(
+        default=None, description="of a graph whose binary the simulator cannot load again; none: it was not run"
+    )
 
 
 class NpuFacts(Strict):
@@ -47,19 +59,43 @@ class NpuFacts(Strict):
     context_length: int = Field(ge=1, description="tokens of prompt and answer together")
     embedding: RelativePath = Field(description="graph on the CPU: token ids to hidden states")
     head: RelativePath = Field(description="graph on the CPU: hidden states to logits")
-    stages: tuple[NpuStage, ...] = Field(min_length=2)
+    stages: tuple[NpuStage, ...] = Field(min_length=1)
+    token_graph: RelativePath | None = Field(
+        default=None,
+        description="graph on the CPU of all layers for a token, over the same KV cache; "
+        "none: the stages of phase decode",
+    )
+
+    shares_weights: bool = Field(
+        default=False,
+        description="prompt and token graphs of the same layers are in one binary, which the simulator cannot load",
+    )
+
+    @property
+    def tokens_on(self) -> Literal["npu", "cpu"]:
+        """Who computes the answer's tokens; a prompt is the NPU's."""
+        return "npu" if self.token_graph is None else "cpu"
 
     @model_validator(mode="after")
     def _whole(self) -> NpuFacts:
-        last = dict.fromkeys(("prefill", "decode"), 0)
+        phases = ("prefill", "decode") if self.token_graph is None else ("prefill",)
+        if undeclared := {stage.phase for stage in self.stages} - set(phases):
+            raise ValueError(f"there are two graphs for {min(undeclared)}")
+        last = dict.fromkeys(phases, 0)
         for phase in last:
             ends = [0, *(stage.last_layer for stage in self.stages if stage.phase == phase)]
             starts = [stage.first_layer for stage in self.stages if stage.phase == phase]
             if len(ends) < 2 or starts != ends[:-1] or ends != sorted(set(ends)):
                 raise ValueError(f"the stages of {phase} are not consecutive layers")
             last[phase] = ends[-1]
-        if last["prefill"] != last["decode"]:
+        if len(set(last.values())) > 1:
             raise ValueError("the two phases end at different layers")
+        users: dict[str, list[tuple[int, int]]] = {}
+        for stage in self.stages:
+            users.setdefault(stage.binary, []).append((stage.first_layer, stage.last_layer))
+        for binary, layers in users.items():
+            if len(layers) != 1 + self.shares_weights or len(set(layers)) > 1:
+                raise ValueError(f"{binary} is shared by other stages than the manifest says")
         if self.cache_rows % self.chunk or self.context_length + self.chunk > self.cache_rows:
             raise ValueError(f"a context of {self.context_length} does not fit a cache of {self.cache_rows}")
         return self

@@ -24,11 +24,11 @@ class Emitter:
     follow onnxruntime-genai's builder, so that tools written for its graphs find their way.
     """
 
-    def __init__(self, layout: Layout, recipe: Recipe) -> None:
+    def __init__(self, layout: Layout, recipe: Recipe, data_file: str = DATA_FILE) -> None:
         import onnx_ir as ir
 
         self._ir = ir
-        self._layout, self._recipe = layout, recipe
+        self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
@@ -185,8 +185,8 @@ class Emitter:
         if tensor.name not in self.initializers:
             shape = self._ir.Shape(tensor.shape)
             dtype = self._sizes[tensor.dtype]
-            data = self._ir.ExternalTensor(DATA_FILE, tensor.offset, tensor.bytes, dtype, shape=shape, name=tensor.name)
-            self._add(tensor.name, data, dtype, shape)
+            place = (self._data_file, tensor.offset, tensor.bytes, dtype)
+            self._add(tensor.name, self._ir.ExternalTensor(*place, shape=shape, name=tensor.name), dtype, shape)
         return self.initializers[tensor.name]
 
     def int64(self, name: str, numbers: int | list[int]) -> ir.Value:

@@ -65,6 +65,7 @@ def export(
     rotate: bool = False,
     devices: Sequence[str] = ("cpu",),
     npu_numerics: NpuNumerics | None = None,
+    npu_share_weights: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
@@ -94,10 +95,14 @@ def export(
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
-            with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`.
+            with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`. A
+            profile or .toml file whose decode begins with cpu gets a graph for tokens on the CPU.
         npu_numerics: of the layers on such a chip. w4a16, the default there, multiplies int4 weights, and int8 ones
             where that pays, by 16-bit activations in integers, over a KV cache of 8 bits; nothing is carried over.
-            float16 computes in float16 with the CPU's blocks.
+            float16 computes in float16 with the CPU's blocks, and is the default where tokens are the CPU's.
+        npu_share_weights: on such a chip, the graphs for prompts and for tokens share binaries: about half the size.
+            QAIRT's simulator does not load them. They run on the chip only, and what they compute is compared with the
+            CPU while they are made.
         on_progress: called from worker threads after every slice of the weights.
 
     Returns:
@@ -121,7 +126,6 @@ def export(
         )
     text = None if calibration is None else Path(calibration)
     if npu := hexagon_target(devices):
-        from edgephi.export.npu.layers import DEFAULT_NUMERICS
         from edgephi.export.npu.pipeline import export_for_npu
 
         if via != "edgephi" or budget is not None:
@@ -134,15 +138,17 @@ def export(
             output,
             recipe,
             npu,
-            numerics=npu_numerics or DEFAULT_NUMERICS,
+            numerics=npu_numerics,
+            share_weights=npu_share_weights,
             revision=revision,
             calibration=text,
             seed=seed,
             force=force,
             on_progress=on_progress,
         )
-    if npu_numerics is not None:
-        raise UsageError(f"{npu_numerics} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
+    if npu_numerics is not None or npu_share_weights:
+        asked = npu_numerics or "sharing weights between prompt and token graphs"
+        raise UsageError(f"{asked} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
     require_devices(devices)
     if via == "optimum":
         if set(devices) != {"cpu"} or rotate or budget is not None or text is not None or quantize == "gptq":

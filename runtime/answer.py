@@ -39,7 +39,9 @@ class Answer:
     """Tokens after the first over the time they took; None below two tokens."""
     total_s: float
     provider: str = "cpu"
-    """Short name of the execution provider that computed it."""
+    """Short name of the execution provider that computed its tokens."""
+    prefill_provider: str = "cpu"
+    """Of the one that computed the prompt."""
     passed_over: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
@@ -62,7 +64,7 @@ class Stream(Iterator[str]):
         prompt: what to answer.
         open_engine: gives an engine and how many tokens of the prompt its cache holds already.
         on_end: called once, with the answer (None: the runtime failed) and whether the engine may be used again.
-        provider, passed_over: for the answer's statistics.
+        provider, prefill_provider, passed_over: for the answer's statistics.
 
     Raises (on iteration):
         EngineError: the model was closed, or the runtime failed.
@@ -78,6 +80,7 @@ class Stream(Iterator[str]):
         on_end: Callable[[Answer | None, bool], None],
         *,
         provider: str = "cpu",
+        prefill_provider: str | None = None,
         passed_over: tuple[str, ...] = (),
     ) -> None:
         self._prompt = prompt
@@ -87,6 +90,7 @@ class Stream(Iterator[str]):
         self._open_engine = open_engine
         self._on_end = on_end
         self._provider, self._passed_over = provider, passed_over
+        self._prefill_provider = prefill_provider or provider
         self._engine: Engine | None = None
         self._reused = 0
         self._pieces: list[str] = []
@@ -181,6 +185,7 @@ class Stream(Iterator[str]):
             decode_tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else None,
             total_s=self._elapsed,
             provider=self._provider,
+            prefill_provider=self._prefill_provider,
             passed_over=self._passed_over,
         )
         self._engine = None

@@ -42,6 +42,8 @@ class Choice:
     """Whether its idle threads wait actively, and why."""
     context_length: int | None = None
     profile: str | None = None
+    decode_provider: str | None = None
+    """Short name of the one that computes the answer's tokens, where it is another."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,13 @@ class Place:
         return self.choice.threads or decode_threads()
 
     def as_json(self) -> dict[str, object]:
-        """provider, profile (null: none was needed), graph (file, device, computes_in), options, threads, spinning
-        (on, because), device (null, or provider, kind, listed_as, vendor, vendor_id, device_id), placement (null, or
-        graph, requested, providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause
-        and why), passed_over."""
+        """provider, decode_provider (null: the same), profile (null: none was needed), graph (file, device,
+        computes_in), options, threads, spinning (on, because), device (null, or provider, kind, listed_as, vendor,
+        vendor_id, device_id), placement (null, or graph, requested, providers with nodes, op_types and weight_bytes,
+        kept with op_type, nodes, weight_bytes, cause and why), passed_over."""
         return {
             "provider": self.choice.provider,
+            "decode_provider": self.choice.decode_provider,
             "profile": self.choice.profile,
             "graph": self.choice.graph and self.choice.graph.model_dump(),
             "options": dict(self.choice.options),

@@ -298,7 +298,8 @@ class Model:
             self.stop_ids,
             open_engine,
             on_end,
-            provider=self.place.choice.provider,
+            provider=self.place.choice.decode_provider or self.place.choice.provider,
+            prefill_provider=self.place.choice.provider,
             passed_over=self.place.passed_over,
         )
 

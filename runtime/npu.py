@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.bundle import Manifest, NpuFacts, NpuStage, check_bundle, read_manifest
+from edgephi.bundle import Manifest, NpuFacts, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
 from edgephi.errors import BundleError, EngineError, PromptError
 from edgephi.runtime.engine import common_prefix, require_in_vocabulary
@@ -25,10 +25,12 @@ from edgephi.runtime.npu_checks import (
     load_in_child,
     require_chip,
     require_context,
+    require_loadable,
     require_runtime,
     require_unchanged,
 )
-from edgephi.runtime.npu_session import QNN, open_on_cpu, open_session, placement_of
+from edgephi.runtime.npu_session import open_on_cpu, placement_of
+from edgephi.runtime.npu_stages import LoadedStage, load_stages
 from edgephi.runtime.placement import CPU, Placement
 from edgephi.runtime.sampling import Chooser
 
@@ -42,7 +44,7 @@ def open_npu(
         folder: what `edgephi export --device snapdragon-...` wrote.
         device: "npu-simulator" computes on the CPU what the NPU would, thousands of times slower.
         chip: the machine's; the simulator takes the bundle's.
-        threads: of the CPU, for embedding and head.
+        threads: of the CPU, for embedding, head and, where tokens are the CPU's, these.
         spinning: whether idle ones wait actively.
 
     Raises:
@@ -60,28 +62,26 @@ def open_npu(
             remedy="Export the model with --device snapdragon-x-elite",
         )
     require_chip(folder, facts, chip)
+    require_loadable(folder, facts, device)
     require_runtime(folder, facts, installed_qairt())
     for stage in facts.stages:
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)
     load_in_child(folder, facts, device)
-    return NpuModel(folder, manifest, facts, device, threads, spinning)
+    return NpuModel(folder, manifest, facts, device, threads, spinning=spinning)
 
 
 class NpuModel:
     """The sessions of a bundle; sequences share them. Made by `open_npu`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int, spinning: bool
+        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int, *, spinning: bool
     ) -> None:
         self.facts = facts
         self.device = device
         self._embedding = open_on_cpu(folder / facts.embedding, threads, spinning=spinning)
         self._head = open_on_cpu(folder / facts.head, threads, spinning=spinning)
-        self._stages = {
-            stage.name: open_session(folder / stage.graph, device, facts.htp_arch, facts.soc_model, spinning=spinning)
-            for stage in facts.stages
-        }
+        self._stages = load_stages(folder, facts, device, threads, spinning=spinning)
         self._cache_shape = (1, manifest.model.kv_heads, facts.cache_rows, manifest.model.head_dim)
         self._cache_type = np.dtype(facts.kv_cache)
         self._layers = manifest.model.layers
@@ -90,7 +90,7 @@ class NpuModel:
         self._sequences: weakref.WeakSet[NpuEngine] = weakref.WeakSet()
         self.placements: tuple[Placement, ...] = (
             placement_of(self._embedding, folder / facts.embedding, CPU),
-            *(placement_of(self._stages[stage.name], folder / stage.graph, QNN) for stage in facts.stages),
+            *(stage.placement for stage in self._stages),
             placement_of(self._head, folder / facts.head, CPU),
         )
         """Where the nodes of every graph are, read back from the sessions that run."""
@@ -120,7 +120,10 @@ class NpuModel:
                 remedy="Shorten the prompt or ask for fewer tokens",
             )
         cache = KvCache(self._layers, self._cache_shape, self._cache_type)
-        engine = NpuEngine(self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary)
+        whole = self.facts.tokens_on != "npu"
+        engine = NpuEngine(
+            self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary, whole_chunks=whole
+        )
         self._sequences.add(engine)
         return engine
 
@@ -130,17 +133,16 @@ class NpuModel:
         ids = np.asarray(tokens, np.int64)[None]
         with _ort_errors(self.facts.embedding):
             hidden: NDArray[np.float16] = self._embedding.run(None, {"input_ids": ids})[0]
-        for stage in self.facts.stages:
+        for stage in self._stages:
             if stage.phase == phase:
                 hidden = self._run_stage(stage, hidden, past + len(tokens) - 1, cache)
         return hidden
 
     def _run_stage(
-        self, stage: NpuStage, hidden: NDArray[np.float16], last: int, cache: KvCache
+        self, stage: LoadedStage, hidden: NDArray[np.float16], last: int, cache: KvCache
     ) -> NDArray[np.float16]:
-        session = self._stages[stage.name]
         with _ort_errors(stage.graph):
-            binding = session.io_binding()
+            binding = stage.session.io_binding()
             binding.bind_cpu_input(f"hidden_states.{stage.first_layer}", hidden)
             binding.bind_cpu_input("past_sequence_length", np.full((1, 1), last, np.int32))
             binding.bind_cpu_input("total_sequence_length", np.full(1, self.facts.cache_rows, np.int32))
@@ -149,7 +151,7 @@ class NpuModel:
                 for part, value in zip(("key", "value"), cache.values[layer], strict=True):
                     binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
                     binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
-            session.run_with_iobinding(binding)
+            stage.session.run_with_iobinding(binding)
             computed: NDArray[np.float16] = binding.get_outputs()[0].numpy()
         return computed
 
@@ -164,7 +166,7 @@ class NpuModel:
         for engine in list(self._sequences):
             engine.close()
         self._open = False
-        self._stages = {}
+        self._stages = ()
         self._embedding = self._head = None
 
 
@@ -194,6 +196,9 @@ class NpuEngine:
 
     A prompt is computed in chunks of a fixed number of tokens, the last one padded. What padding leaves in the cache
     lies behind the sequence, where nothing looks, until the next tokens overwrite it; that is also how a rewind works.
+
+    Args:
+        whole_chunks: a piece of the prompt of one token is padded too, because tokens are another provider's.
     """
 
     def __init__(
@@ -204,10 +209,12 @@ class NpuEngine:
         chunk: int,
         capacity: int,
         vocabulary: int,
+        *,
+        whole_chunks: bool = False,
     ) -> None:
         self._run, self._logits = run, logits
         self._cache: KvCache | None = cache
-        self._chunk, self._vocabulary = chunk, vocabulary
+        self._chunk, self._vocabulary, self._whole_chunks = chunk, vocabulary, whole_chunks
         self._hidden: NDArray[np.float16] | None = None
         self._pending: int | None = None
         self._tokens: list[int] = []
@@ -237,7 +244,7 @@ class NpuEngine:
         for start in range(0, len(new), self._chunk):
             if cancelled():
                 return False
-            self._append(new[start : start + self._chunk])
+            self._append(new[start : start + self._chunk], padded=self._whole_chunks and bool(tokens))
         return True
 
     def step(self, choose: Chooser) -> int:
@@ -263,8 +270,8 @@ class NpuEngine:
         self._cache = self._hidden = self._pending = None
         self._tokens = []
 
-    def _append(self, tokens: list[int]) -> None:
-        padding = [0] * (self._chunk - len(tokens)) if len(tokens) > 1 else []
+    def _append(self, tokens: list[int], *, padded: bool) -> None:
+        padding = [0] * (self._chunk - len(tokens)) if len(tokens) > 1 or padded else []
         hidden = self._run([*tokens, *padding], len(self._tokens), self._opened())
         self._hidden = np.ascontiguousarray(hidden[:, len(tokens) - 1 : len(tokens)])
         self._pending = None

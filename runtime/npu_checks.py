@@ -34,6 +34,16 @@ def require_chip(folder: Path, facts: NpuFacts, chip: Chip | None) -> None:
         )
 
 
+def require_loadable(folder: Path, facts: NpuFacts, device: Device) -> None:
+    """Refuse what QAIRT's simulator does not load, before it is asked (2.51: QNN_COMMON_ERROR_NOT_SUPPORTED)."""
+    if facts.shares_weights and device == "npu-simulator":
+        raise BundleError(
+            "the graphs for prompts and for tokens share binaries, which the simulator cannot load; an NPU can",
+            where=folder,
+            remedy="Export the model again without --npu-share-weights to simulate it",
+        )
+
+
 def require_runtime(folder: Path, facts: NpuFacts, installed: str | None) -> None:
     """Refuse binaries of a newer QAIRT than the installed one; older binaries run on a newer one.
 
@@ -98,5 +108,6 @@ def load_in_child(folder: Path, facts: NpuFacts, device: Device) -> None:
         "device": device,
         "htp_arch": facts.htp_arch,
         "soc_model": facts.soc_model,
+        "shared": facts.shares_weights,
     }
     call("edgephi.runtime.npu_session:load_all", arguments, timeout_s=LOADING_S, where=folder)

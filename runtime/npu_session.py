@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgephi.devices.hexagon import load_options
+from edgephi.devices.hexagon import SHARE_CONTEXTS, load_options
 from edgephi.devices.providers import check_options, register
 from edgephi.errors import DeviceError, EngineError
 from edgephi.runtime.placement import CPU, Placement, read_placement, twin_options
@@ -15,13 +15,16 @@ SPINNING = "session.intra_op.allow_spinning"
 QNN = "QNNExecutionProvider"
 
 
-def open_session(graph: Path, device: str, htp_arch: int, soc_model: int, *, spinning: bool = False) -> Any:
+def open_session(
+    graph: Path, device: str, htp_arch: int, soc_model: int, *, spinning: bool = False, shared: bool = False
+) -> Any:
     """A session of a compiled graph, nothing of which falls back to the CPU.
 
     Args:
         device: "npu", or "npu-simulator": QAIRT's x86 build.
         htp_arch: of the chip, as is soc_model.
         spinning: whether the session's idle CPU threads wait actively.
+        shared: graphs share binaries; sessions that are open together load each once.
 
     Raises:
         DeviceError: the provider is missing, or this machine has no such device.
@@ -45,21 +48,26 @@ def open_session(graph: Path, device: str, htp_arch: int, soc_model: int, *, spi
     options.add_provider_for_devices([found[0].raw], settings)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry(SPINNING, "1" if spinning else "0")
+    if shared:
+        options.add_session_config_entry(SHARE_CONTEXTS, "1")
     return _open(onnxruntime, graph, options, {})
 
 
-def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int) -> None:
+def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int, shared: bool) -> None:
     """Load every compiled graph and let go of it: for a process that may crash over a damaged binary.
 
     Raises:
         DeviceError, EngineError: as `open_session`.
     """
+    kept = []
     for graph in graphs:
-        open_session(Path(graph), device, htp_arch, soc_model)
+        session = open_session(Path(graph), device, htp_arch, soc_model, shared=shared)
+        kept += [session] if shared else []
 
 
 def open_on_cpu(graph: Path, threads: int, *, spinning: bool = False) -> Any:
-    """A session of the embedding or the head; its threads rest while the NPU computes, unless `spinning`.
+    """A session of the embedding, the head or the token graph; its threads rest while the NPU computes, unless
+    `spinning`.
 
     Raises:
         EngineError: onnxruntime refuses the graph.

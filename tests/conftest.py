@@ -75,3 +75,12 @@ def software_webgpu() -> Iterator[None]:
         except DeviceError as error:
             pytest.skip(f"WebGPU does not run here: {error}")
         yield
+
+
+@pytest.fixture(scope="session")
+def qnn_in_genai() -> None:
+    """onnxruntime-genai knows the NPU's provider."""
+    import onnxruntime_genai as og
+    import onnxruntime_qnn
+
+    og.register_execution_provider_library("QNNExecutionProvider", onnxruntime_qnn.get_library_path())

@@ -87,7 +87,9 @@ def statistics(answer: Answer) -> str:
         parts.append(f"{answer.decode_tokens_per_s:.1f} tokens/s")
     if answer.recomputed_tokens:
         parts.append(f"{answer.recomputed_tokens} computed again at the model's rope switch")
-    if answer.provider != "cpu" or answer.passed_over:
+    if answer.prefill_provider != answer.provider:
+        parts.append(f"prompt on {answer.prefill_provider}, tokens on {answer.provider}")
+    elif answer.provider != "cpu" or answer.passed_over:
         parts.append(f"on {answer.provider}")
     return ", ".join([*parts, f"{answer.total_s:.2f} s in all", answer.finish])
 

@@ -39,8 +39,9 @@ def doctor(
 
     With --json, one object. Always: findings (severity: error, warning or note; what, where, remedy) and errors (how
     many). Without a folder also wheels (name: version); with one also graphs (files) and removed (keys that --fix took
-    out; null without --fix), and placement (null, or provider, profile, graph, options, threads, device, placement:
-    providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause and why).
+    out; null without --fix), and placement (null, or provider, decode_provider, profile, graph, options, threads,
+    device, placement: providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause
+    and why).
     """
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
@@ -108,9 +109,10 @@ def _print_placement(place: Place) -> None:
     profile = f" of profile {place.choice.profile}" if place.choice.profile else ""
     where = f" on {place.device.kind} {place.device.vendor}" if place.device else ""
     console = stdout()
-    console.print(
-        Text(harmless(f"{place.placement.graph} by {place.choice.provider}{profile}{where}:")), soft_wrap=True
-    )
+    by = place.choice.provider
+    if (other := place.choice.decode_provider) is not None:
+        by = f"{by} (prompts) and {other} (tokens)"
+    console.print(Text(harmless(f"{place.placement.graph} by {by}{profile}{where}:")), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for part in place.placement.providers:
         table.add_row(part.provider, f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")

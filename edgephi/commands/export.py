@@ -79,7 +79,8 @@ def export(
         typer.Option(
             metavar="LIST",
             help="Graphs to write, separated by commas: cpu (always), webgpu, directml. They share the weights. "
-            "Or one chip whose NPU the layers are compiled for: snapdragon-x-elite, for example.",
+            "Or one chip whose NPU the layers are compiled for, by a profile's name or .toml file: snapdragon-x-elite; "
+            "snapdragon-x-elite-cpu-decode computes prompts on the NPU and tokens on the CPU.",
         ),
     ] = "cpu",
     npu_numerics: Annotated[
@@ -91,6 +92,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    npu_share_weights: Annotated[
+        bool,
+        typer.Option(
+            "--npu-share-weights",
+            help="Prompt and token graphs of such a chip share binaries, about half the size together. They run on the "
+            "chip only: the simulator does not load them.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -121,6 +130,7 @@ def export(
             rotate=rotate,
             devices=[name.strip() for name in device.split(",")],
             npu_numerics=npu_numerics,
+            npu_share_weights=npu_share_weights,
             on_progress=on_progress,
         )
     if as_json:
@@ -150,9 +160,13 @@ def _npu_facts(npu: NpuFacts) -> list[str]:
 
     seconds = sum(stage.compile_seconds for stage in npu.stages)
     peak = max(stage.compile_peak_bytes for stage in npu.stages)
+    ran = [stage for stage in npu.stages if stage.proof is not None]
+    tried = f"{len(ran)} of {len(npu.stages)} graphs run beside the CPU while built" if ran else "built, not run"
     return [
-        f"{len(npu.stages)} binaries for {npu.target} (v{npu.htp_arch}, QAIRT {npu.qairt}), {npu.numerics}, "
-        "built, not run",
+        f"{len({stage.binary for stage in npu.stages})} binaries for {npu.target} (v{npu.htp_arch}, QAIRT "
+        f"{npu.qairt}), {npu.numerics}, {tried}",
+        *(["prompt and token graphs share weights"] if npu.shares_weights else []),
+        f"tokens on the {npu.tokens_on.upper()}",
         f"context of {npu.context_length:,} tokens",
         f"compiled in {seconds:.1f} s, peak memory {format_bytes(peak)}",
     ]

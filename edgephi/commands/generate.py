@@ -30,8 +30,9 @@ def generate(
 
     With --json, one object: text, prompt_tokens, reused_tokens, new_tokens, token_ids, finish ("stop", "length" or
     "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s, templated (whether the
-    chat template was used), threads, spinning (on, because: whether idle threads waited actively), provider
-    (that computed it) and passed_over (sentences about those that --fallback left behind).
+    chat template was used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider
+    (that computed the prompt), provider (that computed the answer's tokens) and passed_over (sentences about those that
+    --fallback left behind).
     """
     from edgephi.commands.console import print_statistics, print_stream
     from edgephi.runtime.model import load

@@ -79,10 +79,12 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         computes = f", computes in {graph.computes_in}" if graph.computes_in else ""
         yield f"Graph for {graph.device}", f"{graph.file}{computes}"
     if (npu := manifest.npu) is not None:
+        binaries = f"{len({stage.binary for stage in npu.stages})}{' shared' if npu.shares_weights else ''}"
         yield (
             "Graphs for npu",
-            f"{npu.target} (Hexagon v{npu.htp_arch}), {len(npu.stages)} binaries of QAIRT {npu.qairt}, {npu.numerics}, "
-            f"prompts in chunks of {npu.chunk}, context of {npu.context_length:,} tokens",
+            f"{npu.target} (Hexagon v{npu.htp_arch}), {binaries} binaries of QAIRT {npu.qairt}, {npu.numerics}, "
+            f"prompts in chunks of {npu.chunk}, tokens on the {npu.tokens_on.upper()}, context of "
+            f"{npu.context_length:,} tokens",
         )
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"

@@ -7,6 +7,7 @@ crashes with the compiler. Each of these is an error here that names the node, o
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,42 +58,61 @@ def compile_stage(graph: Path, output: Path, target: HexagonTarget, work: Path) 
             `nodes`, or its `process` crashed.
     """
     require_compiler()
-    for path in (output, output.with_name(f"{output.stem}_qnn.bin")):
-        if path.exists():
-            raise _refused("the file to compile to exists", path, "Choose another --output")
-    affinity = work / "op_affinity.json"
-    affinity.write_text(json.dumps(AFFINITY), encoding="utf-8")
-    report = _compile_in_child(graph, output, compile_options(target, affinity.absolute(), work.absolute()))
-    trace = _read_trace(work / TRACE)
+    require_new(output)
+    options = compile_options(target, write_affinity(work), work.absolute())
+    arguments = {"graph": str(graph.absolute()), "output": str(output.absolute()), "options": options}
+    report = call_compiler("edgephi.export.npu.compile_child:compile_graph", arguments, graph.name)
+    trace = read_trace(work / TRACE)
     if trace is not None:
-        _require_all_nodes(trace, graph)
+        require_all_nodes(trace, graph)
     if report["refusal"] is not None or trace is None:
         said = report["refusal"] or "it does not say which operators it took"
-        raise _refused(f"the NPU's compiler refused the graph: {said}", graph.name)
-    binary, built_for = _read_compiled(output)
+        raise refused(f"the NPU's compiler refused the graph: {said}", graph.name)
+    binary, built_for = read_compiled(output)
+    require_asked_chip(built_for, target, graph)
+    nodes = int(trace["summary"]["supported_nodes"])
+    return Compiled(output, binary, nodes, built_for, float(report["seconds"]), int(report["peak_bytes"]))
+
+
+def require_new(output: Path) -> None:
+    """Raises DeviceError when a file that compiling would write is there already."""
+    for path in (output, output.with_name(f"{output.stem}_qnn.bin")):
+        if path.exists():
+            raise refused("the file to compile to exists", path, "Choose another --output")
+
+
+def write_affinity(work: Path) -> Path:
+    """The file that `compile_options` wants."""
+    path = work / "op_affinity.json"
+    path.write_text(json.dumps(AFFINITY), encoding="utf-8")
+    return path.absolute()
+
+
+def require_asked_chip(built_for: CompiledFor, target: HexagonTarget, graph: Path) -> None:
+    """Raises DeviceError when a compiled graph is for another chip than the target."""
     if (built_for.htp_arch, built_for.soc_model) != (target.htp_arch, target.soc_model):
-        raise _refused(
+        raise refused(
             f"the compiler built for v{built_for.htp_arch}, chip {built_for.soc_model}, and was asked for "
             f"v{target.htp_arch}, chip {target.soc_model}",
             graph.name,
             "Install the version of onnxruntime-qnn that edgephi names",
         )
-    nodes = int(trace["summary"]["supported_nodes"])
-    return Compiled(output, binary, nodes, built_for, float(report["seconds"]), int(report["peak_bytes"]))
 
 
-def _compile_in_child(graph: Path, output: Path, options: dict[str, str]) -> dict[str, Any]:
-    arguments = {"graph": str(graph.absolute()), "output": str(output.absolute()), "options": options}
+def call_compiler(function: str, arguments: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Call what compiles in a child process, and return its report.
+
+    Raises:
+        DeviceError: its own, or step `process`: it crashed or took too long.
+    """
     try:
-        report = call(
-            "edgephi.export.npu.compile_child:compile_graph", arguments, timeout_s=COMPILING_S, where=graph.name
-        )
+        report = call(function, arguments, timeout_s=COMPILING_S, where=where)
     except DeviceError as error:
         if error.step != "process":
             raise
         raise DeviceError(
             f"the NPU's compiler did not finish: {error.what}",
-            where=graph.name,
+            where=where,
             remedy="Free memory and export again: a system short of it kills its largest process. If it happens again, "
             "report the model and this message to edgephi",
             step="process",
@@ -112,31 +132,33 @@ def require_compiler() -> None:
         )
 
 
-def _refused(what: str, where: object, remedy: str = _REPORT_IT) -> DeviceError:
+def refused(what: str, where: object, remedy: str = _REPORT_IT) -> DeviceError:
+    """The compiler did not do what it was asked for."""
     return DeviceError(what, where=where, remedy=remedy, step="nodes")
 
 
-def _read_trace(path: Path) -> dict[str, Any] | None:
+def read_trace(path: Path) -> dict[str, Any] | None:
+    """The provider's account of the operators it took; None: it left none."""
     if not path.is_file():
         return None
     trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return trace
 
 
-def _require_all_nodes(trace: dict[str, Any], graph: Path) -> None:
+def require_all_nodes(trace: dict[str, Any], graph: Path) -> None:
     """The compiler's own list of what it took; of a graph it cut into pieces the CPU would run a part."""
-    refused = trace["unsupported_nodes"]
-    if refused:
-        first = refused[0]
-        more = f", nor {len(refused) - 1} others of {trace['summary']['total_onnx_nodes']}" if len(refused) > 1 else ""
-        raise _refused(
+    left_out = trace["unsupported_nodes"]
+    if left_out:
+        first, others = left_out[0], len(left_out) - 1
+        more = f", nor {others} others of {trace['summary']['total_onnx_nodes']}" if others else ""
+        raise refused(
             f"the NPU does not take {first['op_type']} ({first['reason'].rstrip('.')}){more}",
             f"{first['node_name']} in {graph.name}",
             "Export this model for the CPU, or with another block size",
         )
 
 
-def _read_compiled(output: Path) -> tuple[Path, CompiledFor]:
+def read_compiled(output: Path) -> tuple[Path, CompiledFor]:
     """The binary that the compiled graph names, and what both are for."""
     import onnx
 
@@ -144,10 +166,10 @@ def _read_compiled(output: Path) -> tuple[Path, CompiledFor]:
     others = [node for node in model.graph.node if node.op_type != "EPContext"]
     if others or len(model.graph.node) != 1:
         named = others[0].name if others else f"{len(model.graph.node)} contexts"
-        raise _refused("the compiled graph is not one NPU context", f"{named} in {output.name}")
+        raise refused("the compiled graph is not one NPU context", f"{named} in {output.name}")
     attributes = {attribute.name: attribute for attribute in model.graph.node[0].attribute}
     binary = output.with_name(attributes["ep_cache_context"].s.decode("utf-8"))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if not binary.is_file() or COMPATIBILITY_KEY not in metadata:
-        raise _refused("the compiler left no binary, or none that says its chip", output)
+        raise refused("the compiler left no binary, or none that says its chip", output)
     return binary, parse_compatibility(metadata[COMPATIBILITY_KEY], output.name)

@@ -67,7 +67,8 @@ def stages(spec: DecoderSpec, target: HexagonTarget, cache_rows: int) -> tuple[S
     """The stages to compile, those for the prompt first; as many layers to a binary as the target names."""
     step = target.layers_per_binary
     ranges = [(first, min(first + step, spec.layers)) for first in range(0, spec.layers, step)]
-    return tuple(Stage(first, last, tokens, cache_rows) for tokens in (target.chunk, 1) for first, last in ranges)
+    pieces = (target.chunk, 1) if target.tokens_on == "npu" else (target.chunk,)
+    return tuple(Stage(first, last, tokens, cache_rows) for tokens in pieces for first, last in ranges)
 
 
 def require_expressible(spec: DecoderSpec) -> None:

@@ -6,19 +6,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, NpuStage, write_manifest
-from edgephi.devices.hexagon import HexagonTarget
-from edgephi.errors import DeviceError, UsageError
+from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, write_manifest
+from edgephi.devices.hexagon import HexagonTarget, installed_qairt
+from edgephi.errors import UsageError
 from edgephi.export.calibrate import calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.npu.compile import Compiled, compile_stage, require_compiler
+from edgephi.export.npu.compile import require_compiler
+from edgephi.export.npu.compile_stages import compile_stages
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
 from edgephi.export.npu.layers import DEFAULT_NUMERICS, pack_layers, plan_layers
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph
+from edgephi.export.npu.token_graph import LAYERS_DATA, token_graph
 from edgephi.export.output import check_disk, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
@@ -27,9 +27,6 @@ from edgephi.export.record import make_manifest
 from edgephi.export.recorded_layer import layer_weights
 from edgephi.export.storage import Layout, Recipe, plan_storage
 from edgephi.export.tokenizer_files import write as write_tokenizer
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 WORK = "uncompiled"
 """Folder of the layers' weights and graphs until they are compiled; it does not stay."""
@@ -41,7 +38,8 @@ def export_for_npu(
     recipe: Recipe,
     target: HexagonTarget,
     *,
-    numerics: NpuNumerics = DEFAULT_NUMERICS,
+    numerics: NpuNumerics | None = None,
+    share_weights: bool = False,
     revision: str | None = None,
     calibration: Path | None = None,
     seed: int = 0,
@@ -56,12 +54,18 @@ def export_for_npu(
     Args:
         output: folder to make; the caller has checked it.
         recipe: an int4 one, for the CPU.
+        numerics: None: w4a16, or float16 where tokens are computed on the CPU, which has no other.
+        share_weights: one binary for the prompt's and the token's graph of the same layers.
         calibration: text for GPTQ and w4a16; None: the model samples its own, with this `seed`.
 
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
     """
-    _require_recipe(recipe)
+    import onnx_ir as ir
+
+    if numerics is None:
+        numerics = DEFAULT_NUMERICS if target.tokens_on == "npu" else "float16"
+    _require_recipe(recipe, numerics, target, share_weights=share_weights)
     require_compiler()
     plan = make_plan(
         source,
@@ -86,31 +90,60 @@ def export_for_npu(
         recipe,
         layout,
         None,
-        f"{target.name} {numerics} {text.digest() if text else None}",
+        f"{target} {installed_qairt()} {numerics} {share_weights} {text.digest() if text else None}",
     )
     threads = min(4, os.cpu_count() or 1)
     spec = decoder.inner.spec
     planned = stages(spec, target, decoder.cache_rows)
+    tokens_on_cpu = Stage(0, spec.layers, 1, decoder.cache_rows) if target.tokens_on == "cpu" else None
     with staged(output, force, key) as (folder, journal), source_hashes(plan.checkpoint.files) as source_files:
         work = folder / WORK
         work.mkdir(exist_ok=True)
+        if (folder / LAYERS_DATA).exists():  # an export was interrupted after its last stage
+            (folder / LAYERS_DATA).replace(work / DATA_FILE)
         write_tokenizer(plan.tokenizer, folder)
-        write_pipeline_config(spec, plan.tokenizer, planned, target, folder)
+        all_stages = (*planned, tokens_on_cpu) if tokens_on_cpu else planned
+        write_pipeline_config(spec, plan.tokenizer, all_stages, target, folder, shared=share_weights)
         to_compile = sum(_stage_bytes(stage, decoder) for stage in planned)
         reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
         build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, threads, reporter)
         _write_outer_graphs(decoder, outer, recipe, folder)
-        compiled = []
-        for stage in planned:
-            compiled.append((stage, _compile(stage, build(stage), target, folder)))
-            reporter(_stage_bytes(stage, decoder))
+        compiled, qairt = compile_stages(
+            decoder.inner,
+            planned,
+            build,
+            target,
+            folder,
+            work,
+            journal,
+            lambda stage: reporter(_stage_bytes(stage, decoder)),
+            shared=share_weights,
+        )
+        if tokens_on_cpu:
+            ir.save(token_graph(spec, inner, recipe, tokens_on_cpu), folder / stage_file(tokens_on_cpu))
+            (work / DATA_FILE).replace(folder / LAYERS_DATA)
         shutil.rmtree(work)
         if tokens is not None:
             forget_tokens(folder)
         record = describe_text(text, tokens) if text and tokens is not None else None
-        facts = _facts(decoder, target, numerics, compiled)
+        facts = NpuFacts(
+            target=target.name,
+            numerics=numerics,
+            kv_cache="uint8" if numerics == "w4a16" else "float16",
+            htp_arch=target.htp_arch,
+            soc_model=target.soc_model,
+            qairt=qairt,
+            chunk=target.chunk,
+            cache_rows=decoder.cache_rows,
+            context_length=decoder.context_length,
+            embedding=EMBEDDING_FILE,
+            head=HEAD_FILE,
+            stages=compiled,
+            token_graph=stage_file(tokens_on_cpu) if tokens_on_cpu else None,
+            shares_weights=share_weights,
+        )
         manifest = make_manifest(
             plan.checkpoint,
             architecture,
@@ -127,11 +160,21 @@ def export_for_npu(
     return manifest
 
 
-def _require_recipe(recipe: Recipe) -> None:
+def _require_recipe(recipe: Recipe, numerics: NpuNumerics, target: HexagonTarget, *, share_weights: bool) -> None:
     if recipe.linear is None or recipe.linear.bits != 4:
         raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
     if recipe.linear.block_size > 128:
         raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
+    if target.tokens_on == "cpu" and share_weights:
+        raise UsageError(
+            f"{target.name} computes tokens on the CPU: the NPU has no graph to share weights with",
+            remedy="Leave --npu-share-weights out, or name a profile whose decode begins with qnn",
+        )
+    if target.tokens_on == "cpu" and numerics == "w4a16":
+        raise UsageError(
+            f"{target.name} computes tokens on the CPU, which has no graph of w4a16",
+            remedy="Leave --npu-numerics out, or name a profile whose decode begins with qnn",
+        )
 
 
 def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
@@ -147,52 +190,3 @@ def _write_outer_graphs(decoder: NpuDecoder, layout: Layout, recipe: Recipe, fol
     spec = decoder.outer.spec
     ir.save(embedding_graph(spec, layout, recipe), folder / EMBEDDING_FILE)
     ir.save(head_graph(spec, layout, recipe), folder / HEAD_FILE)
-
-
-def _compile(stage: Stage, model: ir.Model, target: HexagonTarget, folder: Path) -> Compiled:
-    import onnx_ir as ir
-
-    graph, output = folder / WORK / stage_file(stage), folder / stage_file(stage)
-    ir.save(model, graph)
-    # an interrupted export may have left them, whole or not
-    for stale in (output, output.with_name(f"{output.stem}_qnn.bin")):
-        stale.unlink(missing_ok=True)
-    with TemporaryDirectory(prefix="compile-", dir=folder / WORK) as work:
-        return compile_stage(graph, output, target, Path(work))
-
-
-def _facts(
-    decoder: NpuDecoder, target: HexagonTarget, numerics: NpuNumerics, compiled: list[tuple[Stage, Compiled]]
-) -> NpuFacts:
-    qairt = {result.built_for.qairt for _, result in compiled}
-    if len(qairt) != 1:
-        raise DeviceError(
-            "the compiler changed its version", where=", ".join(sorted(qairt)), remedy="Export again", step="library"
-        )
-    return NpuFacts(
-        target=target.name,
-        numerics=numerics,
-        kv_cache="uint8" if numerics == "w4a16" else "float16",
-        htp_arch=target.htp_arch,
-        soc_model=target.soc_model,
-        qairt=qairt.pop(),
-        chunk=target.chunk,
-        cache_rows=decoder.cache_rows,
-        context_length=decoder.context_length,
-        embedding=EMBEDDING_FILE,
-        head=HEAD_FILE,
-        stages=tuple(
-            NpuStage(
-                name=stage.name,
-                phase="decode" if stage.tokens == 1 else "prefill",
-                first_layer=stage.first,
-                last_layer=stage.last,
-                graph=result.graph.name,
-                binary=result.binary.name,
-                nodes=result.nodes,
-                compile_seconds=round(result.seconds, 3),
-                compile_peak_bytes=result.peak_bytes,
-            )
-            for stage, result in compiled
-        ),
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgephi.bundle import GENAI_CONFIG
-from edgephi.devices.hexagon import HexagonTarget, load_options
+from edgephi.devices.hexagon import SHARE_CONTEXTS, HexagonTarget, load_options
 from edgephi.export.npu.static_graph import INPUT_IDS, LAST, LOGITS, TOTAL, Stage, hidden_name
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.tokenizer_files import TokenizerFiles
@@ -38,7 +38,7 @@ def padding_id(spec: DecoderSpec) -> int:
 
 
 def pipeline_config(
-    spec: DecoderSpec, tokenizer: TokenizerFiles, stages: Sequence[Stage], target: HexagonTarget
+    spec: DecoderSpec, tokenizer: TokenizerFiles, stages: Sequence[Stage], target: HexagonTarget, *, shared: bool
 ) -> dict[str, Json]:
     """The configuration: embedding, the prompt's stages, the token's stages, head.
 
@@ -49,7 +49,9 @@ def pipeline_config(
     rows = stages[0].cache_rows
     on_cpu: Json = {"log_id": "onnxruntime-genai", "provider_options": []}
     options: dict[str, Json] = dict(load_options(target.htp_arch, target.soc_model))
-    on_npu: Json = {"log_id": "onnxruntime-genai", "provider_options": [{"QNN": options}]}
+    on_npu: dict[str, Json] = {"log_id": "onnxruntime-genai", "provider_options": [{"QNN": options}]}
+    if shared:  # sessions of one binary load it once
+        on_npu[SHARE_CONTEXTS] = "1"
     embedding: Json = {
         "embedding": {
             "filename": EMBEDDING_FILE,
@@ -73,7 +75,7 @@ def pipeline_config(
             "filename": stage_file(stage),
             "inputs": list(stage.inputs),
             "outputs": list(stage.outputs),
-            "session_options": on_npu,
+            "session_options": on_npu if stage.tokens > 1 or target.tokens_on == "npu" else on_cpu,
             "run_on_prompt": stage.tokens > 1,
             "run_on_token_gen": stage.tokens == 1,
         }
@@ -132,8 +134,16 @@ def pipeline_config(
 
 
 def write_pipeline_config(
-    spec: DecoderSpec, tokenizer: TokenizerFiles, stages: Sequence[Stage], target: HexagonTarget, folder: Path
+    spec: DecoderSpec,
+    tokenizer: TokenizerFiles,
+    stages: Sequence[Stage],
+    target: HexagonTarget,
+    folder: Path,
+    *,
+    shared: bool = False,
 ) -> None:
     """Write genai_config.json (UTF-8, \\n)."""
-    text = json.dumps(pipeline_config(spec, tokenizer, stages, target), indent=2, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps(pipeline_config(spec, tokenizer, stages, target, shared=shared), indent=2, ensure_ascii=False) + "\n"
+    )
     (folder / GENAI_CONFIG).write_text(text, encoding="utf-8", newline="\n")

@@ -119,7 +119,7 @@ def emit_stage(emit: StageEmitter, spec: DecoderSpec, stage: Stage) -> ir.Model:
     if stage.last == spec.layers:
         target = emit.port(hidden_name(stage.last), hidden_shape)
         hidden = normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden, output=target)
-    return _model(emit, stage.name, inputs, [hidden, *outputs])
+    return as_model(emit, stage.name, inputs, [hidden, *outputs])
 
 
 def embedding_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
@@ -133,7 +133,7 @@ def embedding_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Mod
         "/model/embed_tokens", emit.lookup("/model/embed_tokens", "embed.weight", ids), spec.embedding_scale
     )
     emit.op("Cast", "/model/embed_tokens/Cast", [rows], {"to": int(ir.DataType.FLOAT16)}, output=hidden)
-    return _model(emit, "embedding", [ids], [hidden])
+    return as_model(emit, "embedding", [ids], [hidden])
 
 
 def head_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
@@ -145,7 +145,7 @@ def head_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     single = emit.op("Cast", "/lm_head/Cast", [hidden], {"to": int(emit.float)})
     logits = emit.port(LOGITS, [1, "length", spec.vocabulary_size])
     emit_logits(emit, spec, single, logits)
-    return _model(emit, "head", [hidden], [logits])
+    return as_model(emit, "head", [hidden], [logits])
 
 
 def _kv_cache(emit: StageEmitter, spec: DecoderSpec, layer: int, rows: int) -> KvCache:
@@ -178,7 +178,7 @@ def _attention(
     return emit.linear(f"{base}/o_proj", attended, f"layers.{layer}.o.weight")
 
 
-def _model(emit: Emitter, name: str, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+def as_model(emit: Emitter, name: str, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
     import onnx_ir as ir
 
     graph = ir.Graph(

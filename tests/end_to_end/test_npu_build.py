@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgephi.benchmarks.npu_build import measure, table
@@ -31,6 +35,40 @@ def test_every_binary_has_a_row_and_nothing_stays(tmp_path: Path, numerics: NpuN
     assert [line.split("|")[1].split(":")[0].strip() for line in lines[2:]] == [
         "prefill_0_1",
         "decode_0_1",
+        "compiled",
         "whole export",
     ]
+    assert not build.continued
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_was_killed_goes_on_behind_its_last_binary(tmp_path: Path) -> None:
+    model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    command = [
+        sys.executable,
+        "-m",
+        "edgephi.benchmarks.npu_build",
+        model,
+        "--folder",
+        str(tmp_path),
+        "--layers",
+        "1",
+        "--numerics",
+        "float16",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline, found = time.monotonic() + 120, []
+    while not found:
+        assert process.poll() is None and time.monotonic() < deadline
+        found = list(tmp_path.glob("npu-build-*/.exported.partial/uncompiled/prefill_0_1.onnx"))
+        time.sleep(0.01)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(family, 10)[1] == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgephi.benchmarks.npu_build.make_checkpoint", lambda *given: pytest.fail("made again"))
+        build = measure(model, tmp_path, 1, "snapdragon-x-elite", 32, "float16")
+    assert build.continued
+    assert len(build.files) == len(build.binaries) == 2
     assert list(tmp_path.iterdir()) == []

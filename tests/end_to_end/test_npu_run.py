@@ -184,14 +184,6 @@ def test_every_node_of_the_layers_runs_in_the_npus_provider(pair: Pair) -> None:
     assert where == {f"{phase}_0_2.onnx": {"QNNExecutionProvider": 1} for phase in ("prefill", "decode")}
 
 
-@pytest.fixture(scope="session")
-def qnn_in_genai() -> None:
-    import onnxruntime_genai as og
-    import onnxruntime_qnn
-
-    og.register_execution_provider_library("QNNExecutionProvider", onnxruntime_qnn.get_library_path())
-
-
 @pytest.mark.usefixtures("qnn_in_genai")
 @pytest.mark.parametrize("length", [1, 64, 127])
 def test_stock_genai_runs_the_folder_to_the_same_tokens(pair: Pair, length: int) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgephi.devices import child
@@ -26,6 +34,18 @@ def crash():
 
 def sleep():
     time.sleep(600)
+
+def say_pid_and_sleep(pid_file):
+    with open(pid_file + ".new", "w") as stream:
+        stream.write(str(os.getpid()))
+    os.rename(pid_file + ".new", pid_file)
+    time.sleep(600)
+"""
+
+CALLER = """
+import sys
+from edgephi.devices import child
+child.call("functions:say_pid_and_sleep", {"pid_file": sys.argv[1]}, timeout_s=600)
 """
 
 
@@ -90,3 +110,49 @@ def test_other_exceptions_are_named() -> None:
 )
 def test_an_exit_status_in_words(status: int, words: str) -> None:
     assert child.exit_reason(status) == words
+
+
+def pid_in(file: Path) -> int:
+    """Of the child, once it runs."""
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(file.read_text())
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        try:
+            psutil.Process(pid).wait(seconds)
+        except psutil.TimeoutExpired:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+@pytest.mark.parametrize("end", [subprocess.Popen.kill, subprocess.Popen.terminate], ids=["SIGKILL", "SIGTERM"])
+def test_a_caller_that_ends_takes_the_child_with_it(
+    tmp_path: Path, end: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path / "pid")])
+    pid = pid_in(tmp_path / "pid")
+    assert not gone_within(pid, 0.2)
+    end(caller)
+    caller.wait()
+    assert gone_within(pid, 10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_in_the_caller_ends_the_child(tmp_path: Path) -> None:
+    """To the caller alone: at a terminal the child gets a signal of its own."""
+
+    def interrupt() -> None:
+        pid_in(tmp_path / "pid")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        child.call("functions:say_pid_and_sleep", {"pid_file": str(tmp_path / "pid")}, timeout_s=60)
+    interrupter.join()
+    assert gone_within(pid_in(tmp_path / "pid"), 10)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgephi.devices.hexagon import CompiledFor, hexagon_target, parse_compatibility
-from edgephi.errors import EngineError, UsageError
+from edgephi.devices.hexagon import CompiledFor, hexagon_target, parse_compatibility, target_of
+from edgephi.devices.profile import load_profile
+from edgephi.errors import DeviceError, EngineError, UsageError
 from edgephi.export.variants import require_devices
 
 
@@ -25,7 +26,9 @@ def test_graphs_without_an_npu_have_no_target() -> None:
 
 
 def test_a_device_nobody_knows_is_told_every_chip() -> None:
-    with pytest.raises(UsageError, match="snapdragon-x-elite, snapdragon-x-plus, snapdragon-x2-elite"):
+    with pytest.raises(
+        UsageError, match="snapdragon-x-elite, snapdragon-x-elite-cpu-decode, snapdragon-x-plus, snapdragon-x2-elite"
+    ):
         require_devices(["abacus"])
 
 
@@ -42,3 +45,13 @@ def test_the_metadata_names_qairt_architecture_and_chip() -> None:
 def test_other_metadata_is_refused(text: str) -> None:
     with pytest.raises(EngineError, match="no Hexagon NPU"):
         parse_compatibility(text, "graph")
+
+
+def test_who_computes_tokens_is_what_a_profile_names_first() -> None:
+    assert target_of(load_profile("snapdragon-x-elite")).tokens_on == "npu"
+    split = load_profile("snapdragon-x-elite-cpu-decode")
+    assert target_of(split).tokens_on == "cpu"
+    for changes in ({"decode": ("webgpu",)}, {"prefill": ("cpu",)}):
+        with pytest.raises(DeviceError, match="whose prefill begins with qnn") as refused:
+            target_of(split.model_copy(update=changes))
+        assert refused.value.step == "profile"

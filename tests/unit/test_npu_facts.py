@@ -99,3 +99,13 @@ def test_an_older_runtime_is_refused(installed: str) -> None:
 def test_a_binary_outside_the_folder_is_refused(path: str) -> None:
     with pytest.raises(ValidationError, match="not a relative path"):
         stage("prefill", 0, 8, binary=path)
+
+
+def test_tokens_are_the_npus_or_the_cpus_and_never_both() -> None:
+    prompts = tuple(stage("prefill", *layers) for layers in ((0, 8), (8, 12)))
+    assert facts().tokens_on == "npu"
+    assert facts(prompts, token_graph="decode_0_12.onnx").tokens_on == "cpu"
+    with pytest.raises(ValidationError, match="two graphs for decode"):
+        facts(WHOLE, token_graph="decode_0_12.onnx")
+    with pytest.raises(ValidationError, match="stages of decode are not consecutive"):
+        facts(prompts)
