@@ -84,12 +84,13 @@ def test_spinning_ends_with_the_mains_and_a_word_is_final(tmp_path: Path) -> Non
     assert spinning(False, "profile p", root) == Spinning(False, "profile p")
 
 
-def test_the_profiles_that_come_along_spin_on_mains_and_never_beside_an_accelerator() -> None:
+def test_the_profiles_whose_tokens_are_the_cpus_spin_on_mains_and_never_beside_an_accelerator() -> None:
     asked = {profile.name: profile.spinning for profile in own_profiles()}
     assert {name: value for name, value in asked.items() if value} == {
         "cpu-arm-neon": "mains",
         "cpu-x86-avx2": "mains",
         "cpu-x86-avx512-vnni": "mains",
+        "snapdragon-x-elite-cpu-decode": "mains",
     }
     assert not beside("webgpu").on and not npu_choice(None).spinning.on
 
