@@ -19,6 +19,7 @@ from edgephi.errors import DeviceError
 from edgephi.runtime.dispatch import Choice, Place, asked_to_spin, beside
 from edgephi.runtime.npu_dispatch import _choice as npu_choice
 from edgephi.runtime.og_settings import og_config
+from tests.unit.test_npu_facts import facts
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /sys")
 FREQUENCY = "sys/devices/system/cpu/cpu0/cpufreq/"
@@ -92,7 +93,7 @@ def test_the_profiles_whose_tokens_are_the_cpus_spin_on_mains_and_never_beside_a
         "cpu-x86-avx512-vnni": "mains",
         "snapdragon-x-elite-cpu-decode": "mains",
     }
-    assert not beside("webgpu").on and not npu_choice(None).spinning.on
+    assert not beside("webgpu").on and not npu_choice(None, facts()).spinning.on
 
 
 @pytest.mark.parametrize("value", ['"sometimes"', "2", '"battery"', '"true"'])
