@@ -62,16 +62,29 @@ def compile_stage(graph: Path, output: Path, target: HexagonTarget, work: Path) 
     options = compile_options(target, write_affinity(work), work.absolute())
     arguments = {"graph": str(graph.absolute()), "output": str(output.absolute()), "options": options}
     report = call_compiler("edgephi.export.npu.compile_child:compile_graph", arguments, graph.name)
-    trace = read_trace(work / TRACE)
-    if trace is not None:
-        require_all_nodes(trace, graph)
-    if report["refusal"] is not None or trace is None:
-        said = report["refusal"] or "it does not say which operators it took"
-        raise refused(f"the NPU's compiler refused the graph: {said}", graph.name)
+    nodes = require_taken(graph, work / TRACE, report["refusal"])
     binary, built_for = read_compiled(output)
     require_asked_chip(built_for, target, graph)
-    nodes = int(trace["summary"]["supported_nodes"])
     return Compiled(output, binary, nodes, built_for, float(report["seconds"]), int(report["peak_bytes"]))
+
+
+def require_taken(graph: Path, trace: Path, refusal: str | None) -> int:
+    """Nodes of a graph that the compiler took: all of them.
+
+    Args:
+        trace: where its list of operators is, if it got so far.
+        refusal: what onnxruntime said instead of compiling.
+
+    Raises:
+        DeviceError: step `nodes`: some node, or else the graph, was refused.
+    """
+    seen = read_trace(trace)
+    if seen is not None:
+        require_all_nodes(seen, graph)
+    if refusal is not None or seen is None:
+        said = refusal or "it does not say which operators it took"
+        raise refused(f"the NPU's compiler refused the graph: {said}", graph.name)
+    return int(seen["summary"]["supported_nodes"])
 
 
 def require_new(output: Path) -> None:

@@ -22,11 +22,10 @@ from edgephi.export.npu.compile import (
     Compiled,
     call_compiler,
     read_compiled,
-    read_trace,
     refused,
-    require_all_nodes,
     require_asked_chip,
     require_new,
+    require_taken,
     write_affinity,
 )
 from edgephi.export.npu.numbers import compare
@@ -68,21 +67,15 @@ def compile_pair(
         " and ".join(path.name for path in graphs),
     )
     if report["refusal"] is not None:
-        graph = graphs[report["refused"]]
-        if (seen := read_trace(traces[report["refused"]] / TRACE)) is not None:
-            require_all_nodes(seen, graph)
-        raise refused(f"the NPU's compiler refused the graph: {report['refusal']}", graph.name)
+        index = report["refused"]
+        require_taken(graphs[index], traces[index] / TRACE, report["refusal"])
     found = []
     for index, (graph, output) in enumerate(zip(graphs, outputs, strict=True)):
-        seen = read_trace(traces[index] / TRACE)
-        if seen is None:
-            raise refused("the NPU's compiler does not say which operators it took", graph.name)
-        require_all_nodes(seen, graph)
+        nodes = require_taken(graph, traces[index] / TRACE, None)
         binary, built_for = read_compiled(output)
         require_asked_chip(built_for, target, graph)
-        nodes, proofs = int(seen["summary"]["supported_nodes"]), report["proofs"]
         compiled = Compiled(output, binary, nodes, built_for, report["seconds"][index], report["peak_bytes"])
-        found.append((compiled, NpuProof.model_validate(proofs[index]) if prove else None))
+        found.append((compiled, NpuProof.model_validate(report["proofs"][index]) if prove else None))
     if found[0][0].binary != found[1][0].binary:
         raise refused("the compiler wrote two binaries where one was asked for", graphs[0].name)
     for compiled, proof in found:

@@ -23,6 +23,7 @@ from edgephi.runtime.model import load
 from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
 from edgephi.runtime.report import placement_report
 from tests.decoding import Decoder, build_graph
+from tests.npu_reference import genai_tokens
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
@@ -203,18 +204,7 @@ def test_a_profile_of_ones_own_asks_for_it(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("qnn_in_genai")
 @pytest.mark.parametrize("length", [64, 127])
 def test_stock_genai_runs_the_folder_to_the_same_tokens(pair: Pair, length: int) -> None:
-    import onnxruntime_genai as og
-
     (prompt,), (expected,) = clear_turns(pair, (length,))
     config = json.loads((pair.folder / "genai_config.json").read_text(encoding="utf-8"))
     assert config["model"]["type"] == "decoder-pipeline"
-    model = og.Model(og.Config(str(pair.folder)))
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=CONTEXT + 64)
-    generator = og.Generator(model, params)
-    generator.append_tokens(np.array(prompt, np.int32))
-    tokens = []
-    for _ in range(NEW):
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    assert tokens == expected.tokens
+    assert genai_tokens(pair.folder, prompt, CONTEXT + 64, NEW) == expected.tokens

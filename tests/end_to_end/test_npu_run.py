@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.errors import PromptError
 from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
-from tests.npu_reference import CpuStages, cpu_stages
+from tests.npu_reference import CpuStages, cpu_stages, genai_tokens
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
@@ -187,16 +187,5 @@ def test_every_node_of_the_layers_runs_in_the_npus_provider(pair: Pair) -> None:
 @pytest.mark.usefixtures("qnn_in_genai")
 @pytest.mark.parametrize("length", [1, 64, 127])
 def test_stock_genai_runs_the_folder_to_the_same_tokens(pair: Pair, length: int) -> None:
-    import onnxruntime_genai as og
-
     prompt = clear_prompt(pair.cpu, length)
-    model = og.Model(og.Config(str(pair.folder)))
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=CONTEXT + 64)
-    generator = og.Generator(model, params)
-    generator.append_tokens(np.array(prompt, np.int32))
-    tokens = []
-    for _ in range(NEW):
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    assert tokens == answer(pair.cpu.sequence(CONTEXT), prompt, NEW)[0]
+    assert genai_tokens(pair.folder, prompt, CONTEXT + 64, NEW) == answer(pair.cpu.sequence(CONTEXT), prompt, NEW)[0]
