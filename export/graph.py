@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgephi.export.attention import attention, kv_cache, mask_lengths, separate_attention
 from edgephi.export.block_sparse import visibility
-from edgephi.export.emitter import MS, Emitter
+from edgephi.export.emitter import MS, OPSET, Emitter
 from edgephi.export.head import last_rows
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
@@ -23,16 +23,23 @@ from edgephi.export.storage import Layout, Recipe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET, MS_OPSET, IR_VERSION = 21, 1, 10
+MS_OPSET, IR_VERSION = 1, 10
 
 
 def build_graph(
-    spec: DecoderSpec, layout: Layout, recipe: Recipe, *, separate: bool = False, last_row: bool = False
+    spec: DecoderSpec,
+    layout: Layout,
+    recipe: Recipe,
+    *,
+    opset: int = OPSET,
+    separate: bool = False,
+    last_row: bool = False,
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
 
     Args:
         recipe: its float type is what the graph computes in; what is stored in the other one is cast while it loads.
+        opset: of ONNX's own operators; see `variants.cpu_opset`.
         separate: the attention's form is `separate_attention`; the graph then has an input `position_ids`, unless it
             chooses between two ropes itself.
         last_row: logits of each sequence's last token only, [batch, 1, vocabulary]. onnxruntime-genai allocates what
@@ -40,7 +47,7 @@ def build_graph(
     """
     import onnx_ir as ir
 
-    emit = Emitter(layout, recipe)
+    emit = Emitter(layout, recipe, opset=opset)
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = [kv_cache(emit, spec, layer) for layer in range(spec.layers)]
@@ -77,7 +84,7 @@ def build_graph(
         outputs=[logits, *(value for cache in caches for value in (cache.present_key, cache.present_value))],
         nodes=emit.nodes,
         initializers=list(emit.initializers.values()),
-        opset_imports={"": OPSET, MS: MS_OPSET},
+        opset_imports={"": emit.opset, MS: MS_OPSET},
         name="main_graph",
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")
@@ -89,10 +96,11 @@ def write_graph(
     recipe: Recipe,
     path: Path,
     *,
+    opset: int = OPSET,
     separate: bool = False,
     last_row: bool = False,
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    ir.save(build_graph(spec, layout, recipe, separate=separate, last_row=last_row), path)
+    ir.save(build_graph(spec, layout, recipe, opset=opset, separate=separate, last_row=last_row), path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgephi.export.attention import attention, kv_cache, mask_lengths
 from edgephi.export.block_sparse import visibility
 from edgephi.export.emitter import MS, Emitter
-from edgephi.export.graph import IR_VERSION, MS_OPSET, OPSET
+from edgephi.export.graph import IR_VERSION, MS_OPSET
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
 from edgephi.export.norms import add_and_norm, first_norm, normalize
@@ -107,7 +107,7 @@ def model_of(emit: Emitter, inputs: list[ir.Value], outputs: list[ir.Value]) -> 
         outputs=outputs,
         nodes=emit.nodes,
         initializers=list(emit.initializers.values()),
-        opset_imports={"": OPSET, MS: MS_OPSET},
+        opset_imports={"": emit.opset, MS: MS_OPSET},
         name="main_graph",
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")

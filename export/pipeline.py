@@ -189,13 +189,19 @@ def _carry_out(
             variants = plan_variants(devices, architecture.spec, layout, recipe)
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
         graphs = [
-            aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.file, separate=one.separate)
+            aside.submit(
+                write_graph,
+                architecture.spec,
+                layout,
+                one.recipe,
+                folder / file,
+                opset=one.opset,
+                separate=one.separate,
+                last_row=file == one.last_row_file,
+            )
             for one in variants
-        ]
-        graphs += [
-            aside.submit(write_graph, architecture.spec, layout, one.recipe, folder / one.last_row_file, last_row=True)
-            for one in variants
-            if one.last_row_file is not None
+            for file in (one.file, one.last_row_file)
+            if file is not None
         ]
         if recipe.quantize == "gptq":
             assert tokens is not None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from edgephi.bundle import GraphDevice, GraphEntry
 from edgephi.devices.hexagon import target_names
 from edgephi.errors import UsageError
+from edgephi.export.emitter import OPSET, POOLING_OPSET
 from edgephi.export.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.storage import Layout, Recipe
@@ -27,6 +28,7 @@ class Variant:
     """As the weights are stored, but for the type the graph computes in."""
     separate: bool = False
     """See `export/attention.py`."""
+    opset: int = OPSET
 
     @property
     def file(self) -> str:
@@ -55,7 +57,7 @@ def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, rec
         UsageError: an unknown device, or one that does not compute this model as it is stored.
     """
     require_devices(devices)
-    found = [Variant("cpu", recipe)]
+    found = [Variant("cpu", recipe, opset=cpu_opset(spec))]
     if "webgpu" in devices:
         _require_gpu("WebGPU", "webgpu", spec, recipe)
         exact = recipe.accuracy_level in (0, 1)
@@ -65,6 +67,11 @@ def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, rec
         _require_directml(spec, layout)
         found.append(Variant("directml", replace(recipe, float_type="float16"), separate=True))
     return tuple(found)
+
+
+def cpu_opset(spec: DecoderSpec) -> int:
+    """The version of ONNX's operators in the CPU's graph: where averages are fast, unless it lacks an operator."""
+    return OPSET if spec.mlp == "gelu_tanh" else POOLING_OPSET  # Gelu came with 20
 
 
 def require_devices(devices: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from edgephi.export.pack import pack_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Precision, Recipe, make_recipe, plan_storage
-from edgephi.export.variants import plan_variants
+from edgephi.export.variants import cpu_opset, plan_variants
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:
@@ -35,7 +35,8 @@ def build_graph_of(architecture: Architecture, folder: Path, recipe: Recipe) -> 
     layout = plan_storage(architecture, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     pack_weights(architecture, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
-    write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
+    opset = cpu_opset(architecture.spec)
+    write_graph(architecture.spec, layout, recipe, folder / "model.onnx", opset=opset)
     return folder / "model.onnx"
 
 
@@ -46,8 +47,9 @@ def build_variants(source: Path | Checkpoint, folder: Path, recipe: Recipe, devi
     layout = plan_storage(architecture, recipe)
     graphs = {}
     for variant in plan_variants(devices, architecture.spec, layout, recipe):
-        graphs[variant.device] = folder / variant.file
-        write_graph(architecture.spec, layout, variant.recipe, graphs[variant.device], separate=variant.separate)
+        graph = graphs[variant.device] = folder / variant.file
+        one = variant.recipe
+        write_graph(architecture.spec, layout, one, graph, opset=variant.opset, separate=variant.separate)
     return {str(device): path for device, path in graphs.items()}
 
 

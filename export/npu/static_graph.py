@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgephi.export.attention import KvCache
 from edgephi.export.emitter import MS, Emitter
-from edgephi.export.graph import IR_VERSION, MS_OPSET, OPSET
+from edgephi.export.graph import IR_VERSION, MS_OPSET
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
 from edgephi.export.norms import normalize
@@ -186,7 +186,7 @@ def as_model(emit: Emitter, name: str, inputs: list[ir.Value], outputs: list[ir.
         outputs=outputs,
         nodes=emit.nodes,
         initializers=list(emit.initializers.values()),
-        opset_imports={"": OPSET, MS: MS_OPSET},
+        opset_imports={"": emit.opset, MS: MS_OPSET},
         name=name,
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")
