@@ -47,9 +47,10 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
     """
     from edgephi.export.families import describe
     from edgephi.export.families.naming import Blueprint
-    from edgephi.export.gptq_pack import Streams, fit_layer
+    from edgephi.export.gptq_pack import fit_layer
     from edgephi.export.recorded_layer import LayerGraph, layer_weights
     from edgephi.export.spec import Checkpoint
+    from edgephi.export.streams import Streams
 
     if model not in PUBLISHED:
         raise UsageError(f"there is no published model {model!r} in the table", remedy="Choose a hub id of a Phi model")

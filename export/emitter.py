@@ -164,6 +164,10 @@ class Emitter:
         inputs = [self.stored(rows), ids, self.in_float(table.scales)]
         return self.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
 
+    def stores(self, weight: str) -> bool:
+        """Whether the data file has this matrix, given by its canonical name."""
+        return weight in self._layout.matrices
+
     @property
     def accuracy_level(self) -> int:
         """MatMulNBits' attribute, for operators that share it."""

@@ -22,7 +22,18 @@ from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.folded import read_slice
-from edgephi.export.layer_graph import HIDDEN_IN, LOGITS, MASK, decoder_end, end_graph, layer_graph, single_layer
+from edgephi.export.layer_graph import (
+    HEAD_IN,
+    HIDDEN_IN,
+    LOGITS,
+    MASK,
+    before_head,
+    before_head_graph,
+    decoder_end,
+    end_graph,
+    layer_graph,
+    single_layer,
+)
 from edgephi.export.pack import VALUES_PER_SLICE, pack_weights
 from edgephi.export.read import weight_slices
 from edgephi.export.spec import Architecture, DecoderSpec
@@ -98,6 +109,13 @@ def end_of_model(architecture: Architecture) -> Iterator[Callable[[Float32], Flo
     """
     with _session(decoder_end(architecture), end_graph) as session:
         yield lambda hidden: _run(session, [LOGITS], {HIDDEN_IN: hidden[None]})
+
+
+@contextmanager
+def up_to_head(architecture: Architecture) -> Iterator[Callable[[Float32], Float32]]:
+    """As `end_of_model`, without the head: hidden states [n, hidden] to what it multiplies, [n, columns]."""
+    with _session(before_head(architecture), before_head_graph) as session:
+        yield lambda hidden: _run(session, [HEAD_IN], {HIDDEN_IN: hidden[None]})
 
 
 def _check(spec: DecoderSpec, sequences: Sequence[TokenIds]) -> int:

@@ -9,31 +9,29 @@ decoded, the statistics of one linear layer, and the hidden states of both model
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.data_file import DataFile, Journal
+from edgephi.export.fitted_head import pack_head
 from edgephi.export.folded import fold_values, read_weight
 from edgephi.export.lpbq_storage import read_lpbq, write_lpbq
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
 from edgephi.export.read import read_rows, require_finite
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.spec import Architecture, Weight
+from edgephi.export.spec import HEAD, Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
+from edgephi.export.streams import Streams, gather
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
 from edgephi.quantize.drift import compensate
 from edgephi.quantize.gptq import gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight
 from edgephi.quantize.per_channel import quantize_rows
-from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 Float32 = NDArray[np.float32]
-
-ROWS_AT_ONCE = 2048
-"""Inputs multiplied together: 64 MB at 8,192 columns."""
 
 
 def group(layer: int) -> str:
@@ -43,8 +41,8 @@ def group(layer: int) -> str:
 
 def takes_gptq(weight: Weight, layout: Layout) -> bool:
     """Whether GPTQ decides the codes of a weight."""
-    fmt = layout.matrices[weight.name].format if weight.role == "linear" else None
-    return fmt is not None and fmt.bits == 4
+    matrix = layout.matrices.get(weight.name) if weight.role == "linear" or weight.name == HEAD else None
+    return matrix is not None and matrix.format is not None and matrix.format.bits == 4
 
 
 def pack_with_gptq(
@@ -85,7 +83,9 @@ def pack_calibrated(
     journal: Journal,
     report: Report,
 ) -> None:
-    """Quantize 4-bit linear weights with GPTQ and write them to their places; what the journal holds is only run again.
+    """Quantize 4-bit linear weights, and a 4-bit head, with GPTQ and write them to their places.
+
+    What the journal holds is only run again.
 
     Experts are seen by few tokens each: they stay as rounding stores them, and later layers are fitted to that. So are
     8-bit weights, for which rounding is good enough.
@@ -127,16 +127,12 @@ def pack_calibrated(
             if weight.role in ("linear", "expert") and name not in linear:
                 values[name] = _rounded(values[name], layout.matrices[name], name)
         hidden = Streams(graph.run(hidden.exact, exact), graph.run(hidden.actual, values))
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Hidden states before a layer, float32 [sequences, length, hidden]."""
-
-    exact: Float32
-    """Of the float model."""
-    actual: Float32
-    """Of the model whose earlier layers are quantized."""
+    if HEAD in architecture.weights and takes_gptq(architecture.weights[HEAD], layout):
+        if HEAD in journal.done:
+            report(weight_source_bytes(architecture.weights[HEAD]))
+        else:
+            pack_head(architecture, layout.matrices[HEAD], hidden, data, report)
+            journal.add(HEAD)
 
 
 def fit_layer(
@@ -175,27 +171,8 @@ def _statistics(
     graph: LayerGraph, name: str, hidden: Streams, exact: Mapping[str, Float32], values: Mapping[str, Float32]
 ) -> tuple[Float32, Float32]:
     """Hessian A^T A and drift A^T (X - A) of a linear layer's inputs: A the actual ones, X those of the float model."""
-    columns = exact[name].shape[1]
-    hessian, cross = np.zeros((2, columns, columns), np.float32)
-    actual: list[Float32] = []
-    wanted: list[Float32] = []
-    left = len(hidden.actual)
-    with worker_pool() as pool:
-        pairs = zip(graph.inputs(name, hidden.actual, values), graph.inputs(name, hidden.exact, exact), strict=True)
-        for ours, theirs in pairs:
-            actual.append(ours)
-            wanted.append(theirs)
-            left -= 1
-            # a product of many rows is worth more than its sum costs
-            if not left or sum(map(len, actual)) >= ROWS_AT_ONCE:
-                rows = np.concatenate(actual)
-                drift = np.concatenate(wanted)
-                drift -= rows
-                add_gram(pool, hessian, rows)
-                add_gram(pool, cross, rows, drift)
-                actual, wanted = [], []
-    mirror(hessian)
-    return hessian, cross
+    pairs = zip(graph.inputs(name, hidden.actual, values), graph.inputs(name, hidden.exact, exact), strict=True)
+    return gather(pairs, exact[name].shape[1])
 
 
 def _format(matrix: StoredMatrix) -> BlockFormat | LpbqFormat:

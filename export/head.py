@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgephi.export.emitter import Emitter
-from edgephi.export.spec import DecoderSpec
+from edgephi.export.spec import HEAD, DecoderSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,12 +29,17 @@ def last_rows(emit: Emitter, token_ids: ir.Value, lengths: Lengths, normed: ir.V
     return emit.op("GatherND", f"{base}/GatherND", [normed, column], {"batch_dims": 1})
 
 
-def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
-    """Write logits of every row of `normed` to `output`, the suppressed tokens' at the lowest number."""
-    head = "embed.weight" if spec.tied_embedding else "head.weight"
+def head_inputs(emit: Emitter, spec: DecoderSpec, normed: ir.Value) -> ir.Value:
+    """What the head multiplies: normalized hidden states, where the decoder has it turned or scaled."""
     if spec.head_input:
         normed = emit.linear("/lm_head/input_proj", normed, "head_input.weight", "head_input.bias")
-    scaled = emit.scaled("/lm_head/scale", normed, spec.head_scale)
+    return emit.scaled("/lm_head/scale", normed, spec.head_scale)
+
+
+def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
+    """Write logits of every row of `normed` to `output`, the suppressed tokens' at the lowest number."""
+    head = HEAD if emit.stores(HEAD) else "embed.weight"
+    scaled = head_inputs(emit, spec, normed)
     if not spec.suppressed_tokens:
         emit.linear("/lm_head", scaled, head, "head.bias", output=output)
         return

@@ -10,17 +10,18 @@ from edgephi.export.attention import attention, kv_cache, mask_lengths
 from edgephi.export.block_sparse import visibility
 from edgephi.export.emitter import MS, Emitter
 from edgephi.export.graph import IR_VERSION, MS_OPSET
+from edgephi.export.head import head_inputs
 from edgephi.export.head import logits as emit_logits
 from edgephi.export.mlp import mlp
 from edgephi.export.norms import add_and_norm, first_norm, normalize
 from edgephi.export.rope_switch import rope_rows
-from edgephi.export.spec import Architecture, DecoderSpec, Weight
+from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
 from edgephi.export.storage import Layout, Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-HIDDEN_IN, HIDDEN_OUT, LOGITS, MASK = "hidden_in", "hidden_out", "logits", "attention_mask"
+HIDDEN_IN, HIDDEN_OUT, HEAD_IN, LOGITS, MASK = "hidden_in", "hidden_out", "head_in", "logits", "attention_mask"
 
 
 def single_layer(architecture: Architecture, layer: int, longest: int) -> Architecture:
@@ -92,6 +93,23 @@ def end_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     logits = emit.port(LOGITS, ["batch_size", "sequence_length", spec.vocabulary_size])
     emit_logits(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden), logits)
     return model_of(emit, [hidden], [logits])
+
+
+def before_head(architecture: Architecture) -> Architecture:
+    """A `decoder_end` without the head."""
+    end = decoder_end(architecture)
+    weights = {name: weight for name, weight in end.weights.items() if name not in (HEAD, "embed.weight")}
+    return replace(end, weights=weights)
+
+
+def before_head_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
+    """The graph of `before_head`: HIDDEN_IN [batch, length, hidden] to HEAD_IN, which is what the head multiplies."""
+    emit = Emitter(layout, recipe)
+    hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
+    given = head_inputs(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden))
+    output = emit.port(HEAD_IN, ["batch_size", "sequence_length", "head_columns"])
+    emit.op("Identity", "/lm_head/input/Identity", [given], output=output)
+    return model_of(emit, [hidden], [output])
 
 
 def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -63,6 +63,7 @@ def export(
     calibration: str | Path | None = None,
     seed: int = 0,
     rotate: bool = False,
+    head_bits: int = 8,
     devices: Sequence[str] = ("cpu",),
     npu_numerics: NpuNumerics | None = None,
     npu_share_weights: bool = False,
@@ -94,6 +95,8 @@ def export(
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
             source holds in 4 bits is then quantized anew.
+        head_bits: of int4's head; 4 makes it faster, and is for `quantize` gptq, which fits it, or rtn, which loses far
+            more. Where the embedding serves as head, both are stored.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
             with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`. A
             profile or .toml file whose decode begins with cpu gets a graph for tokens on the CPU.
@@ -118,7 +121,7 @@ def export(
     check_output(output, force)
     if seed < 0:
         raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
-    recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None)
+    recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None, head_bits)
     budget = make_budget(bits, target_size)
     if budget is not None and (precision, block_size) != ("int4", 32):
         raise UsageError(
@@ -128,10 +131,10 @@ def export(
     if npu := hexagon_target(devices):
         from edgephi.export.npu.pipeline import export_for_npu
 
-        if via != "edgephi" or budget is not None:
+        if via != "edgephi" or budget is not None or recipe.head is not None:
             raise UsageError(
-                "the NPU's graphs have one size of block, and are edgephi's own",
-                remedy="Leave --bits, --target-size and --via out",
+                "the NPU's graphs have one size of block and a head in 8 bits, and are edgephi's own",
+                remedy="Leave --bits, --target-size, --head-bits and --via out",
             )
         return export_for_npu(
             source,
@@ -151,10 +154,12 @@ def export(
         raise UsageError(f"{asked} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
     require_devices(devices)
     if via == "optimum":
-        if set(devices) != {"cpu"} or rotate or budget is not None or text is not None or quantize == "gptq":
+        plain = budget is None and text is None and recipe.head is None and not rotate
+        if set(devices) != {"cpu"} or quantize == "gptq" or not plain:
             raise UsageError(
                 "optimum's graph is for the CPU, and its weights are only rounded",
-                remedy="Leave --device, --rotate, --bits, --target-size, --calibration and --quantize out, or --via",
+                remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
+                "out, or --via",
             )
         from edgephi.export.via_optimum import export_via_optimum
 

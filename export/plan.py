@@ -10,6 +10,7 @@ from edgephi.errors import UsageError
 from edgephi.export.calibrate import CalibrationSource, extra_disk
 from edgephi.export.carry_over import carried_types
 from edgephi.export.families import describe
+from edgephi.export.fitted_head import with_own_head
 from edgephi.export.mixed import Budget, Mix, plan_mix
 from edgephi.export.rotation import rotate_architecture
 from edgephi.export.sensitivity import states_bytes
@@ -74,8 +75,15 @@ def make_plan(
     checkpoint = open_source(source, revision)
     published = describe(checkpoint)
     architecture = published if recipe.rotation_seed is None else rotate_architecture(published, recipe.rotation_seed)
+    if recipe.head is not None:
+        architecture = with_own_head(architecture)
     tokenizer = read_tokenizer(checkpoint, architecture)
     recipe = decide(recipe, architecture, calibration is not None, carry=not integers)
+    if recipe.head is not None and recipe.quantize == "auto":
+        raise UsageError(
+            "a head in 4 bits is fitted to calibration text, and auto would fit nothing here",
+            remedy="Add --quantize gptq, or --quantize rtn to have it rounded, or leave --head-bits out",
+        )
     text = None
     if recipe.quantize == "gptq" or budget is not None or integers:
         text = CalibrationSource(calibration, seed)

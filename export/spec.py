@@ -202,6 +202,10 @@ Fold = ScaledColumns | RotatedColumns | RotatedRows | AddedProduct | Ones | Diag
 """One step of what is done to a weight's values after they are read; `export/folded.py` does it."""
 
 
+HEAD = "head.weight"
+"""The head's canonical name; a decoder without it multiplies by its embedding."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """A canonical weight of the decoder: parts of checkpoint tensors, stacked along rows, then folded."""

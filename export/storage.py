@@ -15,7 +15,7 @@ from typing import Literal
 
 from edgephi.errors import UsageError
 from edgephi.export.carry_over import CARRIED, HALF_SCALES, carried_types, mean_copies
-from edgephi.export.spec import Architecture, DecoderSpec, Weight
+from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
 from edgephi.quantize import BlockFormat
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -48,6 +48,8 @@ class Recipe:
     asked: Quantize = "rtn"
     rotation_seed: int | None = None
     """Of the rotation that `export/rotation.py` folds into the weights; None: they are as published."""
+    head: BlockFormat | None = None
+    """None: as the embedding. Else the head is stored by itself, also where a checkpoint's embedding serves as one."""
     half_scales: bool = True
     """Scales of blocks in float16 whatever the graph computes in, cast while a model loads: at blocks of 32 half a bit
     less a weight. Nothing is lost: SmolLM2-135M, rounded, 4,088 predictions: 104.1 to 95.7 MB, KL divergence to float
@@ -67,22 +69,36 @@ def make_recipe(
     accuracy_level: int = 4,
     quantize: Quantize = "rtn",
     rotation_seed: int | None = None,
+    head_bits: int = 8,
 ) -> Recipe:
     """The recipe a precision stands for.
 
     Raises:
-        UsageError: a block size the operator does not have.
+        UsageError: a block size the operator does not have, bits for the head that are neither 4 nor 8, or 4 for the
+            head where linear weights have others.
     """
     if block_size not in (16, 32, 64, 128, 256):
         raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
     eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
     if quantize == "gptq" and precision != "int4":
         raise UsageError("GPTQ makes int4 bundles", remedy="Leave --quantize out, or --precision")
+    if head_bits not in (4, 8):
+        raise UsageError(f"a head of {head_bits} bits does not exist", remedy="Choose 4 or 8")
+    if head_bits == 4 and precision != "int4":
+        raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
             return Recipe(
-                precision, linear, eight, "float32", accuracy_level, quantize, quantize, rotation_seed=rotation_seed
+                precision,
+                linear,
+                eight,
+                "float32",
+                accuracy_level,
+                quantize,
+                quantize,
+                rotation_seed=rotation_seed,
+                head=linear if head_bits == 4 else None,
             )
         case "int8":
             linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
@@ -192,6 +208,8 @@ def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
     """The format of this weight under the recipe; embedding blocks shrink until they divide the row."""
     if weight.role == "linear":
         return recipe.linear
+    if weight.name == HEAD and recipe.head is not None:
+        return recipe.head
     if recipe.embedding is None:
         return None
     # GatherBlockQuantized takes whole blocks only; 16 is its smallest

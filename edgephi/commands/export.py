@@ -74,6 +74,14 @@ def export(
             "same, and nothing is carried over.",
         ),
     ] = False,
+    head_bits: Annotated[
+        int,
+        typer.Option(
+            metavar="4|8",
+            help="Of int4's head. 4 decodes faster, the more so the larger the vocabulary; it is for --quantize gptq, "
+            "which fits it, or rtn, which loses far more.",
+        ),
+    ] = 8,
     device: Annotated[
         str,
         typer.Option(
@@ -128,6 +136,7 @@ def export(
             calibration=calibration,
             seed=seed,
             rotate=rotate,
+            head_bits=head_bits,
             devices=[name.strip() for name in device.split(",")],
             npu_numerics=npu_numerics,
             npu_share_weights=npu_share_weights,
