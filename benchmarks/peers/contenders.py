@@ -7,20 +7,33 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from edgephi.benchmarks.peers.results import Peer
 from edgephi.errors import UsageError
+from edgephi.export.storage import Quantize
 
 CHILDREN = Path(__file__).parent / "children"
 PEERS: tuple[Peer, ...] = ("llama.cpp", "builder", "openvino", "transformers")
-WAYS: Mapping[str, tuple[str, int]] = {
-    "auto": ("auto", 32),
-    "rtn-32": ("rtn", 32),
-    "rtn-128": ("rtn", 128),
-    "gptq-32": ("gptq", 32),
-    "gptq-128": ("gptq", 128),
+
+
+class Way(NamedTuple):
+    """Arguments of edgephi's export."""
+
+    quantize: Quantize
+    block_size: int
+    head_bits: int = 8
+
+
+WAYS: Mapping[str, Way] = {
+    "auto": Way("auto", 32),
+    "rtn-32": Way("rtn", 32),
+    "rtn-128": Way("rtn", 128),
+    "rtn-128-head4": Way("rtn", 128, 4),
+    "gptq-32": Way("gptq", 32),
+    "gptq-128": Way("gptq", 128),
+    "gptq-128-head4": Way("gptq", 128, 4),
 }
-"""edgephi's: `quantize` and `block_size` of the export."""
 LLAMA_TYPES = ("Q4_0", "Q4_K_M")
 FILE_TYPES = {2: "Q4_0", 3: "Q4_1", 15: "Q4_K_M"}
 """general.file_type of the 4-bit files that llama.cpp is also given as they are (ggml-org/llama.cpp, llama.h)."""
@@ -85,7 +98,7 @@ def contenders(
     for way in ways:
         if way not in WAYS:
             raise UsageError(f"edgephi has no way {way!r}", remedy=f"Choose from {', '.join(WAYS)}")
-        quantize, block = WAYS[way]
+        export = WAYS[way]
         bundle = folder / f"edgephi-{way}"
         found.append(
             Contender(
@@ -95,7 +108,8 @@ def contenders(
                 CHILDREN / "with_edgephi.py",
                 {"folder": str(bundle), "threads": threads},
                 bundle,
-                f"quantize {quantize}, block {block}, int8 head; {LAST}, in pieces of 256; prepacked weights, mapped",
+                f"quantize {export.quantize}, block {export.block_size}, int{export.head_bits} head; {LAST}, "
+                "in pieces of 256; prepacked weights, mapped",
                 {"EDGEPHI_CACHE": str(folder / f"cache-{way}")},
             )
         )

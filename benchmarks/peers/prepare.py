@@ -104,9 +104,11 @@ def stored_bytes(contender: Contender) -> int:
 def _prepare_edgephi(contender: Contender, source: Path, folder: Path) -> None:
     import edgephi
 
-    quantize, block = WAYS[contender.name.split()[1]]
     if not contender.made.exists():
-        edgephi.export(source, contender.made, quantize=quantize, block_size=block)  # type: ignore[arg-type]
+        way = WAYS[contender.name.split()[1]]
+        edgephi.export(
+            source, contender.made, quantize=way.quantize, block_size=way.block_size, head_bits=way.head_bits
+        )
     # the second load of a bundle writes this and all later ones use it: what is measured is a user's every day
     with start(contender, folder) as child:
         child.ask("load", settings={**contender.settings, "prepacked": "now"})
