@@ -22,7 +22,7 @@ from edgephi.errors import DeviceError
 REMEDY = "Run `edgephi doctor`; if it finds nothing, another version of this provider or its driver may help"
 
 
-def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, where: object = None) -> object:
+def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | None, where: object = None) -> object:
     """Call a function of an importable module in a fresh interpreter and return its answer.
 
     The child lives no longer than the call: an exception here (Ctrl-C) kills it, and it notices when this process ends.
@@ -30,7 +30,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
     Args:
         function: `package.module:name`; takes keyword arguments and returns something JSON can hold.
         arguments: its keyword arguments; JSON values only.
-        timeout_s: seconds, starting the interpreter included; then the child is killed.
+        timeout_s: seconds, starting the interpreter included; then the child is killed. None: it takes what it takes.
         where: the file or provider this is about, for the sentence.
 
     Raises:
@@ -42,7 +42,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
         status, said_out, said_err = _run(command, json.dumps(dict(arguments)).encode() + b"\n", timeout_s)
     except subprocess.TimeoutExpired as expired:
         raise DeviceError(
-            f"no answer within {timeout_s:g} s",
+            f"no answer within {expired.timeout:g} s",
             where=where,
             remedy="Try again when the machine is idle",
             step="process",
@@ -66,7 +66,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float, wh
     return answer["value"]
 
 
-def _run(command: list[str], line: bytes, timeout_s: float) -> tuple[int, bytes, bytes]:
+def _run(command: list[str], line: bytes, timeout_s: float | None) -> tuple[int, bytes, bytes]:
     """Exit status, stdout and stderr of a command that gets a line on a stdin which stays open meanwhile."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:

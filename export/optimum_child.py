@@ -1,7 +1,6 @@
 """The process in which torch runs: transformers loads a checkpoint, optimum-onnx traces it to a float32 graph.
 
-A process of its own, because torch does not give its memory back. `export/via_optimum.py` starts it as
-`python -m edgephi.export.optimum_child CHECKPOINT FOLDER` and finds model.onnx, its data and REPORT in FOLDER.
+A process of its own, because torch does not give its memory back. `export/via_optimum.py` calls `report` there.
 
 The graph is not believed: before the process ends, onnxruntime runs it in three pieces (prefill, prefill on a cache,
 one token), and the logits have to be those of transformers.
@@ -11,7 +10,8 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
+import os
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from edgephi.errors import EdgephiError, UnsupportedModelError, WeightError
 
-REPORT = "report.json"
 TASK = "text-generation-with-past"
 
 CHECKED_TOKENS = 24
@@ -34,9 +33,43 @@ TRACEABLE_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 _OTHER_CHECKPOINT = "Use a checkpoint of a model that optimum-onnx exports for text generation"
 
+SETTINGS = {
+    "FORCE_ONNX_EXTERNAL_DATA": "1",  # optimum-onnx: weights beside the graph, whatever their size
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def report(checkpoint: str, folder: str) -> dict[str, object]:
+    """Called in the child: trace, quietly and offline.
+
+    Args:
+        checkpoint, folder: as in `trace`.
+
+    Returns:
+        What `trace` returns, or `refusal`: the class and the parts of the error.
+    """
+    os.environ.update(SETTINGS)  # read when the libraries are imported, which is later
+    warnings.simplefilter("ignore")
+    try:
+        return trace(Path(checkpoint), Path(folder))
+    except EdgephiError as error:
+        refusal = error
+    except Exception as error:
+        said = " ".join(str(error).split())[:400]
+        refusal = UnsupportedModelError(
+            f"optimum-onnx could not trace the model: {type(error).__name__}: {said}",
+            where=checkpoint,
+            remedy=_OTHER_CHECKPOINT,
+        )
+    parts = {"what": refusal.what, "where": refusal.where, "remedy": refusal.remedy}
+    return {"refusal": {"kind": type(refusal).__name__, **parts}}
+
 
 def trace(checkpoint: Path, folder: Path) -> dict[str, object]:
-    """Trace the checkpoint into the folder.
+    """Trace the checkpoint to model.onnx and its data in the folder.
 
     Returns:
         The model's facts (counts; what the model does not have is left out) and `difference`: the largest one between
@@ -229,25 +262,3 @@ def _logits(graph: Path, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         rows.append(outputs[0][0])
         past = dict(zip(past, outputs[1:], strict=True))
     return np.concatenate(rows)
-
-
-def main(arguments: list[str]) -> None:
-    """Trace, and leave the result or the refusal in the report."""
-    checkpoint, folder = (Path(argument) for argument in arguments)
-    report: dict[str, object]
-    try:
-        report = trace(checkpoint, folder)
-    except EdgephiError as error:
-        report = {
-            "refusal": {
-                "kind": type(error).__name__,
-                "what": error.what,
-                "where": error.where,
-                "remedy": error.remedy,
-            }
-        }
-    (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

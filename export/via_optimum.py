@@ -6,10 +6,7 @@ weights (measured: 8.0 GB for 0.49 G parameters; what edgephi adds stays below 0
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,11 +17,11 @@ from uuid import uuid4
 import edgephi
 from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.errors import UnsupportedModelError, UsageError, WeightError
+from edgephi.devices.child import call
+from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.config import Config
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
-from edgephi.export.optimum_child import REPORT
 from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
 from edgephi.export.output import bundle_files, check_disk, staged
 from edgephi.export.pipeline import Progress, Reporter, source_hashes
@@ -102,7 +99,7 @@ def export_via_optimum(
         source_hashes(checkpoint.files) as source_files,
         tempfile.TemporaryDirectory(prefix=f".{output.name}.traced-", dir=folder.parent) as traced,
     ):
-        report = _trace(checkpoint.folder, Path(traced))
+        report = trace(checkpoint.folder, Path(traced))
         import onnx_ir as ir
 
         model = ir.load(Path(traced) / GRAPH_FILE)
@@ -143,32 +140,23 @@ def _installed_versions() -> dict[str, str]:
         ) from error
 
 
-def _trace(checkpoint: Path, folder: Path) -> Config:
-    """Run `edgephi.export.optimum_child` and read its report."""
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-    settings = {
-        "FORCE_ONNX_EXTERNAL_DATA": "1",  # optimum-onnx: weights beside the graph, whatever their size
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    # -P: no module of the current folder is imported
-    command = [sys.executable, "-P", "-m", "edgephi.export.optimum_child", str(checkpoint), str(folder)]
-    environment = os.environ | quiet | settings
-    child = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if child.returncode < 0:
+def trace(checkpoint: Path, folder: Path) -> Config:
+    """What `optimum_child.trace` returns; it runs in a process that ends with this one, for hours if need be.
+
+    Raises:
+        UnsupportedModelError, WeightError: see there; or the process was ended, as a system short of memory does.
+    """
+    arguments = {"checkpoint": str(checkpoint), "folder": str(folder)}
+    try:
+        answer = call("edgephi.export.optimum_child:report", arguments, timeout_s=None, where=checkpoint)
+    except DeviceError as died:
         raise UnsupportedModelError(
-            f"the process that traces the model was stopped by signal {-child.returncode}",
+            f"the model was not traced: {died.what}",
             where=checkpoint,
             remedy="Free memory, or use a machine with 16 bytes for each of the model's parameters",
-        )
-    if child.returncode > 0:
-        lines = child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-        raise UnsupportedModelError(
-            f"optimum-onnx could not trace the model: {lines[-1][:400]}",
-            where=checkpoint,
-            remedy="Use a checkpoint of a model that optimum-onnx exports for text generation",
-        )
-    report = Config(json.loads((folder / REPORT).read_text(encoding="utf-8")), str(checkpoint / "config.json"))
+        ) from died
+    assert isinstance(answer, dict)
+    report = Config(answer, str(checkpoint / "config.json"))
     if (refusal := report.section("refusal")) is not None:
         raise _REFUSALS[refusal.text("kind")](
             refusal.text("what"), where=refusal.values["where"], remedy=refusal.text("remedy")

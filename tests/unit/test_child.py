@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from edgephi.devices import child
 from edgephi.errors import DeviceError
+from tests.processes import gone_within, pid_in
 
 FUNCTIONS = """
 import ctypes, os, time
@@ -110,24 +108,6 @@ def test_other_exceptions_are_named() -> None:
 )
 def test_an_exit_status_in_words(status: int, words: str) -> None:
     assert child.exit_reason(status) == words
-
-
-def pid_in(file: Path) -> int:
-    """Of the child, once it runs."""
-    deadline = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return int(file.read_text())
-
-
-def gone_within(pid: int, seconds: float) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        try:
-            psutil.Process(pid).wait(seconds)
-        except psutil.TimeoutExpired:
-            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
 
 
 @pytest.mark.parametrize("end", [subprocess.Popen.kill, subprocess.Popen.terminate], ids=["SIGKILL", "SIGTERM"])
