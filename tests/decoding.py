@@ -1,9 +1,10 @@
-"""Running an exported graph through plain onnxruntime, one thread, for comparisons with a reference."""
+"""Running an exported graph through plain onnxruntime, one thread, and a folder through stock onnxruntime-genai."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -90,3 +91,27 @@ class Decoder:
 def distance(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     """Largest difference, in units of the reference logits' standard deviation over the vocabulary."""
     return float(np.abs(logits - reference).max() / reference.std(axis=-1).mean())
+
+
+def genai_tokens(
+    folder: Path, prompt: Sequence[int] | NDArray[Any], max_length: int, count: int | None = None
+) -> list[int]:
+    """What stock onnxruntime-genai answers, greedily: `count` tokens, or all until it stops by itself or is full.
+
+    Args:
+        folder: where an NPU's binaries are in it, its provider must be registered.
+        prompt: token ids.
+        max_length: tokens of prompt and answer that there is room for.
+    """
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=max_length, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.asarray(prompt, np.int32))
+    tokens: list[int] = []
+    while not generator.is_done() if count is None else len(tokens) < count:
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens

@@ -108,19 +108,3 @@ def cpu_stages(
     shape = (1, spec.kv_heads, decoder.cache_rows, spec.head_dim)
     dtype = np.dtype(np.uint8 if numerics == "w4a16" else np.float16)
     return CpuStages(sessions, spec.layers, shape, dtype, target.chunk, spec.vocabulary_size)
-
-
-def genai_tokens(folder: Path, prompt: Sequence[int], max_length: int, count: int) -> list[int]:
-    """What stock onnxruntime-genai answers, greedily; it must know the NPU's provider."""
-    import onnxruntime_genai as og
-
-    model = og.Model(og.Config(str(folder)))
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=max_length)
-    generator = og.Generator(model, params)
-    generator.append_tokens(np.array(prompt, np.int32))
-    tokens = []
-    for _ in range(count):
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    return tokens

@@ -19,7 +19,7 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
 from edgephi.commands.console import statistics
 from edgephi.runtime import engine as engine_module
 from edgephi.runtime.model import Model, load
-from tests.decoding import Decoder, distance
+from tests.decoding import Decoder, distance, genai_tokens
 
 SWITCH, CONTEXT = 32, 128  # of the fixture
 PROMPT = 26
@@ -174,18 +174,7 @@ def test_greedy_tokens_across_4096_are_those_of_a_graph_without_a_cache(
 
 
 def test_stock_onnxruntime_genai_crosses_4096_by_itself(published_switch: Path, long_prompt: NDArray[np.int64]) -> None:
-    import onnxruntime_genai as og
-
-    model = og.Model(str(published_switch))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=4200)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(long_prompt.astype(np.int32))
-    tokens = []
-    for _ in range(9):
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    assert_greedy(published_switch, long_prompt, tokens)
+    assert_greedy(published_switch, long_prompt, genai_tokens(published_switch, long_prompt, 4200, 9))
 
 
 def assert_greedy(bundle: Path, prompt: NDArray[np.int64], tokens: tuple[int, ...] | list[int]) -> None:

@@ -16,6 +16,7 @@ from edgephi.bundle import check_bundle, read_manifest, sha256_of
 from edgephi.errors import EdgephiError, OutputError, TokenizerError, UsageError, WeightError
 from edgephi.export import output as output_module
 from edgephi.export.storage import Precision
+from tests.decoding import genai_tokens
 
 TOKENIZER = {
     "version": "1.0",
@@ -87,21 +88,14 @@ def test_stock_genai_loads_the_folder_without_the_manifest(smollm2_bundle: Path,
     folder = tmp_path / "stock"
     shutil.copytree(smollm2_bundle, folder, copy_function=os.link)
     (folder / "edgephi.json").unlink()
-    model = og.Model(str(folder))
-    tokenizer = og.Tokenizer(model)
+    tokenizer = og.Tokenizer(og.Model(str(folder)))
     prompt = tokenizer.apply_chat_template(
         json.dumps([{"role": "user", "content": "What is the capital of France?"}]), add_generation_prompt=True
     )
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=128)
-    generator = og.Generator(model, params)
     tokens = tokenizer.encode(prompt)
-    generator.append_tokens(tokens)
-    while not generator.is_done():
-        generator.generate_next_token()
-    answer = tokenizer.decode(generator.get_sequence(0)[len(tokens) :])
-    assert "Paris" in answer
-    assert len(generator.get_sequence(0)) < 128, "the answer did not stop by itself"
+    answer = genai_tokens(folder, tokens, 128)
+    assert "Paris" in tokenizer.decode(answer)
+    assert len(tokens) + len(answer) < 128, "the answer did not stop by itself"
     # each digit is a token of its own in this vocabulary
     assert len(tokenizer.encode("1234567")) == 7
 

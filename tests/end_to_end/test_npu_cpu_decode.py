@@ -22,8 +22,7 @@ from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.runtime.model import load
 from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
 from edgephi.runtime.report import placement_report
-from tests.decoding import Decoder, build_graph
-from tests.npu_reference import genai_tokens
+from tests.decoding import Decoder, build_graph, genai_tokens
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

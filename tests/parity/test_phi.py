@@ -18,7 +18,7 @@ from edgephi.export.gguf_reader import open_gguf
 from edgephi.export.published import PUBLISHED
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.tokenizer_files import TokenizerFiles
-from tests.decoding import Decoder, build_graph, distance
+from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance
 
 CASES = ("phi-parallel", "phi-qk")
@@ -230,18 +230,10 @@ GREEDY = (60, 130, 129, 32, 60, 130, 129, 32, 60, 130, 67, 130)
 
 
 def test_stock_onnxruntime_genai_gives_the_reference_greedy_tokens(fixtures: Path, tmp_path: Path) -> None:
-    import onnxruntime_genai as og
-
     source = fixtures / "phi-parallel"
     build_graph(source, tmp_path, "fp32")
     # the ids that end an answer and pad a batch are the tokenizer's to say, and these checkpoints have none
     tokenizer = TokenizerFiles("{}", {}, None, None, (159,), 159, 160)
     write_genai_config(describe(open_folder(source)).spec, tokenizer, tmp_path)
-    model = og.Model(og.Config(str(tmp_path)))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=20, do_sample=False)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(np.load(source / "reference.npz")["input_ids"][0, :8].astype(np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert tuple(generator.get_sequence(0)[8:].tolist()) == GREEDY
+    prompt = np.load(source / "reference.npz")["input_ids"][0, :8]
+    assert tuple(genai_tokens(tmp_path, prompt, 20)) == GREEDY

@@ -27,7 +27,7 @@ from edgephi.export.spec import Experts
 from edgephi.export.storage import Layout, expert_format, make_recipe, plan_storage
 from edgephi.export.tokenizer_files import TokenizerFiles
 from edgephi.quantize import BlockFormat
-from tests.decoding import Decoder, build_graph, distance
+from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance
 
 FP32_TOLERANCE = 1e-4  # of a logit's spread
@@ -256,16 +256,7 @@ GREEDY = (104, 33, 30, 77, 77, 77, 155, 149, 14, 132, 93, 37)
 def test_stock_onnxruntime_genai_gives_the_reference_greedy_tokens(
     source: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    import onnxruntime_genai as og
-
     build_graph(source, tmp_path, "fp32")
     tokenizer = TokenizerFiles("{}", {}, None, None, (159,), 159, 160)
     write_genai_config(describe(open_folder(source)).spec, tokenizer, tmp_path)
-    model = og.Model(og.Config(str(tmp_path)))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=20, do_sample=False)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(reference[0][0, :8].astype(np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert tuple(generator.get_sequence(0)[8:].tolist()) == GREEDY
+    assert tuple(genai_tokens(tmp_path, reference[0][0, :8], 20)) == GREEDY

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.errors import TokenizerError, UnsupportedModelError, UsageError, WeightError
 from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
-from tests.decoding import Decoder, build_graph, distance
+from tests.decoding import Decoder, build_graph, distance, genai_tokens
 
 pytest.importorskip("optimum.exporters.onnx", reason='the extra is not installed: pip install -e ".[optimum]"')
 
@@ -203,21 +203,11 @@ def _divergence(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> 
 def test_stock_onnxruntime_genai_decodes_as_transformers_does(
     family: str, checkpoint: Checkpoints, bundle: Bundles, token_ids: NDArray[np.int64]
 ) -> None:
-    import onnxruntime_genai as og
-
-    folder = bundle(family, "fp32")
     model, expected = transformers_model(checkpoint(family)), token_ids[:, :12]
     for _ in range(8):
         following = logits_of(model, expected)[:, -1].argmax(-1)
         expected = np.concatenate([expected, following[:, None]], axis=1)
-    og_model = og.Model(str(folder))
-    params = og.GeneratorParams(og_model)
-    params.set_search_options(max_length=64, do_sample=False)
-    generator = og.Generator(og_model, params)
-    generator.append_tokens(token_ids[0, :12].astype(np.int32))
-    for _ in range(8):
-        generator.generate_next_token()
-    assert generator.get_sequence(0).tolist() == expected[0].tolist()
+    assert genai_tokens(bundle(family, "fp32"), token_ids[0, :12], 64, 8) == expected[0, 12:].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -228,17 +218,9 @@ def test_the_int4_bundle_answers_in_edgephi_and_in_stock_onnxruntime_genai(famil
     folder = bundle(family, "int4")
     with edgephi.load(folder, threads=1) as loaded:
         ours = "".join(loaded.generate("The capital of France", max_new_tokens=12))
-    og_model = og.Model(str(folder))
-    params = og.GeneratorParams(og_model)
-    prompt = og.Tokenizer(og_model).encode("The capital of France")
-    params.set_search_options(max_length=len(prompt) + 12, do_sample=False)
-    generator = og.Generator(og_model, params)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    theirs = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(
-        generator.get_sequence(0)[len(prompt) :].tolist()
-    )
+    prompt = og.Tokenizer(og.Model(str(folder))).encode("The capital of France")
+    tokens = genai_tokens(folder, prompt, len(prompt) + 12)
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(tokens)
     assert ours == theirs != ""
 
 
