@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,17 @@ class Tally:
         return [(len(run["tokens"]) - 1) / run["rest_s"] for run in self.runs.get(tokens, ()) if run["rest_s"] > 0]
 
 
+@contextmanager
+def _loaded(tally: Tally, start: Start) -> Iterator[tuple[Child, dict[str, Any]]]:
+    """A new child with its weights loaded, and what it says about that; its libraries are noted."""
+    child = start(tally.contender)
+    try:
+        tally.libraries = child.hello["libraries"]
+        yield child, child.ask("load", settings=tally.contender.settings)
+    finally:
+        child.close()
+
+
 def measure_loading(tallies: Sequence[Tally], start: Start, ids: Sequence[int], times: int, advance: Advance) -> None:
     """Load every contender in new processes, in turns, and let it answer once."""
     answers: dict[str, list[Answers]] = {}
@@ -86,13 +97,8 @@ def measure_loading(tallies: Sequence[Tally], start: Start, ids: Sequence[int], 
         for tally in tallies:
             with tally.attempt():
                 if tally.reason is None:
-                    child = start(tally.contender)
-                    try:
-                        tally.libraries = child.hello["libraries"]
-                        loaded = child.ask("load", settings=tally.contender.settings)
+                    with _loaded(tally, start) as (child, loaded):
                         answered = child.ask("run", ids=list(ids[:FIRST_PROMPT]), count=FIRST_ANSWER)
-                    finally:
-                        child.close()
                     answers.setdefault(tally.contender.name, []).append((child.hello, loaded, answered))
             advance()
     for tally in tallies:
@@ -147,15 +153,13 @@ def measure_rounds(
         advance: called (rounds + 1) * len(cases) * len(tallies) times.
     """
     children: dict[int, Child] = {}
-    try:
+    with ExitStack() as stack:
         for index, tally in enumerate(tallies):
             with tally.attempt():
                 if tally.reason is None:
-                    children[index] = child = start(tally.contender)
-                    tally.libraries = child.hello["libraries"]
-                    child.ask("load", settings=tally.contender.settings)
+                    children[index], _ = stack.enter_context(_loaded(tally, start))
                     if question:
-                        tally.answer = tuple(child.ask("run", ids=list(question), count=MAX_ANSWER)["tokens"])
+                        tally.answer = tuple(children[index].ask("run", ids=list(question), count=MAX_ANSWER)["tokens"])
         for turn, case, index in order(seed, rounds + 1, len(cases), len(tallies)):
             tally, ids = tallies[index], cases[case].ids
             with tally.attempt():
@@ -171,9 +175,6 @@ def measure_rounds(
             if tally.reason is not None:
                 tally.runs.clear()  # rounds that others have and it has not
             advance()
-    finally:
-        for child in children.values():
-            child.close()
 
 
 def _busy_s() -> float:
@@ -201,11 +202,8 @@ def measure_quality(
     for tally in tallies:
         with tally.attempt():
             if tally.reason is None:
-                child = start(tally.contender)
-                try:
-                    tally.libraries = child.hello["libraries"]
-                    child.ask("load", settings=tally.contender.settings)
-                    parts = []
+                parts = []
+                with _loaded(tally, start) as (child, _):
                     for index, ids in enumerate(windows):
                         child.ask("logits", ids=[int(token) for token in ids], file=str(file))
                         logits = np.load(file)
@@ -213,8 +211,6 @@ def measure_quality(
                         width = min(logits.shape[1], expected[index].shape[1])
                         parts.append(score(expected[index][:-1, :width], logits[:-1, :width], ids[1:]))
                         advance()
-                finally:
-                    child.close()
                 scores = concatenate(parts)
                 tally.quality = Quality(
                     predictions=len(scores.kl),
