@@ -25,7 +25,7 @@ from statistics import median
 
 from edgephi.benchmarks.checkpoint_folder import write_checkpoint_folder
 from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import folder_bytes
 from edgephi.errors import EdgephiError, UsageError
 
@@ -229,7 +229,7 @@ def main() -> None:
         commands = contenders(gguf, folder, builder_python, given.builder_option)
         with progress("exporting", (given.warm_up + given.rounds) * len(commands)) as advance:
             results = compare(commands, Path(scratch), rounds=given.rounds, warm_up=given.warm_up, on_run=advance)
-    ours = {**machine(), **library_versions("edgephi", "onnx-ir", "numpy", "gguf")}
+    ours = circumstances("onnx-ir", "numpy", "gguf")
     weights = (gguf or folder).name
     print(table(results))
     print(

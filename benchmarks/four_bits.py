@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 
 from edgephi.benchmarks.quality import BundleQuality, QualityReport, measure
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.export.storage import Quantize
 from edgephi.runtime.engine import Engine
 
@@ -221,7 +221,7 @@ def main() -> None:
     decode = decode_ratios(given.folder / "auto", given.folder / "rtn-b32", given.rounds, 128)
     answers = answer(given.folder / "auto", reference, given.choices) if given.choices else None
     result = FourBits(quality, decode, answers)
-    facts = {**machine(), **library_versions("edgephi", "onnxruntime", "numpy")}
+    facts = circumstances("onnxruntime", "numpy")
     print(table(WAYS, quality.bundles))
     print(f"\n{quality.text}: {quality.predictions:,} predictions; KL in nats.")
     print("\n".join([*sentences(result), in_one_line(facts)]))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, run
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run
 from edgephi.devices.memory import peak_resident_bytes
 from edgephi.errors import UsageError
 from edgephi.export.published import PUBLISHED
@@ -96,7 +96,7 @@ def main() -> None:
     print(
         f"\n{given.model}, blocks of {given.block_size}, {given.sequences * given.length:,} tokens; peak memory "
         f"{cost.peak_bytes / 1e9:.2f} GB; {cost.layers} layers take {cost.layers * cost.seconds / 60:.0f} minutes by "
-        f"estimate.\n{in_one_line({**machine(), **library_versions('edgephi', 'onnxruntime', 'numpy')})}"
+        f"estimate.\n{in_one_line(circumstances('onnxruntime', 'numpy'))}"
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run, write_json
 from edgephi.bundle import read_manifest
 from edgephi.errors import OutputError, UsageError
 from edgephi.export.published import PUBLISHED
@@ -190,7 +190,7 @@ def main() -> None:
         )
     header = ["model shape", "bf16 in", "time", "rate", "share of cores", "peak memory", "read", "written", "bundle"]
     print(markdown_table(header, rows))
-    facts = machine() | library_versions("edgephi", "numpy")
+    facts = circumstances("numpy")
     print(in_one_line(facts))
     if options.json:
         write_json(options.json, {"machine": facts, "precision": options.precision, "runs": records})

@@ -25,7 +25,7 @@ import numpy as np
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
 from edgephi.benchmarks.large_export import make_checkpoint
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import add_turns, circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.errors import UsageError
 from edgephi.export.published import PUBLISHED
 from edgephi.runtime.model import load
@@ -108,10 +108,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints and bundles are put, and removed")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
     parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds in turns (7)")
-    parser.add_argument("--prompt", type=int, default=256, metavar="N", help="tokens of the prompt (256)")
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode (32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the samples and the lines")
+    add_turns(parser, rounds=7, prompt=256, tokens=32)
     given = parser.parse_args()
     depths = sorted(set(given.layers))
     if len(depths) < 2 or depths[0] < 1 or given.tokens < 2:
@@ -134,7 +131,7 @@ def main() -> None:
     whole = cast(int, PUBLISHED[given.model]["num_hidden_layers"])
     rows.append((f"by the line: {whole}", *(f"{one.at(whole):.1f}" for one in lines.values())))
     print(markdown_table(("layers", "prefill, ms/token", "decode, ms/token", "processor, ms/new token"), rows))
-    facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-genai")
+    facts = circumstances("onnxruntime", "onnxruntime-genai")
     sizes = f"prompts of {given.prompt} tokens, {given.tokens} decoded, blocks of {given.block_size}"
     print(f"{given.model}, random weights, {sizes}, medians of {given.rounds} rounds\n{in_one_line(facts)}")
     if given.json:

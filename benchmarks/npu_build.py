@@ -24,7 +24,7 @@ from typing import get_args
 
 from edgephi.benchmarks.child_cost import run_and_measure
 from edgephi.benchmarks.large_export import make_checkpoint
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run, write_json
 from edgephi.bundle import NpuNumerics, read_manifest
 from edgephi.errors import BundleError
 from edgephi.export.npu.layers import DEFAULT_NUMERICS
@@ -232,7 +232,7 @@ def main() -> None:
     given = parser.parse_args()
     asked = (given.model, given.folder, given.layers, given.device, given.block_size, given.numerics)
     build = measure(*asked, shared=given.share_weights)
-    facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-qnn")
+    facts = circumstances("onnxruntime", "onnxruntime-qnn")
     proven = sum(one.proven for one in build.binaries)
     ran = f"{proven} of {len(build.binaries)} stages run beside the CPU" if proven else "Compiled, not run"
     cpu = f", {build.cpu_seconds:.0f} s of processor time" if build.cpu_seconds is not None else ""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgephi.benchmarks.graph_logits import GraphLogits
 from edgephi.benchmarks.npu_stages import UncompiledStages
 from edgephi.benchmarks.quality import PredictionScores, concatenate, score, tokenize
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import NpuNumerics
 from edgephi.devices.hexagon import HexagonTarget, target_of
 from edgephi.devices.profile import load_profile
@@ -208,7 +208,7 @@ def main() -> None:
     cut = tokenize([given.reference], given.text, last * length).reshape(last, length)[given.skip :]
     measured = [evaluate(given, numerics, target, cut) for numerics in given.numerics]
     rows, perplexity = [row for row, _ in measured], measured[0][1]
-    facts = {**machine(), **library_versions("edgephi", "onnxruntime", "numpy")}
+    facts = circumstances("onnxruntime", "numpy")
     print(table(rows))
     print(
         f"\nint4 in blocks of {given.block_size}{', rotated' if given.rotate else ''}; fp32 has perplexity "

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import add_turns, circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
 from edgephi.runtime.config import answering
@@ -288,10 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, metavar="DIR", help="what `edgephi export` wrote, float32 KV cache")
     parser.add_argument("--threads", type=int, metavar="N", help="of onnxruntime (one a core)")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="rounds in turns (9)")
-    parser.add_argument("--prompt", type=int, default=64, metavar="N", help="tokens of the prompt (64)")
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode (64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
+    add_turns(parser, rounds=9, prompt=64, tokens=64)
     given = parser.parse_args()
     found = compare(given.bundle, given.threads, given.rounds, given.prompt, given.tokens)
     with tempfile.TemporaryDirectory() as scratch:
@@ -309,7 +306,7 @@ def main() -> None:
         slowest = ", ".join(f"{kind} {ms:.2f}" for kind, ms in list(one.operators.items())[:6])
         rows.append((name, f"{one.step:.2f}", f"{one.in_run:.2f}", f"{sum(one.operators.values()):.2f}", slowest))
     print("\n" + markdown_table(("profiled", "step, ms", "in Run", "in operators", "of these"), rows))
-    facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-genai")
+    facts = circumstances("onnxruntime", "onnxruntime-genai")
     print(f"\nmedians of {given.rounds} rounds, {given.tokens} tokens after {given.prompt}\n{in_one_line(facts)}")
     if given.json:
         taken = {name: [asdict(one) for one in runs] for name, runs in found.items()}

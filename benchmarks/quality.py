@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.benchmarks.graph_logits import GraphLogits
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import MANIFEST, check_bundle, folder_bytes, read_manifest
 from edgephi.errors import EngineError, SourceError, TokenizerError, UsageError
 
@@ -254,7 +254,7 @@ def main() -> None:
             window_length=given.window_length,
             on_window=advance,
         )
-    facts = {**machine(), **library_versions("edgephi", "onnxruntime", "numpy")}
+    facts = circumstances("onnxruntime", "numpy")
     print(table(report))
     print(
         f"\n{report.text}: the first {report.windows} windows of {report.window_length} tokens, "

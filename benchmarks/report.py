@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -74,9 +75,22 @@ def library_versions(*names: str) -> dict[str, str]:
     return found
 
 
+def circumstances(*libraries: str) -> dict[str, str]:
+    """The machine, and the versions of edgephi and of the libraries that were measured."""
+    return machine() | library_versions("edgephi", *libraries)
+
+
 def in_one_line(facts: Mapping[str, str]) -> str:
     """{'cpu': 'X', 'python': '3.11'} → 'cpu X, python 3.11'."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def add_turns(parser: argparse.ArgumentParser, *, rounds: int, prompt: int, tokens: int) -> None:
+    """The options of scripts that decode in turns, with these defaults."""
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"rounds in turns ({rounds})")
+    parser.add_argument("--prompt", type=int, default=prompt, metavar="N", help=f"tokens of the prompt ({prompt})")
+    parser.add_argument("--tokens", type=int, default=tokens, metavar="N", help=f"tokens to decode ({tokens})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
-from edgephi.benchmarks.report import in_one_line, library_versions, machine, markdown_table, progress, run, write_json
+from edgephi.benchmarks.report import add_turns, circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.runtime.model import Model, load
 
 PAUSE_S = 0.5
@@ -54,10 +54,7 @@ def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, metavar="DIR", help="what `edgephi export` wrote")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="rounds in turns (9)")
-    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (128)")
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode (64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the samples")
+    add_turns(parser, rounds=9, prompt=128, tokens=64)
     given = parser.parse_args()
     found = compare(given.bundle, given.rounds, given.prompt, given.tokens)
     rows = []
@@ -75,7 +72,7 @@ def main() -> None:
         )
     header = ("spinning", "prefill, tokens/s", "decode, tokens/s", "range", "processor ms/token", "of the processors")
     print(markdown_table(header, rows))
-    facts = machine() | library_versions("edgephi", "onnxruntime", "onnxruntime-genai")
+    facts = circumstances("onnxruntime", "onnxruntime-genai")
     print(in_one_line(facts))
     if given.json:
         samples_json = {"on" if spins else "off": [asdict(one) for one in taken] for spins, taken in found.items()}
