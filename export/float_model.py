@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from edgephi.devices.cpu import decode_threads
 from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.data_file import JOURNAL, Journal
+from edgephi.export.embedding import TokenIds, embed_sequences
 from edgephi.export.emitter import DATA_FILE
-from edgephi.export.folded import read_slice
 from edgephi.export.layer_graph import (
     HEAD_IN,
     HIDDEN_IN,
@@ -34,8 +34,7 @@ from edgephi.export.layer_graph import (
     layer_graph,
     single_layer,
 )
-from edgephi.export.pack import VALUES_PER_SLICE, pack_weights
-from edgephi.export.read import weight_slices
+from edgephi.export.pack import pack_weights
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.storage import Layout, Recipe, make_recipe, plan_storage
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Float32 = NDArray[np.float32]
-TokenIds = NDArray[np.int64]
 GraphBuilder = Callable[[DecoderSpec, Layout, Recipe], "ir.Model"]
 
 GRAPH = "model.onnx"
@@ -86,7 +84,7 @@ def float_logits(
     """
     spec = architecture.spec
     longest = _check(spec, sequences)
-    hidden = _embed(architecture, sequences)
+    hidden = embed_sequences(architecture, sequences)
     empty = np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32)
     cache = {"past_key_values.0.key": empty, "past_key_values.0.value": empty}
     for layer in range(spec.layers):
@@ -132,20 +130,6 @@ def _check(spec: DecoderSpec, sequences: Sequence[TokenIds]) -> int:
             remedy="Compare with the checkpoint the bundle was made from",
         )
     return longest
-
-
-def _embed(architecture: Architecture, sequences: Sequence[TokenIds]) -> list[Float32]:
-    """Embedding rows [n, hidden] of every sequence; the table is read in slices, once."""
-    used, places = np.unique(np.concatenate(sequences), return_inverse=True)
-    rows = np.empty((len(used), architecture.spec.hidden_size), np.float32)
-    table = architecture.weights["embed.weight"]
-    for row, tensors, start, stop in weight_slices(table, VALUES_PER_SLICE):
-        first, last = np.searchsorted(used, [row, row + stop - start])
-        if first < last:
-            rows[first:last] = read_slice(table, tensors, start, stop)[used[first:last] - row]
-    rows *= np.float32(architecture.spec.embedding_scale)
-    ends = np.cumsum([len(ids) for ids in sequences])[:-1]
-    return [rows[part] for part in np.split(places, ends)]
 
 
 @contextmanager

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.data_file import DataFile, Journal
+from edgephi.export.embedding import embed
 from edgephi.export.fitted_head import pack_head
-from edgephi.export.folded import fold_values, read_weight
+from edgephi.export.folded import read_weight
 from edgephi.export.lpbq_storage import read_lpbq, write_lpbq
 from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
-from edgephi.export.read import read_rows, require_finite
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import HEAD, Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
@@ -188,24 +188,6 @@ def _rounded(values: Float32, matrix: StoredMatrix, name: str) -> Float32:
         return values
     codes, scales = quantize_rows(values, name=name)
     return codes * scales[:, None]
-
-
-def embed(architecture: Architecture, tokens: NDArray[np.int64]) -> Float32:
-    """The hidden states before the first layer, float32 [sequences, length, hidden]; reads the tokens' rows only."""
-    weight = architecture.weights["embed.weight"]
-    ids, places = np.unique(tokens, return_inverse=True)
-    rows = np.empty((len(ids), weight.shape[1]), np.float32)
-    first = 0
-    for part in weight.parts:
-        inside = np.flatnonzero((ids >= first) & (ids < first + part.stop - part.start))
-        for place in inside:
-            row = int(ids[place]) - first + part.start
-            rows[place] = read_rows(part.tensor, row, row + 1)[0]
-        first += part.stop - part.start
-    require_finite(rows, weight.parts[0].tensor)
-    rows = fold_values(weight, rows)
-    rows *= np.float32(architecture.spec.embedding_scale)
-    return rows[places.reshape(tokens.shape)]
 
 
 def _read_values(data: DataFile, matrix: StoredMatrix) -> Float32:

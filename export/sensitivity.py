@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.data_file import Journal, write_refusal
+from edgephi.export.embedding import embed
 from edgephi.export.float_model import end_of_model
 from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import embed
 from edgephi.export.pack import Report, weight_source_bytes
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import Architecture, DecoderSpec

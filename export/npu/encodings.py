@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.export.embedding import embed
 from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import embed
 from edgephi.export.recorded_layer import CACHED, LayerGraph, layer_weights
 from edgephi.export.spec import Architecture
 

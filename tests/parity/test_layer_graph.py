@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgephi.export.embedding import embed
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import embed, read_weight
+from edgephi.export.folded import read_weight
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 from edgephi.errors import UsageError
 from edgephi.export.data_file import JOURNAL, Journal
+from edgephi.export.embedding import embed
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.float_model import float_logits
 from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import embed, pack_with_gptq
+from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.pack import source_bytes
 from edgephi.export.recorded_layer import LayerGraph, layer_weights

@@ -11,9 +11,9 @@ import pytest
 
 import edgephi
 from edgephi.errors import UnsupportedModelError, UsageError
+from edgephi.export.embedding import embed
 from edgephi.export.families import describe
 from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import embed
 from edgephi.export.npu.decoder import npu_decoder, stages
 from edgephi.export.npu.encodings import HEAD_ROOM, Encodings, encoding, measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
