@@ -39,7 +39,7 @@ class OgLoop:
 
         Raises:
             EngineError: onnxruntime-genai refuses the bundle or fails.
-        DeviceError: it is not on the device that was asked for.
+            DeviceError: it is not on the device that was asked for.
         """
         try:
             return self._run(case)
