@@ -24,26 +24,16 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         query, kv = spec.query_size, spec.kv_size
-        qkv = [(f"{theirs}.self_attn.{x}_proj", size) for x, size in (("q", query), ("k", kv), ("v", kv))]
-        gate_up = [(f"{theirs}.mlp.{x}_proj", inner) for x in ("gate", "up")]
+        qkv = [(f"{theirs}.self_attn.{x}_proj", (size, hidden)) for x, size in (("q", query), ("k", kv), ("v", kv))]
+        gate_up = [(f"{theirs}.mlp.{x}_proj", (inner, hidden)) for x in ("gate", "up")]
         claims.claim(f"{ours}.input_norm.weight", "vector", [(f"{theirs}.input_layernorm.weight", (hidden,))])
-        claims.claim(f"{ours}.qkv.weight", "linear", [(f"{name}.weight", (size, hidden)) for name, size in qkv])
-        claims.claim(f"{ours}.o.weight", "linear", [(f"{theirs}.self_attn.o_proj.weight", (hidden, query))])
+        claims.claim_linear(f"{ours}.qkv", qkv, bias=spec.qkv_bias)
+        claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.o_proj", (hidden, query))], bias=spec.output_bias)
         claims.claim(f"{ours}.post_norm.weight", "vector", [(f"{theirs}.post_attention_layernorm.weight", (hidden,))])
-        claims.claim(f"{ours}.gate_up.weight", "linear", [(f"{name}.weight", (size, hidden)) for name, size in gate_up])
-        claims.claim(f"{ours}.down.weight", "linear", [(f"{theirs}.mlp.down_proj.weight", (hidden, inner))])
-        if spec.qkv_bias:
-            claims.claim(f"{ours}.qkv.bias", "vector", [(f"{name}.bias", (size,)) for name, size in qkv])
-        if spec.output_bias:
-            claims.claim(f"{ours}.o.bias", "vector", [(f"{theirs}.self_attn.o_proj.bias", (hidden,))])
-        if spec.mlp_bias:
-            claims.claim(f"{ours}.gate_up.bias", "vector", [(f"{name}.bias", (size,)) for name, size in gate_up])
-            claims.claim(f"{ours}.down.bias", "vector", [(f"{theirs}.mlp.down_proj.bias", (hidden,))])
+        claims.claim_linear(f"{ours}.gate_up", gate_up, bias=spec.mlp_bias)
+        claims.claim_linear(f"{ours}.down", [(f"{theirs}.mlp.down_proj", (hidden, inner))], bias=spec.mlp_bias)
     claims.claim("norm.weight", "vector", [("model.norm.weight", (hidden,))])
-    if spec.tied_embedding:
-        claims.ignore("lm_head.weight")
-    else:
-        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    claims.claim_head(spec)
     return Architecture(spec, claims.finish())
 
 

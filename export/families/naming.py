@@ -7,14 +7,14 @@ exactly as large as a projection.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Literal
 
 from edgephi.errors import UnsupportedModelError, WeightError
-from edgephi.export.spec import Part, TensorRef, Weight
+from edgephi.export.spec import DecoderSpec, Part, TensorRef, Weight
 
 # buffers that some checkpoints carry and that the configuration determines
 _IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -40,6 +40,24 @@ class Claims:
     def claim(self, name: str, role: Role, parts: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Record a canonical weight made of whole tensors stacked along rows: (tensor name, shape it must have)."""
         self._record(name, role, [Part(self._tensor(each, shape), 0, shape[0]) for each, shape in parts])
+
+    def claim_linear(self, name: str, parts: Sequence[tuple[str, tuple[int, int]]], *, bias: bool = True) -> None:
+        """Record weight and bias of a linear layer made of layers stacked along rows: (name, shape of the weight)."""
+        self.claim(f"{name}.weight", "linear", [(f"{each}.weight", shape) for each, shape in parts])
+        if bias:
+            self.claim(f"{name}.bias", "vector", [(f"{each}.bias", shape[:1]) for each, shape in parts])
+
+    def claim_layer_norm(self, name: str, theirs: str, size: int) -> None:
+        """Record weight and bias of a LayerNorm that the checkpoint calls `theirs`."""
+        for kind in ("weight", "bias"):
+            self.claim(f"{name}.{kind}", "vector", [(f"{theirs}.{kind}", (size,))])
+
+    def claim_head(self, spec: DecoderSpec) -> None:
+        """Record the head's weight, unless it is the embedding; some checkpoints then hold it twice."""
+        if spec.tied_embedding:
+            self.ignore("lm_head.weight")
+        else:
+            self.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, spec.hidden_size))])
 
     def claim_rows(
         self, name: str, role: Role, tensor_name: str, shape: tuple[int, ...], rows: Iterable[tuple[int, int]]

@@ -24,29 +24,18 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     spec = read_config(Config(checkpoint.config, checkpoint.config_where))
     claims = Claims(checkpoint.tensors)
     hidden, inner = spec.hidden_size, spec.intermediate_size
-
-    def norm(ours: str, theirs: str) -> None:
-        for kind in ("weight", "bias"):
-            claims.claim(f"{ours}.{kind}", "vector", [(f"{theirs}.{kind}", (hidden,))])
-
-    def linear(ours: str, parts: list[tuple[str, int]], columns: int) -> None:
-        claims.claim(f"{ours}.weight", "linear", [(f"{name}.weight", (rows, columns)) for name, rows in parts])
-        claims.claim(f"{ours}.bias", "vector", [(f"{name}.bias", (rows,)) for name, rows in parts])
-
     claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
-        projections = (("q", spec.query_size), ("k", spec.kv_size), ("v", spec.kv_size))
-        norm(f"{ours}.input_norm", f"{theirs}.input_layernorm")
-        linear(f"{ours}.qkv", [(f"{theirs}.self_attn.{x}_proj", size) for x, size in projections], hidden)
-        linear(f"{ours}.o", [(f"{theirs}.self_attn.dense", hidden)], spec.query_size)
-        linear(f"{ours}.up", [(f"{theirs}.mlp.fc1", inner)], hidden)
-        linear(f"{ours}.down", [(f"{theirs}.mlp.fc2", hidden)], inner)
-    norm("norm", "model.final_layernorm")
-    if spec.tied_embedding:
-        claims.ignore("lm_head.weight")
-    else:
-        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+        query, kv = spec.query_size, spec.kv_size
+        qkv = [(f"{theirs}.self_attn.{x}_proj", (size, hidden)) for x, size in (("q", query), ("k", kv), ("v", kv))]
+        claims.claim_layer_norm(f"{ours}.input_norm", f"{theirs}.input_layernorm", hidden)
+        claims.claim_linear(f"{ours}.qkv", qkv)
+        claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.dense", (hidden, query))])
+        claims.claim_linear(f"{ours}.up", [(f"{theirs}.mlp.fc1", (inner, hidden))])
+        claims.claim_linear(f"{ours}.down", [(f"{theirs}.mlp.fc2", (hidden, inner))])
+    claims.claim_layer_norm("norm", "model.final_layernorm", hidden)
+    claims.claim_head(spec)
     claims.claim("head.bias", "vector", [("lm_head.bias", (spec.vocabulary_size,))])
     return Architecture(spec, claims.finish())
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import plain_decoder, read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
 from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
@@ -30,10 +30,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
         claims.claim(f"{ours}.gate_up.weight", "linear", [(f"{theirs}.mlp.gate_up_proj.weight", (2 * inner, hidden))])
         claims.claim(f"{ours}.down.weight", "linear", [(f"{theirs}.mlp.down_proj.weight", (hidden, inner))])
     claims.claim("norm.weight", "vector", [("model.norm.weight", (hidden,))])
-    if spec.tied_embedding:
-        claims.ignore("lm_head.weight")
-    else:
-        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    claims.claim_head(spec)
     return Architecture(spec, claims.finish())
 
 
@@ -45,7 +42,6 @@ def read_config(config: Config) -> DecoderSpec:
     config.expect("lm_head_bias", False)
     sizes = read_sizes(config)
     context = config.integer("max_position_embeddings")
-    window = config.integer("sliding_window") if config.has("sliding_window") else None
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     spec = plain_decoder(
         "phi3",
@@ -57,7 +53,6 @@ def read_config(config: Config) -> DecoderSpec:
     )
     return replace(
         spec,
-        # a window as long as the context hides nothing
-        sliding_window=window if window is not None and window < context else None,
+        sliding_window=read_window(config, context),
         long_rope=long_rope,
     )

@@ -27,31 +27,19 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     spec = read_config(Config(checkpoint.config, checkpoint.config_where))
     claims = Claims(checkpoint.tensors)
     hidden, inner = spec.hidden_size, spec.intermediate_size
-
-    def norm(ours: str, theirs: str) -> None:
-        for kind in ("weight", "bias"):
-            claims.claim(f"{ours}.{kind}", "vector", [(f"{theirs}.{kind}", (hidden,))])
-
-    def linear(ours: str, theirs: str, rows: int, columns: int) -> None:
-        claims.claim(f"{ours}.weight", "linear", [(f"{theirs}.weight", (rows, columns))])
-        claims.claim(f"{ours}.bias", "vector", [(f"{theirs}.bias", (rows,))])
-
     claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
-        norm(f"{ours}.input_norm", f"{theirs}.input_layernorm")
+        claims.claim_layer_norm(f"{ours}.input_norm", f"{theirs}.input_layernorm", hidden)
         qkv, rows = f"{theirs}.self_attn.query_key_value", spec.query_size + 2 * spec.kv_size
         claims.claim_rows(f"{ours}.qkv.weight", "linear", f"{qkv}.weight", (rows, hidden), _qkv_rows(spec))
         claims.claim_rows(f"{ours}.qkv.bias", "vector", f"{qkv}.bias", (rows,), _qkv_rows(spec))
-        linear(f"{ours}.o", f"{theirs}.self_attn.dense", hidden, spec.query_size)
-        norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm")
-        linear(f"{ours}.up", f"{theirs}.mlp.up_proj", 2 * inner, hidden)
-        linear(f"{ours}.down", f"{theirs}.mlp.down_proj", hidden, inner)
-    norm("norm", "model.final_layernorm")
-    if spec.tied_embedding:
-        claims.ignore("lm_head.weight")
-    else:
-        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+        claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.dense", (hidden, spec.query_size))])
+        claims.claim_layer_norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm", hidden)
+        claims.claim_linear(f"{ours}.up", [(f"{theirs}.mlp.up_proj", (2 * inner, hidden))])
+        claims.claim_linear(f"{ours}.down", [(f"{theirs}.mlp.down_proj", (hidden, inner))])
+    claims.claim_layer_norm("norm", "model.final_layernorm", hidden)
+    claims.claim_head(spec)
     return Architecture(spec, claims.finish())
 
 

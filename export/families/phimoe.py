@@ -12,7 +12,7 @@ from dataclasses import replace
 from edgephi.export.config import Config
 from edgephi.export.experts import PICKED
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.sizes import plain_decoder, read_sizes
+from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
 from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
 
@@ -29,22 +29,14 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     assert spec.experts is not None
     claims = Claims(checkpoint.tensors)
     hidden, inner, query, kv = spec.hidden_size, spec.intermediate_size, spec.query_size, spec.kv_size
-
-    def norm(ours: str, theirs: str) -> None:
-        for kind in ("weight", "bias"):
-            claims.claim(f"{ours}.{kind}", "vector", [(f"{theirs}.{kind}", (hidden,))])
-
     claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
-        qkv = [(f"{theirs}.self_attn.{x}_proj", size) for x, size in (("q", query), ("k", kv), ("v", kv))]
-        norm(f"{ours}.input_norm", f"{theirs}.input_layernorm")
-        claims.claim(f"{ours}.qkv.weight", "linear", [(f"{name}.weight", (size, hidden)) for name, size in qkv])
-        claims.claim(f"{ours}.o.weight", "linear", [(f"{theirs}.self_attn.o_proj.weight", (hidden, query))])
-        if spec.qkv_bias:
-            claims.claim(f"{ours}.qkv.bias", "vector", [(f"{name}.bias", (size,)) for name, size in qkv])
-            claims.claim(f"{ours}.o.bias", "vector", [(f"{theirs}.self_attn.o_proj.bias", (hidden,))])
-        norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm")
+        qkv = [(f"{theirs}.self_attn.{x}_proj", (size, hidden)) for x, size in (("q", query), ("k", kv), ("v", kv))]
+        claims.claim_layer_norm(f"{ours}.input_norm", f"{theirs}.input_layernorm", hidden)
+        claims.claim_linear(f"{ours}.qkv", qkv, bias=spec.qkv_bias)
+        claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.o_proj", (hidden, query))], bias=spec.output_bias)
+        claims.claim_layer_norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm", hidden)
         block = f"{theirs}.block_sparse_moe"
         claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (spec.experts.count, hidden))])
         for expert in range(spec.experts.count):
@@ -53,11 +45,8 @@ def describe(checkpoint: Checkpoint) -> Architecture:
             claims.claim_alternating(f"{ours}.experts.{expert}.gate_up.weight", "expert", names, (inner, hidden))
             down = f"{block}.experts.{expert}.w2.weight"
             claims.claim(f"{ours}.experts.{expert}.down.weight", "expert", [(down, (hidden, inner))])
-    norm("norm", "model.norm")
-    if spec.tied_embedding:
-        claims.ignore("lm_head.weight")
-    else:
-        claims.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, hidden))])
+    claims.claim_layer_norm("norm", "model.norm", hidden)
+    claims.claim_head(spec)
     if config.boolean("lm_head_bias", False):
         claims.claim("head.bias", "vector", [("lm_head.bias", (spec.vocabulary_size,))])
     return Architecture(spec, claims.finish())
@@ -70,7 +59,6 @@ def read_config(config: Config) -> DecoderSpec:
     config.expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
     context = config.integer("max_position_embeddings")
-    window = config.integer("sliding_window") if config.has("sliding_window") else None
     jitter = config.number("router_jitter_noise", 0.01)
     if not 0 <= jitter < 1:
         raise config.refusal("router_jitter_noise", jitter, "a fraction is needed")
@@ -88,8 +76,7 @@ def read_config(config: Config) -> DecoderSpec:
     )
     return replace(
         spec,
-        # a window as long as the context hides nothing
-        sliding_window=window if window is not None and window < context else None,
+        sliding_window=read_window(config, context),
         qkv_bias=bias,
         output_bias=bias,
         norm="layer",

@@ -41,6 +41,12 @@ def read_sizes(config: Config) -> Sizes:
     )
 
 
+def read_window(config: Config, context_length: int) -> int | None:
+    """Tokens a query sees, itself included; None: all of them, as in a window that is as long as the context."""
+    window = config.integer("sliding_window", context_length)
+    return window if window < context_length else None
+
+
 def plain_decoder(
     family: str, sizes: Sizes, *, context_length: int, norm_epsilon: float, rope: Rope, tied_embedding: bool
 ) -> DecoderSpec:
