@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - with it NumPy knows the bfloat16 of some fixtures, whichever test runs first
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
