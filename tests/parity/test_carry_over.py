@@ -11,9 +11,11 @@ import pytest
 from edgephi.export.families import describe
 from edgephi.export.gguf_reader import open_gguf
 from edgephi.export.plan import decide
+from edgephi.export.spec import Checkpoint
 from edgephi.export.storage import make_recipe, plan_storage
-from tests.decoding import Decoder, build_graph, build_graph_with, distance
+from tests.decoding import Decoder, build_graph, build_graph_with, build_variants, distance
 from tests.parity.test_gguf import write_gguf
+from tests.parity.test_phi import write_gguf as write_phi2
 
 # embedding and head stay in float32: what differs is the linear layers
 RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), embedding=None)
@@ -21,11 +23,22 @@ RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), emb
 TOLERANCES = {"Q4_0": 1e-4, "Q4_1": 0.02}
 
 
-@pytest.mark.parametrize("case", ["llama-gqa", "llama-linear-rope", "phi3-window", "phi3-gqa-partial"])
+def pair(case: Path, folder: Path, quantization: str) -> tuple[Checkpoint, Checkpoint]:
+    """A fixture as a GGUF file in that type, and what the file means in float32."""
+    found = []
+    for name, dequantized in (("a.gguf", False), ("b.gguf", True)):
+        if case.name.startswith("phi-"):
+            file = write_phi2(case, folder / name, fused=False, quantization=quantization, dequantized=dequantized)
+        else:
+            file = write_gguf(case, folder / name, quantization, dequantized)
+        found.append(open_gguf(file))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "llama-linear-rope", "phi3-window", "phi3-gqa-partial", "phi-parallel"])
 @pytest.mark.parametrize("quantization", TOLERANCES)
 def test_logits_are_those_of_the_decoded_file(case: str, quantization: str, fixtures: Path, tmp_path: Path) -> None:
-    stored = open_gguf(write_gguf(fixtures / case, tmp_path / "a.gguf", quantization))
-    meant = open_gguf(write_gguf(fixtures / case, tmp_path / "b.gguf", quantization, dequantized=True))
+    stored, meant = pair(fixtures / case, tmp_path, quantization)
     layout = plan_storage(describe(stored), RECIPE)
     carried = [name for name, matrix in layout.matrices.items() if matrix.carried == (quantization,)]
     assert len(carried) == 4 * describe(stored).spec.layers
@@ -72,6 +85,24 @@ def test_means_are_computed_once_for_all_who_read_a_value(smollm2_bundle: Path) 
     model = onnx.load(smollm2_bundle / "model.onnx", load_external_data=False)
     cut = [node.input[0] for node in model.graph.node if node.name.endswith("/block_means/AveragePool")]
     assert len(cut) == len(set(cut)) == 4 * 30
+
+
+@pytest.mark.parametrize(
+    ("case", "device", "op"),
+    [("phi3-mha", "cpu", "AveragePool"), ("phi3-mha", "webgpu", "ReduceMean"), ("phi-parallel", "cpu", "ReduceMean")],
+)
+def test_means_are_pooled_where_the_cpu_s_graph_has_no_newer_operator(
+    case: str, device: str, op: str, fixtures: Path, tmp_path: Path
+) -> None:
+    """AveragePool is fast on the CPU up to opset 18; Gelu, of Phi-2, came with 20."""
+    import onnx
+
+    stored, _ = pair(fixtures / case, tmp_path, "Q4_1")
+    graph = build_variants(stored, tmp_path / "graphs", make_recipe("int4", 32, quantize="auto"), [device])[device]
+    model = onnx.load(graph, load_external_data=False)
+    assert {node.op_type for node in model.graph.node} & {"AveragePool", "ReduceMean"} == {op}
+    newest = next(entry.version for entry in model.opset_import if not entry.domain)
+    assert (newest <= 18) == (op == "AveragePool")
 
 
 def test_auto_fits_where_blocks_cannot_stay_what_they_are(fixtures: Path, tmp_path: Path) -> None:

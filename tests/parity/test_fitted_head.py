@@ -159,6 +159,17 @@ def test_an_export_looks_rows_up_in_eight_bits_and_multiplies_in_four(shape: dic
         assert len(list(stream)) > 0
 
 
+def test_a_budget_leaves_the_head_in_the_bits_that_were_asked_for(tmp_path: Path) -> None:
+    source, text = tiny_phi(tmp_path / "source", PHI_4_MINI), tmp_path / "text.txt"
+    text.write_text("".join(chr(0x4E00 + 3 + index % 50) for index in range(3000)), encoding="utf-8")
+    manifest = edgephi.export(
+        source, tmp_path / "bundle", quantize="gptq", head_bits=4, target_size="0.5MB", calibration=text
+    )
+    assert {row.bits for row in manifest.recipe.weights if row.weights == "linear"} <= {4, 8}
+    assert [row.bits for row in manifest.recipe.weights if row.weights == "head"] == [4]
+    assert (tmp_path / "bundle" / DATA_FILE).stat().st_size <= 500_000
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

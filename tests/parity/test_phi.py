@@ -149,8 +149,19 @@ BLOCK = {"attn_norm": "input_layernorm", "attn_output": "self_attn.dense", "ffn_
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.final_layernorm", "output": "lm_head"}
 
 
-def write_gguf(source: Path, path: Path, *, fused: bool, epsilon: bool = True) -> Path:
-    """The fixture as llama.cpp's converter writes it: gguf-py's names of MODEL_ARCH.PHI2, vectors in float32."""
+def write_gguf(
+    source: Path,
+    path: Path,
+    *,
+    fused: bool,
+    epsilon: bool = True,
+    quantization: str | None = None,
+    dequantized: bool = False,
+) -> Path:
+    """The fixture as llama.cpp's converter writes it: gguf-py's names of MODEL_ARCH.PHI2, vectors in float32.
+
+    `dequantized` stores what the quantized matrices mean, in float32.
+    """
     import gguf
 
     config = json.loads((source / "config.json").read_text())
@@ -170,7 +181,15 @@ def write_gguf(source: Path, path: Path, *, fused: bool, epsilon: bool = True) -
     writer.add_rope_dimension_count(int(rotated * hidden) // heads)
 
     def add(name: str, values: np.ndarray) -> None:
-        writer.add_tensor(name, values.astype(np.float32) if values.ndim == 1 else values)
+        if values.ndim == 1 or quantization is None:
+            writer.add_tensor(name, values.astype(np.float32) if values.ndim == 1 else values)
+            return
+        qtype = gguf.GGMLQuantizationType[quantization]
+        packed = gguf.quants.quantize(values.astype(np.float32), qtype)
+        if dequantized:
+            writer.add_tensor(name, gguf.quants.dequantize(packed, qtype))
+        else:
+            writer.add_tensor(name, packed, raw_dtype=qtype)
 
     for kind in ("weight", "bias"):
         for ours, theirs in TOP.items():
