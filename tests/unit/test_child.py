@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,8 +122,16 @@ def test_a_caller_that_ends_takes_the_child_with_it(
     assert gone_within(pid, 10)
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """A shell's background jobs ignore SIGINT, and so would tests that run in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_ctrl_c_in_the_caller_ends_the_child(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_caller_ends_the_child(tmp_path: Path, heeded_interrupts: None) -> None:
     """To the caller alone: at a terminal the child gets a signal of its own."""
 
     def interrupt() -> None:
