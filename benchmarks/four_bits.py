@@ -46,6 +46,7 @@ class Way:
     block_size: int = 32
     rotate: bool = False
     target_size: int | None = None
+    head_bits: int = 8
     target: Target | None = None
 
 
@@ -55,6 +56,8 @@ WAYS = (
     Way("rtn-b128", "rtn", 128),
     Way("gptq-b32", "gptq", target=Target(0.13, 0.08)),
     Way("gptq-b128", "gptq", 128, target=Target(0.28, 0.15)),
+    Way("gptq-b32-head4", "gptq", head_bits=4),
+    Way("gptq-b128-head4", "gptq", 128, head_bits=4),
     Way("mixed", "gptq", target_size=MIXED_BYTES, target=Target(0.09, 0.057)),
     Way("rtn-b32-rotated", "rtn", rotate=True),
     Way("rtn-b128-rotated", "rtn", 128, rotate=True),
@@ -101,6 +104,7 @@ def make(source: str, folder: Path, ways: Sequence[Way], advance: Callable[[], N
                 block_size=way.block_size,
                 rotate=way.rotate,
                 target_size=way.target_size,
+                head_bits=way.head_bits,
             )
         advance()
     return reference, [folder / way.name for way in ways]
