@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from edgephi.benchmarks.quality import BundleQuality, QualityReport, measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.export.storage import Quantize
 from edgephi.runtime.engine import Engine
+from edgephi.runtime.model import Model
 
 MIXED_BYTES = 102_700_000
 """Of the data file; with graph and tokenizer the folder is as large as llama.cpp's Q4_K_M of this model, 105 MB."""
@@ -116,33 +118,36 @@ UNSETTLED = 3
 """Tokens at the beginning of a turn that are not timed: the other's threads still spin, and its weights are cached."""
 
 
-def decode_ratios(first: Path, second: Path, rounds: int, tokens: int) -> tuple[float, ...]:
-    """Decode speed of one bundle over another's, both loaded, a few tokens in turns; the first round warms up.
+def decode_ratios(first: Path, second: Path, loads: int, rounds: int, tokens: int) -> tuple[float, ...]:
+    """Decode speed of one bundle over another's, both loaded, a few tokens in turns; each load's first round warms up.
 
     Turns are short because other work comes and goes within seconds: the ratio of two whole answers, one after the
-    other, varied by a fifth where this one varies by a thirtieth.
+    other, varied by a fifth where this one varies by a thirtieth. Both are loaded anew several times, because the
+    median of one load is up to a twentieth off: where a session's memory lies decides for as long as it lives.
 
     Returns:
-        For each round of `tokens` tokens, the ratio of the median times of a token.
+        For each round of `tokens` tokens of each load, the ratio of the median times of a token.
     """
     import edgephi
 
-    with edgephi.load(first) as one, edgephi.load(second) as other:
-        ratios = []
-        for _ in range(rounds + 1):
-            engines = [model.open_engine(tokens + 64) for model in (one, other)]
-            try:
-                times: list[list[float]] = [[], []]
-                for model, engine in zip((one, other), engines, strict=True):
-                    engine.prefill(model.tokenizer.encode("Once upon a time"), lambda: False)
-                for turn in range(tokens // TURN):
-                    for index in (0, 1) if turn % 2 else (1, 0):
-                        times[index] += _timed(engines[index])
-            finally:
-                for engine in engines:
-                    engine.close()
-            ratios.append(median(times[1]) / median(times[0]))
-    return tuple(ratios[1:])
+    ratios = []
+    for _ in range(loads):
+        with edgephi.load(first) as one, edgephi.load(second) as other:
+            found = [_round((one, other), tokens) for _ in range(rounds + 1)]
+        ratios += found[1:]
+    return tuple(ratios)
+
+
+def _round(models: tuple[Model, Model], tokens: int) -> float:
+    times: tuple[list[float], list[float]] = ([], [])
+    with ExitStack() as stack:
+        engines = [stack.enter_context(closing(model.open_engine(tokens + 64))) for model in models]
+        for model, engine in zip(models, engines, strict=True):
+            engine.prefill(model.tokenizer.encode("Once upon a time"), lambda: False)
+        for turn in range(tokens // TURN):
+            for index in (0, 1) if turn % 2 else (1, 0):
+                times[index].extend(_timed(engines[index]))
+    return median(times[1]) / median(times[0])
 
 
 def _timed(engine: Engine) -> list[float]:
@@ -214,7 +219,8 @@ def main() -> None:
     parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="where the bundles are or will be")
     parser.add_argument("--choices", type=Path, metavar="FILE", help="questions as `edgephi evaluate` takes them")
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="windows of 512 tokens to score (8)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds of decoding in turns (7)")
+    parser.add_argument("--loads", type=int, default=8, metavar="N", help="of both bundles, to decode in turns (8)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of decoding in turns, each load (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +228,7 @@ def main() -> None:
         reference, bundles = make(given.source, given.folder, WAYS, advance)
     with progress("scoring", given.windows * len(bundles)) as advance:
         quality = measure(reference, bundles, given.text, windows=given.windows, on_window=advance)
-    decode = decode_ratios(given.folder / "auto", given.folder / "rtn-b32", given.rounds, 128)
+    decode = decode_ratios(given.folder / "auto", given.folder / "rtn-b32", given.loads, given.rounds, 128)
     answers = answer(given.folder / "auto", reference, given.choices) if given.choices else None
     result = FourBits(quality, decode, answers)
     facts = circumstances("onnxruntime", "numpy")
