@@ -9,18 +9,10 @@ rounding left of them. The product stays one MatMulNBits.
     [x | means | ... | means] · [codes | first digits | zeros | second digits]ᵀ
 
 Between the digits the means repeat, with zeros for weights, until the second digits begin in a block of their own,
-which has its own scale.
-
-The means cost two small nodes, and the digits a tenth of the product. Beside a small product that is as much as four
-more bits of its weights: those of fewer than `WIDENED_BELOW` values are stored in 8 bits instead, in SmolLM2-135M each
-layer's o. Decode over that of rounded blocks there: 0.925 with it, 0.874 without (medians of 8 loads each, in turns).
-
-Block formats: ggml-org/ggml, src/ggml-common.h; tests compare with the gguf package.
+which has its own scale. Block formats: ggml-org/ggml, src/ggml-common.h; tests compare with the gguf package.
 """
 
 from __future__ import annotations
-
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +30,6 @@ HALF_SCALES = ("Q4_0", "Q4_1")
 WITH_OFFSETS = ("Q4_1", "Q4_K")
 TYPES = ("Q4_0", *WITH_OFFSETS)
 
-WIDENED_BELOW = 1 << 19
-"""Values: 256 KB in 8 instead of 4 bits, some 7 µs of reading, for about as much in nodes and the wider product."""
-WIDENED = BlockFormat(bits=8, block_size=64, symmetric=True)
-"""Small weights with offsets."""
-
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
@@ -52,11 +39,6 @@ def carried_types(weight: Weight) -> tuple[str, ...]:
     types = {part.tensor.storage for part in weight.parts}
     fits = weight.role == "linear" and not weight.interleaved and not weight.folds and types <= set(TYPES)
     return tuple(sorted(types)) if fits else ()
-
-
-def widened(weight: Weight, below: int) -> bool:
-    """Whether a weight that could be carried over goes to 8 bits: it has offsets, and fewer values than `below`."""
-    return bool(set(carried_types(weight)) & set(WITH_OFFSETS)) and prod(weight.shape) < below
 
 
 def mean_copies(types: tuple[str, ...], columns: int) -> int:

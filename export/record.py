@@ -20,7 +20,6 @@ from edgephi.bundle import (
     describe_file,
 )
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.export.carry_over import widened
 from edgephi.export.gptq_pack import takes_gptq
 from edgephi.export.mixed import Mix, describe_names
 from edgephi.export.output import bundle_files
@@ -102,12 +101,9 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
                 reason = "no source has the NPU's scales of two levels, and of all ways measured it loses least"
         return QuantizationChoice(asked=recipe.asked, picked=picked, reason=reason)
     linear = [weight for weight in weights if weight.role in ("linear", "expert")]
-    small = sum(1 for weight in linear if widened(weight, recipe.widened_below))
-    carried = small + sum(1 for weight in linear if layout.matrices[weight.name].carried)
+    carried = sum(1 for weight in linear if layout.matrices[weight.name].carried)
     if carried == len(linear):
         picked, reason = "carried over", "the source holds every linear weight in 4-bit blocks of 32"
-        if small:
-            reason += f"; {small} of {len(linear)}, being small, take less time in 8 bits than with offsets apart"
     elif carried:
         picked = "carried over, the rest rounded to nearest"
         reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"

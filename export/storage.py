@@ -14,15 +14,7 @@ from math import prod
 from typing import Literal
 
 from edgephi.errors import UsageError
-from edgephi.export.carry_over import (
-    CARRIED,
-    HALF_SCALES,
-    WIDENED,
-    WIDENED_BELOW,
-    carried_types,
-    mean_copies,
-    widened,
-)
+from edgephi.export.carry_over import CARRIED, HALF_SCALES, carried_types, mean_copies
 from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
 from edgephi.quantize import BlockFormat
 
@@ -62,8 +54,6 @@ class Recipe:
     """Scales of blocks in float16 whatever the graph computes in, cast while a model loads: at blocks of 32 half a bit
     less a weight. Nothing is lost: SmolLM2-135M, rounded, 4,088 predictions: 104.1 to 95.7 MB, KL divergence to float
     0.26 and 0.26; int8 155.9 to 148.3 MB, 0.0043 and 0.0042; loading takes 0.22 s instead of 0.20."""
-    widened_below: int = WIDENED_BELOW
-    """Weights of the source in 4-bit blocks with offsets and fewer values than this are stored in 8 bits."""
 
     @property
     def carries_over(self) -> bool:
@@ -260,10 +250,7 @@ def plan_storage(
             place = allocator.place(name, weight.shape, "float32")
             matrices[weight.name] = StoredMatrix(weight.shape[0], weight.shape[1], None, place)
         elif recipe.carries_over and carried_types(weight):
-            if widened(weight, recipe.widened_below):
-                matrices[weight.name] = place_matrix(allocator, name, weight, WIDENED, recipe)
-            else:
-                matrices[weight.name] = place_carried(allocator, name, weight)
+            matrices[weight.name] = place_carried(allocator, name, weight)
         else:
             fmt = formats[weight.name] if formats and weight.name in formats else block_format(recipe, weight)
             matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)

@@ -31,8 +31,7 @@ def test_size_and_distance_to_float32(
 def test_the_answer_is_right_and_stops(smollm2_bundle: Path) -> None:
     with edgephi.load(smollm2_bundle) as model:
         answer = model.chat("What is the capital of France?", max_new_tokens=40).result()
-    # how it goes on is a near tie, which rounding of activations decides
-    assert answer.text.startswith("The capital of France is Paris")
+    assert answer.text == "The capital of France is Paris."
     assert answer.finish == "stop"
 
 
@@ -41,12 +40,8 @@ def test_the_manifest_says_what_was_picked_and_why(smollm2_bundle: Path) -> None
     assert recipe.quantize is not None
     assert (recipe.quantize.asked, recipe.quantize.picked) == ("auto", "carried over")
     assert "every linear weight in 4-bit blocks of 32" in recipe.quantize.reason
-    assert "30 of 120" in recipe.quantize.reason
-    small, carried = sorted(
-        (group for group in recipe.weights if group.weights == "linear"), key=lambda g: g.parameters
-    )
-    assert (small.bits, small.parameters) == (8, 30 * 576 * 576)
-    assert carried.method == "carried over from Q4_1, offsets in two 4-bit digits"
+    (linear,) = [group for group in recipe.weights if group.weights == "linear"]
+    assert linear.method.startswith("carried over from Q4_1")
 
 
 def test_the_command_says_it_too(smollm2_gguf: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgephi.export.carry_over import WIDENED_BELOW
 from edgephi.export.families import describe
 from edgephi.export.gguf_reader import open_gguf
 from edgephi.export.plan import decide
@@ -18,8 +17,8 @@ from tests.decoding import Decoder, build_graph, build_graph_with, build_variant
 from tests.parity.test_gguf import write_gguf
 from tests.parity.test_phi import write_gguf as write_phi2
 
-# embedding and head stay in float32: what differs is the linear layers, all of them carried over, small as they are
-RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), embedding=None, widened_below=0)
+# embedding and head stay in float32: what differs is the linear layers
+RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), embedding=None)
 # of a logit's spread; rounding these weights to 4 bits again costs more than 0.1
 TOLERANCES = {"Q4_0": 1e-4, "Q4_1": 0.02}
 
@@ -74,23 +73,6 @@ def test_a_weight_with_one_part_in_another_type_is_rounded_and_the_others_are_no
     assert matrices["layers.0.o.weight"].carried == ("Q4_1",)
 
 
-def test_small_weights_with_offsets_are_what_an_int8_export_makes_of_them(fixtures: Path, tmp_path: Path) -> None:
-    """All weights of this model are small: the whole graph is that of int8 in blocks of 64."""
-    case = fixtures / "llama-gqa"
-    stored = open_gguf(write_gguf(case, tmp_path / "a.gguf", "Q4_1"))
-    tokens = np.load(case / "reference.npz")["input_ids"]
-    recipe = replace(RECIPE, widened_below=WIDENED_BELOW)
-    int8 = replace(make_recipe("int8", 64, accuracy_level=1), embedding=None)
-    wide = Decoder(build_graph_with(stored, tmp_path / "wide", recipe)).feed(tokens)
-    np.testing.assert_array_equal(wide, Decoder(build_graph_with(stored, tmp_path / "int8", int8)).feed(tokens))
-
-
-def test_without_offsets_four_bits_are_kept_however_small(fixtures: Path, tmp_path: Path) -> None:
-    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_0"))
-    matrices = plan_storage(describe(stored), replace(RECIPE, widened_below=WIDENED_BELOW)).matrices
-    assert matrices["layers.0.o.weight"].carried == ("Q4_0",)
-
-
 @pytest.mark.parametrize("recipe", [make_recipe("int4", 64, quantize="auto"), make_recipe("int8", 32, quantize="auto")])
 def test_other_blocks_and_other_precisions_carry_nothing_over(recipe, fixtures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1"))
@@ -102,7 +84,7 @@ def test_means_are_computed_once_for_all_who_read_a_value(smollm2_bundle: Path) 
 
     model = onnx.load(smollm2_bundle / "model.onnx", load_external_data=False)
     cut = [node.input[0] for node in model.graph.node if node.name.endswith("/block_means/AveragePool")]
-    assert len(cut) == len(set(cut)) == 3 * 30, "o of each layer is in 8 bits"
+    assert len(cut) == len(set(cut)) == 4 * 30
 
 
 @pytest.mark.parametrize(
@@ -116,9 +98,7 @@ def test_means_are_pooled_where_the_cpu_s_graph_has_no_newer_operator(
     import onnx
 
     stored, _ = pair(fixtures / case, tmp_path, "Q4_1")
-    graph = build_variants(
-        stored, tmp_path / "graphs", replace(make_recipe("int4", 32, quantize="auto"), widened_below=0), [device]
-    )[device]
+    graph = build_variants(stored, tmp_path / "graphs", make_recipe("int4", 32, quantize="auto"), [device])[device]
     model = onnx.load(graph, load_external_data=False)
     assert {node.op_type for node in model.graph.node} & {"AveragePool", "ReduceMean"} == {op}
     newest = next(entry.version for entry in model.opset_import if not entry.domain)

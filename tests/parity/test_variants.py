@@ -6,7 +6,6 @@ tests/end_to_end/test_webgpu.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +105,7 @@ def test_what_a_provider_would_compute_wrongly_is_refused(fixtures: Path) -> Non
 def test_blocks_carried_over_run_on_webgpu_and_not_on_directml(fixtures: Path, tmp_path: Path) -> None:
     """Their offsets meet means of the input that do not fill whole blocks."""
     stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1"))
-    recipe = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), widened_below=0)
+    recipe = make_recipe("int4", 32, accuracy_level=1, quantize="auto")
     graphs = build_variants(stored, tmp_path / "graphs", recipe, ["webgpu"])
     tokens = np.load(fixtures / "llama-gqa" / "reference.npz")["input_ids"]
     assert distance(Decoder(graphs["webgpu"]).feed(tokens), Decoder(graphs["cpu"]).feed(tokens)) < 1e-5
