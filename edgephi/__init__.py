@@ -2,7 +2,7 @@
 
 edgephi.export("microsoft/Phi-4-mini-instruct", "phi4-mini")
 with edgephi.load("phi4-mini") as model:
-    for piece in model.chat("What is the capital of France?"):
+    for piece in model.chat("What is the capital of Japan?"):
         print(piece, end="")
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from edgephi.export.carry_over import MeanColumns
 from edgephi.export.row_slices import matrix_rows, tensor_rows
 from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
 
@@ -40,6 +41,7 @@ class Emitter:
         self.initializers: dict[str, ir.Value] = {}
         self._cast: dict[str, ir.Value] = {}
         self._with_means: dict[ir.Value, ir.Value] = {}
+        self._made_zeros: dict[int, ir.Value] = {}
 
     # --- nodes
 
@@ -110,8 +112,8 @@ class Emitter:
     ) -> ir.Value:
         assert matrix.format is not None and matrix.scales is not None
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
-        if matrix.mean_copies:
-            value = self._with_block_means(name, value, matrix)
+        if matrix.means is not None:
+            value = self._with_block_means(name, value, matrix.means, matrix.format.block_size)
         inputs = [value, self.stored(matrix.codes), self.in_float(matrix.scales), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -124,14 +126,25 @@ class Emitter:
         }
         return self.op("MatMulNBits", f"{name}/MatMulNBits", inputs, attributes, MS, output)
 
-    def _with_block_means(self, name: str, value: ir.Value, matrix: StoredMatrix) -> ir.Value:
-        """The inputs and, as often as the matrix wants, the means of their blocks; once for all readers of a value."""
-        assert matrix.format is not None
+    def _with_block_means(self, name: str, value: ir.Value, added: MeanColumns, block_size: int) -> ir.Value:
+        """The inputs, and for each digit the means of their blocks and zeros; once for all readers of a value."""
         if value not in self._with_means:
-            means = self._block_means(f"{name}/block_means", value, matrix.format.block_size)
-            parts = [value, *[means] * matrix.mean_copies]
+            means = self._block_means(f"{name}/block_means", value, block_size)
+            parts = [value]
+            for zeros in added.zeros:
+                parts += [means, self._zeros(value, zeros)] if zeros else [means]
             self._with_means[value] = self.op("Concat", f"{name}/block_means/Concat", parts, {"axis": -1})
         return self._with_means[value]
+
+    def _zeros(self, like: ir.Value, width: int) -> ir.Value:
+        """[batch, length, width] as all layers' values have it, made once for the whole graph."""
+        if width not in self._made_zeros:
+            base, bounds = f"model/zeros_{width}", (("start", 0), ("end", 1), ("axis", -1))
+            cut = [like, *(self.int64(f"zeros/{key}", [number]) for key, number in bounds)]
+            column = self.op("Mul", f"{base}/Mul", [self.op("Slice", f"{base}/Slice", cut), self.scalar("zero", 0.0)])
+            shape = self.int64(f"{base}/shape", [1, 1, width])
+            self._made_zeros[width] = self.op("Expand", f"{base}/Expand", [column, shape])
+        return self._made_zeros[width]
 
     def _block_means(self, name: str, value: ir.Value, block_size: int) -> ir.Value:
         """[batch, length, columns] to [batch, length, columns / block_size]."""

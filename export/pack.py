@@ -168,7 +168,7 @@ def _carried(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
     """The source's own blocks."""
     assert matrix.scales is not None
     scale_type = np.float16 if matrix.scales.dtype == "float16" else np.float32
-    return carry_over(job.tensors[0], job.start, job.stop, matrix.mean_copies, scale_type)
+    return carry_over(job.tensors[0], job.start, job.stop, matrix.means, scale_type)
 
 
 def _rounded(values: NDArray[np.float32], fmt: BlockFormat, tensor: TensorRef) -> QuantizedWeight:

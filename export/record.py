@@ -136,7 +136,7 @@ def _weight_recipes(
         if matrices[0].channel_scales is not None:
             method = "round to nearest" if fmt is None else f"{method}, scales of two levels"
         if carried:
-            offsets = ", offsets in two 4-bit digits" if matrices[0].mean_copies else ""
+            offsets = ", whole zero points and 4-bit offsets" if matrices[0].means else ""
             method = f"carried over from {' and '.join(carried)}{offsets}"
         records.append(
             WeightRecipe(

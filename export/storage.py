@@ -14,7 +14,14 @@ from math import prod
 from typing import Literal
 
 from edgephi.errors import UsageError
-from edgephi.export.carry_over import CARRIED, HALF_SCALES, carried_types, mean_copies
+from edgephi.export.carry_over import (
+    CARRIED,
+    CARRIED_WITH_ZERO_POINTS,
+    HALF_SCALES,
+    MeanColumns,
+    carried_types,
+    mean_columns,
+)
 from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
 from edgephi.quantize import BlockFormat
 
@@ -135,8 +142,8 @@ class StoredMatrix:
     zero_points: StoredTensor | None = None
     carried: tuple[str, ...] = ()
     """Types of the source whose blocks these are; see `export/carry_over.py`. Empty: quantized here."""
-    mean_copies: int = 0
-    """How often the means of the inputs' blocks follow the inputs; codes and scales have columns for them."""
+    means: MeanColumns | None = None
+    """Columns of codes and scales for the means of the inputs' blocks, which then follow the inputs."""
     channel_scales: StoredTensor | None = None
     """Of rows, float32; see `export/npu/qdq_storage.py`. Scales are then uint8 multiples of them [blocks, rows], and
     codes are int4 as ONNX packs them, [columns, rows / 2] bytes; without a `format` they are int8 [columns, rows]."""
@@ -144,7 +151,7 @@ class StoredMatrix:
     @property
     def inputs(self) -> int:
         """Columns that codes and scales describe."""
-        return self.columns + self.mean_copies * (self.columns // CARRIED.block_size)
+        return self.columns + (self.means.total if self.means else 0)
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -281,19 +288,21 @@ def place_matrix(
 
 
 def place_carried(allocator: Allocator, name: str, weight: Weight) -> StoredMatrix:
-    """A place for the source's own blocks and the digits of their offsets; scales as precise as in the source."""
+    """A place for the source's own blocks and their offsets; scales as precise as in the source."""
     types, (rows, columns) = carried_types(weight), weight.shape
-    copies = mean_copies(types, columns)
-    blocks = -(-(columns + copies * (columns // CARRIED.block_size)) // CARRIED.block_size)
+    added = mean_columns(types, columns)
+    fmt = CARRIED if added is None else CARRIED_WITH_ZERO_POINTS
+    blocks = (columns + (added.total if added else 0)) // fmt.block_size
     scale_type: DType = "float16" if set(types) <= set(HALF_SCALES) else "float32"
     return StoredMatrix(
         rows,
         columns,
-        CARRIED,
-        allocator.place(f"{name}_Q4G32", (rows, blocks, CARRIED.block_size // 2), "uint8"),
+        fmt,
+        allocator.place(f"{name}_Q4G32", (rows, blocks, fmt.block_size // 2), "uint8"),
         allocator.place(f"{name}_Q4G32_scales", (rows, blocks), scale_type),
+        None if fmt.symmetric else allocator.place(f"{name}_Q4G32_zp", (rows, -(-blocks // 2)), "uint8"),
         carried=types,
-        mean_copies=copies,
+        means=added,
     )
 
 

@@ -107,9 +107,9 @@ def _require_directml(spec: DecoderSpec, layout: Layout) -> None:
         # QueryMatMulNBits takes whole blocks only
         if matrix.format is not None and matrix.inputs % matrix.format.block_size:
             what = f"takes whole blocks only, and {name} has {matrix.inputs:,} inputs in blocks of"
-            remedy = "Add --quantize rtn" if matrix.mean_copies else "Choose a smaller --block-size"
             raise UsageError(
-                f"DirectML {what} {matrix.format.block_size}", remedy=f"{remedy}, or leave directml out of --device"
+                f"DirectML {what} {matrix.format.block_size}",
+                remedy="Choose a smaller --block-size, or leave directml out of --device",
             )
 
 

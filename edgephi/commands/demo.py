@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgephi.runtime.answer import Answer
     from edgephi.runtime.placement import Placement
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 def demo(

@@ -98,5 +98,5 @@ def _require_whole_blocks(layout: Layout) -> None:
             raise UnsupportedModelError(
                 f"the NPU takes whole blocks, and rows of {matrix.inputs} values are not blocks of {size}",
                 where=name,
-                remedy="Add --quantize rtn" if matrix.mean_copies else "Choose a --block-size that divides them",
+                remedy="Choose a --block-size that divides them",
             )

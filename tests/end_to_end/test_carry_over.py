@@ -30,8 +30,8 @@ def test_size_and_distance_to_float32(
 
 def test_the_answer_is_right_and_stops(smollm2_bundle: Path) -> None:
     with edgephi.load(smollm2_bundle) as model:
-        answer = model.chat("What is the capital of France?", max_new_tokens=40).result()
-    assert answer.text == "The capital of France is Paris."
+        answer = model.chat("What is the capital of Japan?", max_new_tokens=40).result()
+    assert answer.text == "The capital of Japan is Tokyo."
     assert answer.finish == "stop"
 
 

@@ -55,7 +55,7 @@ def test_demo_answers_paris_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: 
     first = edgephi("demo", "--weights", smollm2_gguf, **cache)
     assert first.returncode == 0, first.stderr
     answer, table = first.stdout.split("\n\n", 1)
-    assert answer.startswith("> What is the capital of France?\nThe capital of France is Paris")
+    assert answer.startswith("> What is the capital of Japan?\nThe capital of Japan is Tokyo")
     for row in ("ran on", "CPUExecutionProvider", "time to first token", "decode", "bundle", "peak memory"):
         assert row in table
     (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -101,9 +101,9 @@ def test_demo_says_what_to_do_when_pip_cannot_reach_an_index(tmp_path: Path) -> 
 
 
 def test_export_then_generate_inspect_and_verify(smollm2_bundle: Path) -> None:
-    shown = edgephi("generate", smollm2_bundle, "What is the capital of France?")
-    assert shown.returncode == 0 and "Paris" in shown.stdout and "tokens/s" in shown.stderr
-    record = json.loads(edgephi("generate", smollm2_bundle, "What is the capital of France?", "--json").stdout)
+    shown = edgephi("generate", smollm2_bundle, "What is the capital of Japan?")
+    assert shown.returncode == 0 and "Tokyo" in shown.stdout and "tokens/s" in shown.stderr
+    record = json.loads(edgephi("generate", smollm2_bundle, "What is the capital of Japan?", "--json").stdout)
     assert record["finish"] == "stop" and record["text"] in shown.stdout
     assert json.loads(edgephi("inspect", smollm2_bundle, "--json").stdout)
     inspected = edgephi("inspect", smollm2_bundle).stdout

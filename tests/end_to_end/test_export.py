@@ -90,11 +90,11 @@ def test_stock_genai_loads_the_folder_without_the_manifest(smollm2_bundle: Path,
     (folder / "edgephi.json").unlink()
     tokenizer = og.Tokenizer(og.Model(str(folder)))
     prompt = tokenizer.apply_chat_template(
-        json.dumps([{"role": "user", "content": "What is the capital of France?"}]), add_generation_prompt=True
+        json.dumps([{"role": "user", "content": "What is the capital of Japan?"}]), add_generation_prompt=True
     )
     tokens = tokenizer.encode(prompt)
     answer = genai_tokens(folder, tokens, 128)
-    assert "Paris" in tokenizer.decode(answer)
+    assert "Tokyo" in tokenizer.decode(answer)
     assert len(tokens) + len(answer) < 128, "the answer did not stop by itself"
     # each digit is a token of its own in this vocabulary
     assert len(tokenizer.encode("1234567")) == 7

@@ -23,7 +23,7 @@ from edgephi.errors import BundleError, EngineError, PromptError, UsageError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.placement import placement
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 # int8 activations: logits of one prefill and of two differ by up to 1.4 on this model
 LOGIT_NOISE = 2.0
 
@@ -36,7 +36,7 @@ def model(smollm2_bundle: Path) -> Iterator[Model]:
 
 def test_it_answers_paris_and_stops(model: Model) -> None:
     answer = model.chat(QUESTION).result()
-    assert answer.text.startswith("The capital of France is Paris")
+    assert answer.text.startswith("The capital of Japan is Tokyo")
     assert answer.finish == "stop"
     assert answer.token_ids[-1] in model.stop_ids
     assert answer.new_tokens == len(answer.token_ids) < 30
@@ -168,7 +168,7 @@ def test_a_cancelled_answer_stays_in_the_conversation(model: Model) -> None:
     assert [message["role"] for message in session.messages] == ["system", "user", "assistant"]
     assert session.messages[-1]["content"] == heard
     after = session.say(QUESTION).result()
-    assert "France" in after.text and after.finish == "stop"
+    assert "Japan" in after.text and after.finish == "stop"
     assert after.reused_tokens > 0
 
 
@@ -317,7 +317,7 @@ def test_impossible_arguments_are_usage_errors(model: Model, smollm2_bundle: Pat
 def test_the_command_streams_the_answer_and_keeps_statistics_off_stdout(smollm2_bundle: Path) -> None:
     result = CliRunner().invoke(app, ["generate", str(smollm2_bundle), QUESTION])
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("The capital of France is Paris")
+    assert result.stdout.startswith("The capital of Japan is Tokyo")
     assert result.stdout.count("\n") == 1
     assert "tokens/s" in result.stderr
     assert "stop" in result.stderr
@@ -337,7 +337,7 @@ def test_the_chat_command_holds_a_conversation_over_a_pipe(smollm2_bundle: Path)
     result = CliRunner().invoke(app, ["chat", str(smollm2_bundle), "--max-new-tokens", "24"], input=lines)
     assert result.exit_code == 0, result.output
     answers = result.stdout.splitlines()
-    assert "Paris" in answers[0]
+    assert "Tokyo" in answers[0]
     assert "Rome" in result.stdout
     notes = result.stderr.splitlines()
     assert sum("tokens/s" in note or "in all" in note for note in notes) == 3

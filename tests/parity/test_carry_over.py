@@ -19,8 +19,8 @@ from tests.parity.test_phi import write_gguf as write_phi2
 
 # embedding and head stay in float32: what differs is the linear layers
 RECIPE = replace(make_recipe("int4", 32, accuracy_level=1, quantize="auto"), embedding=None)
-# of a logit's spread; rounding these weights to 4 bits again costs more than 0.1
-TOLERANCES = {"Q4_0": 1e-4, "Q4_1": 0.02}
+# of a logit's spread; rounding these weights to 4 bits again costs 0.6 to 2.2
+TOLERANCES = {"Q4_0": 1e-4, "Q4_1": 0.12}
 
 
 def pair(case: Path, folder: Path, quantization: str) -> tuple[Checkpoint, Checkpoint]:
