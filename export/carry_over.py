@@ -38,6 +38,10 @@ HALF_SCALES = ("Q4_0", "Q4_1")
 """Types whose blocks have a scale in float16; it is stored as such."""
 WITH_OFFSETS = ("Q4_1", "Q4_K")
 TYPES = ("Q4_0", *WITH_OFFSETS)
+FINER = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+"""Types that a file has beside these for the weights that need more, such as Q4_K_M for every other down projection."""
+BESIDE = BlockFormat(bits=8, block_size=BLOCK, symmetric=True)
+"""Their format, where others are carried over: quantized to 4 bits they would cost more than all others saved."""
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -48,6 +52,12 @@ def carried_types(weight: Weight) -> tuple[str, ...]:
     types = {part.tensor.storage for part in weight.parts}
     fits = weight.role == "linear" and not weight.interleaved and not weight.folds and types <= set(TYPES)
     return tuple(sorted(types)) if fits else ()
+
+
+def is_finer(weight: Weight) -> bool:
+    """Whether the source holds all of a linear weight in blocks, and some of it in more than 4 bits."""
+    types = {part.tensor.storage for part in weight.parts}
+    return weight.role == "linear" and types <= {*TYPES, *FINER} and not types.isdisjoint(FINER)
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,9 @@ def export(
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
         quantize: for int4. rtn rounds everything to nearest; gptq fits every layer to calibration text that passes
             through the model layer by layer (experts are rounded). auto carries over what the source holds in 4-bit
-            blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32, and rounds the rest. Where there
-            is nothing to carry over it is gptq for models of up to a billion parameters, which takes minutes, or when
-            `calibration` is given; else rtn.
+            blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it holds in 5
+            to 8 bits gets 8, and the rest is rounded. Where there is nothing to carry over it is gptq for models of up
+            to a billion parameters, which takes minutes, or when `calibration` is given; else rtn.
         bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
             4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
             that are carried over stay what they are.

@@ -15,11 +15,13 @@ from typing import Literal
 
 from edgephi.errors import UsageError
 from edgephi.export.carry_over import (
+    BESIDE,
     CARRIED,
     CARRIED_WITH_ZERO_POINTS,
     HALF_SCALES,
     MeanColumns,
     carried_types,
+    is_finer,
     mean_columns,
 )
 from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
@@ -243,6 +245,7 @@ def plan_storage(
     vectors: dict[str, StoredTensor] = {}
     stacks: dict[str, StoredMatrix] = {}
     layers = architecture.spec.layers
+    carrying = recipe.carries_over and any(map(carried_types, architecture.weights.values()))
     for stack, experts in expert_stacks(architecture).items():
         placed = place_stack(allocator, initializer_name(stack, layers), experts, architecture.spec, recipe)
         stacks[stack], members = placed
@@ -256,10 +259,12 @@ def plan_storage(
         elif weight.role == "router":
             place = allocator.place(name, weight.shape, "float32")
             matrices[weight.name] = StoredMatrix(weight.shape[0], weight.shape[1], None, place)
-        elif recipe.carries_over and carried_types(weight):
+        elif carrying and carried_types(weight):
             matrices[weight.name] = place_carried(allocator, name, weight)
         else:
-            fmt = formats[weight.name] if formats and weight.name in formats else block_format(recipe, weight)
+            fmt = BESIDE if carrying and is_finer(weight) else block_format(recipe, weight)
+            if formats and weight.name in formats:
+                fmt = formats[weight.name]
             matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)
     turning = any(weight.role == "linear" for weight in architecture.weights.values())
     for name, shape in rope_tables(architecture.spec).items() if turning else ():

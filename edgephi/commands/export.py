@@ -33,8 +33,8 @@ def export(
         Literal["auto", "rtn", "gptq"],
         typer.Option(
             help="For int4. rtn: rounded to nearest. gptq: every layer is fitted to calibration text, which takes "
-            "minutes or hours. auto: 4-bit blocks of 32 in the source (GGUF) are carried over as they are; without "
-            "any, gptq up to a billion parameters, else rtn."
+            "minutes or hours. auto: 4-bit blocks of 32 in the source (GGUF) are carried over as they are, and what it "
+            "holds beside them in 5 to 8 bits gets 8; without any, gptq up to a billion parameters, else rtn."
         ),
     ] = "auto",
     bits: Annotated[

@@ -62,15 +62,32 @@ def test_one_weight_of_several_types_is_carried_over_together(fixtures: Path, tm
     assert distance(logits, reference) < TOLERANCES["Q4_1"]
 
 
-def test_a_weight_with_one_part_in_another_type_is_rounded_and_the_others_are_not(
-    fixtures: Path, tmp_path: Path
-) -> None:
-    mixed = {"attn_v": "Q8_0"}
-    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1", other_types=mixed))
+def test_a_weight_with_a_part_in_more_bits_gets_8(fixtures: Path, tmp_path: Path) -> None:
+    case, mixed = fixtures / "llama-gqa", {"attn_v": "Q8_0"}
+    stored = open_gguf(write_gguf(case, tmp_path / "a.gguf", "Q4_1", other_types=mixed))
+    meant = open_gguf(write_gguf(case, tmp_path / "b.gguf", "Q4_1", dequantized=True, other_types=mixed))
     matrices = plan_storage(describe(stored), RECIPE).matrices
-    assert matrices["layers.0.qkv.weight"].carried == ()
-    assert matrices["layers.0.qkv.weight"].zero_points is not None
+    qkv = matrices["layers.0.qkv.weight"]
+    assert qkv.carried == () and qkv.format is not None and qkv.format.bits == 8
     assert matrices["layers.0.o.weight"].carried == ("Q4_1",)
+    tokens = np.load(case / "reference.npz")["input_ids"]
+    reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
+    logits = Decoder(build_graph_with(stored, tmp_path / "carried", RECIPE)).feed(tokens)
+    assert distance(logits, reference) < 0.2  # by offsets and 8 bits; 1 and more by 4
+
+
+@pytest.mark.parametrize("types", [{"attn_v": "F16"}, {"attn_v": "Q8_0", "attn_q": "F32"}])
+def test_a_weight_with_a_part_in_float_is_rounded(types: dict[str, str], fixtures: Path, tmp_path: Path) -> None:
+    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1", other_types=types))
+    qkv = plan_storage(describe(stored), RECIPE).matrices["layers.0.qkv.weight"]
+    assert qkv.carried == () and qkv.format is not None and qkv.format.bits == 4
+
+
+def test_where_nothing_is_in_4_bits_nothing_gets_8(fixtures: Path, tmp_path: Path) -> None:
+    """That 8-bit file becomes the int4 bundle that was asked for."""
+    stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q8_0"))
+    matrices = plan_storage(describe(stored), RECIPE).matrices
+    assert {matrices[f"layers.0.{name}.weight"].format for name in ("qkv", "o", "gate_up", "down")} == {RECIPE.linear}
 
 
 @pytest.mark.parametrize("recipe", [make_recipe("int4", 64, quantize="auto"), make_recipe("int8", 32, quantize="auto")])

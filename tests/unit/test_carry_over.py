@@ -18,6 +18,7 @@ from edgephi.export.carry_over import (
     carried_types,
     carry_over,
     decode_blocks,
+    is_finer,
     mean_columns,
 )
 from edgephi.export.read import stored_bytes
@@ -215,3 +216,11 @@ def test_a_weight_is_carried_over_whole_or_not_at_all() -> None:
     assert carried_types(weight_of("F16")) == ()
     assert carried_types(weight_of("Q4_0", role="embedding")) == ()
     assert carried_types(weight_of("Q4_0", "Q4_0", interleaved=True)) == ()
+
+
+def test_beside_what_is_carried_over_more_bits_are_noticed() -> None:
+    assert is_finer(weight_of("Q6_K"))
+    assert is_finer(weight_of("Q4_K", "Q4_K", "Q6_K"))
+    assert not is_finer(weight_of("Q4_K", "Q4_K"))
+    assert not is_finer(weight_of("Q6_K", "F16"))
+    assert not is_finer(weight_of("Q6_K", role="embedding"))
