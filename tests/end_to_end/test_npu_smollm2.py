@@ -16,7 +16,7 @@ from edgephi.benchmarks.quality import tokenize
 from edgephi.bundle import NpuNumerics
 from edgephi.export.npu.pipeline import export_for_npu
 from edgephi.export.plan import make_plan
-from edgephi.export.storage import make_recipe
+from edgephi.export.storage import Quantize, make_recipe
 from edgephi.runtime.model import load
 from tests.npu_reference import X_ELITE
 
@@ -55,12 +55,22 @@ def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@NUMERICS
-def test_it_answers_on_the_simulator(smollm2_gguf: Path, tmp_path: Path, numerics: NpuNumerics) -> None:
+@pytest.mark.parametrize(
+    ("numerics", "quantize", "country", "capital"),
+    [
+        ("float16", "rtn", "France", "Paris"),
+        ("w4a16", "rtn", "France", "Paris"),
+        # the file's own blocks, about a country whose capital is no near tie in the float model
+        ("float16", "auto", "Japan", "Tokyo"),
+    ],
+)
+def test_it_answers_on_the_simulator(
+    numerics: NpuNumerics, quantize: Quantize, country: str, capital: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
     # a short cache: the simulator attends to every row of it
     target = replace(X_ELITE, cache_rows=WINDOW)
-    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, "rtn"), target, numerics=numerics)
+    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, quantize), target, numerics=numerics)
     with load(tmp_path / "npu", "snapdragon-x-elite") as model:
-        said = model.chat(QUESTION, max_new_tokens=7).result()
-    assert "Paris" in said.text
+        said = model.chat(f"What is the capital of {country}?", max_new_tokens=7).result()
+    assert capital in said.text
