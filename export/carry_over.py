@@ -41,7 +41,7 @@ TYPES = ("Q4_0", *WITH_OFFSETS)
 FINER = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
 """Types that a file has beside these for the weights that need more, such as Q4_K_M for every other down projection."""
 BESIDE = BlockFormat(bits=8, block_size=BLOCK, symmetric=True)
-"""Their format, where others are carried over: quantized to 4 bits they would cost more than all others saved."""
+"""Their format, where others are carried over: 4 bits would lose what the file spent more on."""
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.uint8]

@@ -20,7 +20,7 @@ from edgephi.bundle import (
     describe_file,
 )
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.export.carry_over import BESIDE
+from edgephi.export.carry_over import BESIDE, is_finer
 from edgephi.export.gptq_pack import takes_gptq
 from edgephi.export.mixed import Mix, describe_names
 from edgephi.export.output import bundle_files
@@ -108,7 +108,7 @@ def quantization_choice(architecture: Architecture, layout: Layout, recipe: Reci
     elif carried:
         picked = "carried over, the rest rounded to nearest"
         reason = f"the source holds {carried} of {len(linear)} linear weights in 4-bit blocks of 32"
-        if finer := sum(1 for weight in linear if layout.matrices[weight.name].format == BESIDE):
+        if finer := sum(1 for one in linear if is_finer(one) and layout.matrices[one.name].format == BESIDE):
             reason += f", and {finer} in more bits, which get 8"
     else:
         picked = "rounded to nearest"
