@@ -8,7 +8,6 @@ from pathlib import Path
 
 from edgephi.errors import UsageError
 from edgephi.export.calibrate import CalibrationSource, extra_disk
-from edgephi.export.carry_over import carried_types
 from edgephi.export.families import describe
 from edgephi.export.fitted_head import with_own_head
 from edgephi.export.mixed import Budget, Mix, plan_mix
@@ -16,7 +15,7 @@ from edgephi.export.rotation import rotate_architecture
 from edgephi.export.sensitivity import states_bytes
 from edgephi.export.source import open_source
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Layout, Recipe, plan_storage
+from edgephi.export.storage import Layout, Recipe, carries_any, plan_storage
 from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
@@ -106,8 +105,8 @@ def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, carr
     """
     if recipe.asked != "auto" or recipe.linear is None or recipe.linear.bits != 4:
         return recipe
-    linear = [weight for weight in architecture.weights.values() if weight.role == "linear"]
-    if not linear or (carry and any(recipe.carries_over and carried_types(weight) for weight in linear)):
+    linear = any(weight.role == "linear" for weight in architecture.weights.values())
+    if not linear or (carry and carries_any(recipe, architecture)):
         return recipe
     fits = text_given or architecture.parameters <= FITTED_UP_TO
     return replace(recipe, quantize="gptq") if fits else recipe

@@ -232,6 +232,11 @@ def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
     )
 
 
+def carries_any(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether some weight stays in the source's own blocks."""
+    return recipe.carries_over and any(map(carried_types, architecture.weights.values()))
+
+
 def plan_storage(
     architecture: Architecture, recipe: Recipe, formats: Mapping[str, BlockFormat] | None = None
 ) -> Layout:
@@ -245,7 +250,7 @@ def plan_storage(
     vectors: dict[str, StoredTensor] = {}
     stacks: dict[str, StoredMatrix] = {}
     layers = architecture.spec.layers
-    carrying = recipe.carries_over and any(map(carried_types, architecture.weights.values()))
+    carrying = carries_any(recipe, architecture)
     for stack, experts in expert_stacks(architecture).items():
         placed = place_stack(allocator, initializer_name(stack, layers), experts, architecture.spec, recipe)
         stacks[stack], members = placed
@@ -262,9 +267,8 @@ def plan_storage(
         elif carrying and carried_types(weight):
             matrices[weight.name] = place_carried(allocator, name, weight)
         else:
-            fmt = BESIDE if carrying and is_finer(weight) else block_format(recipe, weight)
-            if formats and weight.name in formats:
-                fmt = formats[weight.name]
+            planned = BESIDE if carrying and is_finer(weight) else block_format(recipe, weight)
+            fmt = (formats or {}).get(weight.name, planned)
             matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)
     turning = any(weight.role == "linear" for weight in architecture.weights.values())
     for name, shape in rope_tables(architecture.spec).items() if turning else ():

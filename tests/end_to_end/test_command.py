@@ -50,7 +50,7 @@ def test_usage_errors_exit_with_2() -> None:
     assert edgephi("export", "x", "--output", "y", "--precision", "int3").returncode == 2
 
 
-def test_demo_answers_paris_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_demo_answers_tokyo_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: Path) -> None:
     cache = {"EDGEPHI_CACHE": str(tmp_path)}
     first = edgephi("demo", "--weights", smollm2_gguf, **cache)
     assert first.returncode == 0, first.stderr

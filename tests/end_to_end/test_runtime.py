@@ -34,7 +34,7 @@ def model(smollm2_bundle: Path) -> Iterator[Model]:
         yield loaded
 
 
-def test_it_answers_paris_and_stops(model: Model) -> None:
+def test_it_answers_tokyo_and_stops(model: Model) -> None:
     answer = model.chat(QUESTION).result()
     assert answer.text.startswith("The capital of Japan is Tokyo")
     assert answer.finish == "stop"
