@@ -27,6 +27,14 @@ class EdgephiError(Exception):
         place = f" ({self.where})" if self.where else ""
         super().__init__(f"{what}{place}. {remedy}.")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # exceptions are otherwise made anew from the message alone, and a pool of processes breaks over it
+        return _anew, (type(self), *self.args), self.__dict__
+
+
+def _anew(kind: type[EdgephiError], *args: object) -> EdgephiError:
+    return kind.__new__(kind, *args)
+
 
 class SourceError(EdgephiError):
     """The checkpoint cannot be found, or its files are missing, truncated or malformed."""

@@ -1,7 +1,12 @@
 """The table of targets says what was measured, against what, and by how much a target was missed."""
 
-from edgephi.benchmarks.four_bits import Answers, FourBits, Target, Way, sentences, table
+from pathlib import Path
+
+import pytest
+
+from edgephi.benchmarks.four_bits import Answers, FourBits, Target, Way, decode_ratios, sentences, table
 from edgephi.benchmarks.quality import BundleQuality, QualityReport
+from edgephi.errors import EdgephiError
 
 
 def bundle(name: str, kl: float) -> BundleQuality:
@@ -24,10 +29,21 @@ def test_every_way_has_its_row_and_the_reference_comes_first() -> None:
     assert cells[2][4:] == ["0.26", "96.2 %", "–", "–", ""]
 
 
-def test_speed_is_a_median_with_its_range_and_answers_are_points_apart() -> None:
+def test_speed_is_a_median_with_its_quartiles_and_answers_are_points_apart() -> None:
     quality = QualityReport("text.txt", 8, 512, 4088, (bundle("fp32", 0.0),))
     answers = Answers(1838, float_model=(0.650, 0.663), auto=(0.647, 0.664))
-    speed, points = sentences(FourBits(quality, (0.8, 0.95, 0.9), answers))
-    assert "0.90 (median of 3 rounds in turns, 0.80 to 0.95" in speed
+    speed, points = sentences(FourBits(quality, (0.8, 0.96, 0.9, 0.7, 0.94), answers))
+    assert "0.900 (median of 5 rounds in turns, quartiles 0.800 and 0.940" in speed
     assert "plain 65.0 and 64.7 % (-0.3 points), normalized 66.3 and 66.4 % (+0.1 points)" in points
     assert sentences(FourBits(quality, (), None)) == []
+
+
+def test_a_bundle_is_about_as_fast_as_itself_in_every_load_and_round(smollm2_bundle: Path) -> None:
+    ratios = decode_ratios(smollm2_bundle, smollm2_bundle, loads=2, rounds=3, tokens=40)
+    assert len(ratios) == 6 and len(set(ratios)) == 6
+    assert 0.5 < sorted(ratios)[3] < 2
+
+
+def test_a_bundle_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EdgephiError, match="nothing-here"):
+        decode_ratios(tmp_path / "nothing-here", tmp_path / "nothing-here", loads=2, rounds=1, tokens=20)
