@@ -94,24 +94,22 @@ def export_via_optimum(
     # optimum-onnx writes the float32 weights twice before the bundle is written
     values = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     check_disk(output, 3 * 4 * values)
-    with (
-        staged(output, force, uuid4().hex) as (folder, _),
-        source_hashes(checkpoint.files) as source_files,
-        tempfile.TemporaryDirectory(prefix=f".{output.name}.traced-", dir=folder.parent) as traced,
-    ):
-        report = trace(checkpoint.folder, Path(traced))
-        import onnx_ir as ir
+    with staged(output, force, uuid4().hex) as (folder, _), source_hashes(checkpoint.files) as source_files:
+        # inside the staged folder: what a killed export leaves of it, the next one for this output removes
+        with tempfile.TemporaryDirectory(prefix="traced-", dir=folder) as traced:
+            report = trace(checkpoint.folder, Path(traced))
+            import onnx_ir as ir
 
-        model = ir.load(Path(traced) / GRAPH_FILE)
-        ports = read_ports(model.graph, checkpoint.config_where)
-        require_vocabulary(tokenizer, ports.vocabulary_size, checkpoint.folder)
-        decoder = _decoder(ports, report)
-        weights = rewrite(model, recipe)
-        ir.save(model, folder / GRAPH_FILE)
+            model = ir.load(Path(traced) / GRAPH_FILE)
+            ports = read_ports(model.graph, checkpoint.config_where)
+            require_vocabulary(tokenizer, ports.vocabulary_size, checkpoint.folder)
+            decoder = _decoder(ports, report)
+            weights = rewrite(model, recipe)
+            ir.save(model, folder / GRAPH_FILE)
+            reporter = Reporter(weights.source_bytes, on_progress)
+            write_weights(weights, folder / DATA_FILE, min(4, os.cpu_count() or 1), reporter)
         write_genai_config(decoder, tokenizer, folder, position_ids=ports.position_ids, shared_cache=False)
         write_tokenizer(tokenizer, folder)
-        reporter = Reporter(weights.source_bytes, on_progress)
-        write_weights(weights, folder / DATA_FILE, min(4, os.cpu_count() or 1), reporter)
         manifest = Manifest(
             edgephi=edgephi.__version__,
             exporter="optimum",

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +254,21 @@ def test_nothing_but_the_bundle_is_left(bundle: Bundles) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_what_a_killed_export_leaves_is_gone_after_the_next(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    source, output = checkpoint("qwen2"), tmp_path / "bundle"
+    call = f"import edgephi; edgephi.export({str(source)!r}, {str(output)!r}, precision='fp32', via='optimum')"
+    process = subprocess.Popen([sys.executable, "-c", call])
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.rglob("*traced-*/model.onnx")):
+        assert process.poll() is None and time.monotonic() < deadline, "the export ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert any(tmp_path.iterdir()) and not output.exists()
+    edgephi.export(source, output, precision="fp32", via="optimum")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 @pytest.mark.parametrize("case", ["llama-gqa", "llama3-rope", "phi3-gqa-partial"])
