@@ -17,8 +17,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import numpy as np
-
+from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.quality import BundleQuality, QualityReport, measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.export.storage import Quantize
@@ -209,10 +208,10 @@ def sentences(result: FourBits) -> list[str]:
     """What the table has no column for."""
     lines = []
     if result.decode:
-        low, middle, high = np.quantile(result.decode, (0.25, 0.5, 0.75))
+        found = figure(list(result.decode))
         lines.append(
-            f"decode speed of auto over rtn-b32: {middle:.3f} (median of {len(result.decode)} rounds in turns, "
-            f"quartiles {low:.3f} and {high:.3f}; must 0.9)"
+            f"decode speed of auto over rtn-b32: {found.median:.3f} (median of {len(found.values)} rounds in turns, "
+            f"quartiles {found.low:.3f} and {found.high:.3f}; must 0.9)"
         )
     if (answers := result.answers) is not None:
         pairs = zip(("plain", "normalized"), answers.float_model, answers.auto, strict=True)

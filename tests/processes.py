@@ -1,10 +1,13 @@
-"""Processes that write their id to a file, and whether they are still there."""
+"""Processes that write their id to a file, how far they are, and whether they are still there."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +19,14 @@ def pid_in(file: Path) -> int:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return int(file.read_text())
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """Until an export has come as far as the test wants to disturb it."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, "the export ended before it could be disturbed"
+        time.sleep(0.005)
 
 
 def gone_within(pid: int, seconds: float) -> bool:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import edgephi
 from edgephi.errors import OutputError
 from edgephi.export.data_file import JOURNAL
 from edgephi.export.pipeline import Progress
+from tests.processes import wait_until
 
 # exports slowly enough to be killed in the middle: a pause after every slice of the weights
 SLOW_EXPORT = """
@@ -42,10 +42,7 @@ def test_killed_and_resumed_is_byte_identical(
 ) -> None:
     target, partial = tmp_path / "out", tmp_path / ".out.partial"
     process = subprocess.Popen([sys.executable, "-c", SLOW_EXPORT, str(smollm2_gguf), str(target)])
-    deadline = time.monotonic() + 120
-    while len(done_layers(partial)) < layers_before_the_kill:
-        assert process.poll() is None and time.monotonic() < deadline, "the export ended before it could be killed"
-        time.sleep(0.005)
+    wait_until(lambda: len(done_layers(partial)) >= layers_before_the_kill, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not target.exists(), "half a bundle must not look like a whole one"
@@ -68,10 +65,7 @@ def test_ctrl_c_says_that_the_export_can_go_on(smollm2_gguf: Path, tmp_path: Pat
     # a runner in the background may ignore SIGINT, and its children inherit that
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([*command, "--quantize", "rtn"], stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    deadline = time.monotonic() + 120
-    while not done_layers(tmp_path / ".out.partial"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: bool(done_layers(tmp_path / ".out.partial")), process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130

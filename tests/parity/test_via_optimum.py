@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import edgephi
 from edgephi.errors import TokenizerError, UnsupportedModelError, UsageError, WeightError
 from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
+from tests.processes import wait_until
 
 pytest.importorskip("optimum.exporters.onnx", reason='the extra is not installed: pip install -e ".[optimum]"')
 
@@ -260,10 +260,7 @@ def test_what_a_killed_export_leaves_is_gone_after_the_next(checkpoint: Checkpoi
     source, output = checkpoint("qwen2"), tmp_path / "bundle"
     call = f"import edgephi; edgephi.export({str(source)!r}, {str(output)!r}, precision='fp32', via='optimum')"
     process = subprocess.Popen([sys.executable, "-c", call])
-    deadline = time.monotonic() + 120
-    while not any(tmp_path.rglob("*traced-*/model.onnx")):
-        assert process.poll() is None and time.monotonic() < deadline, "the export ended before it could be killed"
-        time.sleep(0.01)
+    wait_until(lambda: any(tmp_path.rglob("*traced-*/model.onnx")), process)
     process.kill()
     process.wait()
     assert any(tmp_path.iterdir()) and not output.exists()
