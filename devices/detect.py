@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.providers import PROVIDERS, DeviceInfo, installed_wheel, provider, register, registered_devices

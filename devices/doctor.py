@@ -157,7 +157,7 @@ def examine() -> tuple[dict[str, str], list[Finding]]:
     Returns:
         Relevant wheels with their versions, and the findings, errors first.
     """
-    from edgephi.devices.child import call
+    from edgephi.child import call
     from edgephi.devices.detect import survey
     from edgephi.devices.providers import PROVIDERS
     from edgephi.devices.vulkan import software_vulkan

@@ -6,9 +6,24 @@ and what to do next. The command prints them on one line; programs read the attr
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Literal
 
 Step = Literal["wheel", "library", "device", "driver", "options", "profile", "graph", "nodes", "process"]
+
+
+def printable(text: str) -> str:
+    """A text without what drives a terminal or turns the direction of writing: such characters become escapes.
+
+    Control, format (U+202E among them), surrogate and line-separator characters come out as in a Python string,
+    `\\x1b` for example; a message is one line whatever a tensor, a path or a template is called.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 class EdgephiError(Exception):
@@ -18,14 +33,16 @@ class EdgephiError(Exception):
         what: what happened, without a full stop.
         where: the file, tensor, key, node or provider it happened at.
         remedy: what to do next, as an imperative sentence without a full stop.
+
+    All three pass through `printable`: names in them may be a stranger's.
     """
 
     def __init__(self, what: str, *, where: object = None, remedy: str) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.remedy = remedy
+        self.what = printable(what)
+        self.where = None if where is None else printable(str(where))
+        self.remedy = printable(remedy)
         place = f" ({self.where})" if self.where else ""
-        super().__init__(f"{what}{place}. {remedy}.")
+        super().__init__(f"{self.what}{place}. {self.remedy}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         # exceptions are otherwise made anew from the message alone, and a pool of processes breaks over it

@@ -17,7 +17,7 @@ from uuid import uuid4
 import edgephi
 from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
 from edgephi.bundle import Recipe as RecipeRecord
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.config import Config
 from edgephi.export.emitter import DATA_FILE

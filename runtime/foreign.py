@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgephi.bundle import GENAI_CONFIG
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.errors import BundleError, DeviceError
 from edgephi.runtime.config import CODE_KEYS, CONFIG_LIMIT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgephi.bundle import Manifest, NpuFacts, NpuStage, sha256_of
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.devices.hexagon import COMPATIBILITY_KEY, parse_compatibility
 from edgephi.errors import BundleError
 

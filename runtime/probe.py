@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.devices.providers import DeviceInfo, provider, register
 from edgephi.errors import DeviceError
 from edgephi.runtime.placement import Placement, from_json, read_placement, twin_options

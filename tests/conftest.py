@@ -65,7 +65,7 @@ def fixtures() -> Path:
 @pytest.fixture(scope="session")
 def software_webgpu() -> Iterator[None]:
     """WebGPU on Mesa's software Vulkan, allowed for this session; skips with the reason where it is not to be had."""
-    from edgephi.devices.child import call
+    from edgephi.child import call
     from edgephi.devices.providers import SOFTWARE_GPU
     from edgephi.errors import DeviceError
 

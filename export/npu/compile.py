@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgephi.devices.child import call
+from edgephi.child import call
 from edgephi.devices.hexagon import (
     COMPATIBILITY_KEY,
     CompiledFor,

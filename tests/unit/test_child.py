@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.devices import child
+from edgephi import child
 from edgephi.errors import DeviceError
 from tests.processes import gone_within, pid_in
 
@@ -42,7 +42,7 @@ def say_pid_and_sleep(pid_file):
 
 CALLER = """
 import sys
-from edgephi.devices import child
+from edgephi import child
 child.call("functions:say_pid_and_sleep", {"pid_file": sys.argv[1]}, timeout_s=600)
 """
 

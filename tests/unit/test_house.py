@@ -17,7 +17,7 @@ PACKAGES = {
     "edgephi.runtime": PROJECT / "runtime",
     "edgephi.benchmarks": PROJECT / "benchmarks",
 }
-FOUNDATION = {"edgephi.errors", "edgephi.records", "edgephi.bundle"}
+FOUNDATION = {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.records", "edgephi.bundle"}
 ALLOWED = {
     "edgephi.quantize": FOUNDATION,
     "edgephi.devices": FOUNDATION,
@@ -51,9 +51,14 @@ def test_imports_point_one_way(package: str) -> None:
         assert not wrong, f"{file.relative_to(PROJECT)} imports {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("file", ["errors.py", "records.py", "npu_facts.py", "bundle.py"])
+@pytest.mark.parametrize("file", ["child.py", "errors.py", "files.py", "records.py", "npu_facts.py", "bundle.py"])
 def test_the_foundation_knows_nobody_else(file: str) -> None:
-    assert imports_of(PROJECT / "edgephi" / file) <= {"edgephi.errors", "edgephi.records", "edgephi.npu_facts"}
+    assert imports_of(PROJECT / "edgephi" / file) <= {
+        "edgephi.errors",
+        "edgephi.files",
+        "edgephi.records",
+        "edgephi.npu_facts",
+    }
 
 
 def test_nobody_imports_the_commands() -> None:

@@ -37,7 +37,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | N
         DeviceError: the child raised one (the same `step`), or step `process`: it crashed (the signal or status is
             named), took too long, or raised something else.
     """
-    command = [sys.executable, "-P", "-m", "edgephi.devices.child", function]
+    command = [sys.executable, "-P", "-m", "edgephi.child", function]
     try:
         status, said_out, said_err = _run(command, json.dumps(dict(arguments)).encode() + b"\n", timeout_s)
     except subprocess.TimeoutExpired as expired:

@@ -1,0 +1,181 @@
+"""Reading files that strangers made: a size is checked before a byte is read, a link before it is followed, and JSON
+means the same to every parser.
+
+JSON is where two readers disagree most easily. Python keeps the last of two equal keys and onnxruntime-genai applies
+both, so a check of the one says nothing about the other: repeated keys are errors here (RFC 8259, section 4, leaves
+their meaning open).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+from edgephi.errors import EdgephiError
+
+JSON_LIMIT = 64 * 2**20
+"""Bytes of the largest JSON file that is read: a tokenizer of 200,000 tokens takes 16 MB."""
+LONGEST_INTEGER = 40
+"""Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
+_LFS_POINTER = b"version https://git-lfs"
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+
+
+class _Malformed(ValueError):
+    """What is wrong with a JSON text, in words; not for callers."""
+
+
+def read_file(path: Path, *, limit: int, error: type[EdgephiError], remedy: str) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        error: it is missing, no regular file, larger, unreadable, or a Git LFS pointer that stands for the file.
+    """
+    try:
+        require_regular(path, error, remedy)
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > limit:
+                raise error(
+                    f"the file has {size:,} bytes, more than the {limit:,} it may have", where=path, remedy=remedy
+                )
+            data = stream.read(limit + 1)
+    except OSError as problem:
+        raise unreadable(problem, path, error, remedy) from problem
+    if len(data) > limit:
+        raise error(f"the file grew beyond {limit:,} bytes while it was read", where=path, remedy=remedy)
+    refuse_lfs_pointer(data, path, error)
+    return data
+
+
+def read_text(path: Path, *, limit: int, error: type[EdgephiError], remedy: str) -> str:
+    """The text of a UTF-8 file, line ends as they are; the errors are those of `read_file`, and no UTF-8."""
+    return _decode(read_file(path, limit=limit, error=error, remedy=remedy), path, error, remedy)
+
+
+def read_json_object(
+    path: Path, *, error: type[EdgephiError], remedy: str, limit: int = JSON_LIMIT, finite: bool = False
+) -> dict[str, object]:
+    """A JSON object from a file.
+
+    Args:
+        finite: refuse NaN and Infinity, which Python reads and JSON does not have.
+
+    Raises:
+        error: see `read_file` and `parse_json`, or the file holds something else than an object.
+    """
+    data = read_file(path, limit=limit, error=error, remedy=remedy)
+    value = parse_json(data, where=path, error=error, remedy=remedy, finite=finite)
+    if not isinstance(value, dict):
+        raise error("the file holds no JSON object", where=path, remedy=remedy)
+    return value
+
+
+def parse_json(
+    data: bytes | str, *, where: object, error: type[EdgephiError], remedy: str, finite: bool = False
+) -> object:
+    """A JSON value that every parser reads alike.
+
+    Raises:
+        error: no UTF-8, a byte order mark, no JSON (with line and column), a key that stands twice in one object, an
+            integer of more than `LONGEST_INTEGER` digits, nesting too deep to read; with `finite` also NaN or Infinity.
+    """
+    text = data if isinstance(data, str) else _decode(data, where, error, remedy)
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_finite_object if finite else _object,
+            parse_int=_integer,
+            parse_constant=_no_constant if finite else None,
+        )
+    except json.JSONDecodeError as problem:
+        what = f"malformed JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}"
+        raise error(what, where=where, remedy=remedy) from problem
+    except _Malformed as problem:
+        raise error(str(problem), where=where, remedy=remedy) from problem
+    except (RecursionError, MemoryError) as problem:
+        raise error("the JSON is nested too deeply to be read", where=where, remedy=remedy) from problem
+
+
+def require_regular(path: Path, error: type[EdgephiError], remedy: str) -> None:
+    """Raises `error` when there is no regular file: a pipe or a device would hang whoever reads it."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as problem:
+        raise unreadable(problem, path, error, remedy) from problem
+    if not stat.S_ISREG(mode):
+        raise error("this is no regular file", where=path, remedy=remedy)
+
+
+def require_inside(path: Path, folder: Path, error: type[EdgephiError], remedy: str) -> None:
+    """Raises `error` when `path`, its links followed, lies outside of `folder`.
+
+    A snapshot in the Hugging Face cache is a folder of links to its neighbour `blobs`; those count as inside.
+    """
+    try:
+        root, target = folder.resolve(strict=True), path.resolve(strict=True)
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: a circle of links, in older Pythons
+        raise unreadable(problem, path, error, remedy) from problem
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    if not target.is_relative_to(root) and (blobs is None or not target.is_relative_to(blobs)):
+        raise error("the file is a link that leaves its folder", where=path, remedy=remedy)
+
+
+def refuse_lfs_pointer(data: bytes, path: Path, error: type[EdgephiError]) -> None:
+    """Raises `error` when a file begins as the pointers do that Git LFS leaves in the place of large files."""
+    if data.startswith(_LFS_POINTER):
+        raise error(
+            "the file is a Git LFS pointer; the data was not downloaded",
+            where=path,
+            remedy="Run `git lfs pull` in the checkpoint's folder, or download the file again",
+        )
+
+
+def unreadable(problem: Exception, path: Path, error: type[EdgephiError], remedy: str) -> EdgephiError:
+    """The error for what the system said about a path."""
+    if isinstance(problem, FileNotFoundError):
+        return error("there is no such file", where=path, remedy=remedy)
+    if isinstance(problem, PermissionError):
+        return error("the file may not be read", where=path, remedy="Check its permissions and those of its folder")
+    said = getattr(problem, "strerror", None) or str(problem)
+    return error(f"the file cannot be read: {said}", where=path, remedy=remedy)
+
+
+def _decode(data: bytes, where: object, error: type[EdgephiError], remedy: str) -> str:
+    if data.startswith(_BYTE_ORDER_MARKS):
+        raise error(
+            "the file begins with a byte order mark (BOM)", where=where, remedy="Save it as UTF-8 without a BOM"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"the file is no UTF-8 at byte {problem.start:,}", where=where, remedy=remedy) from problem
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _Malformed(f"the key {twice!r} stands twice in one object")
+    return value
+
+
+def _finite_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for key, value in pairs:
+        if isinstance(value, float) and not math.isfinite(value):  # 1e999 is infinite without the word
+            raise _Malformed(f"{key} is {value}, which is no number")
+    return _object(pairs)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise _Malformed(f"an integer has {len(digits):,} digits")
+    return int(digits)
+
+
+def _no_constant(word: str) -> float:
+    raise _Malformed(f"{word} is no JSON number")
