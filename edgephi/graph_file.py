@@ -68,8 +68,8 @@ def read_graph_names(path: Path, *, error: type[EdgephiError], remedy: str) -> G
                 raise error("the graph is larger than protobuf reads", where=path, remedy=remedy)
             if not size:
                 raise error("the graph is empty", where=path, remedy=remedy)
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-                return parse_graph_names(data)
+            # not closed by name: an error keeps views of it alive, and the last one to go closes it
+            return parse_graph_names(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
     except _Malformed as problem:
         raise error(f"the file is no ONNX graph: {problem}", where=path, remedy=remedy) from None
     except OSError as problem:
