@@ -225,6 +225,7 @@ class Manifest(Strict):
         named = {file for graph in self.graphs for file in (graph.file, graph.last_row) if file}
         if missing := named - {entry.path for entry in self.files}:
             raise ValueError(f"the graph {min(missing)!r} is not among the files")
+        _require_onnx(named)
         return self
 
     def graph_for(self, device: str) -> GraphEntry | None:
@@ -239,6 +240,7 @@ class Manifest(Strict):
             named |= {self.npu.embedding, self.npu.head, self.npu.token_graph or self.npu.head}
             if missing := named - listed:
                 raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
+            _require_onnx(named - {stage.binary for stage in self.npu.stages})
             if self.npu.stages[-1].last_layer != self.model.layers:
                 raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
         return self
@@ -252,6 +254,12 @@ class Manifest(Strict):
     def bits_per_weight(self) -> float:
         """Stored bits of codes, scales and zero points over published parameters."""
         return 8 * sum(group.stored_bytes for group in self.recipe.weights) / self.model.parameters
+
+
+def _require_onnx(graphs: set[str]) -> None:
+    """onnxruntime reads a format of its own from files with other endings, and nobody would have looked at those."""
+    if wrong := {graph for graph in graphs if not graph.endswith(".onnx")}:
+        raise ValueError(f"the graph {min(wrong)!r} is no .onnx file")
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -341,8 +349,10 @@ def check_bundle(
     """
     for entry in manifest.files:
         _check_file(folder, entry, every_byte, on_bytes)
-    compiled = {stage.graph: stage.binary for stage in manifest.npu.stages} if manifest.npu else {}
-    check_contents(folder, frozenset(entry.path for entry in manifest.files), compiled)
+    plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
+    if manifest.npu is not None:
+        plain |= {manifest.npu.embedding, manifest.npu.head, manifest.npu.token_graph or manifest.npu.head}
+    check_contents(folder, frozenset(entry.path for entry in manifest.files), plain)
 
 
 def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Callable[[int], None] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from edgephi.errors import BundleError
@@ -19,6 +19,7 @@ READ_BY_NAME = frozenset(
         "chat_template.json",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "merges.txt",
         "preprocessor_config.json",
         "processor_config.json",
@@ -36,7 +37,7 @@ READ_BY_NAME = frozenset(
 READ_BY_ENDING = (".onnx", ".onnx_adapter", ".ort", ".dll", ".dylib", ".so")
 
 
-def check_contents(folder: Path, listed: Collection[str], compiled: Mapping[str, str]) -> None:
+def check_contents(folder: Path, listed: Collection[str], plain: Collection[str]) -> None:
     """Refuse what could harm whoever loads a bundle.
 
     JSON has no key twice; the configuration has the keys that a bundle needs and no others; graphs name no file but the
@@ -44,7 +45,7 @@ def check_contents(folder: Path, listed: Collection[str], compiled: Mapping[str,
 
     Args:
         listed: paths of the bundle's files; they are there, regular and inside the folder.
-        compiled: graph → the binary it runs, of graphs compiled for an NPU.
+        plain: graphs without a compiled binary: all but those of an NPU's layers, which run one of the bundle's.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
@@ -55,7 +56,7 @@ def check_contents(folder: Path, listed: Collection[str], compiled: Mapping[str,
             data = read_file(folder / path, limit=JSON_LIMIT, error=BundleError, remedy=REMEDY)
             parse_json(data, where=folder / path, error=BundleError, remedy=REMEDY)
         elif path.casefold().endswith(".onnx"):
-            _check_graph(folder, path, listed, compiled.get(path))
+            _check_graph(folder, path, listed, path in plain)
     if GENAI_CONFIG in listed:
         parse_genai_config(folder / GENAI_CONFIG)
 
@@ -79,10 +80,12 @@ def _refuse_unlisted(folder: Path, listed: Collection[str]) -> None:
         raise unreadable(error, folder, BundleError, REMEDY) from error
 
 
-def _check_graph(folder: Path, path: str, listed: Collection[str], binary: str | None) -> None:
+def _check_graph(folder: Path, path: str, listed: Collection[str], plain: bool) -> None:
     beside = PurePosixPath(path).parent
 
-    def may_read(location: str) -> bool:
-        return (beside / location).as_posix() in listed
+    def is_listed(name: str) -> bool:
+        return (beside / name).as_posix() in listed
 
-    check_graph(folder / path, may_read=may_read, compiled=binary, error=BundleError, remedy=REMEDY)
+    check_graph(
+        folder / path, may_read=is_listed, may_run=None if plain else is_listed, error=BundleError, remedy=REMEDY
+    )

@@ -178,6 +178,5 @@ def parse_genai_config(path: Path) -> GenaiConfig:
     try:
         return GenaiConfig.model_validate_json(data, strict=True)
     except ValidationError as error:
-        raise BundleError(
-            f"the configuration cannot be used: {first_problem(error)}", where=path, remedy=REMEDY
-        ) from error
+        problem = first_problem(error).replace("Extra inputs are not permitted", "no bundle needs this key")
+        raise BundleError(f"the configuration cannot be used: {problem}", where=path, remedy=REMEDY) from error

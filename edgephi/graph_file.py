@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import posixpath
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,8 +79,8 @@ def read_graph_names(path: Path, *, error: type[EdgephiError], remedy: str) -> G
 def check_graph(
     path: Path,
     *,
-    may_read: Collection[str] | Callable[[str], bool],
-    compiled: str | None = None,
+    may_read: Callable[[str], bool],
+    may_run: Callable[[str], bool] | None = None,
     any_domain: bool = False,
     error: type[EdgephiError],
     remedy: str,
@@ -88,30 +88,32 @@ def check_graph(
     """Refuse a graph that names something else than its folder's files.
 
     Args:
-        may_read: names of files, relative to the graph's folder, that it may read weights from; or who decides.
-        compiled: the binary its EPContext nodes run; None: there may be none.
+        may_read: whether the graph may read weights from a file of this name, relative to its folder.
+        may_run: the same of binaries that its EPContext nodes run; None: there may be no such node.
         any_domain: operators of any domain; onnxruntime refuses those it does not know.
 
     Raises:
         error: as `read_graph_names`, or naming what is refused.
     """
     names = read_graph_names(path, error=error, remedy=remedy)
-    allowed = may_read if callable(may_read) else frozenset(may_read).__contains__
 
     def refusal(what: str) -> EdgephiError:
         return error(what, where=path, remedy=remedy)
 
     for location in sorted(names.locations):
-        if not is_plain(location) or not allowed(location):
+        if not is_plain(location) or not may_read(location):
             raise refusal(f"the graph reads weights from {location[:200]!r}, which is no file of this folder")
     if (unknown := sorted(names.domains - DOMAINS)) and not any_domain:
         raise refusal(f"the graph has operators of the domain {unknown[0][:200]!r}, which no bundle needs")
     if options := sorted(names.metadata & FORBIDDEN_METADATA):
         raise refusal(f"the graph brings session options of its own: metadata {options[0]!r}")
-    if names.compiled and compiled is None:
+    if names.compiled and may_run is None:
         raise refusal("the graph runs a compiled binary, an EPContext node, where none is declared")
-    if any(context != (compiled or "").encode() for context in names.contexts):
-        raise refusal(f"the compiled graph does not run {compiled}")
+    for context in names.contexts:
+        binary = context.decode("utf-8", "replace")
+        if may_run is None or not is_plain(binary) or not may_run(binary):
+            what = f"the compiled graph runs {binary[:200]!r}, which the manifest does not list beside it"
+            raise refusal(what)
     return names
 
 

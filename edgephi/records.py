@@ -66,5 +66,4 @@ def first_problem(error: ValidationError) -> str:
     """`key.of.it: what is wrong`, of the first thing that is; a stranger's key may be of any length."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     key = ".".join(str(part)[:100] for part in first["loc"][-12:]) or "the file"
-    what = "an unknown key, which is refused" if first["type"] == "extra_forbidden" else first["msg"][:300]
-    return f"{key}: {what}"
+    return f"{key}: {first['msg'][:300]}"

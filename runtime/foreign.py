@@ -7,16 +7,17 @@ refused by its name; onnxruntime-genai and onnxruntime get the rest, in a child 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.child import call
 from edgephi.errors import BundleError, DeviceError
-from edgephi.files import read_json_object, require_inside
+from edgephi.files import JSON_LIMIT, parse_json, read_file, read_json_object, require_inside, unreadable
 from edgephi.genai_config import CONFIG_LIMIT
 from edgephi.graph_file import check_graph, is_plain, read_graph_names
 from edgephi.runtime.foreign_options import dictionaries, refused_keys
@@ -77,6 +78,7 @@ def diagnose(folder: Path) -> Diagnosis:
         problems.append(Problem(f"onnxruntime-genai {version} does not know {key}", f"{where}: {key}", FIX))
     if answer["error"]:
         problems.append(Problem(f"onnxruntime-genai {version}: {answer['error']}", where, "Correct that value"))
+    problems += _beside(folder)
     graphs, missing = _files(folder, config)
     problems += missing
     for graph in graphs:
@@ -200,6 +202,27 @@ def _take_out(config: object, section: str, name: str) -> bool:
     return removed
 
 
+def _beside(folder: Path) -> list[Problem]:
+    """Links that leave the folder, and JSON that two parsers read differently."""
+    problems = []
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_symlink()) for entry in entries)
+    except OSError as error:
+        said = unreadable(error, folder, BundleError, "Check its permissions")
+        return [Problem(said.what, str(folder), said.remedy)]
+    for name, is_link in found:
+        try:
+            if is_link:
+                require_inside(folder / name, folder, BundleError, "Replace the link by its file")
+            if name.casefold().endswith(".json"):
+                data = read_file(folder / name, limit=JSON_LIMIT, error=BundleError, remedy="Fetch the folder again")
+                parse_json(data, where=folder / name, error=BundleError, remedy="Fetch the folder again")
+        except BundleError as error:
+            problems.append(Problem(error.what, str(folder / name), error.remedy))
+    return problems
+
+
 def _files(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, ...], list[Problem]]:
     """The graphs that are there, and a problem for each file that is not or that lies outside."""
     graphs, problems = [], []
@@ -208,10 +231,10 @@ def _files(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, ...], list[
         what = f"the configuration names {len(names):,} files, more than any model has"
         return (), [Problem(what, str(folder / GENAI_CONFIG), "Do not use the folder")]
     for name in names:
-        outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name)
-        if outside:
-            problems.append(Problem(f"the configuration points outside: {name}", str(folder), "Do not use the folder"))
-        elif not (folder / name).is_file():
+        if not is_plain(name):
+            what = f"the configuration points outside: {name[:200]}"
+            problems.append(Problem(what, str(folder), "Do not use the folder"))
+        elif not os.path.isfile(folder / name):  # noqa: PTH113 (a name may be too long to ask a Path about)
             problems.append(Problem("the file is missing", str(folder / name), "Fetch the folder again"))
         elif name.endswith(".onnx"):
             graphs.append(name)
