@@ -350,9 +350,11 @@ def check_bundle(
     for entry in manifest.files:
         _check_file(folder, entry, every_byte, on_bytes)
     plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
-    if manifest.npu is not None:
-        plain |= {manifest.npu.embedding, manifest.npu.head, manifest.npu.token_graph or manifest.npu.head}
-    check_contents(folder, frozenset(entry.path for entry in manifest.files), plain)
+    compiled: dict[str, str] = {}
+    if (npu := manifest.npu) is not None:
+        plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}
+        compiled = {stage.graph: stage.binary for stage in npu.stages}
+    check_contents(folder, frozenset(entry.path for entry in manifest.files), plain, compiled)
 
 
 def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Callable[[int], None] | None) -> None:

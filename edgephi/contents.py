@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from edgephi.errors import BundleError
@@ -37,7 +37,7 @@ READ_BY_NAME = frozenset(
 READ_BY_ENDING = (".onnx", ".onnx_adapter", ".ort", ".dll", ".dylib", ".so")
 
 
-def check_contents(folder: Path, listed: Collection[str], plain: Collection[str]) -> None:
+def check_contents(folder: Path, listed: Collection[str], plain: Collection[str], compiled: Mapping[str, str]) -> None:
     """Refuse what could harm whoever loads a bundle.
 
     JSON has no key twice; the configuration has the keys that a bundle needs and no others; graphs name no file but the
@@ -45,7 +45,8 @@ def check_contents(folder: Path, listed: Collection[str], plain: Collection[str]
 
     Args:
         listed: paths of the bundle's files; they are there, regular and inside the folder.
-        plain: graphs without a compiled binary: all but those of an NPU's layers, which run one of the bundle's.
+        plain: graphs that run no compiled binary.
+        compiled: graph → the binary it runs, as the manifest says; any other graph may run one of the bundle's.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
@@ -56,7 +57,7 @@ def check_contents(folder: Path, listed: Collection[str], plain: Collection[str]
             data = read_file(folder / path, limit=JSON_LIMIT, error=BundleError, remedy=REMEDY)
             parse_json(data, where=folder / path, error=BundleError, remedy=REMEDY)
         elif path.casefold().endswith(".onnx"):
-            _check_graph(folder, path, listed, path in plain)
+            _check_graph(folder, path, listed, path in plain, compiled.get(path))
     if GENAI_CONFIG in listed:
         parse_genai_config(folder / GENAI_CONFIG)
 
@@ -80,12 +81,15 @@ def _refuse_unlisted(folder: Path, listed: Collection[str]) -> None:
         raise unreadable(error, folder, BundleError, REMEDY) from error
 
 
-def _check_graph(folder: Path, path: str, listed: Collection[str], plain: bool) -> None:
+def _check_graph(folder: Path, path: str, listed: Collection[str], plain: bool, binary: str | None) -> None:
     beside = PurePosixPath(path).parent
 
     def is_listed(name: str) -> bool:
         return (beside / name).as_posix() in listed
 
-    check_graph(
-        folder / path, may_read=is_listed, may_run=None if plain else is_listed, error=BundleError, remedy=REMEDY
-    )
+    def may_run(name: str) -> bool:
+        if binary is not None and (beside / name).as_posix() != binary:
+            raise BundleError(f"the compiled graph does not run {binary}", where=folder / path, remedy=REMEDY)
+        return is_listed(name)
+
+    check_graph(folder / path, may_read=is_listed, may_run=None if plain else may_run, error=BundleError, remedy=REMEDY)

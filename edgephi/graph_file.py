@@ -111,7 +111,7 @@ def check_graph(
         raise refusal("the graph runs a compiled binary, an EPContext node, where none is declared")
     for context in names.contexts:
         binary = context.decode("utf-8", "replace")
-        if may_run is None or not is_plain(binary) or not may_run(binary):
+        if may_run is None or not may_run(binary) or not is_plain(binary):
             what = f"the compiled graph runs {binary[:200]!r}, which the manifest does not list beside it"
             raise refusal(what)
     return names
