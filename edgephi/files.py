@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ LONGEST_INTEGER = 40
 """Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
 MOST_CONTAINERS = 2_000_000
 """Objects and arrays in one text. A tokenizer's merges are 500,000 pairs at most; 64 MB of small objects take 3 GB."""
+_LONG_INTEGER = re.compile(rf"[0-9]{{{LONGEST_INTEGER + 1}}}")
 _LFS_POINTER = b"version https://git-lfs"
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -94,7 +96,8 @@ def parse_json(
         return json.loads(
             text,
             object_pairs_hook=_finite_object if finite else _object,
-            parse_int=_integer,
+            # a call for each of a vocabulary's ids costs as much again as reading the file
+            parse_int=_integer if _LONG_INTEGER.search(text) else None,
             parse_constant=_no_constant if finite else None,
         )
     except json.JSONDecodeError as problem:
