@@ -38,6 +38,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a refusal fails, files are written there and not into the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def bundle(exported: Path, tmp_path: Path) -> Path:
     return shutil.copytree(exported, tmp_path / "bundle")
