@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,9 @@ JSON_LIMIT = 64 * 2**20
 """Bytes of the largest JSON file that is read: a tokenizer of 200,000 tokens takes 16 MB."""
 LONGEST_INTEGER = 40
 """Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
+MOST_CONTAINERS = 2_000_000
+"""Objects and arrays in one text. A tokenizer's merges are 500,000 pairs at most; 64 MB of small objects take 3 GB."""
+_LONG_INTEGER = re.compile(rf"[0-9]{{{LONGEST_INTEGER + 1}}}")
 _LFS_POINTER = b"version https://git-lfs"
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -82,14 +86,18 @@ def parse_json(
 
     Raises:
         error: no UTF-8, a byte order mark, no JSON (with line and column), a key that stands twice in one object, an
-            integer of more than `LONGEST_INTEGER` digits, nesting too deep to read; with `finite` also NaN or Infinity.
+            integer of more than `LONGEST_INTEGER` digits, nesting too deep to read, more than `MOST_CONTAINERS` objects
+            and arrays; with `finite` also NaN or Infinity.
     """
     text = data if isinstance(data, str) else _decode(data, where, error, remedy)
+    if (containers := text.count("{") + text.count("[")) > MOST_CONTAINERS:
+        raise error(f"the JSON has {containers:,} objects and arrays", where=where, remedy=remedy)
     try:
         return json.loads(
             text,
             object_pairs_hook=_finite_object if finite else _object,
-            parse_int=_integer,
+            # a call for each of a vocabulary's ids costs as much again as reading the file
+            parse_int=_integer if _LONG_INTEGER.search(text) else None,
             parse_constant=_no_constant if finite else None,
         )
     except json.JSONDecodeError as problem:

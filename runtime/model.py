@@ -12,8 +12,9 @@ from types import TracebackType
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
+from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
+from edgephi.runtime.config import answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
 from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.npu import open_npu
@@ -95,7 +96,7 @@ class Model:
         folder: Path,
         manifest: Manifest,
         place: Place,
-        config: GenaiModel,
+        config: GenaiConfig,
         open_weights: Callable[[], Weights],
         threads: int,
     ) -> None:
