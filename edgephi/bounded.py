@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from typing import Literal
 
@@ -26,11 +27,12 @@ GRACE = 2.0
 """Seconds after which the child ends itself when nobody has killed it at its limit."""
 _PERIOD = 0.05
 _LONGEST_HEADER = 2**16
+# where Python and its packages are, the time zone, and what Windows cannot do without
 _ENVIRONMENT = frozenset(
-    # where Python and its packages are, the time zone, and what Windows cannot do without
-    "PATH HOME USERPROFILE APPDATA SYSTEMROOT WINDIR TZ TMPDIR TEMP TMP LD_LIBRARY_PATH DYLD_LIBRARY_PATH "
-    "PYTHONHOME PYTHONUSERBASE PYTHONNOUSERSITE PYTHONPLATLIBDIR PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE".split()
+    {"PATH", "HOME", "USERPROFILE", "APPDATA", "SYSTEMROOT", "WINDIR", "TZ", "TEMP", "TMP", "TMPDIR"}
 )
+_ENVIRONMENT |= {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE"}
+_ENVIRONMENT |= {"PYTHONPLATLIBDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"}
 
 
 class Exceeded(Exception):
@@ -110,7 +112,7 @@ class BoundedChild:
                 stderr=pipe,
                 bufsize=0,  # a forked process closes its copies, and must neither flush nor wait for a lock
                 env=_environment(),
-                cwd=os.path.abspath(os.sep),  # Windows keeps a folder that a process is in from being deleted
+                cwd=Path(sys.executable).anchor,  # Windows keeps a folder that a process is in from being deleted
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
@@ -130,7 +132,9 @@ class BoundedChild:
                 what = f"it was not ready within {START_LIMIT:g} s"
             else:
                 said = last_words(words or b"")
-                what = f"it died while it started: {exit_reason(status)}" + (f"; its last words: {said}" if said else "")
+                what = f"it died while it started: {exit_reason(status)}" + (
+                    f"; its last words: {said}" if said else ""
+                )
             raise DeviceError(
                 f"the child process for {self._module} does not start: {what}",
                 remedy="Try again when the machine is idle; if that does not help, install edgephi again",
@@ -199,11 +203,10 @@ class _Watch:
             if self._done.wait(left if before is None else min(left, _PERIOD)):
                 return
             if before is not None and _resident(self._process.pid) - before > self._memory:
-                return self._kill("memory")
-        self._kill("time")
-
-    def _kill(self, bound: Literal["time", "memory"]) -> None:
-        self.exceeded = bound
+                self.exceeded = "memory"
+                break
+        else:
+            self.exceeded = "time"
         self._process.kill()
 
 
@@ -242,7 +245,7 @@ def _answer(pipe: int) -> tuple[dict[str, object], bytes]:
 def _environment() -> dict[str, str]:
     """The environment variables a Python needs: what the user keeps in others is not a stranger's program's to know."""
     kept = {name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT}
-    folders = [os.path.abspath(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    folders = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     return {**kept, "PYTHONPATH": os.pathsep.join(folders)} if folders else kept
 
 

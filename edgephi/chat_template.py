@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
+from typing import TypeVar
 
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
-from edgephi.dropped import Conversation, refuse_dropped
+from edgephi.dropped import is_whole, refuse_dropped
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import LONGEST_INTEGER
 
+Answer = TypeVar("Answer")
 Message = Mapping[str, object]
 """`role` and `content`, and what else a template asks for (`tools`, `tool_calls` …)."""
 
@@ -69,7 +71,7 @@ class ChatTemplate:
         self._checking = threading.Lock()
         self._compiled = False
         self._fault: TokenizerError | None = None
-        self._accepted: set[Conversation] = set()
+        self._accepted: set[bytes] = set()
         _require_source(source)
         self._child = BoundedChild("edgephi.jinja_child", memory=MEMORY_LIMIT, seconds=TIME_LIMIT)
         if wait:
@@ -152,11 +154,12 @@ class ChatTemplate:
             DeviceError: no child process can be started (step `process`).
         """
         given = _given(messages, tools, add_generation_prompt, {})
-        self.check()
-        try:
-            return self._try(given)
-        except _Bound as bound:
-            raise TokenizerError(f"the chat template {bound} for a short conversation", remedy=_REMEDY) from bound
+        return self._about_itself(lambda: self._try(given))
+
+    def takes(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None) -> bool:
+        """Whether the template renders a conversation and leaves nothing out; the errors are those of `attempt`."""
+        given = _given(messages, tools, True, {})
+        return self._about_itself(lambda: is_whole(given, self._try))
 
     def close(self) -> None:
         """End the child process; rendering again starts another."""
@@ -182,6 +185,13 @@ class ChatTemplate:
             ) from refused
         except _Bound as bound:
             raise TokenizerError(f"the chat template {bound} while it is compiled", remedy=_REMEDY) from bound
+
+    def _about_itself(self, question: Callable[[], Answer]) -> Answer:
+        self.check()
+        try:
+            return question()
+        except _Bound as bound:
+            raise TokenizerError(f"the chat template {bound} for a short conversation", remedy=_REMEDY) from bound
 
     def _check_quietly(self) -> None:
         with suppress(EdgephiError):  # the same comes again where somebody waits for it
@@ -230,9 +240,7 @@ def render(
     It starts a process of its own (0.1 s); for more than one conversation keep a `ChatTemplate`.
     """
     with ChatTemplate(source, special_tokens, now=now) as template:
-        return template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
-        )
+        return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
 class _Refused(Exception):
@@ -325,7 +333,9 @@ def _plain(value: object, where: str, depth: int) -> object:
     if value is None or isinstance(value, bool):
         return value
     if depth > DEPTH_LIMIT:
-        raise PromptError(f"lists or objects are more than {DEPTH_LIMIT} deep", where=where[:100], remedy="Flatten them")
+        raise PromptError(
+            f"lists or objects are more than {DEPTH_LIMIT} deep", where=where[:100], remedy="Flatten them"
+        )
     if isinstance(value, str):
         return _text(value, where)
     if isinstance(value, int) and abs(value) < 10**LONGEST_INTEGER:

@@ -21,10 +21,9 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-import jinja2.constants
-import jinja2.debug  # imports itself at the first error otherwise, when no file can be opened any more
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension
@@ -36,9 +35,12 @@ from edgephi.child import standard_streams
 
 LONGEST_MESSAGE = 2_000
 """Characters of an error's text that are passed on; a template chooses it."""
-EVERYTHING = """{% set n = namespace(a=1) %}{% for k, v in {'é\\n': 1.5}|dictsort %}{{ k ~ v|round|string|tojson }}
-{% endfor %}{{ strftime_now('%c %Z') }}{{ [n]|pprint }}{{ lipsum(1) }}{{ 'a'|urlize|title }}{{ [1, 2]|random }}
-{% break %}"""
+WARM_UP = (
+    "{% set n = namespace(a=1) %}{% for k, v in {'é\n': 1.5}|dictsort %}{{ k ~ v|round|string|tojson }}{% endfor %}"
+    "{{ strftime_now('%c %Z') }}{{ [n]|pprint }}{{ lipsum(1) }}{{ 'a'|urlize|title }}{{ [1, 2]|random }}",
+    "{{ 1 / 0 }}",
+)
+"""Templates that use what Jinja and Python import late, which is not possible once no file can be opened."""
 
 
 class Clock:
@@ -161,8 +163,10 @@ def said(error: BaseException) -> str:
     if isinstance(error, TypeError) and "no loader for this environment" in str(error):
         return "it includes another template, and a chat template stands alone"
     text = getattr(error, "message", None) or str(error)
-    return str(text)[:LONGEST_MESSAGE] if isinstance(error, TemplateError) else (
-        f"{type(error).__name__}: {str(text)[:LONGEST_MESSAGE]}"
+    return (
+        str(text)[:LONGEST_MESSAGE]
+        if isinstance(error, TemplateError)
+        else (f"{type(error).__name__}: {str(text)[:LONGEST_MESSAGE]}")
     )
 
 
@@ -172,8 +176,7 @@ def limit_memory(extra: int) -> None:
         return
     import resource
 
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        used = int(stream.read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = used + extra if hard == resource.RLIM_INFINITY else min(used + extra, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -214,7 +217,9 @@ def answer(
             known.clear()
             known[source] = compiled(jinja, source)
         variables = request.get("variables")
-        return {}, rendered(known[source], variables, int(str(request["output"]))) if isinstance(variables, dict) else b""
+        return {}, rendered(known[source], variables, int(str(request["output"]))) if isinstance(
+            variables, dict
+        ) else b""
     except MemoryError:
         return {"fault": "memory"}, b""
     except Faulty as fault:
@@ -229,8 +234,9 @@ def serve(memory: int, seconds: float) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends an answer of the model, not this process
     clock = Clock()
     jinja = environment(clock)
-    with suppress(Faulty):
-        rendered(compiled(jinja, EVERYTHING), {}, 10**6)  # loads what Jinja and codecs load late
+    for source in WARM_UP:
+        with suppress(Faulty):
+            rendered(compiled(jinja, source), {}, 10**6)
     lines = requests(stdin)
     limit_memory(memory)
     give_up_rights()

@@ -17,7 +17,14 @@ PACKAGES = {
     "edgephi.runtime": PROJECT / "runtime",
     "edgephi.benchmarks": PROJECT / "benchmarks",
 }
-FOUNDATION = {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.records", "edgephi.bundle"}
+TEMPLATES = {
+    "edgephi.bounded",
+    "edgephi.chat_template",
+    "edgephi.dropped",
+    "edgephi.jinja_child",
+    "edgephi.template_facts",
+}
+FOUNDATION = {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.records", "edgephi.bundle", *TEMPLATES}
 ALLOWED = {
     "edgephi.quantize": FOUNDATION,
     "edgephi.devices": FOUNDATION,
@@ -59,6 +66,12 @@ def test_the_foundation_knows_nobody_else(file: str) -> None:
         "edgephi.records",
         "edgephi.npu_facts",
     }
+
+
+@pytest.mark.parametrize("module", sorted(TEMPLATES))
+def test_what_renders_chat_templates_knows_nobody_else(module: str) -> None:
+    file = PROJECT / f"{module.replace('.', '/')}.py"
+    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", *TEMPLATES}
 
 
 def test_nobody_imports_the_commands() -> None:
