@@ -37,7 +37,8 @@ LONGEST_MESSAGE = 2_000
 """Characters of an error's text that are passed on; a template chooses it."""
 WARM_UP = (
     "{% set n = namespace(a=1) %}{% for k, v in {'é\n': 1.5}|dictsort %}{{ k ~ v|round|string|tojson }}{% endfor %}"
-    "{{ strftime_now('%c %Z') }}{{ [n]|pprint }}{{ lipsum(1) }}{{ 'a'|urlize|title }}{{ [1, 2]|random }}",
+    "{{ strftime_now('%c %Z') }}{{ [n]|pprint }}{{ lipsum(1) }}{{ 'a'|urlize|title|wordwrap }}{{ [1, 2]|random }}"
+    "{{ '\\N{BULLET}' }}",
     "{{ 1 / 0 }}",
 )
 """Templates that use what Jinja and Python import late, which is not possible once no file can be opened."""
