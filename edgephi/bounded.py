@@ -56,7 +56,7 @@ class BoundedChild:
         module: what to run; it takes the bytes of memory and the seconds it may use as arguments, writes an answer
             when it is ready, and reads requests and writes answers as `jinja_child` describes.
         memory: bytes that it may use beyond what it has when it is ready.
-        seconds: wall-clock time of one request.
+        seconds: wall-clock time that one request may take at most.
     """
 
     def __init__(self, module: str, *, memory: int, seconds: float) -> None:
@@ -68,8 +68,11 @@ class BoundedChild:
         self._end: weakref.finalize[..., object] | None = None
         _everyone.add(self)
 
-    def call(self, request: Mapping[str, object]) -> tuple[dict[str, object], bytes]:
+    def call(self, request: Mapping[str, object], *, seconds: float) -> tuple[dict[str, object], bytes]:
         """The answer to a request: its header and its bytes.
+
+        Args:
+            seconds: what it may take; neither waiting for other threads nor starting the child counts.
 
         Raises:
             Exceeded: it took too much time or memory. The next call starts another child.
@@ -80,7 +83,7 @@ class BoundedChild:
         with self._lock:
             process = self._running()
             try:
-                return self._exchange(process, line, self._seconds)
+                return self._exchange(process, line, min(seconds, self._seconds))
             except _Lost as lost:
                 self._stop()
                 raise ChildDied(exit_reason(process.returncode)) from lost

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import TypeVar
@@ -27,7 +28,7 @@ Message = Mapping[str, object]
 SOURCE_LIMIT = 2**20
 """Characters of the largest template; the longest published ones have about 30,000."""
 TIME_LIMIT = 5.0
-"""Seconds that compiling, or rendering once, may take."""
+"""Seconds that compiling may take, and rendering with all that belongs to it."""
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that compiling or rendering may take beyond what the child needs for itself."""
 OUTPUT_LIMIT = 16 * 2**20
@@ -122,8 +123,9 @@ class ChatTemplate:
         self.check()
         where = ", ".join(str(message["role"]) for message in messages[:8])
         try:
-            text = self._text(given)
-            refuse_dropped(given, self._try, self._accepted)
+            time = _Time()
+            text = self._text(given, time)
+            refuse_dropped(given, lambda marked: self._try(marked, time), self._accepted)
         except _Refused as refused:
             raise PromptError(
                 f"the chat template refuses these messages: {refused}",
@@ -154,12 +156,12 @@ class ChatTemplate:
             DeviceError: no child process can be started (step `process`).
         """
         given = _given(messages, tools, add_generation_prompt, {})
-        return self._about_itself(lambda: self._try(given))
+        return self._about_itself(lambda: self._try(given, _Time()))
 
     def takes(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None) -> bool:
         """Whether the template renders a conversation and leaves nothing out; the errors are those of `attempt`."""
-        given = _given(messages, tools, True, {})
-        return self._about_itself(lambda: is_whole(given, self._try))
+        given, time = _given(messages, tools, True, {}), _Time()
+        return self._about_itself(lambda: is_whole(given, lambda marked: self._try(marked, time)))
 
     def close(self) -> None:
         """End the child process; rendering again starts another."""
@@ -175,7 +177,7 @@ class ChatTemplate:
 
     def _compile(self) -> None:
         try:
-            self._call({})
+            self._call({}, _Time())
         except _Refused as refused:
             line = refused.line
             raise TokenizerError(
@@ -197,25 +199,27 @@ class ChatTemplate:
         with suppress(EdgephiError):  # the same comes again where somebody waits for it
             self.check()
 
-    def _try(self, given: Mapping[str, object]) -> str | None:
+    def _try(self, given: Mapping[str, object], time: _Time) -> str | None:
         try:
-            return self._text(given)
+            return self._text(given, time)
         except _Refused:
             return None
 
-    def _text(self, given: Mapping[str, object]) -> str:
-        return self._call({"variables": {**self._special_tokens, **given}}).decode()
+    def _text(self, given: Mapping[str, object], time: _Time) -> str:
+        return self._call({"variables": {**self._special_tokens, **given}}, time).decode()
 
-    def _call(self, request: Mapping[str, object]) -> bytes:
+    def _call(self, request: Mapping[str, object], time: _Time) -> bytes:
         """Raises _Refused, _Bound, DeviceError."""
         now = self._now().isoformat()
+        request = {"source": self.source, "now": now, "output": OUTPUT_LIMIT, **request}
         try:
-            header, body = self._child.call({"source": self.source, "now": now, "output": OUTPUT_LIMIT, **request})
+            header, body = self._child.call(request, seconds=time.left)
         except Exceeded as exceeded:
             bounds = {"time": f"{TIME_LIMIT:g} s", "memory": f"{MEMORY_LIMIT >> 20} MB of memory"}
             raise _Bound(f"takes more than {bounds[exceeded.bound]}") from exceeded
         except ChildDied as died:
             raise _Bound(f"ends the process that runs it ({died})") from died
+        time.left -= float(str(header["seconds"]))
         fault = header.get("fault")
         if fault == "output":
             raise _Bound(f"writes more than {OUTPUT_LIMIT:,} characters")
@@ -241,6 +245,13 @@ def render(
     """
     with ChatTemplate(source, special_tokens, now=now) as template:
         return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables)
+
+
+@dataclass
+class _Time:
+    """Seconds that are left of TIME_LIMIT for all that one call of `render` has the child do."""
+
+    left: float = field(default_factory=lambda: TIME_LIMIT)
 
 
 class _Refused(Exception):

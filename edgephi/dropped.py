@@ -2,7 +2,8 @@
 
 Phi-3-medium's has none for a system message, most have none for tools. So the conversation is rendered once more with
 markers in the place of its texts, and the markers are looked for. Comparing the texts themselves would not do, because
-templates strip and quote them, and cut the reasoning out of earlier answers.
+templates strip and quote them, and cut the reasoning out of earlier answers. A marker that is not found is replaced by
+another: only when that changes nothing was it left out.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ _OWN = "Leave it out, or send a raw prompt that is written as this model expects
 
 @dataclass
 class _Marks:
-    """Markers by what they stand for: ("content" or "tools" or "tool_calls", the number of the message or None)."""
+    """Markers by what they stand for: ("content" or "tools" or "tool_calls", the number of the message or None).
 
+    Args:
+        other: of this marker another text of the same length is used.
+    """
+
+    other: str | None = None
     of: dict[tuple[str, int | None], list[str]] = field(default_factory=dict)
     count: int = 0
 
@@ -35,7 +41,7 @@ class _Marks:
         self.count += 1
         marker = f"mark{self.count:06d}end"
         self.of.setdefault((what, message), []).append(marker)
-        return marker
+        return f"sign{self.count:06d}low" if marker == self.other else marker
 
 
 def refuse_dropped(given: Given, render: Render, known: set[bytes]) -> None:
@@ -57,7 +63,7 @@ def refuse_dropped(given: Given, render: Render, known: set[bytes]) -> None:
         return
     text = render(marked)
     if text is not None:
-        _refuse_missing(text.casefold(), marks, given, messages, render)
+        _refuse_missing(text, marks, given, messages, render)
     if len(known) >= REMEMBERED:
         known.clear()
     known.add(form)
@@ -75,29 +81,24 @@ def is_whole(given: Given, render: Render) -> bool:
 
 
 def _refuse_missing(text: str, marks: _Marks, given: Given, messages: list[object], render: Render) -> None:
+    def used(marker: str) -> bool:
+        return marker in text or render(_mark(given, messages, _Marks(other=marker))) != text
+
     for (what, index), markers in marks.of.items():
-        missing = [marker for marker in markers if marker not in text]
-        if index is None:
-            if missing:
-                raise _tools_dropped(len(missing) == len(markers), given, render)
+        if what == "content" and any(used(call) for call in marks.of.get(("tool_calls", index), [])):
             continue
-        role = f"the message of the role {str(_object(messages[index])['role'])[:60]!r}"
-        where = f"message {index}"
         quoted = any(f"'text': '{marker}" in text or f"['{marker}" in text for marker in markers)
+        if not quoted and all(used(marker) for marker in markers):
+            continue
+        if index is None:
+            raise _tools_dropped(not any(used(marker) for marker in markers), given, render)
+        role = f"the message of the role {str(_object(messages[index])['role'])[:60]!r}"
         if what != "content":
-            if missing:
-                raise PromptError(f"the chat template leaves out the {what} of {role}", where=where, remedy=_OWN)
-        elif quoted or (missing and not _has_calls(text, marks, index)):
+            told, remedy = f"leaves out the {what} of {role}", _OWN
+        else:
             how = "takes content as one text, and would quote the list in" if quoted else "leaves out"
-            raise PromptError(
-                f"the chat template {how} {role}",
-                where=where,
-                remedy=_other_form(given, messages, index, render),
-            )
-
-
-def _has_calls(text: str, marks: _Marks, index: int) -> bool:
-    return any(marker in text for marker in marks.of.get(("tool_calls", index), []))
+            told, remedy = f"{how} {role}", _other_form(given, messages, index, render)
+        raise PromptError(f"the chat template {told}", where=f"message {index}", remedy=remedy)
 
 
 def _tools_dropped(all_of_them: bool, given: Given, render: Render) -> PromptError:
@@ -122,7 +123,7 @@ def _other_form(given: Given, messages: list[object], index: int, render: Render
     marks = _Marks()
     text = render(_mark({**given, "messages": changed}, changed, marks))
     markers = marks.of.get(("content", index), [])
-    if text is not None and markers and all(marker in text.casefold() for marker in markers):
+    if text is not None and markers and all(marker in text for marker in markers):
         return f"Give its content as {form}"
     if message["role"] == "system":
         return "Put its text at the beginning of the first user message"

@@ -40,6 +40,7 @@ def template() -> Iterator[ChatTemplate]:
 
 
 def children() -> list[psutil.Process]:
+    gc.collect()  # templates of earlier tests
     return psutil.Process().children()
 
 
@@ -81,7 +82,6 @@ def test_compiling_that_takes_too_long_is_a_tokenizer_error_at_once_the_second_t
     later.close()
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     ("source", "bound"),
     [
@@ -95,13 +95,26 @@ def test_compiling_that_takes_too_long_is_a_tokenizer_error_at_once_the_second_t
         ("{% for i in range(9999) %}{{ 'abcdefghij' * 10000 }}{% endfor %}", "16,777,216 characters"),
     ],
 )
-def test_a_bomb_is_a_prompt_error_that_names_the_bound_and_the_next_render_works(source: str, bound: str) -> None:
+def test_a_bomb_is_a_prompt_error_that_names_the_bound_and_the_next_render_works(
+    source: str, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "TIME_LIMIT", 1.0 if bound == "1 s" else 30.0)
     source = f"{{% if messages[0].content == 'bomb' %}}{source}{{% endif %}}{PLAIN}"
     with ChatTemplate(source, {}) as made:
         with pytest.raises(PromptError, match=bound) as refused:
             made.render([{"role": "user", "content": "bomb"}])
         assert refused.value.where == "user"
         assert made.render(HELLO) == "Hello"
+
+
+@pytest.mark.usefixtures("short")
+def test_the_bound_holds_for_all_that_one_call_renders() -> None:
+    slow = "{% for i in range(300) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+    with ChatTemplate(slow + "{{ messages[0].content|length }}", {}) as made:
+        started = time.monotonic()
+        with pytest.raises(PromptError):
+            made.render(HELLO * 50)
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -308,7 +321,7 @@ def test_a_frozen_application_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch
 def test_a_child_that_does_not_start_says_its_last_words(module: str) -> None:
     child = BoundedChild(module, memory=2**29, seconds=1.0)
     with pytest.raises(DeviceError, match="does not start") as refused:
-        child.call({})
+        child.call({}, seconds=1.0)
     assert refused.value.step == "process"
     assert not children()
 
@@ -322,5 +335,5 @@ def test_what_cannot_be_run_as_python_is_a_device_error(monkeypatch: pytest.Monk
 def test_the_reason_of_a_death_is_named() -> None:
     child = BoundedChild("edgephi.jinja_child", memory=2**29, seconds=5.0)
     with pytest.raises(ChildDied):
-        child.call({"source": None})  # no request that it understands
+        child.call({"source": None}, seconds=1.0)  # no request that it understands
     child.close()
