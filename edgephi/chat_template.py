@@ -7,7 +7,6 @@ compiles, so reading a template can already hang.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,11 +18,10 @@ from typing import TypeVar
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.dropped import is_whole, refuse_dropped
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
-from edgephi.files import LONGEST_INTEGER
+from edgephi.template_values import Message as Message
+from edgephi.template_values import template_values
 
 Answer = TypeVar("Answer")
-Message = Mapping[str, object]
-"""`role` and `content`, and what else a template asks for (`tools`, `tool_calls` …)."""
 
 SOURCE_LIMIT = 2**20
 """Characters of the largest template; the longest published ones have about 30,000."""
@@ -33,10 +31,7 @@ MEMORY_LIMIT = 512 * 2**20
 """Bytes that compiling or rendering may take beyond what the child needs for itself."""
 OUTPUT_LIMIT = 16 * 2**20
 """Characters of the longest prompt."""
-DEPTH_LIMIT = 100
-"""Lists and objects inside each other, in messages and tools."""
 _REMEDY = "Use the chat template of the published model"
-_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class ChatTemplate:
@@ -74,6 +69,8 @@ class ChatTemplate:
         self._fault: TokenizerError | None = None
         self._accepted: set[bytes] = set()
         _require_source(source)
+        for name, token in self._special_tokens.items():
+            _require_text(token, f"the {name}")
         self._child = BoundedChild("edgephi.jinja_child", memory=MEMORY_LIMIT, seconds=TIME_LIMIT)
         if wait:
             try:
@@ -119,7 +116,7 @@ class ChatTemplate:
             TokenizerError: see the class; only where it was made with `wait=False`.
             DeviceError: no child process can be started (step `process`).
         """
-        given = _given(messages, tools, add_generation_prompt, variables or {})
+        given = template_values(messages, tools, add_generation_prompt, variables or {})
         self.check()
         where = ", ".join(str(message["role"]) for message in messages[:8])
         try:
@@ -155,12 +152,12 @@ class ChatTemplate:
             TokenizerError: see the class, and rendering takes more time, memory or text than it may.
             DeviceError: no child process can be started (step `process`).
         """
-        given = _given(messages, tools, add_generation_prompt, {})
+        given = template_values(messages, tools, add_generation_prompt, {})
         return self._about_itself(lambda: self._try(given, _Time()))
 
     def takes(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None) -> bool:
         """Whether the template renders a conversation and leaves nothing out; the errors are those of `attempt`."""
-        given, time = _given(messages, tools, True, {}), _Time()
+        given, time = template_values(messages, tools, True, {}), _Time()
         return self._about_itself(lambda: is_whole(given, lambda marked: self._try(marked, time)))
 
     def close(self) -> None:
@@ -273,114 +270,14 @@ def _require_source(source: str) -> None:
             f"the chat template has {len(source):,} characters, more than the {SOURCE_LIMIT:,} it may have",
             remedy=_REMEDY,
         )
+    _require_text(source, "the chat template")
+
+
+def _require_text(text: str, what: str) -> None:
+    """Raises TokenizerError for what UTF-8 cannot hold; JSON and GGUF can."""
     try:
-        source.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"character {error.start:,} of the chat template is half of a surrogate pair, which is no text",
-            remedy=_REMEDY,
+            f"character {error.start:,} of {what} is half of a surrogate pair, which is no text", remedy=_REMEDY
         ) from error
-
-
-def _given(
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, object]] | None,
-    add_generation_prompt: bool,
-    variables: Mapping[str, object],
-) -> dict[str, object]:
-    """What a template is given besides the special tokens, as plain JSON values.
-
-    Raises:
-        PromptError: see `ChatTemplate.render`.
-    """
-    if wrong := _RESERVED & set(variables):
-        raise PromptError(f"{sorted(wrong)[0]} is no variable of its own", remedy="Give it as the argument it is")
-    _check(messages)
-    given: dict[str, object] = {
-        # a value of None is left out, as in transformers: templates would write the word
-        "messages": [
-            {key: value for key, value in _object(message, f"messages[{index}]", 1).items() if value is not None}
-            for index, message in enumerate(messages)
-        ],
-        # these two are defined even when unused: templates test them with `is none`
-        "tools": None if tools is None else _plain(list(tools), "tools", 0),
-        "documents": None,
-        "add_generation_prompt": bool(add_generation_prompt),
-        **_object(variables, "variables", 0),
-    }
-    return given
-
-
-def _check(messages: Sequence[Message]) -> None:
-    remedy = "Give a list of messages like {'role': 'user', 'content': 'Hello'}"
-    if not messages:
-        raise PromptError("there are no messages", remedy=remedy)
-    for index, message in enumerate(messages):
-        if (
-            not isinstance(message, Mapping)
-            or not isinstance(message.get("role"), str)
-            or ("content" not in message and "tool_calls" not in message)
-        ):
-            raise PromptError("a message has no role or no content", where=f"message {index}", remedy=remedy)
-
-
-def _object(value: Mapping[object, object] | Mapping[str, object], where: str, depth: int) -> dict[str, object]:
-    plain: dict[str, object] = {}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise PromptError(
-                f"a key is {_named(key)}, and JSON has only texts as keys", where=where, remedy="Use a text as the key"
-            )
-        plain[_text(key, where)] = _plain(item, f"{where}.{key}", depth + 1)
-    return plain
-
-
-def _plain(value: object, where: str, depth: int) -> object:
-    """A value as JSON has it: what a child process can be given, and all that a template may see.
-
-    Raises:
-        PromptError: JSON cannot hold it; the sentence names the place and the type.
-    """
-    if value is None or isinstance(value, bool):
-        return value
-    if depth > DEPTH_LIMIT:
-        raise PromptError(
-            f"lists or objects are more than {DEPTH_LIMIT} deep", where=where[:100], remedy="Flatten them"
-        )
-    if isinstance(value, str):
-        return _text(value, where)
-    if isinstance(value, int) and abs(value) < 10**LONGEST_INTEGER:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, Mapping):
-        return _object(value, where, depth)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
-    raise PromptError(
-        f"{_named(value)} cannot be given to a chat template",
-        where=where,
-        remedy="Give texts, finite numbers, lists and dictionaries; a pydantic object has `model_dump(mode='json')`",
-    )
-
-
-def _text(value: str, where: str) -> str:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"character {error.start:,} is half of a surrogate pair, which is no text",
-                where=where,
-                remedy="Decode the text again, with errors='replace'",
-            ) from error
-    return str(value)
-
-
-def _named(value: object) -> str:
-    """What a value is, for a sentence."""
-    if isinstance(value, float):
-        return f"the number {value}"
-    if isinstance(value, int):
-        return f"an integer of more than {LONGEST_INTEGER} digits" if abs(value) >= 10**LONGEST_INTEGER else repr(value)
-    return f"a value of type {type(value).__qualname__}"

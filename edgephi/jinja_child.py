@@ -76,7 +76,7 @@ class NoUnderscores(Namespace):
 def namespace(*given: object, **named: object) -> Namespace:
     """`namespace(…)` of a template."""
     made = NoUnderscores()
-    for name, value in dict(*given, **named).items():  # type: ignore[call-overload]
+    for name, value in dict(*given, **named).items():
         made[name] = value
     return made
 

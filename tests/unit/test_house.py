@@ -23,6 +23,7 @@ TEMPLATES = {
     "edgephi.dropped",
     "edgephi.jinja_child",
     "edgephi.template_facts",
+    "edgephi.template_values",
 }
 FOUNDATION = {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.records", "edgephi.bundle", *TEMPLATES}
 ALLOWED = {

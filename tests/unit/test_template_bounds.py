@@ -12,11 +12,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from edgephi import chat_template, jinja_child
+from edgephi import bounded, chat_template, jinja_child
 from edgephi.bounded import BoundedChild, ChildDied
 from edgephi.chat_template import ChatTemplate, render
 from edgephi.errors import DeviceError, PromptError, TokenizerError
@@ -337,3 +338,12 @@ def test_the_reason_of_a_death_is_named() -> None:
     with pytest.raises(ChildDied):
         child.call({"source": None}, seconds=1.0)  # no request that it understands
     child.close()
+
+
+def test_where_the_system_bounds_no_memory_the_parent_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    grow = "import time; time.sleep(0.5); held = [bytes(1) * 2**20 for _ in range(200)]; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", grow]) as process:
+        monkeypatch.setattr(bounded, "sys", SimpleNamespace(platform="darwin"))
+        with bounded._Watch(process, 30, 100 * 2**20) as watch:
+            assert process.wait(20)
+    assert watch.exceeded == "memory"

@@ -197,7 +197,10 @@ def test_an_invalid_template_is_found_when_it_is_read() -> None:
         ChatTemplate("ok\n{% for %}", {})
 
 
-@pytest.mark.parametrize("messages", [[], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}], ["x"]])
+@pytest.mark.parametrize(
+    "messages",
+    [[], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}], ["x"], "x", 5, None, {"role": "user"}],
+)
 def test_malformed_messages_are_refused(messages: list[object]) -> None:
     with pytest.raises(PromptError):
         ChatTemplate("x", {}).render(messages)  # type: ignore[arg-type]
@@ -228,6 +231,17 @@ def test_values_that_json_cannot_hold_are_named(value: object, where: str, match
             template.render([{"role": "user", "content": "x", "extra": value}])
         assert refused.value.where == where
         assert template.render([{"role": "user", "content": "x"}]) == "x"
+
+
+@pytest.mark.parametrize("tools", [5, "clock", ["clock"], [print], {"name": "clock"}])
+def test_malformed_tools_are_refused(tools: object) -> None:
+    with pytest.raises(PromptError, match="tool"):
+        rendered("{{ tools }}", tools=tools)
+
+
+def test_a_special_token_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="eos_token is half of a surrogate pair"):
+        ChatTemplate("x", {"eos_token": "\ud800"})
 
 
 def test_values_within_each_other_without_an_end_are_refused() -> None:
