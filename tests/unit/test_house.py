@@ -17,6 +17,14 @@ PACKAGES = {
     "edgephi.runtime": PROJECT / "runtime",
     "edgephi.benchmarks": PROJECT / "benchmarks",
 }
+TEMPLATES = {
+    "edgephi.bounded",
+    "edgephi.chat_template",
+    "edgephi.dropped",
+    "edgephi.jinja_child",
+    "edgephi.template_facts",
+    "edgephi.template_values",
+}
 FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
@@ -30,8 +38,8 @@ FOUNDATION = {
 ALLOWED = {
     "edgephi.quantize": FOUNDATION,
     "edgephi.devices": FOUNDATION,
-    "edgephi.export": FOUNDATION | {"edgephi", "edgephi.quantize", "edgephi.devices"},
-    "edgephi.runtime": FOUNDATION | {"edgephi.devices"},
+    "edgephi.export": FOUNDATION | TEMPLATES | {"edgephi", "edgephi.quantize", "edgephi.devices"},
+    "edgephi.runtime": FOUNDATION | TEMPLATES | {"edgephi.devices"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
 
@@ -64,6 +72,12 @@ def test_imports_point_one_way(package: str) -> None:
 def test_the_foundation_knows_nobody_else(module: str) -> None:
     allowed = (FOUNDATION | {"edgephi.npu_facts"}) - {"edgephi.child", "edgephi.bundle"}
     assert imports_of(PROJECT / "edgephi" / f"{module.removeprefix('edgephi.')}.py") <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(TEMPLATES))
+def test_what_renders_chat_templates_knows_nobody_else(module: str) -> None:
+    file = PROJECT / f"{module.replace('.', '/')}.py"
+    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", *TEMPLATES}
 
 
 def test_nobody_imports_the_commands() -> None:
