@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.config import Config, shown
+from edgephi.export.config_keys import check_keys
 from edgephi.export.families import llama, phi, phi3, phi3small, phi4mm, phimoe
 from edgephi.export.families.naming import Blueprint
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
@@ -51,9 +53,10 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     if family is None:
         known = f"edgephi builds {', '.join(sorted(_FAMILIES))}", _OTHER_FAMILY
         what, remedy = _REFUSED.get(str(model_type), known)
-        what = f"model_type is {model_type!r}: {what}"
+        what = f"model_type is {shown(model_type)}: {what}"
         raise UnsupportedModelError(what, where=checkpoint.config_where, remedy=remedy)
     architecture = family(checkpoint)
+    check_keys(Config(checkpoint.config, checkpoint.config_where), str(model_type), architecture.spec)
     check_rotary(architecture.spec, checkpoint.config_where)
     return architecture
 
