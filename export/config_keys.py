@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.config import Config, shown
+from edgephi.export.rope import scaling_section, stated_once
 from edgephi.export.spec import DecoderSpec
 
 _SIZES = {
@@ -210,13 +211,36 @@ def check_keys(config: Config, family: str, spec: DecoderSpec) -> None:
         elif key in _NEUTRAL:
             # not `in`, which takes True for 1
             if not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[key]):
-                raise config.refusal(key, value, f"{family} models are built without it")
+                only = " or ".join(repr(each) for each in _NEUTRAL[key] if each is not None) or "an empty value"
+                raise config.refusal(key, value, f"edgephi builds {only} only")
         elif key not in _WITHOUT_EFFECT and not _WITHOUT_EFFECT_PATTERN.fullmatch(key):
             raise UnsupportedModelError(
                 f"{shown(key)[1:-1]} is {shown(value)}: edgephi does not know this key",
                 where=config.where,
                 remedy=_KNOWS_BETTER,
             )
+
+
+def check_traced(config: Config) -> None:
+    """Refuse what transformers 4.57, which traces other families, would read over or compute nonsense with.
+
+    Raises:
+        UnsupportedModelError: naming the key and its value.
+    """
+    for key in ("is_causal", "per_layer_config"):  # transformers 5 reads these
+        value = config.values.get(key)
+        if value not in (None, True, {}):
+            raise config.refusal(key, value, "transformers 4.57, which traces the model, does not know it")
+    for key in _EPSILONS | {"rope_theta", "partial_rotary_factor"}:
+        if config.has(key):
+            config.positive(key)
+    stated_once(config, "rope_theta")
+    stated_once(config, "partial_rotary_factor")
+    section = scaling_section(config)
+    if section is not None:
+        for key in ("factor", "rope_theta", "partial_rotary_factor", "attention_factor"):
+            if section.has(key):
+                section.positive(key)
 
 
 def _contradicts(config: Config, family: str, key: str, value: object, spec: DecoderSpec) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from edgephi.errors import SourceError, UnsupportedModelError, WeightError
@@ -25,12 +24,11 @@ from edgephi.files import refuse_lfs_pointer, require_regular, unreadable
 MAGIC = b"GGUF"
 HEADER_LIMIT = 64 * 2**20
 """Bytes. A vocabulary of 200,000 tokens with its merges takes 12 MB."""
-MAX_ITEMS = 4_000_000
-"""Of all arrays together: 1.1 million in a vocabulary of that size. As Python values they take about 0.3 GB."""
+MAX_ITEMS = 2_000_000
+"""Of all arrays together: 1.3 million in the largest vocabularies. As Python values they take about 0.2 GB."""
 MAX_ENTRIES = 100_000
 """Tensors, or keys."""
 LONGEST_NAME = 512
-MAX_DEPTH = 4
 MAX_FACTORS = 512
 AGAIN = "Download the file again; it is damaged or cut short"
 
@@ -83,14 +81,14 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise SourceError("a text in the GGUF header is no UTF-8", where=self.file, remedy=AGAIN) from error
 
-    def value(self, kind: int, depth: int = 0) -> object:
+    def value(self, kind: int) -> object:
         if kind in _SCALARS:
             code = "<" + _SCALARS[kind]
             scalar: object = struct.unpack(code, self.take(struct.calcsize(code)))[0]
             return scalar
         if kind == _STRING:
             return self.text()
-        if kind != _ARRAY or depth > MAX_DEPTH:
+        if kind != _ARRAY:
             raise SourceError(f"the GGUF header holds a value of unknown type {kind}", where=self.file, remedy=AGAIN)
         item, count = self.number("I"), self.number("Q")
         self.items += count
@@ -102,8 +100,9 @@ class _Cursor:
             return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * size)))
         if count > len(self.data) - self.at:
             raise _PastTheEndError("an array in the GGUF header is longer than the file", where=self.file, remedy=AGAIN)
-        read = self.text if item == _STRING else partial(self.value, item, depth + 1)
-        return [read() for _ in range(count)]
+        if item != _STRING:  # arrays of arrays too: llama.cpp does not read them either
+            raise SourceError(f"the GGUF header holds an array of type {item}", where=self.file, remedy=AGAIN)
+        return [self.text() for _ in range(count)]
 
 
 def read_gguf_header(file: Path) -> tuple[dict[str, object], list[TensorRef]]:

@@ -78,7 +78,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         if single and folder / SINGLE not in shards:
             first = min(file.name for file in shards)
             raise SourceError(
-                f"there is a {SINGLE}, and an {INDEX} that names {first} and others: two models in one folder",
+                f"there is {SINGLE}, and {INDEX}, which names {first}: two models in one folder",
                 where=folder,
                 remedy=f"Remove {SINGLE}, or the index with its shards, whichever is the older one",
             )

@@ -12,12 +12,12 @@ from edgephi.export.families.naming import Blueprint
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 _FAMILIES = {
-    "llama": llama.describe,
-    "phi": phi.describe,
-    "phi3": phi3.describe,
-    "phi3small": phi3small.describe,
-    "phi4mm": phi4mm.describe,
-    "phimoe": phimoe.describe,
+    "llama": (llama.read_config, llama.describe),
+    "phi": (phi.read_config, phi.describe),
+    "phi3": (phi3.read_config, phi3.describe),
+    "phi3small": (phi3small.read_config, phi3small.describe),
+    "phi4mm": (phi3.read_config, phi4mm.describe),
+    "phimoe": (phimoe.read_config, phimoe.describe),
 }
 
 _OLD_PHI = (
@@ -55,10 +55,12 @@ def describe(checkpoint: Checkpoint) -> Architecture:
         what, remedy = _REFUSED.get(str(model_type), known)
         what = f"model_type is {shown(model_type)}: {what}"
         raise UnsupportedModelError(what, where=checkpoint.config_where, remedy=remedy)
-    architecture = family(checkpoint)
-    check_keys(Config(checkpoint.config, checkpoint.config_where), str(model_type), architecture.spec)
-    check_rotary(architecture.spec, checkpoint.config_where)
-    return architecture
+    read_config, describe_family = family
+    config = Config(checkpoint.config, checkpoint.config_where)
+    spec = read_config(config)
+    check_keys(config, str(model_type), spec)
+    check_rotary(spec, checkpoint.config_where)
+    return describe_family(checkpoint)
 
 
 def expected_tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
