@@ -79,7 +79,7 @@ _WITHOUT_EFFECT = {
     "gradient_checkpointing", "is_decoder", "keys_to_ignore_at_inference", "output_attentions", "output_hidden_states",
     "output_router_logits", "reorder_and_upcast_attn", "residual_dtype", "residual_in_fp32", "return_dict",
     "sequence_parallel", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_cache", "use_flash_attn",
-    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_return_dict", "use_sdpa", "use_xformers",
+    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing", "use_return_dict", "use_sdpa", "use_xformers",
     # tensor parallel products are the same products; transformers has ignored the key since 4.50
     "pretraining_tp", "tensor_parallel", "tp_size",
     # training
@@ -103,7 +103,7 @@ _WITHOUT_EFFECT = {
     "max_sequence_length", "max_seq_len", "max_seq_length", "model_max_length", "n_ctx", "n_positions",
     "original_max_position_embeddings", "seq_len", "seq_length",
     # parts of published Phi checkpoints that text does not meet, or that the published code does not read
-    "audio_processor", "blocksparse_triton_kernel_block_size", "embd_layer", "gegelu_pad_to_256", "img_processor",
+    "audio_processor", "pad_sequence_to_multiple_of_64", "blocksparse_triton_kernel_block_size", "embd_layer", "gegelu_pad_to_256", "img_processor",
     "speech_lora", "vision_lora",
 }  # fmt: skip
 _WITHOUT_EFFECT_PATTERN = re.compile(
@@ -148,6 +148,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "num_nextn_predict_layers": _OFF,
     "position_embedding_type": ("rope", "rotary"),
     "pruned_heads": (),
+    "qk_layer_norms": _OFF,
     "qk_layernorm": _OFF,
     "qk_norm": _OFF,
     "residual_multiplier": _ONE,
@@ -166,12 +167,14 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_bidirectional_attention": _OFF,
     "use_mup": _OFF,
     "use_qk_norm": _OFF,
+    "use_resampler": _OFF,
     "use_rope": (True,),
 }
 """Keys that change what a decoder computes, with the values that do not; null and empty ones never do."""
 
 _EPSILONS = {"layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps"}
 _DECIDED_LATER = _EPSILONS | {
+    "activation",
     "activation_function",
     "attention_multiplier",
     "hidden_activation",
@@ -261,8 +264,9 @@ def _contradicts(config: Config, family: str, key: str, value: object, spec: Dec
             kind = "sliding_attention" if window else "full_attention"
             same = isinstance(value, list) and all(each == kind for each in value)
             return None if same else f"all layers are built with {kind}"
-        case "activation_function" | "hidden_activation":
-            return None if value == config.values.get("hidden_act") else "hidden_act says otherwise"
+        case "activation" | "activation_function" | "hidden_activation":
+            gated = key == "activation" and value == "swiglu" and spec.mlp == "gated_silu"  # as Falcon 3 has it
+            return None if gated or value == config.values.get("hidden_act") else "hidden_act says otherwise"
         case "attention_multiplier":
             exact = spec.head_dim**-0.5
             near = isinstance(value, float) and abs(value - exact) <= 1e-6 * exact
