@@ -79,7 +79,8 @@ _WITHOUT_EFFECT = {
     "gradient_checkpointing", "is_decoder", "keys_to_ignore_at_inference", "output_attentions", "output_hidden_states",
     "output_router_logits", "reorder_and_upcast_attn", "residual_dtype", "residual_in_fp32", "return_dict",
     "sequence_parallel", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_cache", "use_flash_attn",
-    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing", "use_return_dict", "use_sdpa", "use_xformers",
+    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing", "use_return_dict",
+    "use_sdpa", "use_xformers",
     # tensor parallel products are the same products; transformers has ignored the key since 4.50
     "pretraining_tp", "tensor_parallel", "tp_size",
     # training
@@ -103,7 +104,8 @@ _WITHOUT_EFFECT = {
     "max_sequence_length", "max_seq_len", "max_seq_length", "model_max_length", "n_ctx", "n_positions",
     "original_max_position_embeddings", "seq_len", "seq_length",
     # parts of published Phi checkpoints that text does not meet, or that the published code does not read
-    "audio_processor", "pad_sequence_to_multiple_of_64", "blocksparse_triton_kernel_block_size", "embd_layer", "gegelu_pad_to_256", "img_processor",
+    "pad_sequence_to_multiple_of_64", "audio_processor", "blocksparse_triton_kernel_block_size", "embd_layer",
+    "gegelu_pad_to_256", "img_processor",
     "speech_lora", "vision_lora",
 }  # fmt: skip
 _WITHOUT_EFFECT_PATTERN = re.compile(
