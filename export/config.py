@@ -105,7 +105,7 @@ class Config:
 
     def refusal(self, key: str, value: object, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{key} is {shown(value)}: {reason}",
+            f"{key[:120]} is {shown(value)}: {reason}",
             where=self.where,
             remedy="Use a checkpoint of a supported architecture, or correct the file",
         )

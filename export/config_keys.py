@@ -79,8 +79,8 @@ _WITHOUT_EFFECT = {
     "gradient_checkpointing", "is_decoder", "keys_to_ignore_at_inference", "output_attentions", "output_hidden_states",
     "output_router_logits", "reorder_and_upcast_attn", "residual_dtype", "residual_in_fp32", "return_dict",
     "sequence_parallel", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_cache", "use_flash_attn",
-    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing", "use_return_dict",
-    "use_sdpa", "use_xformers",
+    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing",
+    "use_return_dict", "use_sdpa", "use_xformers",
     # tensor parallel products are the same products; transformers has ignored the key since 4.50
     "pretraining_tp", "tensor_parallel", "tp_size",
     # training

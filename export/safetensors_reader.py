@@ -96,6 +96,7 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
     if not 0 < len(weight_map) <= MAX_TENSORS:
         what = f"weight_map names {len(weight_map):,} tensors, where 1 to {MAX_TENSORS:,} are possible"
         raise SourceError(what, where=folder / INDEX, remedy=AGAIN)
+    _check_names(folder / INDEX, weight_map.keys() | set(weight_map.values()))
     shards: dict[str, list[str]] = {}
     for tensor, file in weight_map.items():
         shards.setdefault(file, []).append(tensor)
@@ -169,11 +170,11 @@ def _check_start(file: Path, start: bytes, size: int, length: int, limit: int) -
 
 def _check_names(file: Path, names: Collection[str]) -> None:
     if len(names) > MAX_TENSORS:
-        what = f"the header names {len(names):,} tensors, more than the {MAX_TENSORS:,} that are possible"
+        what = f"it names {len(names):,} tensors, more than the {MAX_TENSORS:,} that are possible"
         raise SourceError(what, where=file, remedy=AGAIN)
     longest = max(names, key=len, default="")
     if len(longest) > LONGEST_NAME:
-        what = f"a tensor's name has {len(longest):,} characters: {longest[:40]} …"
+        what = f"a name of a tensor or file has {len(longest):,} characters: {longest[:40]} …"
         raise SourceError(what, where=file, remedy=AGAIN)
 
 
