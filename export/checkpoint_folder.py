@@ -92,7 +92,7 @@ def is_file(path: Path) -> bool:
 
 def _no_config(folder: Path) -> EdgephiError:
     names = _names(folder)
-    if _ADAPTER_CONFIG in names:
+    if _ADAPTER_CONFIG in names or any(name.startswith("adapter_model.") for name in names):
         return _adapter(folder)
     if folder.name.startswith("models--") or {"snapshots", "blobs"} <= names or folder.name == "snapshots":
         snapshots = folder if folder.name == "snapshots" else folder / "snapshots"

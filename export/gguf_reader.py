@@ -8,6 +8,7 @@ tests. Format: ggml-org/ggml, docs/gguf.md.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K"
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_UNREAD = re.compile(r"blk\.\d{1,4}\.attn_rot_embd(\.weight)?")
+"""What old converters stored besides, and llama.cpp skips: gguf-py/gguf/constants.py, MODEL_TENSOR_SKIP."""
 _RETIRED = {
     4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
@@ -239,7 +242,7 @@ def open_gguf(file: Path) -> Checkpoint:
         raise SourceError("two tensors have the same name", where=file, remedy=AGAIN)
     factors = {ref.name: _factors(ref) for ref in tensors if ref.name in FACTOR_TENSORS}
     config = config_from_metadata(metadata, shapes, factors, str(file))
-    weights = [ref for ref in tensors if ref.name not in FACTOR_TENSORS]
+    weights = [ref for ref in tensors if ref.name not in FACTOR_TENSORS and not _UNREAD.fullmatch(ref.name)]
     renamed = {}
     for ref in (part for tensor in weights for part in split_qkv(tensor, config)):
         name = hugging_face_name(ref.name, str(config["model_type"]), str(file))

@@ -26,6 +26,9 @@ _HUB_FILES = [
     "tokenizer*",
     "*.tiktoken",
     "special_tokens_map.json",
+    # small, and they say what the weights are: an adapter's, or quantized
+    "adapter_config.json",
+    "*quant*_config.json",
     "chat_template.*",
 ]
 

@@ -28,6 +28,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     config = Config(checkpoint.config, checkpoint.config_where)
     spec = read_config(config)
     assert spec.experts is not None
+    experts = spec.experts.count
     claims = Claims(checkpoint.tensors)
     hidden, inner, query, kv = spec.hidden_size, spec.intermediate_size, spec.query_size, spec.kv_size
     spec = claims.claim_embedding(spec)
@@ -39,8 +40,8 @@ def describe(checkpoint: Checkpoint) -> Architecture:
         claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.o_proj", (hidden, query))], bias=spec.output_bias)
         claims.claim_layer_norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm", hidden)
         block = f"{theirs}.block_sparse_moe"
-        claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (spec.experts.count, hidden))])
-        for expert in range(spec.experts.count):
+        claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (experts, hidden))])
+        for expert in range(experts):
             # w1 is the gate, w3 the up projection
             names = [f"{block}.experts.{expert}.{x}.weight" for x in ("w1", "w3")]
             claims.claim_alternating(f"{ours}.experts.{expert}.gate_up.weight", "expert", names, (inner, hidden))

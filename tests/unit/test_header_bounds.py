@@ -228,3 +228,8 @@ def test_a_gguf_epsilon_that_cannot_be_is_refused_by_key_and_value(value: float,
     (tmp_path / "m.gguf").write_bytes(whole[:at] + struct.pack("<f", value) + whole[at + 4 :])
     with pytest.raises(EdgephiError, match=r"llama\.attention\.layer_norm_rms_epsilon is "):
         open_gguf(tmp_path / "m.gguf")
+
+
+def test_a_tensor_that_llama_cpp_skips_does_no_harm(tmp_path: Path) -> None:
+    write_llama(tmp_path / "m.gguf", extra="blk.0.attn_rot_embd.weight")
+    assert not [name for name in open_gguf(tmp_path / "m.gguf").tensors if "rot" in name]
