@@ -32,6 +32,11 @@ _WRAPPERS = (
         "as the decoder of a model for pictures or sound",
         "Use the checkpoint of the text model, or save the decoder alone",
     ),
+    (
+        "model.model.",
+        "inside a module of another program",
+        "Save the model it wraps with `save_pretrained`, or take the prefix off the names",
+    ),
     ("pretrained_model.", "inside trl's wrapper with a value head", "Save the model it wraps, without the value head"),
 )
 _ADAPTER = re.compile(r"(^|\.)lora_|\.lora_[ab]$|\.base_layer\.|modules_to_save|\.ia3_|lora_magnitude|oft_|hada_w")

@@ -31,13 +31,20 @@ def read_config(folder: Path) -> dict[str, object]:
 
     Raises:
         SourceError: there is none, and what lies there in its place; or it is no JSON object.
-        UnsupportedModelError: the weights are quantized, by a key of it or a file beside it.
+        UnsupportedModelError: the weights are quantized, by a key of it or a file beside it; or an adapter lies there.
     """
     path = folder / CONFIG
     if not is_file(path):
         raise _no_config(folder)
     config = read_object(path, CONFIG_LIMIT)
     _refuse_quantized(folder, config)
+    if is_file(folder / _ADAPTER_CONFIG) and (is_file(folder / SINGLE) or is_file(folder / INDEX)):
+        # transformers, with peft beside it, adds the adapter to the weights without a word
+        raise UnsupportedModelError(
+            f"an adapter (LoRA) lies beside the weights: {_ADAPTER_CONFIG}",
+            where=folder,
+            remedy=f"If the weights are merged already, remove {_ADAPTER_CONFIG}. {MERGE}",
+        )
     return config
 
 

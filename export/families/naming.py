@@ -144,7 +144,10 @@ class Claims:
     def _missing(self, name: str) -> WeightError:
         remedy = "Download the checkpoint again, with all its files"
         if name == HEAD:
-            remedy = "Save the whole model (…ForCausalLM) with its head, not the decoder alone"
+            remedy = (
+                "Save the whole model (…ForCausalLM) with its head; where the embedding serves as the head, "
+                "set tie_word_embeddings to true in config.json"
+            )
         why, remedy = cause_of(self._tensors) or ("", remedy)
         what = f"the checkpoint has no tensor {name}{'; ' if why else ''}{why}"
         return WeightError(what, where=self._somewhere(), remedy=remedy)

@@ -69,6 +69,12 @@ def test_an_adapter_names_its_base_model(tmp_path: Path) -> None:
     assert "adapter" in refused(folder).what
 
 
+def test_an_adapter_beside_whole_weights_is_not_left_out_in_silence(checkpoint: Path) -> None:
+    put(checkpoint, adapter_config__json={"base_model_name_or_path": "x/y"}, adapter_model__safetensors=b"x")
+    error = refused(checkpoint)
+    assert "beside the weights" in error.what and "remove adapter_config.json" in error.remedy
+
+
 def test_a_folder_of_the_hubs_cache_names_the_snapshot(checkpoint: Path, tmp_path: Path) -> None:
     repository = tmp_path / "models--microsoft--phi-2"
     snapshot = repository / "snapshots" / ("a" * 40)
@@ -173,6 +179,7 @@ def resaved(checkpoint: Path, rename: dict[str, str] | None = None, **extra: np.
         ("module.model.", "model.module"),
         ("language_model.model.", "text model"),
         ("pretrained_model.model.", "value head"),
+        ("model.model.", "save_pretrained"),
     ],
 )
 def test_a_wrapper_of_another_library_is_named(prefix: str, remedy: str, checkpoint: Path) -> None:
