@@ -168,14 +168,14 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _Malformed(f"the key {twice!r} stands twice in one object")
+        raise _Malformed(f"the key {twice[:120]!r} stands twice in one object")
     return value
 
 
 def _finite_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if isinstance(value, float) and not math.isfinite(value):  # 1e999 is infinite without the word
-            raise _Malformed(f"{key} is {value}, which is no number")
+            raise _Malformed(f"{key[:120]} is {value}, which is no number")
     return _object(pairs)
 
 

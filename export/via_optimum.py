@@ -20,6 +20,7 @@ from edgephi.bundle import Recipe as RecipeRecord
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.config import Config
+from edgephi.export.config_keys import check_traced
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
@@ -84,12 +85,7 @@ def export_via_optimum(
             where=checkpoint.name,
             remedy="Name the folder or the hub id of the original checkpoint",
         )
-    if checkpoint.config.get("quantization_config") is not None:
-        raise UnsupportedModelError(
-            "quantization_config is set: the weights are already quantized",
-            where=checkpoint.config_where,
-            remedy="Use the checkpoint it was made from",
-        )
+    check_traced(Config(checkpoint.config, checkpoint.config_where))
     tokenizer = tokenizer_from_folder(checkpoint.folder)
     # optimum-onnx writes the float32 weights twice before the bundle is written
     values = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
