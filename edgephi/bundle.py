@@ -140,6 +140,28 @@ class Recipe(Strict):
     calibration: CalibrationText | None = None
 
 
+class TokenizerFacts(Strict):
+    """How the tokenizer and the chat template came out of the export's check."""
+
+    compared_with: str | None = Field(description="the other reader and its version; None: not compared")
+    differences: tuple[str, ...] = Field(
+        default=(), description="texts that it reads as other tokens, or why it reads none"
+    )
+    dropped_roles: tuple[str, ...] = Field(default=(), description="roles whose messages the template leaves out")
+    notes: tuple[str, ...] = Field(default=(), description="what was mended and what could not be")
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it for a person; empty when there is nothing to know."""
+        roles = f"the chat template leaves out messages of the roles {', '.join(self.dropped_roles)}"
+        other = f"{self.compared_with or 'stock onnxruntime-genai'} reads differently: {'; '.join(self.differences)}"
+        return (
+            *self.notes,
+            *([roles] if self.dropped_roles else []),
+            *([other] if self.differences else []),
+        )
+
+
 GraphDevice = Literal["cpu", "webgpu", "directml"]
 
 
@@ -205,6 +227,7 @@ class Manifest(Strict):
     recipe: Recipe
     graphs: tuple[GraphEntry, ...] = Field(max_length=16)
     npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
+    tokenizer: TokenizerFacts | None = Field(default=None, description="None: written before this was recorded")
     files: tuple[FileEntry, ...] = Field(max_length=MOST_FILES)
     quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
 

@@ -106,7 +106,8 @@ def parse_json(
     except _Malformed as problem:
         raise error(str(problem), where=where, remedy=remedy) from problem
     except (RecursionError, MemoryError) as problem:
-        raise error("the JSON is nested too deeply to be read", where=where, remedy=remedy) from problem
+        what = f"the JSON is nested too deeply to be read: {type(problem).__name__}"
+        raise error(what, where=where, remedy=remedy) from problem
 
 
 def require_regular(path: Path, error: type[EdgephiError], remedy: str) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.bundle import CalibrationText
-from edgephi.errors import SourceError, UsageError
+from edgephi.errors import SourceError, TokenizerError, UsageError
 from edgephi.export.data_file import Journal
 from edgephi.export.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.tokenizer_bounds import guarded
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""
@@ -101,10 +102,18 @@ def describe_text(source: CalibrationSource, tokens: NDArray[np.int64]) -> Calib
 def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.int64]:
     from tokenizers import Tokenizer
 
-    encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
-    encoder.no_truncation()
-    encoder.no_padding()
-    ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
+    def refuse(said: str) -> TokenizerError:
+        return TokenizerError(
+            f"the tokenizers library breaks off at the calibration text: {said}",
+            where=file,
+            remedy="Use the tokenizer of the published model",
+        )
+
+    with guarded(refuse):
+        encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
+        encoder.no_truncation()
+        encoder.no_padding()
+        ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
     sequences = len(ids) // length
     if not sequences:
         raise UsageError(

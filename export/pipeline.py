@@ -230,6 +230,7 @@ def _carry_out(
             plan.parameters,
             tuple(one.entry for one in variants),
             mix,
+            tokenizer=plan.tokenizer_facts,
         )
         write_manifest(folder, manifest)
     return manifest

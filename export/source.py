@@ -29,6 +29,7 @@ _HUB_FILES = [
     # small, and they say what the weights are: an adapter's, or quantized
     "adapter_config.json",
     "*quant*_config.json",
+    "added_tokens.json",
     "chat_template.*",
 ]
 

@@ -32,6 +32,7 @@ from edgephi.export.storage import Recipe
 from edgephi.export.tokenizer_files import require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer_genai import compare_with_genai
 from edgephi.export.traced_decoder import Ports, read_ports
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
@@ -99,6 +100,7 @@ def export_via_optimum(
             model = ir.load(Path(traced) / GRAPH_FILE)
             ports = read_ports(model.graph, checkpoint.config_where)
             require_vocabulary(tokenizer, ports.vocabulary_size, checkpoint.folder)
+            tokenizer_facts = compare_with_genai(tokenizer, checkpoint.folder)
             decoder = _decoder(ports, report)
             weights = rewrite(model, recipe)
             ir.save(model, folder / GRAPH_FILE)
@@ -116,6 +118,7 @@ def export_via_optimum(
             model=_facts(decoder, weights),
             recipe=_recipe_record(recipe, weights),
             graphs=(GraphEntry(device="cpu", file=GRAPH_FILE, computes_in="float32"),),
+            tokenizer=tokenizer_facts,
             files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
         )
         write_manifest(folder, manifest)

@@ -116,7 +116,7 @@ def export(
     import time
 
     import edgephi
-    from edgephi.commands.console import format_bytes, format_count, stderr, stdout
+    from edgephi.commands.console import format_bytes, format_count, harmless, stderr, stdout
     from edgephi.devices.memory import peak_resident_bytes
 
     started = time.perf_counter()
@@ -154,6 +154,8 @@ def export(
     ]
     if (choice := manifest.recipe.quantize) is not None:
         facts.append(f"{choice.picked}: {choice.reason}")
+    if manifest.tokenizer is not None:
+        facts += [harmless(sentence) for sentence in manifest.tokenizer.sentences]
     if manifest.npu is not None:
         facts += _npu_facts(manifest.npu)
     stdout().print(f"{output}: {'; '.join(facts)}", soft_wrap=True)

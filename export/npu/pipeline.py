@@ -155,6 +155,7 @@ def export_for_npu(
             plan.parameters,
             (),
             npu=facts,
+            tokenizer=plan.tokenizer_facts,
         )
         write_manifest(folder, manifest)
     return manifest
