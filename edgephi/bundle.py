@@ -15,7 +15,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgephi.errors import BundleError, OutputError
+from edgephi.errors import BundleError
+from edgephi.files import replace_file
 from edgephi.npu_facts import NpuFacts as NpuFacts
 from edgephi.npu_facts import NpuNumerics as NpuNumerics
 from edgephi.npu_facts import NpuProof as NpuProof
@@ -256,17 +257,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         OutputError: the folder cannot be written.
     """
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    beside = folder / f".{MANIFEST}.new"
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(folder / MANIFEST)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(
-            f"the manifest could not be written: {error.strerror or error}",
-            where=folder / MANIFEST,
-            remedy="Free disk space, or make the folder writable",
-        ) from error
+    replace_file(folder / MANIFEST, text.encode(), "Free disk space, or make the folder writable")
 
 
 def read_manifest(folder: Path) -> Manifest:
