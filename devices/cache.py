@@ -13,9 +13,9 @@ def cache_folder() -> Path:
     import platformdirs
 
     named = os.environ.get("EDGEPHI_CACHE")
-    return (
-        Path(named) if named else own_folder(platformdirs.user_cache_path("edgephi", appauthor=False), "EDGEPHI_CACHE")
-    )
+    if named:
+        return Path(named)
+    return own_folder(platformdirs.user_cache_path("edgephi", appauthor=False), "EDGEPHI_CACHE")
 
 
 def own_folder(found: Path, variable: str) -> Path:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as `typing` has it, whose import takes longer than the rest of this file
 if TYPE_CHECKING:
     from edgephi.errors import EdgephiError as EdgephiError
     from edgephi.export.pipeline import export as export

@@ -140,11 +140,19 @@ def is_link(path: Path) -> bool:
     return stat.S_ISLNK(found.st_mode) or junction
 
 
-def refuse_nul(error: type[EdgephiError], *paths: str | os.PathLike[str] | None) -> None:
-    """Raises `error` for a path with a NUL character: no system takes it, and Python's exception is a ValueError."""
+def refuse_path(error: type[EdgephiError], *paths: str | os.PathLike[str] | None) -> None:
+    """Raises `error` for a path with a NUL character, which no system takes, or of bytes that are no UTF-8.
+
+    Python's own exceptions for these are ValueErrors; and onnxruntime takes paths as UTF-8 only.
+    """
     for path in paths:
-        if path is not None and "\0" in str(path):
-            raise error("a path holds a NUL character", where=path, remedy="Name a path without it")
+        name = "" if path is None else str(path)
+        if "\0" in name:
+            raise error("a path holds a NUL character", where=name, remedy="Name a path without it")
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise error("a path is no UTF-8", where=name, remedy="Rename it, or name another") from problem
 
 
 def replace_file(path: Path, data: bytes, remedy: str) -> None:
@@ -190,6 +198,8 @@ def remedy_for(problem: OSError) -> str | None:
             return "Remove the link that leads to itself"
         case errno.ENOTDIR | errno.EEXIST:
             return "A part of the path is a file where a folder is needed: name another path"
+        case errno.ENOENT:
+            return "A folder of the path does not exist, or went away: name another path, or change to another folder"
         case errno.EMFILE | errno.ENFILE:
             return "Raise the limit of open files (ulimit -n), or close other programs"
         case errno.ENOMEM:

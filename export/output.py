@@ -19,7 +19,7 @@ from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import OutputError, SourceError
 from edgephi.export.data_file import JOURNAL, Journal, write_refusal
 from edgephi.export.lock import locked
-from edgephi.files import is_link, refuse_nul, unreadable
+from edgephi.files import is_link, refuse_path, unreadable
 
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
@@ -59,7 +59,7 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def _check_name(output: Path, *, windows: bool) -> None:
-    refuse_nul(OutputError, output)
+    refuse_path(OutputError, output)
     name = output.name
     if name in ("", ".."):  # the current folder, a parent, a root, a drive
         raise OutputError(

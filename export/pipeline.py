@@ -34,7 +34,7 @@ from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.variants import plan_variants, require_devices
-from edgephi.files import no_system_errors, refuse_nul
+from edgephi.files import no_system_errors, refuse_path
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -119,7 +119,7 @@ def export(
     An export that was interrupted (Ctrl-C, a kill) continues from its last whole layer when it is called again with the
     same arguments, and gives the same bytes.
     """
-    refuse_nul(SourceError, source, calibration)
+    refuse_path(SourceError, source, calibration)
     output = Path(output)
     check_output(output, force)
     if seed < 0:

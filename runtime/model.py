@@ -12,7 +12,7 @@ from types import TracebackType
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
-from edgephi.files import no_system_errors, refuse_nul
+from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
@@ -64,7 +64,7 @@ def load(
         EngineError: onnxruntime-genai refuses it.
         OutputError: prepacked is `now`, and the cache cannot be written.
     """
-    refuse_nul(BundleError, folder, device)
+    refuse_path(BundleError, folder, device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
     path = Path(folder)

@@ -1,51 +1,54 @@
-"""Ctrl-C and SIGTERM, from the first line of the program to its last. Imports nothing that takes time."""
+"""Ctrl-C and SIGTERM become exceptions, so that what is unfinished is tidied up on the way out."""
 
 from __future__ import annotations
 
-import os
+import _thread
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses, as shells give them: 128 and the number of the signal."""
+_AGAIN_S = 0.02
 
 
 class Terminated(BaseException):
-    """SIGTERM. No Exception, so that nobody on the way takes it for a fault of his own; files are tidied up."""
-
-
-def end_at_once_on_ctrl_c() -> None:
-    """For the time of imports and of the end of the program, where an exception would come out as a traceback.
-
-    A process that was told to ignore Ctrl-C goes on doing so.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    """SIGTERM. No Exception, so that nobody on the way takes it for a fault of his own."""
 
 
 @contextmanager
 def as_exceptions() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, SIGTERM Terminated; afterwards signals do what they did before."""
+    """Ctrl-C raises KeyboardInterrupt, SIGTERM Terminated; afterwards signals do what they did before.
+
+    A signal that the process was told to ignore stays ignored.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if before[signal.SIGINT] is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if before[signal.SIGTERM] is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN and handler is not None:
+            signal.signal(number, _raise)
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:
+            if handler is not signal.SIG_IGN and handler is not None:
                 signal.signal(number, handler)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    with suppress(OSError):
-        os.write(2, b"error: interrupted\n")
-    os._exit(INTERRUPTED)
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _imports(frame):
+        # NumPy and others print what breaks their import, and raise an ImportError: the signal comes again afterwards
+        again = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
+        again.daemon = True
+        again.start()
+        return
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
