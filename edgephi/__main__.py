@@ -1,6 +1,7 @@
 """`python -m edgephi` and the console script: the command, which Ctrl-C ends without a traceback from here on."""
 
-import _signal as signal  # `signal` itself makes enumerations first, for some milliseconds without this guard
+# `signal` itself makes enumerations first, for some milliseconds without the guard below
+import _signal as signal  # type: ignore[import-not-found]
 import os
 import sys
 

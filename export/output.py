@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
-from edgephi.errors import OutputError, SourceError
+from edgephi.errors import EdgephiError, OutputError, SourceError
 from edgephi.export.data_file import JOURNAL, Journal, write_refusal
 from edgephi.export.lock import locked
 from edgephi.files import is_link, refuse_path, unreadable
@@ -234,7 +234,7 @@ def _replace(partial: Path, output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refusal(error: OSError, output: Path) -> OutputError | SourceError:
+def _refusal(error: OSError, output: Path) -> EdgephiError:
     """Of the output; or of a file elsewhere, which is one that is read."""
     named = error.filename
     if isinstance(named, str) and Path(named).is_absolute() and not Path(named).is_relative_to(output.parent):

@@ -1,4 +1,4 @@
-"""Nothing goes to the network, and nothing into the home folder but edgephi's own cache, however long a bundle stays."""
+"""Nothing goes to the network, and nothing into the home folder but edgephi's cache, however long a bundle stays."""
 
 from __future__ import annotations
 

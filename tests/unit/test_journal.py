@@ -216,3 +216,39 @@ def test_a_journal_that_is_no_journal_starts_anew(tmp_path: Path) -> None:
     assert again.continues and set(again.done) == {"a"}
     again.add("b")
     assert set(Journal(path, "key").done) == {"a", "b"}, "a line behind one that was cut off is a line of its own"
+
+
+def test_compiled_stages_are_hashed_too(tmp_path: Path) -> None:
+    from edgephi.bundle import NpuStage
+    from edgephi.export.npu.compile_stages import COMPILED, _already
+
+    stage = NpuStage(
+        name="prefill_0_2",
+        phase="prefill",
+        first_layer=0,
+        last_layer=2,
+        graph="prefill_0_2.onnx",
+        binary="prefill_0_2_qnn.bin",
+        nodes=3,
+        compile_seconds=1.0,
+        compile_peak_bytes=1,
+    )
+    graph, binary = tmp_path / stage.graph, tmp_path / stage.binary
+    line = COMPILED + json.dumps({"qairt": "2.51.0", "stages": [stage.model_dump(mode="json")]})
+
+    def left() -> set[str]:
+        return set(_already(Journal(tmp_path / JOURNAL, "key"), tmp_path)[0])
+
+    graph.write_bytes(b"graph")
+    binary.write_bytes(b"binary")
+    Journal(tmp_path / JOURNAL, "key").add_files(line, tmp_path, graph.name, binary.name)
+    assert left() == {stage.name}
+    binary.write_bytes(b"Binary")
+    assert left() == set()
+    binary.unlink()
+    assert left() == set()
+    binary.write_bytes(b"binary")
+    assert left() == {stage.name}
+    Journal(tmp_path / JOURNAL, "key").add(COMPILED + "{}")  # invented
+    Journal(tmp_path / JOURNAL, "key").add(line.replace("prefill_0_2.onnx", "../x"))
+    assert left() == {stage.name}
