@@ -192,3 +192,17 @@ def test_two_threads_of_a_process_exclude_each_other(tmp_path: Path) -> None:
         pass
     with locked(tmp_path / "lock"):
         pass
+
+
+@no_links
+def test_a_file_that_is_replaced_is_written_through_no_link(private: Path, tmp_path: Path) -> None:
+    from edgephi.files import replace_file
+
+    for name in (".edgephi.json.new", MANIFEST):
+        (tmp_path / name).symlink_to(private / "letter.txt")
+    replace_file(tmp_path / MANIFEST, b"{}", "Try again")
+    assert untouched(private)
+    assert (tmp_path / MANIFEST).read_text() == "{}" and not (tmp_path / MANIFEST).is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"private", ".edgephi.json.new", MANIFEST}
+    with pytest.raises(OutputError, match="could not be written"):
+        replace_file(tmp_path / "absent" / MANIFEST, b"{}", "Try again")
