@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from edgephi.contents import check_contents
-from edgephi.errors import BundleError, OutputError
-from edgephi.files import parse_json, read_file, unreadable
+from edgephi.errors import BundleError
+from edgephi.files import parse_json, read_file, replace_file, unreadable
 from edgephi.genai_config import GENAI_CONFIG as GENAI_CONFIG
 from edgephi.npu_facts import NpuFacts as NpuFacts
 from edgephi.npu_facts import NpuNumerics as NpuNumerics
@@ -310,17 +310,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         OutputError: the folder cannot be written.
     """
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    beside = folder / f".{MANIFEST}.new"
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(folder / MANIFEST)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(
-            f"the manifest could not be written: {error.strerror or error}",
-            where=folder / MANIFEST,
-            remedy="Free disk space, or make the folder writable",
-        ) from error
+    replace_file(folder / MANIFEST, text.encode(), "Free disk space, or make the folder writable")
 
 
 def read_manifest(folder: Path) -> Manifest:

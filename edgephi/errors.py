@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, with line breaks kept: for a text of ours that names of strangers stand in."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class EdgephiError(Exception):
     """Base of the hierarchy.
 

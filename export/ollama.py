@@ -105,7 +105,11 @@ def _models_folders() -> list[Path]:
     if named:
         return [Path(named)]
     service = [Path("/usr/share/ollama/.ollama/models")] if sys.platform == "linux" else []
-    return [Path.home() / ".ollama" / "models", *service]
+    try:
+        own = [Path.home() / ".ollama" / "models"]
+    except RuntimeError:  # a user without a home
+        own = []
+    return [*own, *service]
 
 
 def _manifest_paths(folder: Path, name: OllamaName) -> list[Path]:

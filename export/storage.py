@@ -172,6 +172,10 @@ class Layout:
     """The experts of a layer as one, by the name without their number (`layers.3.experts.down.weight`): the tensors
     have a leading axis for the expert, and rows as QMoE wants them. They hold what `matrices` hold one by one."""
 
+    def tensors(self) -> list[StoredTensor]:
+        """Everything that has a place, in no order; stacks are their experts."""
+        return [tensor for matrix in self.matrices.values() for tensor in matrix.tensors] + list(self.vectors.values())
+
 
 # canonical name → initializer name in onnxruntime-genai's convention
 _GENAI = {

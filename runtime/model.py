@@ -12,7 +12,8 @@ from types import TracebackType
 
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
-from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
+from edgephi.files import no_system_errors, refuse_path
 from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import answering, read_genai_config, read_npu_config
@@ -28,6 +29,7 @@ from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_
 from edgephi.runtime.tokenizer import Tokenizer
 
 
+@no_system_errors(BundleError)
 def load(
     folder: str | os.PathLike[str],
     device: str | os.PathLike[str] = "auto",
@@ -64,6 +66,7 @@ def load(
         EngineError: onnxruntime-genai refuses it.
         OutputError: prepacked is `now`, and the cache cannot be written.
     """
+    refuse_path(BundleError, folder, device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
     path = Path(folder)

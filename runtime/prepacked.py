@@ -127,9 +127,15 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         return Prepacked(None, "not wanted")
     if manifest.recipe.precision not in ("int4", "int8"):
         return Prepacked(None, "float weights are used as they are")
-    root = cache_folder() / "prepacked"
-    entry = root / _key(manifest, graph)
-    if entry.is_dir():
+    try:
+        root = cache_folder() / "prepacked"
+        entry = root / _key(manifest, graph)
+        is_there = entry.is_dir()
+    except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
+        if mode == "now":
+            raise
+        return Prepacked(None, f"there is no cache: {error}")
+    if is_there:
         if _is_sound(entry, every_byte):
             try:
                 _require_same(folder, manifest, entry, every_byte)
