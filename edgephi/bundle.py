@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -127,7 +127,8 @@ class Recipe(Strict):
     calibration: CalibrationText | None = None
 
 
-GraphDevice = Literal["cpu", "webgpu", "directml"]
+GraphDevice = Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,31}$")]
+"""Short name of an execution provider; `edgephi.devices.providers.require_known_graphs` refuses unknown ones."""
 
 
 class GraphEntry(Strict):

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
@@ -67,6 +68,7 @@ def load(
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)
+    require_known_graphs(path, manifest)
     check_bundle(path, manifest, every_byte=verify)
     if manifest.npu is not None:
         found = npu_place(path, manifest, os.fspath(device))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError
 from edgephi.runtime.config import answering
 from edgephi.runtime.prepacked import GRAPH
@@ -43,21 +44,22 @@ def og_config(
     graph = choice.graph.file if all_rows else answering(choice.graph)
     filename = graph if prepacked is None else GRAPH
     decoder: dict[str, object] = {"filename": filename, "session_options": session}
-    if choice.graph.device == "directml":
+    if graph_traits(choice.graph.device).position_ids:
         decoder["inputs"] = {"position_ids": "position_ids"}
     settings = og.Config(str(prepacked or folder))
     settings.clear_providers()
     settings.overlay(json.dumps({"model": {"decoder": decoder}}))
-    if device is not None:
+    name = provider(choice.provider).genai_name
+    if device is not None and name is not None:
         _register(device)
-        settings.append_provider(choice.provider)
-        for name, value in choice.options.items():
-            settings.set_provider_option(choice.provider, name, value)
+        settings.append_provider(name)
+        for option, value in choice.options.items():
+            settings.set_provider_option(name, option, value)
         if device.library is None:
             return settings  # built into og, with no filter for devices
-        settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
-        settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
-        settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
+        settings.set_decoder_provider_options_hardware_device_type(name, device.listed_as)
+        settings.set_decoder_provider_options_hardware_vendor_id(name, device.vendor_id)
+        settings.set_decoder_provider_options_hardware_device_id(name, device.device_id)
     return settings
 
 
@@ -71,7 +73,7 @@ def require_device(used: str, place: Place) -> None:
         DeviceError: og is on the CPU, or on something else than the CPU; step `device`.
     """
     asked = place.choice.provider
-    if (used == "CPU") != (asked == "cpu"):
+    if (used == "CPU") != (provider(asked).genai_name is None):
         raise DeviceError(
             f"onnxruntime-genai was asked for {asked} and loaded the graph on {used}",
             where=place.choice.graph and place.choice.graph.file,

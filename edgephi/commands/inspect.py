@@ -21,8 +21,10 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
     With --json, the manifest as one object, with stored_bytes and bits_per_weight added.
     """
     from edgephi.bundle import read_manifest
+    from edgephi.devices.providers import require_known_graphs
 
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     if as_json:
         derived = {"stored_bytes": manifest.stored_bytes, "bits_per_weight": manifest.bits_per_weight}
         typer.echo(json.dumps(manifest.model_dump(mode="json") | derived))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from edgephi import bundle
 from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
 from edgephi.commands.app import app
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 40, "tokenizer/extra.json": b"{}"}
@@ -164,7 +165,7 @@ def test_a_manifest_this_version_does_not_understand_is_refused(
     make_bundle(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(BundleError, match=key):
-        read_manifest(tmp_path)
+        require_known_graphs(tmp_path, read_manifest(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null"])
