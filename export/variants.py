@@ -112,7 +112,7 @@ def _require_computed(known: Provider, traits: GraphTraits, spec: DecoderSpec, l
         )
     if spec.experts is not None and not traits.experts:
         raise _refusal(known, "does not compute experts in blocks with zero points")
-    if spec.block_sparse is not None and not traits.block_sparse:
+    if spec.block_sparse is not None and (traits.separate_attention or not traits.block_sparse):
         raise _refusal(known, "was not made to compute block-sparse attention")
     window = spec.sliding_window
     if window is not None and window < spec.context_length and not traits.sliding_window:

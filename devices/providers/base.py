@@ -75,6 +75,7 @@ class GraphTraits:
     """It multiplies weights of 16 and 32 bits, not only blocks of 4 and 8."""
     experts: bool = False
     block_sparse: bool = False
+    """Not by separate attention, whatever this says."""
     sliding_window: bool = False
     partial_blocks: bool = False
     """It multiplies matrices whose inputs are no multiple of the block size."""

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
+from edgephi.bundle import GraphEntry
 from edgephi.devices.profile import load_profile
-from edgephi.devices.providers import PROVIDERS, check_options, provider
+from edgephi.devices.providers import PROVIDERS, check_options, provider, runtime_wheels
 from edgephi.errors import DeviceError
 
 CHIP = {"soc_model": "60", "htp_arch": "73"}
@@ -77,6 +79,22 @@ def test_each_provider_is_found_by_both_names() -> None:
 
 def test_directml_is_found_by_the_word_of_before() -> None:
     assert provider("dml") is provider("directml")
+
+
+def test_every_word_names_one_provider_and_can_stand_in_a_manifest() -> None:
+    words = [word for known in PROVIDERS for word in (known.short, known.name, *known.aliases)]
+    assert len(set(words)) == len(words)
+    for known in PROVIDERS:
+        assert GraphEntry(device=known.short, file="model.onnx").device == known.short
+    for wrong in ("", "CPU", "-cpu", "cpu\n", "a" * 33, "../cpu"):
+        with pytest.raises(ValidationError):
+            GraphEntry(device=wrong, file="model.onnx")
+
+
+def test_onnxruntime_genai_and_the_cache_of_packed_weights_get_the_names_they_know() -> None:
+    names = {known.short: known.genai_name for known in PROVIDERS}
+    assert names == {"cpu": None, "qnn": "qnn", "webgpu": "webgpu", "openvino": "openvino", "directml": "dml"}
+    assert runtime_wheels() == ("onnxruntime", "onnxruntime-directml", "onnxruntime-windowsml")
 
 
 def test_importing_the_providers_loads_no_onnxruntime() -> None:
