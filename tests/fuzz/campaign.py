@@ -25,7 +25,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 20.0
 MEMORY = 2 * 2**30
 WARM_UP_S = 30.0
-"""More for a worker's first input: it imports everything and makes the inputs that are mutated."""
+"""More to begin with: a worker imports everything, and makes the input."""
 WORN_OUT = 700 * 2**20
 """Memory between two inputs at which a worker is replaced: the next input would be blamed for it."""
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -61,8 +61,6 @@ class _Worker:
             encoding="utf-8",
         )
         self._lines: queue.Queue[str] = queue.Queue()
-        self.fresh = True
-        """It has not answered yet: it imports and makes its inputs first."""
         assert self._process.stdout is not None
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
@@ -87,7 +85,7 @@ class _Worker:
                 line = self._lines.get(timeout=0.05)
             except queue.Empty:
                 peak = max(peak, _memory(self._process.pid))
-                if peak > MEMORY or time.monotonic() - started > timeout_s:
+                if peak > MEMORY or time.monotonic() - started > timeout_s + (0 if step else WARM_UP_S):
                     self.close()
                     return ended("over memory" if peak > MEMORY else "hung", "")
                 continue
@@ -96,8 +94,9 @@ class _Worker:
             said = json.loads(line)
             if "result" in said:
                 break
+            if not step:  # until now the input was made, and that is not what is measured
+                started, peak = time.monotonic(), 0
             step = said["step"]
-        self.fresh = False
         answer = said["result"]
         peak = max(peak, answer.pop("peak") or 0)
         answer["notes"] = tuple(answer["notes"])
@@ -157,7 +156,7 @@ def run(
                     break
                 if worker is None or not worker.alive:
                     worker = _Worker()
-                record = worker.run(kind, seed, timeout_s + (WARM_UP_S if worker.fresh else 0))
+                record = worker.run(kind, seed, timeout_s)
                 with lock:
                     records.append(record)
                     on_record(record)

@@ -47,6 +47,7 @@ def main() -> None:
             place = Path(folder) / "case"
             place.mkdir()
             case = make_case(asked["kind"], asked["seed"])
+            say_step("start")
             doctor = case.bundle and asked["seed"] % DOCTOR_EVERY == 0
             _reset_peak()
             started = time.perf_counter()
