@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.devices.cpu import decode_threads
 from edgephi.errors import BundleError, EngineError, UsageError
+from edgephi.files import read_json_object, require_inside
+from edgephi.graph_file import check_graph
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -148,10 +149,9 @@ def _read_config(folder: Path) -> _Decoder:
         raise BundleError(
             f"this folder has no {GENAI_CONFIG}", where=folder, remedy="Name a folder that `edgephi export` wrote"
         )
-    if path.stat().st_size > CONFIG_LIMIT:
-        raise BundleError("the configuration is implausibly large", where=path, remedy="Export the model again")
+    content = read_json_object(path, error=BundleError, remedy="Export the model again", limit=CONFIG_LIMIT)
     try:
-        model = json.loads(path.read_bytes())["model"]
+        model: Any = content["model"]
         decoder = model["decoder"]
         found = _Decoder(
             graph=folder / decoder["filename"],
@@ -159,7 +159,7 @@ def _read_config(folder: Path) -> _Decoder:
             kv_heads=int(decoder["num_key_value_heads"]),
             head_size=int(decoder["head_size"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BundleError(
             f"the configuration does not describe a decoder: {type(error).__name__} {error}",
             where=path,
@@ -170,4 +170,10 @@ def _read_config(folder: Path) -> _Decoder:
         raise BundleError("the KV cache has an impossible size", where=path, remedy="Export the model again")
     if not found.graph.resolve().is_relative_to(folder.resolve()) or not found.graph.is_file():
         raise BundleError("the graph is not in the folder", where=found.graph, remedy="Export the model again")
+
+    def may_read(location: str) -> bool:
+        require_inside(found.graph.parent / location, folder, BundleError, "Export the model again")
+        return True
+
+    check_graph(found.graph, may_read=may_read, any_domain=True, error=BundleError, remedy="Export the model again")
     return found

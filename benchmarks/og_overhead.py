@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from edgephi.benchmarks.report import add_turns, circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
-from edgephi.runtime.config import answering
+from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.dispatch import Place, plan, settle
 from edgephi.runtime.og_settings import og_config
 
@@ -263,10 +263,12 @@ def _og_model(bundle: Path, threads: int | None, profile: Path | None = None) ->
 
     og.disable_telemetry_events()
     place = _place(bundle)
-    config = og_config(bundle, place, threads or place.threads)
-    if profile is not None:
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"enable_profiling": str(profile)}}}}))
-    return og.Model(config)
+    config = read_genai_config(bundle, read_manifest(bundle))
+    with og_config(bundle, config, place, threads or place.threads) as settings:
+        if profile is not None:
+            session = {"enable_profiling": str(profile)}
+            settings.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        return og.Model(settings)
 
 
 def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> Any:

@@ -5,10 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgephi.errors import OutputError
+
 
 def cache_folder() -> Path:
     """The folder EDGEPHI_CACHE names, or edgephi's part of the user's cache folder; it need not exist."""
     import platformdirs
 
     named = os.environ.get("EDGEPHI_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("edgephi", appauthor=False)
+    if named:
+        return Path(named)
+    return own_folder(platformdirs.user_cache_path("edgephi", appauthor=False), "EDGEPHI_CACHE")
+
+
+def own_folder(found: Path, variable: str) -> Path:
+    """The user's folder that the system names; a user without a home has none, and would get one called `~`.
+
+    Raises:
+        OutputError: there is none; the variable can name one.
+    """
+    if not found.is_absolute():
+        raise OutputError("this user has no home folder", remedy=f"Name a folder in {variable}")
+    return found

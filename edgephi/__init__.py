@@ -8,9 +8,10 @@ with edgephi.load("phi4-mini") as model:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as `typing` has it, whose import takes longer than the rest of this file
 if TYPE_CHECKING:
     from edgephi.errors import EdgephiError as EdgephiError
     from edgephi.export.pipeline import export as export
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from edgephi.runtime.model import load as load
 
 __version__ = "0.1.0"
+
+# onnxruntime and onnxruntime-genai make telemetry events while they are imported, and send them some seconds later.
+# Only the environment stops that; child processes inherit it. Who has set the variable himself keeps his choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # imported on first use, so that `import edgephi` costs milliseconds
 _LAZY = {"load": "edgephi.runtime.model", "Model": "edgephi.runtime.model", "EdgephiError": "edgephi.errors"}

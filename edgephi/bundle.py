@@ -1,7 +1,8 @@
 """The bundle: a folder stock onnxruntime-genai loads as it is, plus `edgephi.json`, which says what is in it and why.
 
-Everything in `edgephi.json` comes from a stranger when the folder does, so it is validated before it is believed:
-unknown keys, paths that leave the folder and sizes that disagree with the disk are errors.
+Everything in a bundle comes from a stranger when the folder does. `read_manifest` and `check_bundle` are the border:
+unknown or repeated keys, paths and links that leave the folder, files that disagree with the manifest, graphs that name
+other files and settings that no bundle needs are errors before a library opens anything.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgephi.errors import BundleError, OutputError
+from edgephi.contents import check_contents
+from edgephi.errors import BundleError
+from edgephi.files import parse_json, read_file, replace_file, unreadable
+from edgephi.genai_config import GENAI_CONFIG as GENAI_CONFIG
 from edgephi.npu_facts import NpuFacts as NpuFacts
 from edgephi.npu_facts import NpuNumerics as NpuNumerics
 from edgephi.npu_facts import NpuProof as NpuProof
 from edgephi.npu_facts import NpuStage as NpuStage
-from edgephi.records import Finite, RelativePath, Sha256, Strict, first_problem
+from edgephi.records import Finite, RelativePath, Sha256, Strict, first_problem, portable_problem, spelt_alike
 
 MANIFEST = "edgephi.json"
-GENAI_CONFIG = "genai_config.json"
 
 ROPE_SWITCH = "rope_switch"
 """Graph input of a model with two ropes, int64 [1] and optional: the longest sequence that takes the short one."""
@@ -34,13 +37,21 @@ LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
 # by `edgephi verify`, because reading them all would cost more than the load.
 HASH_AT_LOAD_UP_TO = 32 * 2**20
 MANIFEST_LIMIT = 4 * 2**20
+MOST_FILES = 2048
+"""Of a bundle. Those that edgephi writes have ten; one for an NPU has some for each layer."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Versions = Annotated[dict[str, str], Field(max_length=1000)]
 
 
 class FileEntry(Strict):
     """One file of the bundle."""
 
     path: RelativePath
-    bytes: int = Field(ge=0)
+    bytes: Count
     sha256: Sha256
 
 
@@ -50,26 +61,28 @@ class Source(Strict):
     kind: Literal["folder", "hub", "gguf"]
     name: str = Field(description="hub id, or the name of the folder or file; never a path of the exporting machine")
     revision: str | None = Field(default=None, description="commit of the hub repository")
-    files: tuple[FileEntry, ...] = Field(description="the weight files that were read, with their hashes")
+    files: tuple[FileEntry, ...] = Field(
+        max_length=100_000, description="the weight files that were read, with their hashes"
+    )
 
 
 class ModelFacts(Strict):
     """What the model is, for people and for tools that do not want to parse the graph."""
 
     family: str
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate_size: int | None
-    vocabulary_size: int
-    context_length: int
-    sliding_window: int | None
+    hidden_size: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate_size: Size | None
+    vocabulary_size: Size
+    context_length: Size
+    sliding_window: Size | None
     tied_embedding: bool
-    parameters: int = Field(description="published parameters; a tied embedding counts once")
-    rope_switch: int | None = Field(
-        default=None, ge=1, description="longest sequence that takes the short rope, in a model with two (LongRoPE)"
+    parameters: Positive = Field(description="published parameters; a tied embedding counts once")
+    rope_switch: Size | None = Field(
+        default=None, description="longest sequence that takes the short rope, in a model with two (LongRoPE)"
     )
 
 
@@ -77,12 +90,12 @@ class WeightRecipe(Strict):
     """How one group of weights is stored."""
 
     weights: str = Field(description="which: 'linear', 'expert', 'router', 'embedding', 'head', 'other'")
-    bits: float = Field(description="bits of a code: 4, 8, 16 or 32")
-    block_size: int | None
+    bits: Finite = Field(ge=0, le=64, description="bits of a code: 4, 8, 16 or 32")
+    block_size: Size | None
     symmetric: bool | None
     method: str
-    parameters: int
-    stored_bytes: int
+    parameters: Count
+    stored_bytes: Count
     names: str | None = Field(
         default=None, description="under a budget: modules and their layers, such as 'qkv 0-3, 7; down 5'"
     )
@@ -100,7 +113,7 @@ class CalibrationText(Strict):
     """What a quantizer was fitted to."""
 
     text: str = Field(description="name of the file, or that the model sampled it")
-    tokens: int = Field(ge=1)
+    tokens: Positive
     sha256: Sha256 = Field(description="of the token ids, int64, little-endian")
     seed: int | None = Field(description="of the sampling")
 
@@ -109,7 +122,7 @@ class BudgetFacts(Strict):
     """What the bundle was to take, in bits a weight or in bytes of its data file, and how formats were chosen."""
 
     bits: Finite | None
-    bytes: int | None
+    bytes: Count | None
     measure: str | None = Field(description="of the error a weight's format causes; None: no weight was open")
 
 
@@ -123,8 +136,30 @@ class Recipe(Strict):
         default=None, ge=0, description="of the rotation folded into the weights; none: they are not rotated"
     )
     budget: BudgetFacts | None = None
-    weights: tuple[WeightRecipe, ...]
+    weights: tuple[WeightRecipe, ...] = Field(max_length=10_000)
     calibration: CalibrationText | None = None
+
+
+class TokenizerFacts(Strict):
+    """How the tokenizer and the chat template came out of the export's check."""
+
+    compared_with: str | None = Field(description="the other reader and its version; None: not compared")
+    differences: tuple[str, ...] = Field(
+        default=(), description="texts that it reads as other tokens, or why it reads none"
+    )
+    dropped_roles: tuple[str, ...] = Field(default=(), description="roles whose messages the template leaves out")
+    notes: tuple[str, ...] = Field(default=(), description="what was mended and what could not be")
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it for a person; empty when there is nothing to know."""
+        roles = f"the chat template leaves out messages of the roles {', '.join(self.dropped_roles)}"
+        other = f"{self.compared_with or 'stock onnxruntime-genai'} reads differently: {'; '.join(self.differences)}"
+        return (
+            *self.notes,
+            *([roles] if self.dropped_roles else []),
+            *([other] if self.differences else []),
+        )
 
 
 GraphDevice = Literal["cpu", "webgpu", "directml"]
@@ -146,16 +181,16 @@ class MeasuredText(Strict):
 
     name: str
     sha256: Sha256
-    windows: int = Field(ge=1)
-    window_length: int = Field(ge=2)
+    windows: Positive
+    window_length: int = Field(ge=2, le=2**31 - 1)
 
 
 class GoldenAnswer(Strict):
     """What the bundle answered, greedily, to a prompt that was not put through a chat template."""
 
     prompt: str
-    prompt_ids: tuple[int, ...] = Field(min_length=1)
-    token_ids: tuple[int, ...] = Field(min_length=1)
+    prompt_ids: tuple[TokenId, ...] = Field(min_length=1)
+    token_ids: tuple[TokenId, ...] = Field(min_length=1)
     margins: tuple[Finite, ...] = Field(description="logit of each token less that of the second best")
 
     @model_validator(mode="after")
@@ -176,8 +211,8 @@ class Quality(Strict):
     kl_p99: Finite | None
     top1_agreement: Finite | None = Field(ge=0, le=1)
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
-    versions: dict[str, str] = Field(description="libraries that took part")
-    golden: tuple[GoldenAnswer, ...] = Field(min_length=1)
+    versions: Versions = Field(description="libraries that took part")
+    golden: tuple[GoldenAnswer, ...] = Field(min_length=1, max_length=10_000)
 
 
 class Manifest(Strict):
@@ -186,14 +221,24 @@ class Manifest(Strict):
     format: Literal[1] = 1
     edgephi: str = Field(description="version that wrote the bundle")
     exporter: Literal["edgephi", "optimum"] = Field(default="edgephi", description="who built the graph")
-    versions: dict[str, str] = Field(description="libraries that took part")
+    versions: Versions = Field(description="libraries that took part")
     source: Source
     model: ModelFacts
     recipe: Recipe
-    graphs: tuple[GraphEntry, ...]
+    graphs: tuple[GraphEntry, ...] = Field(max_length=16)
     npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
-    files: tuple[FileEntry, ...]
+    tokenizer: TokenizerFacts | None = Field(default=None, description="None: written before this was recorded")
+    files: tuple[FileEntry, ...] = Field(max_length=MOST_FILES)
     quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
+
+    @model_validator(mode="after")
+    def _every_file_once_on_every_system(self) -> Manifest:
+        for entry in self.files:
+            if problem := portable_problem(entry.path):
+                raise ValueError(f"the path {entry.path[:200]!r} cannot be used on every system: {problem}")
+        if twice := spelt_alike([MANIFEST, *(entry.path for entry in self.files)]):
+            raise ValueError(f"two files are called {twice[:200]!r}, or the manifest lists itself")
+        return self
 
     @model_validator(mode="after")
     def _one_graph_a_device(self) -> Manifest:
@@ -203,6 +248,7 @@ class Manifest(Strict):
         named = {file for graph in self.graphs for file in (graph.file, graph.last_row) if file}
         if missing := named - {entry.path for entry in self.files}:
             raise ValueError(f"the graph {min(missing)!r} is not among the files")
+        _require_onnx(named)
         return self
 
     def graph_for(self, device: str) -> GraphEntry | None:
@@ -214,8 +260,10 @@ class Manifest(Strict):
         if self.npu is not None:
             listed = {entry.path for entry in self.files}
             named = {file for stage in self.npu.stages for file in (stage.graph, stage.binary)}
-            if missing := (named | {self.npu.token_graph or self.npu.head}) - listed:
+            named |= {self.npu.embedding, self.npu.head, self.npu.token_graph or self.npu.head}
+            if missing := named - listed:
                 raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
+            _require_onnx(named - {stage.binary for stage in self.npu.stages})
             if self.npu.stages[-1].last_layer != self.model.layers:
                 raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
         return self
@@ -229,6 +277,12 @@ class Manifest(Strict):
     def bits_per_weight(self) -> float:
         """Stored bits of codes, scales and zero points over published parameters."""
         return 8 * sum(group.stored_bytes for group in self.recipe.weights) / self.model.parameters
+
+
+def _require_onnx(graphs: set[str]) -> None:
+    """onnxruntime reads a format of its own from files with other endings, and nobody would have looked at those."""
+    if wrong := {graph for graph in graphs if not graph.endswith(".onnx")}:
+        raise ValueError(f"the graph {min(wrong)!r} is no .onnx file")
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -256,17 +310,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         OutputError: the folder cannot be written.
     """
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    beside = folder / f".{MANIFEST}.new"
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(folder / MANIFEST)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(
-            f"the manifest could not be written: {error.strerror or error}",
-            where=folder / MANIFEST,
-            remedy="Free disk space, or make the folder writable",
-        ) from error
+    replace_file(folder / MANIFEST, text.encode(), "Free disk space, or make the folder writable")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -284,16 +328,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"this folder has no {MANIFEST}", where=folder, remedy="Name a folder that `edgephi export` wrote"
         )
-    if path.stat().st_size > MANIFEST_LIMIT:
-        raise BundleError("the manifest is implausibly large", where=path, remedy="Export the model again")
+    remedy = "Export the model again, or update edgephi if a newer version wrote it"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        if path.stat().st_size > MANIFEST_LIMIT:
+            raise BundleError("the manifest is implausibly large", where=path, remedy="Export the model again")
+    except OSError as error:
+        raise unreadable(error, path, BundleError, remedy) from error
+    try:
+        data = read_file(path, limit=MANIFEST_LIMIT, error=BundleError, remedy=remedy)
+        parse_json(data, where=path, error=BundleError, remedy=remedy)
+        return Manifest.model_validate_json(data, strict=True)
+    except BundleError as error:
+        raise BundleError(f"the manifest cannot be used: {error.what}", where=path, remedy=error.remedy) from error
     except ValidationError as error:
-        raise BundleError(
-            f"the manifest cannot be used: {first_problem(error)}",
-            where=path,
-            remedy="Export the model again, or update edgephi if a newer version wrote it",
-        ) from error
+        raise BundleError(f"the manifest cannot be used: {first_problem(error)}", where=path, remedy=remedy) from error
 
 
 def check_bundle(
@@ -303,15 +351,30 @@ def check_bundle(
     every_byte: bool,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Compare the folder with its manifest: every file present and of its size; hashes of all files, or of small ones.
+    """Compare a folder with its manifest, and refuse what could harm whoever loads it.
+
+    Every file is present, regular, inside the folder and of its size; hashes are compared of all files, or of small
+    ones. JSON has no key twice; the configuration has keys a bundle needs and no others; graphs name no file but the
+    bundle's own. Nothing lies in the folder that a library would open and the manifest does not list.
 
     Raises:
         BundleError: naming the first file that differs.
     """
-    root = folder.resolve()
     for entry in manifest.files:
-        path = folder / entry.path
-        if not path.resolve().is_relative_to(root):
+        _check_file(folder, entry, every_byte, on_bytes)
+    plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
+    compiled: dict[str, str] = {}
+    if (npu := manifest.npu) is not None:
+        plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}
+        compiled = {stage.graph: stage.binary for stage in npu.stages}
+    check_contents(folder, frozenset(entry.path for entry in manifest.files), plain, compiled)
+
+
+def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Callable[[int], None] | None) -> None:
+    path = folder / entry.path
+    copy_again = "Copy it again, or export the model again"
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
             raise BundleError(
                 "a file of the bundle is a link to the outside", where=path, remedy="Export the model again"
             )
@@ -322,14 +385,21 @@ def check_bundle(
             raise BundleError(
                 f"a file of the bundle has {size:,} bytes where its manifest says {entry.bytes:,}",
                 where=path,
-                remedy="Copy it again, or export the model again",
+                remedy=copy_again,
             )
         if (every_byte or size <= HASH_AT_LOAD_UP_TO) and sha256_of(path, on_bytes) != entry.sha256:
-            raise BundleError(
-                "a file of the bundle was changed: its SHA-256 is not the manifest's",
-                where=path,
-                remedy="Copy it again, or export the model again",
-            )
+            raise changed(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, in older Pythons
+        raise unreadable(error, path, BundleError, copy_again) from error
+
+
+def changed(path: Path) -> BundleError:
+    """The error for a file whose bytes are not those that the manifest lists."""
+    return BundleError(
+        "a file of the bundle was changed: its SHA-256 is not the manifest's",
+        where=path,
+        remedy="Copy it again, or export the model again",
+    )
 
 
 def folder_bytes(folder: Path) -> int:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
+from typing import BinaryIO
 
 from edgephi.errors import DeviceError
 
@@ -37,7 +38,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | N
         DeviceError: the child raised one (the same `step`), or step `process`: it crashed (the signal or status is
             named), took too long, or raised something else.
     """
-    command = [sys.executable, "-P", "-m", "edgephi.child", function]
+    command = [interpreter(), "-P", "-m", "edgephi.child", function]
     try:
         status, said_out, said_err = _run(command, json.dumps(dict(arguments)).encode() + b"\n", timeout_s)
     except subprocess.TimeoutExpired as expired:
@@ -54,7 +55,7 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | N
     try:
         answer = json.loads(said_out)
     except ValueError:
-        said = " ".join(said_err.decode(errors="replace").split())[-300:]
+        said = last_words(said_err)
         raise DeviceError(
             f"the process died: {exit_reason(status)}" + (f"; its last words: {said}" if said else ""),
             where=where,
@@ -85,6 +86,28 @@ def _run(command: list[str], line: bytes, timeout_s: float | None) -> tuple[int,
         return process.returncode, said_out, said_err
 
 
+def interpreter() -> str:
+    """The Python to start child processes with.
+
+    Raises:
+        DeviceError: there is none (step `process`): in an application that PyInstaller froze, sys.executable is the
+            application, and starting that again would do anything but what is meant.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise DeviceError(
+            "this program holds no Python that could be started as a child process",
+            where=sys.executable or None,
+            remedy="Run edgephi with an installed Python instead of a frozen or embedded one",
+            step="process",
+        )
+    return sys.executable
+
+
+def last_words(said: bytes) -> str:
+    """The end of what a process wrote, on one line."""
+    return " ".join(said.decode(errors="replace").split())[-300:]
+
+
 def exit_reason(status: int) -> str:
     """An exit status in words: the signal's name on POSIX, the NTSTATUS in hexadecimal on Windows."""
     if status < 0:
@@ -100,9 +123,8 @@ def exit_reason(status: int) -> str:
 
 def _serve(function: str) -> None:
     """The child's side."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # native code prints to stdout too
-    arguments = _arguments_and_lifeline()
+    lifeline, answers = standard_streams()
+    arguments = _arguments(lifeline)
     module, _, name = function.partition(":")
     answer: dict[str, object]
     try:
@@ -119,19 +141,28 @@ def _serve(function: str) -> None:
                 "step": "process",
             }
         }
-    with os.fdopen(answers, "w", encoding="utf-8") as stream:
-        json.dump(answer, stream)
+    answers.write(json.dumps(answer).encode())
+    answers.flush()
     sys.stdout.flush()
     os._exit(0)  # the answer stands; libraries that crash while unloading change nothing about it
 
 
-def _arguments_and_lifeline() -> dict[str, object]:
-    """The line on stdin; from then on its end ends this process, whatever native code is at."""
-    lifeline = os.fdopen(os.dup(0), "rb")
+def standard_streams() -> tuple[BinaryIO, BinaryIO]:
+    """For the child's side: stdin and stdout for what the two processes tell each other.
+
+    What libraries read from stdin afterwards is empty, and what they print to stdout goes to stderr.
+    """
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # native code prints to stdout too
     nothing = os.open(os.devnull, os.O_RDONLY)
     # on Windows a library that asks what its stdin is waits for a read of it that is under way
     os.dup2(nothing, 0)
     os.close(nothing)
+    return incoming, outgoing
+
+
+def _arguments(lifeline: BinaryIO) -> dict[str, object]:
+    """The line on stdin; from then on its end ends this process, whatever native code is at."""
     arguments: dict[str, object] = json.loads(lifeline.readline())
 
     def wait() -> None:

@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, with line breaks kept: for a text of ours that names of strangers stand in."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 LONGEST_PART = 1_000
 """Characters of a part of a message: a tensor's name or shape in a file may be of any length."""
 

@@ -8,19 +8,27 @@ their meaning open).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
+import secrets
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgephi.errors import EdgephiError
+from edgephi.errors import EdgephiError, OutputError
 
 JSON_LIMIT = 64 * 2**20
 """Bytes of the largest JSON file that is read: a tokenizer of 200,000 tokens takes 16 MB."""
 LONGEST_INTEGER = 40
 """Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
+MOST_CONTAINERS = 2_000_000
+"""Objects and arrays in one text. A tokenizer's merges are 500,000 pairs at most; 64 MB of small objects take 3 GB."""
+_LONG_INTEGER = re.compile(rf"[0-9]{{{LONGEST_INTEGER + 1}}}")
 _LFS_POINTER = b"version https://git-lfs"
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -82,14 +90,18 @@ def parse_json(
 
     Raises:
         error: no UTF-8, a byte order mark, no JSON (with line and column), a key that stands twice in one object, an
-            integer of more than `LONGEST_INTEGER` digits, nesting too deep to read; with `finite` also NaN or Infinity.
+            integer of more than `LONGEST_INTEGER` digits, nesting too deep to read, more than `MOST_CONTAINERS` objects
+            and arrays; with `finite` also NaN or Infinity.
     """
     text = data if isinstance(data, str) else _decode(data, where, error, remedy)
+    if (containers := text.count("{") + text.count("[")) > MOST_CONTAINERS:
+        raise error(f"the JSON has {containers:,} objects and arrays", where=where, remedy=remedy)
     try:
         return json.loads(
             text,
             object_pairs_hook=_finite_object if finite else _object,
-            parse_int=_integer,
+            # a call for each of a vocabulary's ids costs as much again as reading the file
+            parse_int=_integer if _LONG_INTEGER.search(text) else None,
             parse_constant=_no_constant if finite else None,
         )
     except json.JSONDecodeError as problem:
@@ -98,7 +110,8 @@ def parse_json(
     except _Malformed as problem:
         raise error(str(problem), where=where, remedy=remedy) from problem
     except (RecursionError, MemoryError) as problem:
-        raise error("the JSON is nested too deeply to be read", where=where, remedy=remedy) from problem
+        what = f"the JSON is nested too deeply to be read: {type(problem).__name__}"
+        raise error(what, where=where, remedy=remedy) from problem
 
 
 def require_regular(path: Path, error: type[EdgephiError], remedy: str) -> None:
@@ -123,6 +136,111 @@ def require_inside(path: Path, folder: Path, error: type[EdgephiError], remedy: 
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
     if not target.is_relative_to(root) and (blobs is None or not target.is_relative_to(blobs)):
         raise error("the file is a link that leaves its folder", where=path, remedy=remedy)
+
+
+def is_link(path: Path) -> bool:
+    """Whether there is a symbolic link or, on Windows, a junction, which `Path.is_symlink` takes for a folder."""
+    try:
+        found = path.lstat()
+    except (OSError, ValueError):
+        return False
+    # other reparse points, a file that OneDrive has not fetched for example, lead nowhere else
+    junction = getattr(found, "st_reparse_tag", 0) == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
+    return stat.S_ISLNK(found.st_mode) or junction
+
+
+def refuse_path(error: type[EdgephiError], *paths: str | os.PathLike[str] | None) -> None:
+    """Raises `error` for a path with a NUL character, which no system takes, or of bytes that are no UTF-8.
+
+    Python's own exceptions for these are ValueErrors; and onnxruntime takes paths as UTF-8 only.
+    """
+    for path in paths:
+        name = "" if path is None else str(path)
+        if "\0" in name:
+            raise error("a path holds a NUL character", where=name, remedy="Name a path without it")
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise error("a path is no UTF-8", where=name, remedy="Rename it, or name another") from problem
+
+
+def replace_file(path: Path, data: bytes, remedy: str) -> None:
+    """Write a file beside its place and rename it: the one that was there is replaced whole or not at all.
+
+    The name beside it is new, so that no link that lies in wait there is followed; a link at `path` is itself replaced.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with beside.open("xb") as stream:
+            stream.write(data)
+        beside.replace(path)
+    except OSError as problem:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise unwritable(problem, path, remedy) from problem
+
+
+def unwritable(problem: OSError, path: Path, remedy: str) -> OutputError:
+    """The error for what the system said when a file or folder was to be written."""
+    return OutputError(
+        f"it could not be written: {problem.strerror or problem}",
+        where=path,
+        remedy=remedy_for(problem) or remedy,
+    )
+
+
+def remedy_for(problem: OSError) -> str | None:
+    """What helps against a system's refusal whatever was at work; None: nothing general."""
+    match problem.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "Free disk space or name a place on another disk, then run the same command again"
+        case errno.EACCES | errno.EPERM:
+            return "Check the permissions of the file and of its folder, or name another place"
+        case errno.EROFS:
+            return "Name a place that is not read-only"
+        case errno.ENAMETOOLONG:
+            return "Choose a shorter name"
+        case errno.ELOOP:
+            return "Remove the link that leads to itself"
+        case errno.ENOTDIR | errno.EEXIST:
+            return "A part of the path is a file where a folder is needed: name another path"
+        case errno.ENOENT:
+            return "A folder of the path does not exist, or went away: name another path, or change to another folder"
+        case errno.EMFILE | errno.ENFILE:
+            return "Raise the limit of open files (ulimit -n), or close other programs"
+        case errno.ENOMEM:
+            return "Free memory, then run the same command again"
+        case _:
+            return None
+
+
+@contextmanager
+def no_system_errors(error: type[EdgephiError]) -> Iterator[None]:
+    """What the system says about a path, and nobody made a sentence of, becomes one; also usable as a decorator.
+
+    For the border of the package: who reads or writes a file closer to the cause says more.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise system_error(problem, error) from problem
+    except RuntimeError as problem:
+        if "symlink loop" not in str(problem).lower():  # what Path.resolve says before Python 3.13
+            raise
+        raise error(str(problem), remedy="Remove the link that leads to itself") from problem
+
+
+def system_error(problem: OSError, error: type[EdgephiError]) -> EdgephiError:
+    """The error for an exception of the system's, with the file it names."""
+    said = problem.strerror or str(problem) or type(problem).__name__
+    return error(
+        f"the system refused: {said}",
+        where=problem.filename,
+        remedy=remedy_for(problem) or "Check that this path exists, and that you may read and write it",
+    )
 
 
 def refuse_lfs_pointer(data: bytes, path: Path, error: type[EdgephiError]) -> None:
@@ -160,14 +278,14 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _Malformed(f"the key {twice!r} stands twice in one object")
+        raise _Malformed(f"the key {twice[:120]!r} stands twice in one object")
     return value
 
 
 def _finite_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if isinstance(value, float) and not math.isfinite(value):  # 1e999 is infinite without the word
-            raise _Malformed(f"{key} is {value}, which is no number")
+            raise _Malformed(f"{key[:120]} is {value}, which is no number")
     return _object(pairs)
 
 

@@ -10,13 +10,16 @@ from edgephi.records import Finite, RelativePath, Strict
 
 NpuNumerics = Literal["float16", "w4a16"]
 KvCacheType = Literal["float16", "uint8"]
+_MANY = 2**31 - 1
 
 
 class NpuProof(Strict):
     """A compiled graph ran in the process that compiled it, on random numbers, beside onnxruntime's CPU kernels."""
 
     ran_on: Literal["npu", "npu-simulator"]
-    tokens: int = Field(ge=1, description="computed at once; a token graph's stands behind those of the prompt graph")
+    tokens: int = Field(
+        ge=1, le=_MANY, description="computed at once; a token graph's stands behind those of the prompt graph"
+    )
     hidden_error: Finite = Field(ge=0, description="of hidden states: length of the difference over the CPU's length")
     cache_error: Finite = Field(ge=0, description="the same of all keys and values")
 
@@ -26,13 +29,13 @@ class NpuStage(Strict):
 
     name: str = Field(description="of the graph in the binary")
     phase: Literal["prefill", "decode"]
-    first_layer: int = Field(ge=0)
-    last_layer: int = Field(ge=1, description="the first layer after the stage")
+    first_layer: int = Field(ge=0, le=4096)
+    last_layer: int = Field(ge=1, le=4096, description="the first layer after the stage")
     graph: RelativePath
     binary: RelativePath
-    nodes: int = Field(ge=1, description="nodes that were compiled: all there were")
+    nodes: int = Field(ge=1, le=_MANY, description="nodes that were compiled: all there were")
     compile_seconds: Finite = Field(ge=0)
-    compile_peak_bytes: int = Field(ge=0, description="most memory the compiling process held")
+    compile_peak_bytes: int = Field(ge=0, le=2**53, description="most memory the compiling process held")
     proof: NpuProof | None = Field(
         default=None, description="of a graph whose binary the simulator cannot load again; none: it was not run"
     )
@@ -49,17 +52,17 @@ class NpuFacts(Strict):
         default="float16",
         description="what is kept of keys and values between two runs; scales of uint8 are in the graphs",
     )
-    htp_arch: int = Field(ge=1)
-    soc_model: int = Field(ge=1, description="QAIRT's number of the chip")
+    htp_arch: int = Field(ge=1, le=999)
+    soc_model: int = Field(ge=1, le=9999, description="QAIRT's number of the chip")
     qairt: str = Field(
         pattern=r"^\d{1,6}(\.\d{1,6})+$", description="version of Qualcomm's AI Runtime that compiled the binaries"
     )
-    chunk: int = Field(ge=2, description="tokens of a prompt that are computed at once")
-    cache_rows: int = Field(ge=1, description="tokens the KV cache has room for")
-    context_length: int = Field(ge=1, description="tokens of prompt and answer together")
+    chunk: int = Field(ge=2, le=2**20, description="tokens of a prompt that are computed at once")
+    cache_rows: int = Field(ge=1, le=2**24, description="tokens the KV cache has room for")
+    context_length: int = Field(ge=1, le=2**24, description="tokens of prompt and answer together")
     embedding: RelativePath = Field(description="graph on the CPU: token ids to hidden states")
     head: RelativePath = Field(description="graph on the CPU: hidden states to logits")
-    stages: tuple[NpuStage, ...] = Field(min_length=1)
+    stages: tuple[NpuStage, ...] = Field(min_length=1, max_length=1024)
     token_graph: RelativePath | None = Field(
         default=None,
         description="graph on the CPU of all layers for a token, over the same KV cache; "

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.bundle import CalibrationText
-from edgephi.errors import SourceError, UsageError
-from edgephi.export.data_file import Journal
+from edgephi.errors import SourceError, TokenizerError, UsageError
+from edgephi.export.data_file import Journal, write_refusal
 from edgephi.export.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.tokenizer_bounds import guarded
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""
@@ -68,19 +69,32 @@ def calibration_tokens(
         UsageError: it is shorter than one sequence.
         EngineError: the model cannot be sampled.
     """
-    kept = folder / TOKENS_FILE
-    if TOKENS_FILE in journal.done:
-        tokens: NDArray[np.int64] = np.load(kept, allow_pickle=False)
-        return tokens
     length = sequence_length(architecture.spec)
+    if journal.holds_files(TOKENS_FILE, folder, TOKENS_FILE):
+        kept = _kept(folder / TOKENS_FILE, length, architecture.spec.vocabulary_size)
+        if kept is not None:
+            return kept
     if source.file is None:
         known = min(tokenizer.vocabulary_size, architecture.spec.vocabulary_size)
         tokens = sample_text(architecture, known, (SEQUENCES, length), source.seed, folder / SAMPLING_FOLDER, threads)
     else:
         tokens = _encode(tokenizer, source.file, length)
-    np.save(kept, tokens)
-    journal.add(TOKENS_FILE)
+    try:
+        np.save(folder / TOKENS_FILE, tokens)
+    except OSError as error:
+        raise write_refusal(error, folder) from error
+    journal.add_files(TOKENS_FILE, folder, TOKENS_FILE)
     return tokens
+
+
+def _kept(file: Path, length: int, vocabulary: int) -> NDArray[np.int64] | None:
+    """Tokens of an interrupted export; None: the file holds something else."""
+    try:
+        tokens: NDArray[np.int64] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = tokens.dtype == np.int64 and tokens.ndim == 2 and tokens.shape[1] == length and 0 < len(tokens) <= SEQUENCES
+    return tokens if fits and tokens.min() >= 0 and tokens.max() < vocabulary else None
 
 
 def forget_tokens(folder: Path) -> None:
@@ -101,10 +115,18 @@ def describe_text(source: CalibrationSource, tokens: NDArray[np.int64]) -> Calib
 def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.int64]:
     from tokenizers import Tokenizer
 
-    encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
-    encoder.no_truncation()
-    encoder.no_padding()
-    ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
+    def refuse(said: str) -> TokenizerError:
+        return TokenizerError(
+            f"the tokenizers library breaks off at the calibration text: {said}",
+            where=file,
+            remedy="Use the tokenizer of the published model",
+        )
+
+    with guarded(refuse):
+        encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
+        encoder.no_truncation()
+        encoder.no_padding()
+        ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
     sequences = len(ids) // length
     if not sequences:
         raise UsageError(

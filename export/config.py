@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgephi.errors import UnsupportedModelError
 
+SMALLEST, LARGEST = 1.2e-38, 3.4e38
+"""Float32's normal numbers: what a graph computes with. Beyond them a value becomes 0 or infinite there."""
+
 _ABSENT = object()
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 120
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut where a stranger's file holds a long or deep one."""
+    return _short.repr(value)
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,20 @@ class Config:
         return value
 
     def number(self, key: str, default: float | object = _ABSENT) -> float:
+        """A finite number."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refusal(key, value, "a number is needed")
+        if not -LARGEST <= value <= LARGEST:  # false for NaN as well
+            raise self.refusal(key, value, "a finite number is needed")
         return float(value)
+
+    def positive(self, key: str, default: float | object = _ABSENT) -> float:
+        """A number above 0 that float32 holds: an epsilon, the base of a rope, a factor."""
+        value = self.number(key, default)
+        if not value >= SMALLEST:
+            raise self.refusal(key, value, "a number above 0 is needed")
+        return value
 
     def boolean(self, key: str, default: bool | object = _ABSENT) -> bool:
         value = self._get(key, default)
@@ -56,6 +77,9 @@ class Config:
             raise self.refusal(key, value, "a list of numbers is needed")
         if len(value) != length:
             raise self.refusal(key, f"{len(value)} numbers", f"{length} are needed")
+        for number in value:
+            if not -LARGEST <= number <= LARGEST:
+                raise self.refusal(key, number, "finite numbers are needed")
         return tuple(float(x) for x in value)
 
     def one_of(self, key: str, allowed: Sequence[str], default: str | object = _ABSENT) -> str:
@@ -81,7 +105,7 @@ class Config:
 
     def refusal(self, key: str, value: object, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{key} is {value!r}: {reason}",
+            f"{key[:120]} is {shown(value)}: {reason}",
             where=self.where,
             remedy="Use a checkpoint of a supported architecture, or correct the file",
         )
@@ -94,6 +118,6 @@ class Config:
             raise UnsupportedModelError(
                 f"the key {key} is missing",
                 where=self.where,
-                remedy="Use the config.json that was published with the weights",
+                remedy="Use the configuration that was published with the weights",
             )
         return default

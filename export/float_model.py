@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from edgephi.devices.cpu import decode_threads
 from edgephi.errors import EngineError, OutputError, UsageError
-from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.embedding import TokenIds, embed_sequences
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.layer_graph import (
@@ -149,8 +148,7 @@ def _session(part: Architecture, build: GraphBuilder) -> Iterator[Any]:
         )
     with TemporaryDirectory(prefix="edgephi-float-", ignore_cleanup_errors=True) as name:
         folder, threads = Path(name), decode_threads()
-        journal = Journal(folder / JOURNAL, "")
-        pack_weights(part, layout, folder / DATA_FILE, journal, threads, lambda count: None)
+        pack_weights(part, layout, folder / DATA_FILE, None, threads, lambda count: None)
         ir.save(build(part.spec, layout, recipe), folder / GRAPH)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.config import shown
 
 _READ = {
     "attention.head_count",
@@ -55,10 +56,10 @@ def check_keys(metadata: Mapping[str, object], arch: str, where: str) -> None:
         key = name.removeprefix(prefix)
         if key == name or key in _READ or key in _WITHOUT_EFFECT:
             continue
-        if key in _NEUTRAL and value == _NEUTRAL[key]:
+        if key in _NEUTRAL and isinstance(value, int | float | bool) and value == _NEUTRAL[key]:
             continue
         raise UnsupportedModelError(
-            f"{name} is {value!r:.80}, which edgephi does not build",
+            f"{name} is {shown(value)}, which edgephi does not build",
             where=where,
             remedy="Export from the model's safetensors folder, or use a GGUF file of a supported architecture",
         )

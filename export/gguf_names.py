@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgephi.errors import UnsupportedModelError, WeightError
-from edgephi.export.config import Config
+from edgephi.export.config import Config, shown
 from edgephi.export.gguf_keys import check_keys
 from edgephi.export.gguf_rope import PHI3_FIRST_CONTEXT, rope_words
 from edgephi.export.spec import TensorRef
@@ -61,41 +61,41 @@ def config_from_metadata(
     """
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise _unsupported(f"general.architecture is {arch!r}: edgephi reads {', '.join(ARCHITECTURES)}", where)
+        raise _unsupported(f"general.architecture is {shown(arch)}: edgephi reads {', '.join(ARCHITECTURES)}", where)
     embedding = shapes.get("token_embd.weight")
     if embedding is None:
         raise _unsupported("there is no tensor token_embd.weight", where)
 
+    keys = Config(metadata, where)
+
     def value(key: str) -> object:
         return metadata.get(f"{arch}.{key}")
 
-    heads = value("attention.head_count")
-    hidden = value("embedding_length")
-    if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
-        raise _unsupported(f"{arch}.attention.head_count is {heads!r}, {arch}.embedding_length is {hidden!r}", where)
-    head_dim = value("attention.key_length") or hidden // heads
-    rope_dim = value("rope.dimension_count") or head_dim
-    if not isinstance(head_dim, int) or not isinstance(rope_dim, int) or head_dim < 1:
-        raise _unsupported(f"{arch}.rope.dimension_count is {rope_dim!r}", where)
+    def size(key: str, default: int | None = None) -> int:
+        # 0 is how some converters leave a key out
+        return keys.integer(f"{arch}.{key}") if default is None or value(key) not in (None, 0) else default
+
+    heads, hidden = size("attention.head_count"), size("embedding_length")
+    head_dim = size("attention.key_length", max(1, hidden // heads))
+    rope_dim = size("rope.dimension_count", head_dim)
     if value("attention.value_length") not in (None, head_dim):
-        raise _unsupported(f"{arch}.attention.value_length is {value('attention.value_length')!r}", where)
+        raise _unsupported(f"{arch}.attention.value_length is {shown(value('attention.value_length'))}", where)
     if arch == "llama" and rope_dim != head_dim:
         # rows lie in pairs within the whole head, so the rotated part is not the one Hugging Face's layout rotates
         raise _unsupported(f"{arch}.rope.dimension_count is {rope_dim}, a part of the head's {head_dim}", where)
     epsilon = "attention.layer_norm_epsilon" if arch == "phi2" else "attention.layer_norm_rms_epsilon"
-    if value(epsilon) is None:
-        raise _unsupported(f"{arch}.{epsilon} is missing", where)
+    keys.positive(f"{arch}.{epsilon}")
     check_keys(metadata, arch, where)
     config: dict[str, object] = {
         "model_type": _MODEL_TYPES[arch],
         "hidden_size": hidden,
-        "num_hidden_layers": value("block_count"),
+        "num_hidden_layers": size("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv") or heads,
+        "num_key_value_heads": size("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "intermediate_size": value("feed_forward_length"),
+        "intermediate_size": size("feed_forward_length"),
         "vocab_size": embedding[0],
-        "max_position_embeddings": value("context_length"),
+        "max_position_embeddings": size("context_length"),
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "layer_norm_eps": value("attention.layer_norm_epsilon"),
         "partial_rotary_factor": rope_dim / head_dim,
@@ -108,7 +108,7 @@ def config_from_metadata(
         # files older than the key (July 2024) are of Phi-3-mini-4k and medium-4k: ggml-org/llama.cpp, pull request 8627
         window = PHI3_FIRST_WINDOW
     if window and arch != "phi3":
-        raise _unsupported(f"{arch}.attention.sliding_window is {window!r}", where)
+        raise _unsupported(f"{arch}.attention.sliding_window is {shown(window)}", where)
     if window:
         config["sliding_window"] = window
     return config | rope_words(metadata, arch, rope_dim, factors, where)

@@ -7,20 +7,29 @@ tests. Format: ggml-org/ggml, docs/gguf.md.
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from edgephi.errors import SourceError, UnsupportedModelError, WeightError
+from edgephi.export.config import shown
 from edgephi.export.gguf_names import config_from_metadata, hugging_face_name, interleaved_head_dim, split_qkv
 from edgephi.export.gguf_rope import FACTOR_TENSORS
 from edgephi.export.read import PLAIN_TYPES, gguf_block, read_rows, stored_bytes
+from edgephi.export.safetensors_reader import check_places
 from edgephi.export.spec import Checkpoint, TensorRef
+from edgephi.files import refuse_lfs_pointer, require_regular, unreadable
 
 MAGIC = b"GGUF"
-HEADER_LIMIT = 512 * 2**20
-MAX_DEPTH = 4
+HEADER_LIMIT = 64 * 2**20
+"""Bytes. A vocabulary of 200,000 tokens with its merges takes 12 MB."""
+MAX_ITEMS = 2_000_000
+"""Of all arrays together: 1.3 million in the largest vocabularies. As Python values they take about 0.2 GB."""
+MAX_ENTRIES = 100_000
+"""Tensors, or keys."""
+LONGEST_NAME = 512
 MAX_FACTORS = 512
 AGAIN = "Download the file again; it is damaged or cut short"
 
@@ -28,6 +37,17 @@ READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K"
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_UNREAD = re.compile(r"blk\.\d{1,4}\.attn_rot_embd(\.weight)?")
+"""What old converters stored besides, and llama.cpp skips: gguf-py/gguf/constants.py, MODEL_TENSOR_SKIP."""
+_RETIRED = {
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}  # fmt: skip
+"""Types that llama.cpp no longer reads: ggml-org/ggml, include/ggml.h."""
+
+
+class _PastTheEndError(SourceError):
+    """The header goes on behind the bytes that were read."""
 
 
 @dataclass
@@ -37,10 +57,12 @@ class _Cursor:
     data: memoryview
     file: Path
     at: int = 0
+    items: int = 0
+    """In the arrays so far."""
 
     def take(self, count: int) -> memoryview:
         if count > len(self.data) - self.at:
-            raise SourceError("the GGUF header runs past the end of the file", where=self.file, remedy=AGAIN)
+            raise _PastTheEndError("the GGUF header runs past the end of the file", where=self.file, remedy=AGAIN)
         piece = self.data[self.at : self.at + count]
         self.at += count
         return piece
@@ -62,79 +84,119 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise SourceError("a text in the GGUF header is no UTF-8", where=self.file, remedy=AGAIN) from error
 
-    def value(self, kind: int, depth: int = 0) -> object:
+    def value(self, kind: int) -> object:
         if kind in _SCALARS:
             code = "<" + _SCALARS[kind]
             scalar: object = struct.unpack(code, self.take(struct.calcsize(code)))[0]
             return scalar
         if kind == _STRING:
             return self.text()
-        if kind != _ARRAY or depth > MAX_DEPTH:
+        if kind != _ARRAY:
             raise SourceError(f"the GGUF header holds a value of unknown type {kind}", where=self.file, remedy=AGAIN)
         item, count = self.number("I"), self.number("Q")
+        self.items += count
+        if self.items > MAX_ITEMS and count <= len(self.data) - self.at:
+            what = f"arrays in the GGUF header have more than the {MAX_ITEMS:,} values that are possible"
+            raise SourceError(what, where=self.file, remedy=AGAIN)
         if item in _SCALARS:
             size = struct.calcsize("<" + _SCALARS[item])
             return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * size)))
         if count > len(self.data) - self.at:
-            raise SourceError("an array in the GGUF header is longer than the file", where=self.file, remedy=AGAIN)
-        read = self.text if item == _STRING else partial(self.value, item, depth + 1)
-        return [read() for _ in range(count)]
+            raise _PastTheEndError("an array in the GGUF header is longer than the file", where=self.file, remedy=AGAIN)
+        if item != _STRING:  # arrays of arrays too: llama.cpp does not read them either
+            raise SourceError(f"the GGUF header holds an array of type {item}", where=self.file, remedy=AGAIN)
+        return [self.text() for _ in range(count)]
 
 
 def read_gguf_header(file: Path) -> tuple[dict[str, object], list[TensorRef]]:
     """Metadata and tensors of a GGUF file, under its own names; shapes in row-major order.
 
     Raises:
-        SourceError: not GGUF, another version or byte order, cut short.
+        SourceError: not GGUF, another version or byte order, cut short, too large, a key or tensor that stands twice,
+            tensors that overlap.
         WeightError: a tensor type edgephi does not read.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(min(size, 16 * 2**20))
-        cursor = _Cursor(memoryview(head), file)
-        try:
-            return _parse(cursor, size)
-        except SourceError:
-            if size <= len(head):
-                raise
-        # a vocabulary of 200k tokens with its merges takes tens of MB
-        head += stream.read(min(size, HEADER_LIMIT) - len(head))
-    return _parse(_Cursor(memoryview(head), file), size)
+    require_regular(file, SourceError, AGAIN)
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            head = stream.read(min(size, 16 * 2**20))
+            refuse_lfs_pointer(head[:64], file, SourceError)
+            try:
+                return _parse(_Cursor(memoryview(head), file), size)
+            except _PastTheEndError:
+                if size <= len(head):
+                    raise
+            head += stream.read(min(size, HEADER_LIMIT) - len(head))
+    except OSError as problem:
+        raise unreadable(problem, file, SourceError, AGAIN) from problem
+    try:
+        return _parse(_Cursor(memoryview(head), file), size)
+    except _PastTheEndError as problem:
+        if size <= HEADER_LIMIT:
+            raise
+        what = f"the GGUF header has more than the {HEADER_LIMIT:,} bytes that are possible"
+        raise SourceError(what, where=file, remedy=AGAIN) from problem
 
 
 def _parse(cursor: _Cursor, size: int) -> tuple[dict[str, object], list[TensorRef]]:
+    file = cursor.file
+    tensor_count, value_count = _counts(cursor)
+    metadata: dict[str, object] = {}
+    for _ in range(value_count):
+        key = cursor.text()
+        if key in metadata or len(key) > LONGEST_NAME:
+            what = f"the key {key[:80]} stands twice in the GGUF header, or is too long"
+            raise SourceError(what, where=file, remedy=AGAIN)
+        metadata[key] = cursor.value(cursor.number("I"))
+    entries = []
+    for _ in range(tensor_count):
+        name, dims = cursor.text(), cursor.number("I")
+        if not 1 <= dims <= 4 or len(name) > LONGEST_NAME:
+            raise SourceError(f"tensor {name[:80]} has {dims} dimensions, or a long name", where=file, remedy=AGAIN)
+        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
+        entries.append((name, shape, cursor.number("I"), cursor.number("Q")))
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 65536 or alignment & (alignment - 1):
+        raise SourceError(f"general.alignment is {shown(alignment)}", where=file, remedy=AGAIN)
+    data = -(-cursor.at // alignment) * alignment
+    refs = [_tensor(file, size, data, *entry) for entry in entries]
+    for ref in refs:
+        if (ref.offset - data) % alignment:
+            raise SourceError(
+                f"tensor {ref.name} begins between two multiples of {alignment}", where=file, remedy=AGAIN
+            )
+    check_places(file, size, data, refs)
+    return metadata, refs
+
+
+def _counts(cursor: _Cursor) -> tuple[int, int]:
+    """Tensors and keys of the file, from its first 24 bytes."""
     file = cursor.file
     if bytes(cursor.take(4)) != MAGIC:
         raise SourceError("the file is no GGUF file", where=file, remedy="Name a .gguf file or a checkpoint folder")
     version = cursor.number("I")
     if version not in (2, 3):
-        raise SourceError(
-            f"the file is GGUF version {version}", where=file, remedy="Convert it to version 3, little-endian"
-        )
+        what = f"the file is GGUF version {version}"
+        if version and version % 65536 == 0:
+            what = "the file is GGUF in big-endian byte order"
+        raise SourceError(what, where=file, remedy="Convert it to version 3, little-endian")
     tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
-    if max(tensor_count, value_count) > size:
-        raise SourceError("the GGUF header counts more entries than the file has bytes", where=file, remedy=AGAIN)
-    metadata = {}
-    for _ in range(value_count):
-        key = cursor.text()
-        metadata[key] = cursor.value(cursor.number("I"))
-    entries = []
-    for _ in range(tensor_count):
-        name, dims = cursor.text(), cursor.number("I")
-        if not 1 <= dims <= 4:
-            raise SourceError(f"tensor {name} has {dims} dimensions", where=file, remedy=AGAIN)
-        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
-        entries.append((name, shape, cursor.number("I"), cursor.number("Q")))
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 8 <= alignment <= 65536 or alignment & (alignment - 1):
-        raise SourceError(f"general.alignment is {alignment!r}", where=file, remedy=AGAIN)
-    data = -(-cursor.at // alignment) * alignment
-    return metadata, [_tensor(file, size, data, *entry) for entry in entries]
+    if max(tensor_count, value_count) > MAX_ENTRIES:
+        what = f"the GGUF header counts {tensor_count:,} tensors and {value_count:,} keys: {MAX_ENTRIES:,} are possible"
+        raise SourceError(what, where=file, remedy=AGAIN)
+    return tensor_count, value_count
 
 
 def _tensor(file: Path, size: int, data: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorRef:
     import gguf
 
+    if kind in _RETIRED:
+        raise WeightError(
+            f"tensor {name} is stored as {_RETIRED[kind]}, a type that llama.cpp has given up",
+            where=file,
+            remedy="Take the Q4_0 file of the same model, or make one from the original weights with llama.cpp",
+        )
     try:
         storage = gguf.GGMLQuantizationType(kind).name
     except ValueError:
@@ -163,6 +225,12 @@ def open_gguf(file: Path) -> Checkpoint:
         UnsupportedModelError: an architecture, or a tensor, edgephi does not know.
     """
     metadata, tensors = read_gguf_header(file)
+    if metadata.get("general.type") == "adapter" or any(ref.name.endswith((".lora_a", ".lora_b")) for ref in tensors):
+        raise UnsupportedModelError(
+            "the file is an adapter (LoRA), not a whole model",
+            where=file,
+            remedy="Merge it into its base model first (llama-export-lora), and name the result",
+        )
     if "split.count" in metadata and metadata["split.count"] not in (0, 1):
         raise UnsupportedModelError(
             "the model is split over several GGUF files",
@@ -174,7 +242,7 @@ def open_gguf(file: Path) -> Checkpoint:
         raise SourceError("two tensors have the same name", where=file, remedy=AGAIN)
     factors = {ref.name: _factors(ref) for ref in tensors if ref.name in FACTOR_TENSORS}
     config = config_from_metadata(metadata, shapes, factors, str(file))
-    weights = [ref for ref in tensors if ref.name not in FACTOR_TENSORS]
+    weights = [ref for ref in tensors if ref.name not in FACTOR_TENSORS and not _UNREAD.fullmatch(ref.name)]
     renamed = {}
     for ref in (part for tensor in weights for part in split_qkv(tensor, config)):
         name = hugging_face_name(ref.name, str(config["model_type"]), str(file))

@@ -100,7 +100,4 @@ def _longrope(keys: Config, factors: Mapping[str, Sequence[float]]) -> dict[str,
 
 def _positive(keys: Config, key: str) -> float | None:
     """A number above 0; None where the key is absent or 0, which llama.cpp takes for absent."""
-    value = keys.number(key, 0.0)
-    if not math.isfinite(value) or value < 0:
-        raise keys.refusal(key, value, "a number above 0 is needed")
-    return value or None
+    return keys.positive(key) if keys.values.get(key) not in (None, 0) else None

@@ -85,7 +85,7 @@ def pack_calibrated(
 ) -> None:
     """Quantize 4-bit linear weights, and a 4-bit head, with GPTQ and write them to their places.
 
-    What the journal holds is only run again.
+    What the journal holds, and whose bytes are still those, is only run again.
 
     Experts are seen by few tokens each: they stay as rounding stores them, and later layers are fitted to that. So are
     8-bit weights, for which rounding is good enough.
@@ -108,7 +108,8 @@ def pack_calibrated(
         linear = [name for name, weight in weights.items() if takes_gptq(weight, layout)]
         exact = {name: read_weight(weight) for name, weight in weights.items()}
         values = dict(exact)
-        if group(layer) in journal.done:
+        tensors = [tensor for name in linear for tensor in layout.matrices[name].tensors]
+        if data.holds(tensors, journal.done.get(group(layer))):
             for name in linear:
                 values[name] = _read_values(data, layout.matrices[name])
                 report(weight_source_bytes(weights[name]))
@@ -124,17 +125,18 @@ def pack_calibrated(
                 # scales lose some bits where they are stored
                 values[name] = _read_values(data, layout.matrices[name])
                 report(weight_source_bytes(weights[name]))
-            journal.add(group(layer))
+            journal.add(group(layer), data.written(tensors))
         for name, weight in weights.items():
             if weight.role in ("linear", "expert") and name not in linear:
                 values[name] = _rounded(values[name], layout.matrices[name], name)
         hidden = Streams(graph.run(hidden.exact, exact), graph.run(hidden.actual, values))
     if HEAD in architecture.weights and takes_gptq(architecture.weights[HEAD], layout):
-        if HEAD in journal.done:
+        tensors = list(layout.matrices[HEAD].tensors)
+        if data.holds(tensors, journal.done.get(HEAD)):
             report(weight_source_bytes(architecture.weights[HEAD]))
         else:
             pack_head(architecture, layout.matrices[HEAD], hidden, data, report, layout.half)
-            journal.add(HEAD)
+            journal.add(HEAD, data.written(tensors))
 
 
 def fit_layer(

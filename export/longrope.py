@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from edgephi.export.config import Config
-from edgephi.export.rope import make_rope, powers_of_theta, rope_from_config, scaling_section, type_key
+from edgephi.export.rope import checked_rope, powers_of_theta, rope_from_config, scaling_section, type_key
 from edgephi.export.spec import LongRope, Rope
 
 TYPES = ("longrope", "su")
@@ -44,7 +44,7 @@ def ropes_from_config(config: Config, head_dim: int, context: int) -> tuple[Rope
         numbers = np.asarray(scaling.numbers(factors, len(wavelengths)), np.float32)
         if not numbers.min() > 0:
             raise scaling.refusal(factors, float(numbers.min()), "factors above 0 are needed")
-        return make_rope(np.float32(1.0) / (numbers * wavelengths), scaling.number(mscale, scale))
+        return checked_rope(config, np.float32(1.0) / (numbers * wavelengths), scaling.positive(mscale, scale))
 
     short, long = rope("short_factor", "short_mscale"), rope("long_factor", "long_mscale")
     return short, LongRope(original, long) if context > original else None
@@ -53,8 +53,11 @@ def ropes_from_config(config: Config, head_dim: int, context: int) -> tuple[Rope
 def _attention_factor(scaling: Config, context: int, original: int) -> float:
     """What cos and sin are multiplied by; unless it is given, sqrt(1 + ln(stretch) / ln(original length))."""
     if scaling.has("attention_factor"):
-        return scaling.number("attention_factor")
-    stretch = scaling.number("factor", context / original)
+        return scaling.positive("attention_factor")
+    stretch = scaling.positive("factor", context / original)
+    if not math.isclose(stretch, context / original, rel_tol=1e-4):
+        # transformers 5 takes the factor, transformers 4 the ratio
+        raise scaling.refusal("factor", stretch, f"the two context lengths are {context / original:g} apart")
     if stretch <= 1:
         return 1.0
     if original < 2:

@@ -7,7 +7,6 @@ prompt and parameters are left alone: the chat template is the one in the GGUF f
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgephi.errors import SourceError, UnsupportedModelError
+from edgephi.export.config import shown
+from edgephi.files import parse_json
 
 SCHEME = "ollama:"
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
@@ -104,7 +105,11 @@ def _models_folders() -> list[Path]:
     if named:
         return [Path(named)]
     service = [Path("/usr/share/ollama/.ollama/models")] if sys.platform == "linux" else []
-    return [Path.home() / ".ollama" / "models", *service]
+    try:
+        own = [Path.home() / ".ollama" / "models"]
+    except RuntimeError:  # a user without a home
+        own = []
+    return [*own, *service]
 
 
 def _manifest_paths(folder: Path, name: OllamaName) -> list[Path]:
@@ -139,7 +144,7 @@ def _model(folder: Path, name: OllamaName, manifest: Path) -> OllamaModel:
     size = file.stat().st_size
     if layer.get("size") != size:
         raise SourceError(
-            f"the weights of {name} have {size:,} bytes, the manifest says {layer.get('size')!r}",
+            f"the weights of {name} have {size:,} bytes, the manifest says {shown(layer.get('size'))}",
             where=file,
             remedy=f"Run `ollama pull {name}` again",
         )
@@ -167,16 +172,17 @@ def _layers(folder: Path, name: OllamaName, manifest: Path) -> list[dict[str, ob
 
 
 def _read_json(file: Path, name: OllamaName, digest: str | None = None) -> dict[str, object]:
+    again = f"Run `ollama pull {name}` again"
     try:
         with file.open("rb") as stream:
             raw = stream.read(_MANIFEST_LIMIT + 1)
-        value = json.loads(raw)
     except OSError as error:
         raise _unreadable(error, file) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged("the manifest is no JSON", file, name) from error
-    if not isinstance(value, dict) or len(raw) > _MANIFEST_LIMIT:
+    if len(raw) > _MANIFEST_LIMIT:
         raise _damaged("the manifest is no JSON object of moderate size", file, name)
+    value = parse_json(raw, where=f"the manifest {file}", error=SourceError, remedy=again)
+    if not isinstance(value, dict):
+        raise _damaged("the manifest is no JSON object", file, name)
     if digest is not None and f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
         raise _damaged("the manifest differs from its digest", file, name)
     return value
@@ -184,7 +190,7 @@ def _read_json(file: Path, name: OllamaName, digest: str | None = None) -> dict[
 
 def _digest(value: object, manifest: Path, name: OllamaName) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise _damaged(f"the manifest has the digest {value!r:.80}", manifest, name)
+        raise _damaged(f"the manifest has the digest {shown(value)}", manifest, name)
     return value
 
 

@@ -9,7 +9,6 @@ one token), and the logits have to be those of transformers.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -20,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import EdgephiError, UnsupportedModelError, WeightError
+from edgephi.export.checkpoint_folder import CONFIG_LIMIT, read_object
+from edgephi.export.read import read_rows
+from edgephi.export.safetensors_reader import open_folder
 
 TASK = "text-generation-with-past"
 
@@ -96,6 +98,7 @@ def trace(checkpoint: Path, folder: Path) -> dict[str, object]:
         output_loading_info=True,
     )
     _require_same_tensors(loading, checkpoint)
+    require_used_head(model, checkpoint)
     model.eval()
     token_ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, CHECKED_TOKENS))
     with torch.no_grad():
@@ -154,7 +157,7 @@ def read_config(checkpoint: Path) -> Any:
     from transformers import AutoConfig
 
     path = checkpoint / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_object(path, CONFIG_LIMIT)
     try:
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
@@ -234,6 +237,29 @@ def _require_same_tensors(loading: Mapping[str, Collection[Any]], checkpoint: Pa
                 f"the checkpoint {what} {names[0]}{more}",
                 where=checkpoint.name,
                 remedy="Use config.json and weights of the same checkpoint, saved with transformers 4",
+            )
+
+
+def require_used_head(model: Any, checkpoint: Path) -> None:
+    """transformers 4.57 ties head and embedding where the configuration says so, and drops a head that differs.
+
+    Raises:
+        WeightError: the checkpoint holds such a head.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    name = next(name for name, module in model.named_modules() if module is head)
+    ref = open_folder(checkpoint).tensors.get(f"{name}.weight")
+    step = 1 << 12
+    for start in range(0, 0 if ref is None else ref.shape[0], step):
+        assert ref is not None
+        rows = read_rows(ref, start, min(start + step, ref.shape[0]))
+        if not np.array_equal(rows, embedding.weight[start : start + step].detach().float().numpy()):
+            raise WeightError(
+                f"tensor {ref.name} differs from the embedding, and tie_word_embeddings is true",
+                where=ref.file,
+                remedy="Set tie_word_embeddings to false in config.json if the model has a head of its own",
             )
 
 

@@ -284,7 +284,7 @@ def write_weights(weights: TracedWeights, path: Path, threads: int, report: Call
         WeightError: NaN or infinite values, naming the tensor.
         OutputError: the disk is full.
     """
-    data = DataFile(path)
+    data = DataFile(path, hashed=False)
     try:
         for tensor in weights.tensors:
             data.write(tensor.stored, 0, tensor.source.numpy().reshape(-1).view(np.uint8))  # mapped, not read

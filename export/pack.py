@@ -21,7 +21,7 @@ from edgephi.export.half_range import require_half_scales, require_half_vector, 
 from edgephi.export.read import require_finite, weight_slices
 from edgephi.export.rope import rope_table
 from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
-from edgephi.export.storage import Layout, StoredMatrix
+from edgephi.export.storage import Layout, StoredMatrix, StoredTensor
 from edgephi.quantize import QuantizedWeight, round_to_nearest
 
 VALUES_PER_SLICE = 2 * 2**20
@@ -56,12 +56,13 @@ class _Slice:
 
 
 def pack_weights(
-    architecture: Architecture, layout: Layout, path: Path, journal: Journal, threads: int, report: Report
+    architecture: Architecture, layout: Layout, path: Path, journal: Journal | None, threads: int, report: Report
 ) -> None:
-    """Fill the data file, group by group; groups the journal holds are left as they are.
+    """Fill the data file, group by group; groups the journal holds, and whose bytes are still those, stay as they are.
 
     Args:
-        journal: learns of every group (a layer, the embedding, the head) once it is written.
+        journal: learns of every group (a layer, the embedding, the head) once it is written; None: nobody goes on from
+            this file.
         report: told the source bytes of every finished slice, from the threads that finished them.
 
     Raises:
@@ -69,11 +70,13 @@ def pack_weights(
         OutputError: the disk is full.
         SourceError: a file ends early.
     """
-    data = DataFile(path)
+    data = DataFile(path, hashed=journal is not None)
     try:
+        if journal is not None and journal.continues:
+            data.clear_gaps(layout)
         _write_vectors(architecture, layout, data, report)
         _write_rope(architecture, layout, data)
-        progress = _Groups(architecture, journal)
+        progress = _Groups(architecture, layout, data, journal, threads)
         report(progress.bytes_before)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
             jobs = [pool.submit(_pack_slice, piece, layout, data, progress, report) for piece in progress.pending]
@@ -91,20 +94,36 @@ def pack_weights(
 class _Groups:
     """Slices still to pack, in order, and how many of each group are missing."""
 
-    def __init__(self, architecture: Architecture, journal: Journal) -> None:
-        self._journal, self._lock = journal, Lock()
+    def __init__(
+        self, architecture: Architecture, layout: Layout, data: DataFile, journal: Journal | None, threads: int
+    ) -> None:
+        self._journal, self._data, self._lock = journal, data, Lock()
         self.whole_weight = Lock()
         slices = list(_matrix_slices(architecture))
-        self.pending = [piece for piece in slices if piece.group not in journal.done]
-        self.bytes_before = sum(piece.source_bytes for piece in slices if piece.group in journal.done)
+        self._tensors: dict[str, dict[StoredTensor, None]] = {}
+        for piece in slices:
+            of_group = self._tensors.setdefault(piece.group, {})
+            of_group.update(dict.fromkeys(layout.matrices[piece.weight.name].tensors))
+        done = self._done(threads)
+        self.pending = [piece for piece in slices if piece.group not in done]
+        self.bytes_before = sum(piece.source_bytes for piece in slices if piece.group in done)
         self._missing = Counter(piece.group for piece in self.pending)
+
+    def _done(self, threads: int) -> set[str]:
+        """Groups whose bytes are those that the journal recorded."""
+        if self._journal is None or not self._journal.done:
+            return set()
+        groups, vouched = list(self._tensors), self._journal.done
+        with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-check") as pool:
+            held = pool.map(lambda group: self._data.holds(self._tensors[group], vouched.get(group)), groups)
+        return {group for group, holds in zip(groups, held, strict=True) if holds}
 
     def finish(self, piece: _Slice) -> None:
         with self._lock:
             self._missing[piece.group] -= 1
             complete = not self._missing[piece.group]
-        if complete:
-            self._journal.add(piece.group)
+        if complete and self._journal is not None:
+            self._journal.add(piece.group, self._data.written(self._tensors[piece.group]))
 
 
 def source_bytes(architecture: Architecture) -> int:

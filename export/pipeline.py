@@ -16,7 +16,7 @@ from typing import Literal
 import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, NpuNumerics, describe_file, write_manifest
 from edgephi.devices.hexagon import hexagon_target
-from edgephi.errors import UsageError
+from edgephi.errors import SourceError, UsageError
 from edgephi.export.block_sparse import prefill_chunk
 from edgephi.export.calibrate import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.emitter import DATA_FILE
@@ -25,7 +25,7 @@ from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
 from edgephi.export.half_range import fit_to_half
 from edgephi.export.mixed import Mix, make_budget, settle
-from edgephi.export.output import check_disk, check_output, staged
+from edgephi.export.output import check_apart, check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.plan import Plan, make_plan
 from edgephi.export.record import make_manifest
@@ -35,6 +35,7 @@ from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.variants import computing_in_half, plan_variants, require_devices
+from edgephi.files import no_system_errors, refuse_path
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -48,6 +49,7 @@ class Progress:
     total: int
 
 
+@no_system_errors(SourceError)
 def export(
     source: str | Path,
     output: str | Path,
@@ -118,6 +120,7 @@ def export(
     An export that was interrupted (Ctrl-C, a kill) continues from its last whole layer when it is called again with the
     same arguments, and gives the same bytes.
     """
+    refuse_path(SourceError, source, calibration)
     output = Path(output)
     check_output(output, force)
     if seed < 0:
@@ -128,6 +131,7 @@ def export(
         raise UsageError(
             "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
         )
+    check_apart(source, output)
     text = None if calibration is None else Path(calibration)
     if npu := hexagon_target(devices):
         from edgephi.export.npu.pipeline import export_for_npu
@@ -178,7 +182,7 @@ def _carry_out(
     threads = min(4, os.cpu_count() or 1)
     key = export_key(plan.checkpoint, architecture, recipe, layout, mix, text.digest() if text else None)
     with (
-        staged(output, force, key) as (folder, journal),
+        staged(output, force, key, lambda name: name == DATA_FILE) as (folder, journal),
         source_hashes(plan.checkpoint.files) as source_files,
         ThreadPoolExecutor(1, thread_name_prefix="edgephi-graph") as aside,
     ):
@@ -232,6 +236,7 @@ def _carry_out(
             plan.parameters,
             tuple(one.entry for one in variants),
             mix,
+            tokenizer=plan.tokenizer_facts,
         )
         write_manifest(folder, manifest)
     return manifest

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgephi.bundle import TokenizerFacts
 from edgephi.errors import UsageError
 from edgephi.export.calibrate import CalibrationSource, extra_disk
 from edgephi.export.families import describe
@@ -18,6 +19,7 @@ from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Recipe, carries_any, plan_storage
 from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer_genai import compare_with_genai
 from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
 from edgephi.export.variants import Variant, plan_variants
 
@@ -34,6 +36,7 @@ class Plan:
     """As published: a rotation may add some."""
     architecture: Architecture
     tokenizer: TokenizerFiles
+    tokenizer_facts: TokenizerFacts
     recipe: Recipe
     """With the quantizer that `auto` stands for."""
     layout: Layout
@@ -94,7 +97,18 @@ def make_plan(
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     variants = plan_variants(devices, architecture.spec, layout, recipe)
-    return Plan(checkpoint, published.parameters, architecture, tokenizer, recipe, layout, variants, text, mix)
+    return Plan(
+        checkpoint,
+        published.parameters,
+        architecture,
+        tokenizer,
+        compare_with_genai(tokenizer, checkpoint.folder or checkpoint.config_where),
+        recipe,
+        layout,
+        variants,
+        text,
+        mix,
+    )
 
 
 def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, carry: bool = True) -> Recipe:

@@ -2,7 +2,8 @@
 
 onnxruntime-genai (through onnxruntime-extensions, operators/tokenizer/bpe_tokenizer_model.hpp) follows only the
 `Split` steps of a `Sequence`; it skips `Digits` and the regular expression hidden in `ByteLevel`, and falls back to
-GPT-2's when there is no `Split` at all. It also drops carriage returns from merges written as one string, which lets
+GPT-2's when there is no `Split` at all. Of sentencepiece's tokenizers it reads the decoder instead of the normalizer
+(`export/space_prefix.py`). It also drops carriage returns from merges written as one string, which lets
 the merge of "(" and ")\\r" overwrite that of "(" and ")". Splits spelled out and merges written as pairs avoid both.
 """
 
@@ -12,6 +13,7 @@ import reprlib
 from dataclasses import dataclass
 
 from edgephi.errors import TokenizerError
+from edgephi.export.space_prefix import with_readable_prefix
 from edgephi.export.tokenizer_files import JsonValue
 
 # OpenAI's published patterns: r50k (GPT-2), cl100k (GPT-4), o200k (GPT-4o). Qwen2's is cl100k with single digits.
@@ -56,7 +58,8 @@ class WordSplit:
 _LLAMA3 = WordSplit((_CL100K,), ignore_merges=True, adds_bos=True)
 
 # Names and splits: llama.cpp, src/llama-vocab.cpp (LLAMA_VOCAB_PRE_TYPE_*); NFC and the exact patterns: the models' own
-# tokenizer.json. "dbrx" is what llama.cpp's converter calls Phi-4 14B, "gpt-4o" what it calls Phi-4-mini.
+# tokenizer.json. "dbrx" is what llama.cpp's converter calls Phi-4 14B, "gpt-4o" what it calls Phi-4-mini; Smaug is
+# Llama 3 with other weights.
 WORD_SPLITS: dict[str, WordSplit] = {
     "gpt-2": WordSplit((_GPT2,)),
     "phi-2": WordSplit((_GPT2,)),
@@ -64,8 +67,12 @@ WORD_SPLITS: dict[str, WordSplit] = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "falcon-h1": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
     "dbrx": WordSplit((_CL100K,)),
     "gpt-4o": WordSplit((_O200K,)),
+    "llama4": WordSplit((_O200K,)),
     "qwen2": WordSplit((_QWEN2,), nfc=True),
 }
 
@@ -75,12 +82,13 @@ def byte_level(split: WordSplit) -> dict[str, JsonValue]:
     return _sequence([*(_isolate(pattern) for pattern in split.patterns), BYTE_LEVEL])
 
 
-def readable_by_genai(tokenizer: dict[str, JsonValue], where: object) -> dict[str, JsonValue]:
+def readable_by_genai(tokenizer: dict[str, JsonValue], where: object, *, chat: bool = False) -> dict[str, JsonValue]:
     """The same tokenizer, written so that onnxruntime-genai cuts and merges as `tokenizers` does.
 
     Args:
         tokenizer: a parsed tokenizer.json whose model is BPE.
         where: the file, for errors.
+        chat: texts begin with a special token, because a chat template writes them.
 
     Raises:
         TokenizerError: the model is not BPE, or a merge is not a pair.
@@ -102,7 +110,7 @@ def readable_by_genai(tokenizer: dict[str, JsonValue], where: object) -> dict[st
     rewritten = {**tokenizer, "model": {**model, "merges": pairs}}
     if "pre_tokenizer" in tokenizer:
         rewritten["pre_tokenizer"] = _spelled_out(tokenizer["pre_tokenizer"])
-    return rewritten
+    return with_readable_prefix(rewritten, chat=chat)
 
 
 def _pair(merge: JsonValue, index: int, where: object) -> list[JsonValue]:

@@ -14,15 +14,22 @@ from numpy.typing import NDArray
 
 from edgephi.errors import SourceError, WeightError
 from edgephi.export.spec import TensorRef, Weight
+from edgephi.files import unreadable
 
 Float32 = NDArray[np.float32]
 
 PLAIN_TYPES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one value. Everything else that is read is a GGUF block type."""
 
+UNREAD_TYPES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "I32": 4}
+UNREAD_TYPES |= {"U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
+"""Types of safetensors files that a buffer nobody reads may have, and no weight; bytes of one value."""
+
 
 VALUES_AT_ONCE = 1 << 18
 """Dequantized together: 1 MB of float32."""
+VALUES_COMPARED = 1 << 21
+"""Of two tensors, read together: up to 8 MB each."""
 
 
 def gguf_block(storage: str) -> tuple[int, int]:
@@ -35,8 +42,8 @@ def gguf_block(storage: str) -> tuple[int, int]:
 
 def stored_bytes(storage: str, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor of this type and shape takes in its file."""
-    if storage in PLAIN_TYPES:
-        return PLAIN_TYPES[storage] * prod(shape)
+    if (size := PLAIN_TYPES.get(storage) or UNREAD_TYPES.get(storage)) is not None:
+        return size * prod(shape)
     values, size = gguf_block(storage)
     return prod(shape[:-1]) * (shape[-1] // values) * size
 
@@ -76,20 +83,53 @@ def read_raw_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.uint8]:
 def _read_as_stored(ref: TensorRef, start: int, stop: int) -> NDArray[np.uint8]:
     row_bytes = stored_bytes(ref.storage, (1, *ref.shape[1:]))
     raw = np.empty((stop - start) * row_bytes, dtype=np.uint8)
-    with ref.file.open("rb", buffering=0) as stream:
-        stream.seek(ref.offset + start * row_bytes)
-        view = raw.data
-        done = 0
-        while done < len(view):
-            count = stream.readinto(view[done:])
-            if not count:
-                raise SourceError(
-                    f"the file ends inside tensor {ref.name}",
-                    where=ref.file,
-                    remedy="Download the file again; it was cut short",
-                )
-            done += count
+    try:
+        with ref.file.open("rb", buffering=0) as stream:
+            stream.seek(ref.offset + start * row_bytes)
+            view = raw.data
+            done = 0
+            while done < len(view):
+                count = stream.readinto(view[done:])
+                if not count:
+                    raise SourceError(
+                        f"the file ends inside tensor {ref.name}",
+                        where=ref.file,
+                        remedy="Download the file again; it was cut short",
+                    )
+                done += count
+    except OSError as problem:
+        raise unreadable(problem, ref.file, SourceError, "Check the disk and the file, then start again") from problem
     return raw.reshape(stop - start, row_bytes)
+
+
+def same_values(first: TensorRef, second: TensorRef) -> bool:
+    """Whether two tensors of one shape hold the same numbers, whatever types they are stored in.
+
+    Reads both, a few MB at a time, up to the first difference.
+
+    Raises:
+        SourceError: a file ends early.
+    """
+    rows, columns = first.shape[0], prod(first.shape[1:])
+    step = max(1, VALUES_COMPARED // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if first.storage == second.storage and np.array_equal(
+            read_raw_rows(first, start, stop), read_raw_rows(second, start, stop)
+        ):
+            continue
+        if not np.array_equal(read_rows(first, start, stop), read_rows(second, start, stop)):
+            return False
+    return True
+
+
+def unread_type(ref: TensorRef) -> WeightError:
+    """The error for a weight in a type that edgephi does not read."""
+    return WeightError(
+        f"tensor {ref.name} has dtype {ref.storage[:40]!r}",
+        where=ref.file,
+        remedy=f"Use a checkpoint in {', '.join(PLAIN_TYPES)}; quantized checkpoints are read from GGUF",
+    )
 
 
 def _dequantize(raw: NDArray[np.uint8], storage: str) -> Float32:

@@ -16,6 +16,7 @@ from edgephi.bundle import (
     NpuFacts,
     QuantizationChoice,
     Source,
+    TokenizerFacts,
     WeightRecipe,
     describe_file,
 )
@@ -45,6 +46,7 @@ def make_manifest(
     graphs: tuple[GraphEntry, ...],
     mix: Mix | None = None,
     npu: NpuFacts | None = None,
+    tokenizer: TokenizerFacts | None = None,
 ) -> Manifest:
     """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
@@ -80,6 +82,7 @@ def make_manifest(
         ),
         graphs=graphs,
         npu=npu,
+        tokenizer=tokenizer,
         files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
     )
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import EngineError
-from edgephi.export.data_file import JOURNAL, Journal
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.genai_config import GRAPH_FILE
 from edgephi.export.graph import write_graph
@@ -55,7 +54,7 @@ def sample_text(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        pack_weights(decoder, layout, folder / DATA_FILE, Journal(folder / JOURNAL, ""), threads, lambda count: None)
+        pack_weights(decoder, layout, folder / DATA_FILE, None, threads, lambda count: None)
         write_graph(decoder.spec, layout, recipe, folder / GRAPH_FILE)
         return _sample(decoder, folder / GRAPH_FILE, vocabulary, shape, seed)
     finally:

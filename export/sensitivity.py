@@ -20,6 +20,7 @@ up: the 120 make 0.249, all weights at once in 4 bits 0.26. One of them, layers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,29 +79,62 @@ class _Progress:
     states: Float32 | None = None
     """[1 + weights so far, tokens, hidden]: of the float model, then with each weight alone quantized."""
 
-    def load(self) -> None:
-        done = [name for name in self.journal.done if name.startswith(f"{DONE}.")]
-        if done:
-            self.layer = max(int(name.rpartition(".")[2]) for name in done)
-            facts = json.loads(self._file(TABLE_FILE).read_text(encoding="utf-8"))
-            self.errors = facts
-            self.states = np.load(self._file(STATES_FILE), allow_pickle=False)
+    def load(self, shape: tuple[int, int], names: Collection[str]) -> None:
+        """Go on behind the last layer whose files are still what they were; the shape is [tokens, hidden]."""
+        done = [name for name in self.journal.done if re.fullmatch(rf"{DONE}\.\d{{1,6}}", name)]
+        for name in sorted(done, key=lambda name: int(name.rpartition(".")[2]), reverse=True):
+            layer = int(name.rpartition(".")[2])
+            table, states = f"{layer}.{TABLE_FILE}", f"{layer}.{STATES_FILE}"
+            if not self.journal.holds_files(name, self.folder, table, states):
+                continue
+            errors, kept = _read_table(self.folder / table), _read_states(self.folder / states)
+            if (
+                errors is not None
+                and kept is not None
+                and kept.shape == (1 + len(errors), *shape)
+                and all(weight in names for weight in errors)
+            ):
+                self.layer, self.errors, self.states = layer, errors, kept
+                return
 
     def save(self) -> None:
         before = [self._file(TABLE_FILE), self._file(STATES_FILE)]
         self.layer += 1
         assert self.states is not None
+        table, states = self._file(TABLE_FILE), self._file(STATES_FILE)
         try:
-            self._file(TABLE_FILE).write_text(json.dumps(self.errors), encoding="utf-8", newline="\n")
-            np.save(self._file(STATES_FILE), self.states)
+            table.write_text(json.dumps(self.errors), encoding="utf-8", newline="\n")
+            np.save(states, self.states)
         except OSError as error:
             raise write_refusal(error, self.folder) from error
-        self.journal.add(f"{DONE}.{self.layer}")
+        self.journal.add_files(f"{DONE}.{self.layer}", self.folder, table.name, states.name)
         for file in before:
             file.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{self.layer}.{name}"
+
+
+def _read_states(file: Path) -> Float32 | None:
+    try:
+        states: Float32 = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return states if states.dtype == np.float32 and states.ndim == 3 else None
+
+
+def _read_table(file: Path) -> dict[str, list[float]] | None:
+    """Errors by weight, one for each format; None: the file holds something else."""
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(table, dict):
+        return None
+    for errors in table.values():
+        if not isinstance(errors, list) or [type(error) for error in errors] != [float] * len(LADDER):
+            return None
+    return table
 
 
 def measure_sensitivities(
@@ -127,12 +161,14 @@ def measure_sensitivities(
         OutputError: the disk is full.
     """
     table = folder / TABLE_FILE
-    if TABLE_FILE in journal.done:
-        report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
-        _forget_states(folder)
-        return {name: tuple(errors) for name, errors in json.loads(table.read_text(encoding="utf-8")).items()}
+    if journal.holds_files(TABLE_FILE, folder, TABLE_FILE):
+        measured = _read_table(table)
+        if measured is not None and set(measured) == set(names):
+            report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
+            _forget_states(folder)
+            return {name: tuple(errors) for name, errors in measured.items()}
     so_far = _Progress(folder, journal)
-    so_far.load()
+    so_far.load((len(tokens[0, :TOKENS]), architecture.spec.hidden_size), names)
     report(sum(weight_source_bytes(architecture.weights[name]) for name in so_far.errors))
     for layer in range(so_far.layer, architecture.spec.layers):
         states = so_far.states if so_far.states is not None else embed(architecture, tokens[:1, :TOKENS])
@@ -157,8 +193,11 @@ def measure_sensitivities(
         name: _in_proportion(errors, divergence)
         for (name, errors), divergence in zip(so_far.errors.items(), divergences, strict=True)
     }
-    table.write_text(json.dumps(result), encoding="utf-8", newline="\n")
-    journal.add(TABLE_FILE)
+    try:
+        table.write_text(json.dumps(result), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise write_refusal(error, folder) from error
+    journal.add_files(TABLE_FILE, folder, TABLE_FILE)
     _forget_states(folder)
     return result
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from edgephi.errors import DownloadError, SourceError
-from edgephi.export.gguf_reader import open_gguf
+from edgephi.errors import DownloadError, SourceError, UsageError
+from edgephi.export.gguf_reader import MAGIC, open_gguf
 from edgephi.export.ollama import SCHEME, find_ollama_model
 from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Checkpoint
+from edgephi.files import refuse_lfs_pointer, unreadable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -23,6 +26,10 @@ _HUB_FILES = [
     "tokenizer*",
     "*.tiktoken",
     "special_tokens_map.json",
+    # small, and they say what the weights are: an adapter's, or quantized
+    "adapter_config.json",
+    "*quant*_config.json",
+    "added_tokens.json",
     "chat_template.*",
 ]
 
@@ -37,25 +44,27 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
 
     Raises:
         SourceError: nothing of that name, or a damaged checkpoint.
+        UnsupportedModelError: an adapter, quantized weights, or an architecture edgephi does not know.
         DownloadError: the hub cannot be reached, refuses, or offline mode is on.
+        UsageError: a revision of something that has none.
     """
     name = str(source)
     if name.startswith(SCHEME):
+        _refuse_revision(revision, name, "An Ollama model's version is its tag: write ollama:NAME:TAG")
         model = find_ollama_model(name)
         return replace(open_gguf(model.file), name=f"{SCHEME}{model.name}", revision=model.digest)
     path = Path(source)
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise SourceError(
-                "the source is a single file that is no .gguf", where=path, remedy="Name the checkpoint's folder"
-            )
-        return open_gguf(path)
-    if path.is_dir():
+    kind = _kind_of(path)
+    if kind is not None:
+        _refuse_revision(revision, name, "Leave --revision out, or name the repository by its hub id")
+    if kind == "file":
+        return _open_file(path)
+    if kind == "folder":
         return open_folder(path)
     if path.is_absolute() or not _HUB_ID.fullmatch(name):
         raise SourceError(
             "there is no such file or folder, and it is no hub id",
-            where=source,
+            where=_cut(name),
             remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
         )
     folder = _download(name, revision)
@@ -63,11 +72,54 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
     return open_folder(folder, kind="hub", name=name, revision=folder.name)
 
 
+def _refuse_revision(revision: str | None, name: str, remedy: str) -> None:
+    if revision is not None:
+        raise UsageError(f"a revision ({revision}) belongs to a hub id, and this is none", where=name, remedy=remedy)
+
+
+def _kind_of(path: Path) -> Literal["file", "folder"] | None:
+    """What the path names; None: nothing."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        if isinstance(problem, NotADirectoryError):
+            return None
+        where = Path(_cut(str(path)))
+        raise unreadable(problem, where, SourceError, "Check the path and its permissions") from problem
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    raise SourceError("the source is neither a file nor a folder", where=path, remedy="Name a checkpoint")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    """A GGUF file, which is known by its first bytes: caches and Ollama's store keep it without its ending."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as problem:
+        raise unreadable(problem, path, SourceError, "Check the file's permissions") from problem
+    if start.startswith(MAGIC) or path.suffix.lower() == ".gguf":
+        return open_gguf(path)
+    refuse_lfs_pointer(start, path, SourceError)
+    remedy = "Name the checkpoint's folder"
+    if path.suffix == ".safetensors" or path.name == "config.json":
+        remedy = f"Name the checkpoint's folder, {path.parent}"
+    raise SourceError("the source is a single file that is no GGUF file", where=path, remedy=remedy)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]} …"
+
+
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -98,7 +150,13 @@ def _download(name: str, revision: str | None) -> Path:
             where=name,
             remedy="Go online and unset HF_HUB_OFFLINE, or name a local folder",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise SourceError(
+            "there is no such folder here, and it is no hub id",
+            where=_cut(name),
+            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
+        ) from error
+    except Exception as error:  # of the hub's client, its HTTP library and the system
         # the first line only: the rest may quote request headers
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DownloadError(

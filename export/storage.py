@@ -187,6 +187,10 @@ class Layout:
     half: str | None = None
     """What computes in float16 with weights that are not stored in it, as it is called in messages; None: nothing."""
 
+    def tensors(self) -> list[StoredTensor]:
+        """Everything that has a place, in no order; stacks are their experts."""
+        return [tensor for matrix in self.matrices.values() for tensor in matrix.tensors] + list(self.vectors.values())
+
 
 # canonical name → initializer name in onnxruntime-genai's convention
 _GENAI = {

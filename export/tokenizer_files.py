@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +28,9 @@ class TokenizerFiles:
         eos_token_ids: every id that ends an answer, the configuration's own first; never empty.
         pad_token_id: the padding id; the first end token when the model names none.
         vocabulary_size: largest known id + 1; the model's embedding may have more rows.
+        conversation: one that the chat template wrote, for comparing readers; "" without a template.
+        dropped_roles: roles whose messages the chat template leaves out.
+        notes: what was mended and what could not be, in sentences, for edgephi.json.
     """
 
     tokenizer_json: str
@@ -36,6 +40,16 @@ class TokenizerFiles:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     vocabulary_size: int
+    conversation: str = ""
+    dropped_roles: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def few(names: Collection[str]) -> str:
+    """Names for a sentence: eight at most, and how many more there are."""
+    shown = [name if len(name) <= 40 else f"{name[:40]}…" for name in list(names)[:8]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def require_vocabulary(files: TokenizerFiles, rows: int, where: object) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from edgephi.errors import SourceError, TokenizerError
-from edgephi.export.end_of_turn import end_of_turn_tokens
+from edgephi.chat_template import ChatTemplate
+from edgephi.errors import TokenizerError
 from edgephi.export.pre_tokenizers import readable_by_genai
-from edgephi.export.tokenizer_files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles
+from edgephi.export.tokenizer_added import add_tokens, promote
+from edgephi.export.tokenizer_check import converse, ends_of_turn, findings, mendable, spelled_markers
+from edgephi.export.tokenizer_files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles, few
+from edgephi.export.tokenizer_reading import largest_id, load, read_object, read_optional, read_text
 from edgephi.export.tokenizer_tiktoken import RANK_FILE, tokenizer_from_ranks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LARGEST_FILE = 64 * 2**20
+_UNNEEDED = ("unk_token", "pad_token")
 _OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt")
 
 # The classes onnxruntime-genai reads a BPE tokenizer.json with (onnxruntime-extensions,
@@ -41,52 +44,74 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     """Read tokenizer.json and the configuration files beside it.
 
     tokenizer.json keeps its meaning; it is only written in the form onnxruntime-genai reads correctly
-    (see `edgephi.export.pre_tokenizers`). Begin, end and padding ids come from generation_config.json, then
-    config.json, then tokenizer_config.json / special_tokens_map.json; end ids are the union of all of them and of the
-    token with which the chat template closes an assistant's message.
+    (see `edgephi.export.pre_tokenizers`), with the added tokens that transformers takes from the other files
+    (`edgephi.export.tokenizer_added`). Begin, end and padding ids come from generation_config.json, then config.json,
+    then tokenizer_config.json / special_tokens_map.json; end ids are the union of all of them and of the token with
+    which the chat template closes an assistant's message. Padding and unknown tokens that do not exist are left out:
+    nobody needs them.
 
     Raises:
-        SourceError: a file is too large (64 MiB), unreadable or malformed.
-        TokenizerError: tokenizer.json is missing, or the files contradict each other or cannot be used.
+        SourceError: a file is too large (64 MiB), unreadable or malformed, or a link that leaves the folder.
+        TokenizerError: tokenizer.json is missing, the files contradict each other or cannot be used, or no answer
+            would end.
+        DeviceError: no child process can be started to render the chat template (step `process`).
     """
     path, source = _tokenizer_json(folder)
-    parsed = readable_by_genai(source, path)
-    text = json.dumps(parsed, ensure_ascii=False)
-    tokenizer = _load(text, path)
     config_path = folder / "tokenizer_config.json"
-    config = _read_optional(config_path)
-    names = _special_tokens(config, config_path, folder / "special_tokens_map.json")
+    config = read_optional(config_path)
     template = _chat_template(config, config_path, folder / "chat_template.jinja")
+    # cutting and padding are leftovers of training; what pads to a fixed length can fill memory
+    plain = {key: None if key in ("truncation", "padding") else value for key, value in source.items()}
+    parsed = readable_by_genai(plain, path, chat=template is not None)
+    notes: tuple[str, ...] = ()
+    model = parsed.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        parsed = {**parsed, "model": {**model, "dropout": None}}
+        notes += ("merges were left out at random, as in training; here none is",)
+    tokenizer = load(parsed, path)
+    parsed, beside = add_tokens(tokenizer, parsed, folder, template)
+    notes += beside
+    names, unneeded = _special_tokens(config, config_path, folder / "special_tokens_map.json", tokenizer)
 
     ids = _ConfiguredIds(folder, tokenizer, names)
-    added = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
-    ends = ids.all_of("eos_token")
+    ends, begins, pads = (ids.all_of(role) for role in ("eos_token", "bos_token", "pad_token"))
+    conversation = None
     if template is not None:
-        ends += [added[token] for token in end_of_turn_tokens(template, added, names)]
+        with ChatTemplate(template, names) as compiled:
+            conversation = converse(compiled)
+            if mended := mendable(spelled_markers(conversation, tokenizer, path), tokenizer):
+                parsed = promote(tokenizer, parsed, mended)
+                notes += (f"{few(mended)} are special tokens here; tokenizer.json had them as words",)
+            added = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
+            ends += [added[token] for token in ends_of_turn(compiled, added)]
+        end_texts = [str(tokenizer.id_to_token(token_id)) for token_id in ends]
+        notes += findings(conversation, tokenizer, end_texts, config_path)
     if not ends:
         raise TokenizerError(
             "no token ends an answer", where=config_path, remedy="Name the model's eos_token in tokenizer_config.json"
         )
-    begins, pads = ids.all_of("bos_token"), ids.all_of("pad_token")
     return TokenizerFiles(
-        tokenizer_json=text,
-        tokenizer_config=_bundle_config(config, names, template),
+        tokenizer_json=json.dumps(parsed, ensure_ascii=False),
+        tokenizer_config=_bundle_config(config, names, unneeded, template),
         chat_template=template,
         bos_token_id=begins[0] if begins else None,
         eos_token_ids=tuple(dict.fromkeys(ends)),
         pad_token_id=pads[0] if pads else ends[0],
-        vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        vocabulary_size=largest_id(tokenizer, path) + 1,
+        conversation=conversation.text if conversation else "",
+        dropped_roles=conversation.dropped_roles if conversation else (),
+        notes=notes,
     )
 
 
 def _tokenizer_json(folder: Path) -> tuple[Path, dict[str, JsonValue]]:
     """tokenizer.json, or what Phi-3-small has in its place, and the file it was read from."""
     path, ranks = folder / "tokenizer.json", folder / RANK_FILE
-    if path.is_file():
-        return path, _read_object(path)
+    if path.is_file() or path.is_symlink():
+        return path, read_object(path)
     # the special tokens are Phi-3-small's own: the same file serves other models with others
-    if ranks.is_file() and _read_optional(folder / "config.json").get("model_type") == "phi3small":
-        return ranks, tokenizer_from_ranks(_read_text(ranks), ranks)
+    if ranks.is_file() and read_optional(folder / "config.json").get("model_type") == "phi3small":
+        return ranks, tokenizer_from_ranks(read_text(ranks), ranks)
     raise _missing(folder)
 
 
@@ -97,7 +122,7 @@ class _ConfiguredIds:
         self._tokenizer = tokenizer
         self._names = names
         paths = (folder / "generation_config.json", folder / "config.json")
-        self._configs = [(path, _read_optional(path)) for path in paths]
+        self._configs = [(path, read_optional(path)) for path in paths]
         self._tokens_from = folder / "tokenizer_config.json"
 
     def all_of(self, role: str) -> list[int]:
@@ -121,6 +146,9 @@ class _ConfiguredIds:
         ids: list[int] = []
         for token in stated:
             if not self._is_id(token):
+                # -1, an id of another vocabulary or one of a row without a token: padding that nobody needs
+                if key == "pad_token_id" and isinstance(token, int) and not isinstance(token, bool) and token < 2**32:
+                    continue
                 raise TokenizerError(
                     f"{key} is {reprlib.repr(token)}, which is no id of the tokenizer",
                     where=path,
@@ -152,74 +180,22 @@ def _missing(folder: Path) -> TokenizerError:
     )
 
 
-def _read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if size > _LARGEST_FILE:
-            raise SourceError(
-                f"the file has {size >> 20} MiB, more than the {_LARGEST_FILE >> 20} MiB a tokenizer file may have",
-                where=path,
-                remedy="Download the file again from the model's repository",
-            )
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise SourceError(
-            f"the file cannot be read: {error.strerror or error}",
-            where=path,
-            remedy="Check the file and its permissions",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"the file is not UTF-8 at byte {error.start}", where=path, remedy="Download the file again"
-        ) from error
+def _special_tokens(
+    config: Mapping[str, JsonValue], config_path: Path, map_path: Path, tokenizer: Tokenizer
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Role → text, and the roles that are left out because no such token exists and nobody needs it.
 
-
-def _read_object(path: Path) -> dict[str, JsonValue]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise SourceError(
-            f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}",
-            where=path,
-            remedy="Download the file again",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(
-            f"the JSON cannot be read: {type(error).__name__}", where=path, remedy="Download the file again"
-        ) from error
-    if not isinstance(value, dict):
-        raise SourceError(
-            f"the file holds a {type(value).__name__}, not an object", where=path, remedy="Download the file again"
-        )
-    return value
-
-
-def _read_optional(path: Path) -> dict[str, JsonValue]:
-    return _read_object(path) if path.is_file() else {}
-
-
-def _load(text: str, path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception for every malformed tokenizer
-        raise TokenizerError(
-            f"the tokenizers library refuses the file: {error}", where=path, remedy="Download tokenizer.json again"
-        ) from error
-    if not tokenizer.get_vocab_size(with_added_tokens=True):
-        raise TokenizerError("the vocabulary is empty", where=path, remedy="Download tokenizer.json again")
-    return tokenizer
-
-
-def _special_tokens(config: Mapping[str, JsonValue], config_path: Path, map_path: Path) -> dict[str, str]:
-    """Role → text. Files hold a string or an AddedToken written as a dictionary; tokenizer_config.json wins."""
+    Files hold a string or an AddedToken written as a dictionary; tokenizer_config.json wins.
+    """
     names: dict[str, str] = {}
-    for path, source in ((map_path, _read_optional(map_path)), (config_path, config)):
+    unneeded: list[str] = []
+    for path, source in ((map_path, read_optional(map_path)), (config_path, config)):
         for role in SPECIAL_TOKEN_ROLES:
             value = source.get(role)
             name = value.get("content") if isinstance(value, dict) else value
-            if isinstance(name, str) and name:
+            if isinstance(name, str) and role in _UNNEEDED and (not name or tokenizer.token_to_id(name) is None):
+                unneeded.append(role)
+            elif isinstance(name, str) and name:
                 names[role] = name
             elif value is not None:
                 raise TokenizerError(
@@ -227,13 +203,13 @@ def _special_tokens(config: Mapping[str, JsonValue], config_path: Path, map_path
                     where=path,
                     remedy=f"Write {role} as a string",
                 )
-    return names
+    return names, tuple(role for role in unneeded if role not in names)
 
 
 def _chat_template(config: Mapping[str, JsonValue], config_path: Path, jinja_path: Path) -> str | None:
     """chat_template.jinja, which wins in transformers too; else the configuration's one, or its one called default."""
-    if jinja_path.is_file():
-        return _read_text(jinja_path)
+    if jinja_path.is_file() or jinja_path.is_symlink():
+        return read_text(jinja_path)
     value = config.get("chat_template")
     if value is None or isinstance(value, str):
         return value
@@ -253,11 +229,12 @@ def _chat_template(config: Mapping[str, JsonValue], config_path: Path, jinja_pat
 
 
 def _bundle_config(
-    config: Mapping[str, JsonValue], names: Mapping[str, str], template: str | None
+    config: Mapping[str, JsonValue], names: Mapping[str, str], unneeded: Collection[str], template: str | None
 ) -> dict[str, JsonValue]:
     """tokenizer_config.json in the forms onnxruntime-genai reads: strings for tokens and template, a class it knows."""
-    # auto_map points at Python files of the checkpoint, which a bundle does not carry.
-    bundle = {key: value for key, value in config.items() if key not in ("auto_map", "chat_template")}
+    # auto_map and tiktoken_file point at files of the checkpoint, which a bundle does not carry.
+    left_out = {"auto_map", "tiktoken_file", "chat_template", *unneeded}
+    bundle = {key: value for key, value in config.items() if key not in left_out}
     bundle.update(names)
     name = bundle.get("tokenizer_class")
     if not isinstance(name, str) or name.removesuffix("Fast") not in _KNOWN_CLASSES:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgephi.export.end_of_turn import end_of_turn_tokens
+from edgephi.chat_template import ChatTemplate
 from edgephi.export.pre_tokenizers import WORD_SPLITS, WordSplit, byte_level
-from edgephi.export.tokenizer_files import JsonValue, TokenizerFiles
-from edgephi.export.tokenizer_gguf_fields import GgufFields, GgufVocabulary, TokenType
+from edgephi.export.tokenizer_check import Conversation, converse, ends_of_turn, findings, named_markers
+from edgephi.export.tokenizer_files import JsonValue, TokenizerFiles, few
+from edgephi.export.tokenizer_gguf_fields import SPECIAL_TYPES, GgufFields, GgufVocabulary, TokenType
+from edgephi.export.tokenizer_reading import largest_id, load
 
 _SPACE = "▁"  # sentencepiece's visible space, U+2581
-_ADDED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 _ROLE_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -36,11 +37,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
 
     Returns:
         Files whose ids equal the original tokenizer's for `tokenizer.ggml.model` "gpt2" (byte-level BPE) and "llama"
-        (sentencepiece BPE). End ids are `eos`, `eot`, `eom` and what the chat template puts after an answer.
+        (sentencepiece BPE). End ids are `eos`, `eot`, `eom` and what the chat template puts after an answer. Markers
+        of the template that the file has as ordinary words are special tokens all the same: a converter lost that.
 
     Raises:
         TokenizerError: a key is missing, of the wrong type or contradicts another, or the model or the pre-tokenizer is
-            one edgephi does not know.
+            one edgephi does not know; or no answer would end.
+        DeviceError: no child process can be started to render the chat template (step `process`).
     """
     fields = GgufFields(metadata, where)
     kind = fields.text("tokenizer.ggml.model")
@@ -49,17 +52,32 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
             f"tokenizer.ggml.model is {kind!r}, neither 'gpt2' nor 'llama'",
             remedy="Export from the model's safetensors folder, which has tokenizer.json",
         )
-    vocabulary = fields.vocabulary()
+    named = {fields.integer(key) for key in (*_ROLE_KEYS.values(), *_END_KEYS)}
+    vocabulary = fields.vocabulary(named)
     texts = {token_id: text for text, token_id in vocabulary.ids.items()}
-    stated = {role: fields.token_id(key, texts) for role, key in _ROLE_KEYS.items()}
+    # padding and the unknown token are used by nobody: one that does not exist is none
+    stated = {
+        role: fields.token_id(key, texts, needed=role not in ("unk_token", "pad_token"))
+        for role, key in _ROLE_KEYS.items()
+    }
     roles = {role: token_id for role, token_id in stated.items() if token_id is not None}
     template = fields.text("tokenizer.chat_template")
+    notes: list[str] = []
+    if vocabulary.repeated:
+        notes.append(
+            f"vocabulary rows that repeat the text of another and stand for nothing: {len(vocabulary.repeated)}"
+        )
 
     ends = [token_id for key in _END_KEYS if (token_id := fields.token_id(key, texts)) is not None]
+    conversation = None
     if template is not None:
-        added = {text for text, _ in vocabulary.of_type(*_ADDED)}
-        names = {role: texts[token_id] for role, token_id in roles.items()}
-        ends += [vocabulary.ids[text] for text in end_of_turn_tokens(template, added, names)]
+        with ChatTemplate(template, {role: texts[token_id] for role, token_id in roles.items()}) as compiled:
+            conversation = converse(compiled)
+            vocabulary, mended = _with_special_markers(vocabulary, conversation)
+            if mended:
+                notes.append(f"{few(mended)} are special tokens here; the file has them as words")
+            added = {text for text, _ in vocabulary.of_type(*SPECIAL_TYPES)}
+            ends += [vocabulary.ids[text] for text in ends_of_turn(compiled, added)]
     if not ends:
         raise fields.error("no token ends an answer: tokenizer.ggml.eos_token_id is missing")
     roles = {"eos_token": ends[0], "pad_token": ends[0], **roles}
@@ -67,7 +85,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
 
     steps = _byte_level(fields, vocabulary) if kind == "gpt2" else _sentencepiece(fields, vocabulary, names)
     add_bos, add_eos = _adds(fields, roles, steps)
-    tokenizer: dict[str, JsonValue] = {
+    parsed: dict[str, JsonValue] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -78,15 +96,34 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
         "decoder": steps.decoder,
         "model": steps.model,
     }
+    tokenizer = load(parsed, where)
+    if conversation is not None:
+        notes += findings(conversation, tokenizer, [texts[token_id] for token_id in ends], where)
     return TokenizerFiles(
-        tokenizer_json=json.dumps(tokenizer, ensure_ascii=False),
+        tokenizer_json=json.dumps(parsed, ensure_ascii=False),
         tokenizer_config=_config(fields, names, template, add_bos, add_eos),
         chat_template=template,
         bos_token_id=roles.get("bos_token"),
         eos_token_ids=tuple(dict.fromkeys(ends)),
         pad_token_id=roles["pad_token"],
-        vocabulary_size=max(texts) + 1,
+        vocabulary_size=largest_id(tokenizer, where) + 1,
+        conversation=conversation.text if conversation else "",
+        dropped_roles=conversation.dropped_roles if conversation else (),
+        notes=tuple(notes),
     )
+
+
+def _with_special_markers(
+    vocabulary: GgufVocabulary, conversation: Conversation
+) -> tuple[GgufVocabulary, tuple[str, ...]]:
+    """The vocabulary with the template's markers special, and those that were not; llama.cpp mends end tokens so."""
+    mended = tuple(
+        marker
+        for marker in named_markers(conversation)
+        if marker in vocabulary.ids and vocabulary.types[vocabulary.ids[marker]] not in SPECIAL_TYPES
+    )
+    special = {vocabulary.ids[marker]: TokenType.CONTROL for marker in mended}
+    return replace(vocabulary, types={**vocabulary.types, **special}), mended
 
 
 @dataclass(frozen=True)
@@ -217,7 +254,7 @@ def _added_tokens(vocabulary: GgufVocabulary, kind: str, pre: str | None) -> lis
     phi4_mini = pre == "gpt-4o" and {"<|assistant|>", "<|tool_call|>"} <= ids.keys()
     phi4 = pre == "dbrx" and "<|im_sep|>" in ids
     added: list[JsonValue] = []
-    for text, token_id in vocabulary.of_type(*_ADDED):
+    for text, token_id in vocabulary.of_type(*SPECIAL_TYPES):
         marker = not (text in ("<unk>", "<s>") or text.startswith("<|endof"))
         added.append(
             {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -29,20 +29,28 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
+"""Tokens that are matched as a whole in raw text."""
+
+
 @dataclass(frozen=True)
 class GgufVocabulary:
     """The tokens a GGUF file really has.
 
     Attributes:
         ids: text → id, ascending ids. Rows that llama.cpp's converter made up to fill the embedding
-            (`[PAD<id>]` of type UNUSED) are left out, so ids can have gaps.
+            (`[PAD<id>]` of type UNUSED) are left out, so ids can have gaps. An empty token is called `[EMPTY_<id>]`,
+            as llama.cpp does. Of two rows with one text the one that another key names or that is special has it, else
+            the first: the other cannot be written in a tokenizer.json, and no text becomes it.
         types: id → type.
         rows: length of the file's token list, those left out included.
+        repeated: ids of the rows whose text another row has.
     """
 
     ids: dict[str, int]
     types: dict[int, TokenType]
     rows: int
+    repeated: tuple[int, ...] = ()
 
     def of_type(self, *types: TokenType) -> list[tuple[str, int]]:
         """(text, id) of every token of one of these types, ascending ids."""
@@ -77,9 +85,11 @@ class GgufFields:
             raise self.error(f"{key} is {reprlib.repr(value)}, not an integer")
         return value
 
-    def token_id(self, key: str, texts: Mapping[int, str]) -> int | None:
-        """The id `key` states, which must be one of `texts`."""
+    def token_id(self, key: str, texts: Mapping[int, str], *, needed: bool = True) -> int | None:
+        """The id `key` states, which must be one of `texts`; `needed` or not, it has to be a number."""
         value = self.integer(key)
+        if value is not None and value not in texts and not needed:
+            return None
         if value is not None and value not in texts:
             raise self.error(f"{key} is {value}, which is no token of the file")
         return value
@@ -102,11 +112,14 @@ class GgufFields:
             raise self.error(f"{key} holds values that are not finite numbers")
         return scores
 
-    def vocabulary(self) -> GgufVocabulary:
+    def vocabulary(self, named: Collection[int | None] = ()) -> GgufVocabulary:
         """`tokens` and `token_type`, without the converter's padding rows.
 
+        Args:
+            named: ids that other keys name; of two rows with one text these are kept.
+
         Raises:
-            TokenizerError: a list is missing or of another length, or a token is empty, too long or there twice.
+            TokenizerError: a list is missing or of another length, or a token is too long.
         """
         key = "tokenizer.ggml.tokens"
         tokens = self.texts(key)
@@ -114,15 +127,24 @@ class GgufFields:
             raise self.error(f"{key} is missing or empty")
         types = self._types(len(tokens))
         ids: dict[str, int] = {}
-        for token_id, text in enumerate(tokens):
-            if types[token_id] is TokenType.UNUSED and text == f"[PAD{token_id}]":
+        repeated: list[int] = []
+        for token_id, stated in enumerate(tokens):
+            if types[token_id] is TokenType.UNUSED and stated == f"[PAD{token_id}]":
                 continue
-            if not 0 < len(text) <= _LONGEST_TOKEN:
-                raise self.error(f"{key}[{token_id}] has {len(text)} characters, not 1 to {_LONGEST_TOKEN}")
-            if text in ids:
-                raise self.error(f"{key} holds {text!r} twice, as {ids[text]} and as {token_id}")
+            if len(stated) > _LONGEST_TOKEN:
+                raise self.error(f"{key}[{token_id}] has {len(stated)} characters, more than {_LONGEST_TOKEN}")
+            text = stated or f"[EMPTY_{token_id}]"
+            first = ids.get(text)
+            if first is not None:
+                kept = max(first, token_id, key=lambda row: (row in named, types[row] in SPECIAL_TYPES, -row))
+                repeated.append(first if kept == token_id else token_id)
+                if kept == first:
+                    continue
             ids[text] = token_id
-        return GgufVocabulary(ids, {token_id: types[token_id] for token_id in ids.values()}, len(tokens))
+        ids = dict(sorted(ids.items(), key=lambda item: item[1]))
+        return GgufVocabulary(
+            ids, {token_id: types[token_id] for token_id in ids.values()}, len(tokens), tuple(repeated)
+        )
 
     def _types(self, length: int) -> list[TokenType]:
         key = "tokenizer.ggml.token_type"

@@ -20,6 +20,7 @@ from edgephi.bundle import Recipe as RecipeRecord
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.config import Config
+from edgephi.export.config_keys import check_traced
 from edgephi.export.emitter import DATA_FILE
 from edgephi.export.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
@@ -31,6 +32,7 @@ from edgephi.export.storage import Recipe
 from edgephi.export.tokenizer_files import require_vocabulary
 from edgephi.export.tokenizer_files import write as write_tokenizer
 from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer_genai import compare_with_genai
 from edgephi.export.traced_decoder import Ports, read_ports
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
@@ -84,12 +86,7 @@ def export_via_optimum(
             where=checkpoint.name,
             remedy="Name the folder or the hub id of the original checkpoint",
         )
-    if checkpoint.config.get("quantization_config") is not None:
-        raise UnsupportedModelError(
-            "quantization_config is set: the weights are already quantized",
-            where=checkpoint.config_where,
-            remedy="Use the checkpoint it was made from",
-        )
+    check_traced(Config(checkpoint.config, checkpoint.config_where))
     tokenizer = tokenizer_from_folder(checkpoint.folder)
     # optimum-onnx writes the float32 weights twice before the bundle is written
     values = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
@@ -103,6 +100,7 @@ def export_via_optimum(
             model = ir.load(Path(traced) / GRAPH_FILE)
             ports = read_ports(model.graph, checkpoint.config_where)
             require_vocabulary(tokenizer, ports.vocabulary_size, checkpoint.folder)
+            tokenizer_facts = compare_with_genai(tokenizer, checkpoint.folder)
             decoder = _decoder(ports, report)
             weights = rewrite(model, recipe)
             ir.save(model, folder / GRAPH_FILE)
@@ -120,6 +118,7 @@ def export_via_optimum(
             model=_facts(decoder, weights),
             recipe=_recipe_record(recipe, weights),
             graphs=(GraphEntry(device="cpu", file=GRAPH_FILE, computes_in="float32"),),
+            tokenizer=tokenizer_facts,
             files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
         )
         write_manifest(folder, manifest)

@@ -18,7 +18,7 @@ from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
-    from edgephi.runtime.config import GenaiModel
+    from edgephi.genai_config import GenaiConfig
     from edgephi.runtime.dispatch import Place
 
 # A prompt is computed in pieces: activations, and logits where a graph has them for every row, grow with the rows
@@ -84,7 +84,8 @@ class OgModel:
     """A graph and its weights in og; sequences share them.
 
     Args:
-        folder: an onnxruntime-genai folder.
+        folder: a bundle that was checked.
+        config: its checked configuration.
         place: which graph, on which provider's device.
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
@@ -98,7 +99,7 @@ class OgModel:
     def __init__(
         self,
         folder: Path,
-        config: GenaiModel,
+        config: GenaiConfig,
         place: Place,
         *,
         threads: int,
@@ -116,7 +117,8 @@ class OgModel:
         if prepacked is not None:
             remedy = f"Set {SWITCH}=never, and delete this folder"
         with _og_errors(prepacked or folder, remedy):
-            self._model: Any = og.Model(og_config(folder, place, threads, prepacked))
+            with og_config(folder, config, place, threads, prepacked) as settings:
+                self._model: Any = og.Model(settings)
             require_device(self._model.device_type, place)
             self._adapters: Any = None
             if rope_switch is not None:

@@ -1,23 +1,30 @@
 """Folders for onnxruntime-genai that somebody else made: will this runtime read them, and if not, why.
 
-Configuration and graphs are a stranger's: paths are checked first, and everything native happens in a child process.
+Configuration and graphs are a stranger's. What they name is checked first, and what is not known to be harmless is
+refused by its name; onnxruntime-genai and onnxruntime get the rest, in a child process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.child import call
 from edgephi.errors import BundleError, DeviceError
-from edgephi.runtime.config import CODE_KEYS, CONFIG_LIMIT
+from edgephi.files import JSON_LIMIT, parse_json, read_file, read_json_object, require_inside, unreadable
+from edgephi.genai_config import CONFIG_LIMIT
+from edgephi.graph_file import check_graph, is_plain, read_graph_names
+from edgephi.runtime.foreign_options import dictionaries, refused_keys
 
 TIMEOUT_S = 600
+MOST_GRAPHS = 512
+REMOVE = "Remove that key, unless you trust who made the folder"
 FIX = "Run `edgephi doctor DIR --fix --output DIR2` for a copy without it, or use an onnxruntime-genai that knows it"
 _UNKNOWN = re.compile(r'JSON Error: (?:(?P<section>[^ ]+): )?Unknown value "(?P<name>[^"]*)"')
 
@@ -55,11 +62,9 @@ def diagnose(folder: Path) -> Diagnosis:
     """
     config = _read(folder)
     where = str(folder / GENAI_CONFIG)
-    code = sorted({key for key in _keys(config) if key in CODE_KEYS})
-    if code:
-        # not even parsed by onnxruntime-genai: it loads the library these name
-        what = f"the configuration names a library to load: {', '.join(code)}"
-        return Diagnosis((), (Problem(what, where, "Remove that key, unless you trust who made the folder"),), (), None)
+    if refused := tuple(refused_keys(config)):
+        # not even parsed by onnxruntime-genai
+        return Diagnosis((), tuple(Problem(what, f"{where}: {key}", REMOVE) for key, what in refused), (), None)
     problems: list[Problem] = []
     answer: dict[str, Any] = {"unknown": [], "error": None, "text": None}
     try:
@@ -73,6 +78,7 @@ def diagnose(folder: Path) -> Diagnosis:
         problems.append(Problem(f"onnxruntime-genai {version} does not know {key}", f"{where}: {key}", FIX))
     if answer["error"]:
         problems.append(Problem(f"onnxruntime-genai {version}: {answer['error']}", where, "Correct that value"))
+    problems += _beside(folder)
     graphs, missing = _files(folder, config)
     problems += missing
     for graph in graphs:
@@ -135,8 +141,21 @@ def open_graph(path: str) -> list[str]:
 
 def _open(folder: Path, graph: str) -> list[Problem]:
     path = folder / graph
+    remedy = "Fetch the folder again; if it is whole, do not use it"
+
+    def may_read(location: str) -> bool:
+        require_inside(path.parent / location, folder, BundleError, remedy)
+        return True
+
     try:
+        require_inside(path, folder, BundleError, remedy)
+        names = read_graph_names(path, error=BundleError, remedy=remedy)
+        if names.compiled:  # for another provider: it is not opened
+            return _binaries(path, names.contexts)
+        check_graph(path, may_read=may_read, any_domain=True, error=BundleError, remedy=remedy)
         call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
+    except BundleError as error:
+        return [Problem(error.what, error.where or str(path), error.remedy)]
     except DeviceError as error:
         said = error.what.split("[ONNXRuntimeError] : ")[-1]
         newer = "IR version" in said or "opset" in said.lower()
@@ -149,61 +168,73 @@ def _open(folder: Path, graph: str) -> list[Problem]:
     return []
 
 
+def _binaries(path: Path, contexts: Sequence[bytes]) -> list[Problem]:
+    """A compiled graph names its binary, or holds it; a name leads to a file beside it."""
+    for context in contexts:
+        try:
+            name = context.decode("utf-8")
+        except UnicodeDecodeError:
+            continue  # the binary itself
+        if not is_plain(name):
+            return [Problem(f"the compiled graph points outside: {name[:200]}", str(path), "Do not use the folder")]
+    return []
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / GENAI_CONFIG
     remedy = "Name a folder for onnxruntime-genai"
     if not path.is_file():
         raise BundleError(f"there is no {GENAI_CONFIG}", where=folder, remedy=remedy)
-    try:
-        if path.stat().st_size > CONFIG_LIMIT:
-            raise BundleError("the configuration is implausibly large", where=path, remedy=remedy)
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"the configuration cannot be read: {error}", where=path, remedy=remedy) from error
-    if not isinstance(config, dict):
-        raise BundleError("the configuration is not a JSON object", where=path, remedy=remedy)
-    return config
-
-
-def _keys(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+    require_inside(path, folder, BundleError, remedy)
+    return read_json_object(path, error=BundleError, remedy=remedy, limit=CONFIG_LIMIT)
 
 
 def _take_out(config: object, section: str, name: str) -> bool:
     """Remove a key below a section such as `model:decoder`; lists between are gone through."""
     places = [config]
     for part in [part for part in section.split(":") if part]:
-        places = [one[part] for one in _dictionaries(places) if part in one]
+        places = [one[part] for one in dictionaries(places) if part in one]
     removed = False
-    for one in _dictionaries(places):
+    for one in dictionaries(places):
         if name in one:
             del one[name]
             removed = True
     return removed
 
 
-def _dictionaries(places: list[Any]) -> Iterator[dict[str, Any]]:
-    for one in places:
-        if isinstance(one, dict):
-            yield one
-        elif isinstance(one, list):
-            yield from _dictionaries(one)
+def _beside(folder: Path) -> list[Problem]:
+    """Links that leave the folder, and JSON that two parsers read differently."""
+    problems = []
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_symlink()) for entry in entries)
+    except OSError as error:
+        said = unreadable(error, folder, BundleError, "Check its permissions")
+        return [Problem(said.what, str(folder), said.remedy)]
+    for name, is_link in found:
+        try:
+            if is_link:
+                require_inside(folder / name, folder, BundleError, "Replace the link by its file")
+            if name.casefold().endswith(".json"):
+                data = read_file(folder / name, limit=JSON_LIMIT, error=BundleError, remedy="Fetch the folder again")
+                parse_json(data, where=folder / name, error=BundleError, remedy="Fetch the folder again")
+        except BundleError as error:
+            problems.append(Problem(error.what, str(folder / name), error.remedy))
+    return problems
 
 
 def _files(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, ...], list[Problem]]:
     """The graphs that are there, and a problem for each file that is not or that lies outside."""
     graphs, problems = [], []
-    for name in dict.fromkeys(_filenames(config)):
-        outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name)
-        if outside:
-            problems.append(Problem(f"the configuration points outside: {name}", str(folder), "Do not use the folder"))
-        elif not (folder / name).is_file():
+    names = tuple(dict.fromkeys(_filenames(config)))
+    if len(names) > MOST_GRAPHS:
+        what = f"the configuration names {len(names):,} files, more than any model has"
+        return (), [Problem(what, str(folder / GENAI_CONFIG), "Do not use the folder")]
+    for name in names:
+        if not is_plain(name):
+            what = f"the configuration points outside: {name[:200]}"
+            problems.append(Problem(what, str(folder), "Do not use the folder"))
+        elif not os.path.isfile(folder / name):  # noqa: PTH113 (a name may be too long to ask a Path about)
             problems.append(Problem("the file is missing", str(folder / name), "Fetch the folder again"))
         elif name.endswith(".onnx"):
             graphs.append(name)

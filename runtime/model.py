@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -11,9 +12,11 @@ from types import TracebackType
 
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
-from edgephi.errors import DeviceError, EngineError, PromptError, UsageError
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
+from edgephi.files import no_system_errors, refuse_path
+from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.config import GenaiModel, answering, read_genai_config, read_npu_config
+from edgephi.runtime.config import answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
 from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.npu import open_npu
@@ -26,6 +29,7 @@ from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_
 from edgephi.runtime.tokenizer import Tokenizer
 
 
+@no_system_errors(BundleError)
 def load(
     folder: str | os.PathLike[str],
     device: str | os.PathLike[str] = "auto",
@@ -62,6 +66,7 @@ def load(
         EngineError: onnxruntime-genai refuses it.
         OutputError: prepacked is `now`, and the cache cannot be written.
     """
+    refuse_path(BundleError, folder, device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
     path = Path(folder)
@@ -95,7 +100,7 @@ class Model:
         folder: Path,
         manifest: Manifest,
         place: Place,
-        config: GenaiModel,
+        config: GenaiConfig,
         open_weights: Callable[[], Weights],
         threads: int,
     ) -> None:
@@ -108,10 +113,20 @@ class Model:
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
         self.stop_ids = config.stop_ids
-        self.tokenizer = Tokenizer(folder)
-        self.template: ChatTemplate | None = read_template(folder)
-        return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
-        self._weights = open_weights()  # last, because it costs most
+        # its process starts and compiles it while the rest is read
+        self.template: ChatTemplate | None = read_template(folder, wait=False)
+        try:
+            self.tokenizer = Tokenizer(folder)
+            return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
+            self._weights = open_weights()  # last, because it costs most
+        except BaseException:
+            self._close_template()
+            raise
+        try:
+            self._check_template()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def on_og(
@@ -184,9 +199,11 @@ class Model:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
 
         Raises:
-            PromptError: no chat template, the template refuses the messages, or they are longer than the context.
+            PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
+                are longer than the context.
             UsageError: a sampling argument outside its range.
             EngineError: the model is closed.
+            DeviceError: no process can be started to render the template (step `process`).
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
@@ -231,6 +248,7 @@ class Model:
     def close(self) -> None:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
         self._weights.close()
+        self._close_template()
 
     def __enter__(self) -> Model:
         return self
@@ -246,7 +264,7 @@ class Model:
         """Token ids of a conversation, ending where the answer starts.
 
         Raises:
-            PromptError: no chat template, or it refuses the messages.
+            PromptError: no chat template, or it refuses the messages or leaves one or the tools out.
         """
         if self.template is None:
             raise PromptError(
@@ -302,6 +320,16 @@ class Model:
             prefill_provider=self.place.choice.provider,
             passed_over=self.place.passed_over,
         )
+
+    def _check_template(self) -> None:
+        # where no process can be started for it, `generate` works all the same, and `chat` says what is missing
+        with suppress(DeviceError):
+            if self.template is not None:
+                self.template.check()
+
+    def _close_template(self) -> None:
+        if self.template is not None:
+            self.template.close()
 
     def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
         engines: list[Engine] = []

@@ -119,7 +119,14 @@ class NpuModel:
                 f"{self.facts.context_length:,}",
                 remedy="Shorten the prompt or ask for fewer tokens",
             )
-        cache = KvCache(self._layers, self._cache_shape, self._cache_type)
+        try:
+            cache = KvCache(self._layers, self._cache_shape, self._cache_type)
+        except (MemoryError, ValueError) as error:
+            raise EngineError(
+                f"there is no memory for a KV cache of {self.facts.cache_rows:,} tokens in {self._layers} layers",
+                where="KV cache",
+                remedy="Close other programs, or export the model again with a shorter context",
+            ) from error
         whole = self.facts.tokens_on != "npu"
         engine = NpuEngine(
             self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary, whole_chunks=whole

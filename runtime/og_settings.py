@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgephi.errors import DeviceError
+from edgephi.bundle import GENAI_CONFIG
+from edgephi.errors import DeviceError, EngineError
+from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.config import answering
 from edgephi.runtime.prepacked import GRAPH
 
@@ -18,47 +25,115 @@ _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
 
 
+@contextmanager
 def og_config(
-    folder: Path, place: Place, threads: int, prepacked: Path | None = None, *, all_rows: bool = False
-) -> Any:
-    """og's configuration of a folder: the graph, provider, options and device that were proved, and nothing else.
+    folder: Path,
+    config: GenaiConfig,
+    place: Place,
+    threads: int,
+    prepacked: Path | None = None,
+    *,
+    all_rows: bool = False,
+) -> Iterator[Any]:
+    """og's configuration of a bundle: the graph, provider, options and device that were proved, and nothing else.
+
+    og reads a file that is written here, in a folder of this process, and gets the graph's bytes; of the bundle's own
+    files onnxruntime opens the weights alone. The model has to be made before the block ends: until then og looks for
+    them by a path that starts in this folder.
 
     Args:
-        prepacked: the folder `runtime/prepacked.py` made of the graph. og joins the graph's name to the folder of the
-            configuration whatever it is, so that folder has a configuration of its own.
+        folder: a bundle that was checked.
+        config: its checked configuration.
+        prepacked: the folder `runtime/prepacked.py` made of the graph.
         all_rows: logits for every token, which og needs to verify drafts.
 
     Raises:
         DeviceError: og does not load the provider's library; step `library`.
+        EngineError: there is no room for the file.
     """
     import onnxruntime_genai as og
 
-    choice, device = place.choice, place.device
+    choice = place.choice
     assert choice.graph is not None, "the NPU's graphs are not og's"
-    session: dict[str, object] = {"intra_op_num_threads": threads}
-    if not choice.spinning.on:
-        session["session.intra_op.allow_spinning"] = "0"
+    graph = folder / (choice.graph.file if all_rows else answering(choice.graph))
     if prepacked is not None:
+        graph = prepacked / GRAPH
+    with _scratch(graph.parent) as (scratch, weights):
+        text = json.dumps(_settings(config, place, threads, weights, prepacked is not None))
+        (scratch / GENAI_CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        settings = og.Config(str(scratch))
+        data = graph.read_bytes()
+        settings.add_model_data(GRAPH, data)
+        _choose_device(settings, place)
+        yield settings
+        settings.remove_model_data(GRAPH)  # og has a pointer to `data`, not a copy
+
+
+def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, prepacked: bool) -> dict[str, Any]:
+    """The content of genai_config.json."""
+    session: dict[str, object] = {
+        "log_id": "onnxruntime-genai",
+        "provider_options": [],
+        "intra_op_num_threads": threads,
+        "session.model_external_initializers_file_folder_path": weights,
+    }
+    if not place.choice.spinning.on:
+        session["session.intra_op.allow_spinning"] = "0"
+    if prepacked:
         session["graph_optimization_level"] = "ORT_DISABLE_ALL"  # they are done, and would undo the packing
-    graph = choice.graph.file if all_rows else answering(choice.graph)
-    filename = graph if prepacked is None else GRAPH
-    decoder: dict[str, object] = {"filename": filename, "session_options": session}
-    if choice.graph.device == "directml":
-        decoder["inputs"] = {"position_ids": "position_ids"}
-    settings = og.Config(str(prepacked or folder))
-    settings.clear_providers()
-    settings.overlay(json.dumps({"model": {"decoder": decoder}}))
-    if device is not None:
-        _register(device)
-        settings.append_provider(choice.provider)
-        for name, value in choice.options.items():
-            settings.set_provider_option(choice.provider, name, value)
-        if device.library is None:
-            return settings  # built into og, with no filter for devices
-        settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
-        settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
-        settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
+    settings: dict[str, Any] = json.loads(config.as_json())
+    decoder = settings["model"]["decoder"]
+    decoder |= {"filename": GRAPH, "session_options": session}
+    if place.choice.graph is not None and place.choice.graph.device == "directml":
+        decoder["inputs"]["position_ids"] = "position_ids"
     return settings
+
+
+def _choose_device(settings: Any, place: Place) -> None:
+    choice, device = place.choice, place.device
+    settings.clear_providers()
+    if device is None:
+        return
+    _register(device)
+    settings.append_provider(choice.provider)
+    for name, value in choice.options.items():
+        settings.set_provider_option(choice.provider, name, value)
+    if device.library is None:
+        return  # built into og, with no filter for devices
+    settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
+    settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
+    settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
+
+
+@contextmanager
+def _scratch(weights: Path) -> Iterator[tuple[Path, str]]:
+    """A folder for og's configuration, and the way from there to the weights.
+
+    og joins that way to the folder whatever it is, so it cannot lead to another drive of Windows: where the weights are
+    on one, the folder is made beside them.
+    """
+    target = os.path.realpath(weights)
+    drive = os.path.splitdrive(target)[0].casefold()
+    problem: OSError | None = None
+    for parent in (tempfile.gettempdir(), str(Path(target).parent), target):
+        parent = os.path.realpath(parent)
+        if os.path.splitdrive(parent)[0].casefold() != drive:
+            continue
+        try:
+            scratch = tempfile.mkdtemp(prefix="edgephi-", dir=parent)
+        except OSError as error:
+            problem = error
+            continue
+        try:
+            yield Path(scratch), os.path.relpath(target, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return
+    raise EngineError(
+        f"no folder can be made for onnxruntime-genai's configuration: {problem and problem.strerror}",
+        where=tempfile.gettempdir(),
+        remedy="Free disk space there, or let TMPDIR (on Windows TEMP) name a folder on the bundle's drive",
+    )
 
 
 def require_device(used: str, place: Place) -> None:

@@ -6,6 +6,10 @@ a folder loads faster, and its weights are pages of a file, which the system sha
 
 Writing takes as long as seven to twenty of these loads save, and about twice the bundle's weights in disk space. So the
 second load of a bundle within 30 days writes; who loads once pays nothing.
+
+An entry stands for bytes that were read, not for hashes that a manifest claims. Whoever writes one hashes the weights
+first; whoever finds one uses it for files that are known by place, size, times of change and number on the disk, and
+hashes others once. A copy with other bytes under the same manifest is an error, and neither gives nor takes an entry.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,11 +31,12 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from edgephi.bundle import GENAI_CONFIG, HASH_AT_LOAD_UP_TO, Manifest, sha256_of
+from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, sha256_of
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
-from edgephi.errors import EngineError, OutputError, UsageError
+from edgephi.errors import BundleError, EngineError, OutputError, UsageError
+from edgephi.files import unreadable
 from edgephi.records import Sha256, Strict
 
 Prepacking = Literal["auto", "now", "never"]
@@ -39,10 +44,12 @@ Prepacking = Literal["auto", "now", "never"]
 SWITCH = "EDGEPHI_PREPACKED"
 """Environment variable that takes the place of 'auto' where the caller chose nothing."""
 GRAPH, WEIGHTS, RECORD = "model.onnx", "weights.bin", "entry.json"
-FILES = frozenset((GRAPH, WEIGHTS, GENAI_CONFIG))
+FILES = frozenset((GRAPH, WEIGHTS))
 RECORD_LIMIT = 2**16
 KEPT = 4
 """Bundles; those used longest ago go first."""
+KNOWN_COPIES = 8
+"""Of a bundle, whose weights need not be hashed again."""
 REMEMBERED_S = 30 * 86_400
 ABANDONED_S = 3600
 DISK_FACTOR, DISK_RESERVE = 3, 2**30
@@ -67,11 +74,22 @@ class _File(Strict):
     ctime_ns: int
 
 
+class _Known(Strict):
+    """A file whose bytes were hashed and found to be those of the manifest."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    mtime_ns: int
+    ctime_ns: int
+    number: int = Field(description="of the file on its disk (st_ino)")
+
+
 class _Record(Strict):
     """entry.json."""
 
     bundle: str = Field(description="where it was")
     files: dict[str, _File]
+    copies: tuple[tuple[_Known, ...], ...] = Field(description="the weights of bundles this was made of, or equals")
 
 
 def prepacking(asked: Prepacking | None) -> Prepacking:
@@ -92,14 +110,16 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
     """Find a bundle's CPU graph in prepacked form, or write it.
 
     An entry is used after its small files were hashed and its weights have the size and the times of change that were
-    recorded; weights whose times differ are hashed. One that fails is thrown away and written again.
+    recorded; weights whose times differ are hashed. One that fails is thrown away and written again. It stands for this
+    bundle when the bundle's weights, by place and times or by their hash, are those it was made of.
 
     Args:
         folder: a bundle that was checked.
         mode: `auto` writes at the second load, `now` at once; `never` does not look.
-        every_byte: hash the weights whatever their times say.
+        every_byte: hash the entry's weights whatever their times say; the bundle's were hashed by the caller.
 
     Raises:
+        BundleError: the bundle's weights are not those of its manifest.
         OutputError: mode is `now`, and the cache cannot be written.
         EngineError: onnxruntime refuses the graph.
     """
@@ -107,10 +127,20 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         return Prepacked(None, "not wanted")
     if manifest.recipe.precision not in ("int4", "int8"):
         return Prepacked(None, "float weights are used as they are")
-    root = cache_folder() / "prepacked"
-    entry = root / _key(manifest, graph)
-    if entry.is_dir():
+    try:
+        root = cache_folder() / "prepacked"
+        entry = root / _key(manifest, graph)
+        is_there = entry.is_dir()
+    except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
+        if mode == "now":
+            raise
+        return Prepacked(None, f"there is no cache: {error}")
+    if is_there:
         if _is_sound(entry, every_byte):
+            try:
+                _require_same(folder, manifest, entry, every_byte)
+            except OSError as error:
+                raise unreadable(error, folder, BundleError, "Check the bundle with `edgephi verify`") from error
             return Prepacked(entry, "found in the cache")
         if not _discard(entry):
             return Prepacked(None, "the cache's copy is damaged and in use")
@@ -118,7 +148,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         return Prepacked(None, "the first load; the second one writes it")
     try:
         _require_space(root, manifest)
-        _write(folder, graph, entry)
+        _write(folder, manifest, graph, entry, every_byte)
     except OSError as error:
         if mode == "now":
             raise OutputError(
@@ -133,6 +163,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
 def _key(manifest: Manifest, graph: str) -> str:
     """Of everything that decides the bytes, and what they mean to the machine that reads them."""
     facts = {
+        "made": 2,  # earlier entries were not held against the bytes they were made of
         "files": sorted((file.path, file.bytes, file.sha256) for file in manifest.files),
         "graph": graph,
         "system": (sys.platform, platform.machine()),
@@ -166,12 +197,55 @@ def _is_sound(entry: Path, every_byte: bool) -> bool:
             if (every_byte or moved or stat.st_size <= HASH_AT_LOAD_UP_TO) and sha256_of(path) != expected.sha256:
                 return False
         if touched:  # restored from a backup, say; it need not be hashed again the next time
-            _write_record(entry, record.bundle, {name: file.sha256 for name, file in record.files.items()})
+            hashes = {name: file.sha256 for name, file in record.files.items()}
+            _write_record(entry, record.bundle, hashes, record.copies)
         with suppress(OSError):
             os.utime(entry / RECORD)  # when it was used last
     except (OSError, ValidationError):
         return False
     return True
+
+
+def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: bool) -> None:
+    """Raises BundleError unless the bundle's weights are those the entry was made of; a copy is hashed once."""
+    mine = _weights(folder, manifest)
+    try:
+        record = _Record.model_validate_json((entry / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        record = None
+    if record is not None and mine in record.copies:
+        return
+    if not every_byte:
+        _require_hashes(folder, manifest)
+    if record is not None and mine == _weights(folder, manifest):
+        hashes = {name: file.sha256 for name, file in record.files.items()}
+        with suppress(OSError):  # the next load hashes again
+            _write_record(entry, record.bundle, hashes, (mine, *record.copies)[:KNOWN_COPIES])
+
+
+def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
+    """The files that a load does not hash, as they lie on the disk now."""
+    found = []
+    for file in manifest.files:
+        if file.bytes > HASH_AT_LOAD_UP_TO:
+            path = (folder / file.path).resolve()
+            stat = path.stat()
+            found.append(
+                _Known(
+                    path=str(path),
+                    bytes=stat.st_size,
+                    mtime_ns=stat.st_mtime_ns,
+                    ctime_ns=stat.st_ctime_ns,
+                    number=stat.st_ino,
+                )
+            )
+    return tuple(found)
+
+
+def _require_hashes(folder: Path, manifest: Manifest) -> None:
+    for file in manifest.files:
+        if file.bytes > HASH_AT_LOAD_UP_TO and sha256_of(folder / file.path) != file.sha256:
+            raise changed(folder / file.path)
 
 
 def _seen_before(entry: Path) -> bool:
@@ -195,23 +269,28 @@ def _require_space(root: Path, manifest: Manifest) -> None:
         raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
 
 
-def _write(folder: Path, graph: str, entry: Path) -> None:
+def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool) -> None:
     """Write an entry beside its place and rename it; entries it takes the place of go first.
 
     Raises:
         OSError: the folder cannot be written.
+        BundleError: the bundle's weights are not those of its manifest.
         EngineError: onnxruntime refuses the graph.
     """
+    mine = _weights(folder, manifest)
+    if not every_byte:
+        _require_hashes(folder, manifest)
     bundle = str(folder.resolve())
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
         _save(folder / graph, scratch)
-        shutil.copyfile(folder / GENAI_CONFIG, scratch / GENAI_CONFIG)
+        if _weights(folder, manifest) != mine:  # written to between the hash and onnxruntime's reading
+            raise changed(folder)
         for name in FILES:
             with (scratch / name).open("rb+") as stream:
                 os.fsync(stream.fileno())  # a record that outlives the data would vouch for zeros
-        _write_record(scratch, bundle, {name: sha256_of(scratch / name) for name in FILES})
+        _write_record(scratch, bundle, {name: sha256_of(scratch / name) for name in FILES}, (mine,))
         try:
             scratch.rename(entry)
         except OSError:
@@ -242,13 +321,15 @@ def _save(graph: Path, target: Path) -> None:
     return_freed_memory()  # as much as a plain load would hold
 
 
-def _write_record(entry: Path, bundle: str, hashes: dict[str, str]) -> None:
+def _write_record(entry: Path, bundle: str, hashes: Mapping[str, str], copies: tuple[tuple[_Known, ...], ...]) -> None:
     files = {}
     for name, digest in sorted(hashes.items()):
         stat = (entry / name).stat()
         files[name] = _File(bytes=stat.st_size, sha256=digest, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
     beside = entry / f".{RECORD}.new"
-    beside.write_text(_Record(bundle=bundle, files=files).model_dump_json(indent=2), encoding="utf-8", newline="\n")
+    beside.write_text(
+        _Record(bundle=bundle, files=files, copies=copies).model_dump_json(indent=2), encoding="utf-8", newline="\n"
+    )
     beside.replace(entry / RECORD)
 
 

@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgephi.errors import PromptError, TokenizerError
+from edgephi.errors import EdgephiError, PromptError, TokenizerError
+from edgephi.files import JSON_LIMIT, read_text
+from edgephi.runtime.text_stream import TextStream
+from edgephi.tokenizer_bounds import bound_tokenizer, guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Reference
 
 TOKENIZER = "tokenizer.json"
-REPLACEMENT = "\ufffd"
+_AGAIN = "Export the model again"
 
 
 class Tokenizer:
     """The tokenizer of a bundle.
 
     Raises:
-        TokenizerError: tokenizer.json is missing or cannot be used.
+        TokenizerError: tokenizer.json is missing or cannot be used, or it asks for more than
+            `edgephi/tokenizer_bounds.py` allows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,16 +31,20 @@ class Tokenizer:
 
         path = folder / TOKENIZER
         if not path.is_file():
-            raise TokenizerError("there is no tokenizer", where=path, remedy="Export the model again")
-        try:
-            self._reference: Reference = Reference.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(
-                f"the tokenizer cannot be used: {error}", where=path, remedy="Export the model again"
-            ) from error
-        # training leftovers that would cut a prompt without a word
-        self._reference.no_truncation()
-        self._reference.no_padding()
+            raise TokenizerError("there is no tokenizer", where=path, remedy=_AGAIN)
+
+        def unusable(said: str) -> EdgephiError:
+            return TokenizerError(f"the tokenizer cannot be used: {said}", where=path, remedy=_AGAIN)
+
+        text = read_text(path, limit=JSON_LIMIT, error=TokenizerError, remedy=_AGAIN)
+        with guarded(unusable):
+            reference: Reference = Reference.from_str(text)
+            # training leftovers that would cut a prompt without a word, or fill memory
+            reference.no_truncation()
+            reference.no_padding()
+            bound_tokenizer(reference, unusable)
+        self._reference = reference
+        self._where = path
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text.
@@ -45,7 +53,7 @@ class Tokenizer:
             special: let the tokenizer add the tokens it starts a text with (a chat template writes its own).
 
         Raises:
-            PromptError: the text holds half of a surrogate pair.
+            PromptError: the text holds half of a surrogate pair, or the tokenizer breaks off at it.
         """
         try:
             text.encode("utf-8")
@@ -53,36 +61,29 @@ class Tokenizer:
             raise PromptError(
                 f"the text is not valid Unicode at character {error.start}", remedy="Give the text as UTF-8"
             ) from error
-        return list(self._reference.encode(text, add_special_tokens=special).ids)
+        with guarded(self._gives_up_on_a_text):
+            return list(self._reference.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of token ids; special tokens are left out unless asked for."""
-        return str(self._reference.decode(list(ids), skip_special_tokens=not special))
+        """Text of token ids; special tokens are left out unless asked for.
+
+        Raises:
+            TokenizerError: an id is no number that could be one, or the tokenizer breaks off at these tokens.
+        """
+        with guarded(self._gives_up_on_tokens):
+            return str(self._reference.decode(list(ids), skip_special_tokens=not special))
 
     def stream(self) -> TextStream:
         """A decoder for one answer."""
-        return TextStream(self._reference)
+        with guarded(self._gives_up_on_tokens):
+            return TextStream(self._reference, self._gives_up_on_tokens)
 
+    def _gives_up_on_a_text(self, said: str) -> EdgephiError:
+        return PromptError(
+            f"the tokenizer breaks off at this text: {said}",
+            where=self._where,
+            remedy="Shorten the text; if that does not help, export the model again from its published tokenizer",
+        )
 
-class TextStream:
-    """Decodes tokens as they come: every piece is whole UTF-8 characters, special tokens left out."""
-
-    def __init__(self, reference: Reference) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._reference = reference
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._length = 0
-
-    def push(self, token: int) -> str:
-        """The text this token completes, often empty within a character."""
-        self._ids.append(token)
-        piece = self._stream.step(self._reference, token) or ""
-        self._length += len(piece)
-        return piece
-
-    def finish(self) -> str:
-        """Whole characters still held back because part of another one follows them."""
-        text = str(self._reference.decode(self._ids, skip_special_tokens=True))
-        return text[self._length :].rstrip(REPLACEMENT)
+    def _gives_up_on_tokens(self, said: str) -> EdgephiError:
+        return TokenizerError(f"the tokenizer breaks off at these tokens: {said}", where=self._where, remedy=_AGAIN)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgephi.benchmarks.bench.results import Machine, Report
+from edgephi.devices.cache import own_folder
 from edgephi.errors import BundleError, OutputError
 
 HISTORY_LIMIT = 256 * 2**20
@@ -30,7 +31,9 @@ def history_file() -> Path:
     import platformdirs
 
     named = os.environ.get("EDGEPHI_HISTORY")
-    return Path(named) if named else platformdirs.user_data_path("edgephi", appauthor=False) / "bench.jsonl"
+    if named:
+        return Path(named)
+    return own_folder(platformdirs.user_data_path("edgephi", appauthor=False), "EDGEPHI_HISTORY") / "bench.jsonl"
 
 
 def machine_key(machine: Machine) -> str:

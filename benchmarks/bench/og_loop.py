@@ -9,7 +9,9 @@ import numpy as np
 
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
+from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
+from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.dispatch import Place
 from edgephi.runtime.og_settings import og_config, require_device
 
@@ -84,6 +86,8 @@ class OgLoop:
 
         if self._model is None:
             og.disable_telemetry_events()
-            self._model = og.Model(og_config(self._folder, self._place, self._threads, all_rows=True))
+            config = read_genai_config(self._folder, read_manifest(self._folder))
+            with og_config(self._folder, config, self._place, self._threads, all_rows=True) as settings:
+                self._model = og.Model(settings)
             require_device(self._model.device_type, self._place)
         return self._model

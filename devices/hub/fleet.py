@@ -7,10 +7,12 @@ ends between the two, the next one looks for the job by its name instead of subm
 from __future__ import annotations
 
 import json
+import secrets
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,16 +210,18 @@ def _write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None
     """Write an .npz beside its place and rename it."""
     import numpy as np
 
-    beside = path.with_name(f".{path.name}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(beside, "w") as packed:
+        with beside.open("xb") as stream, zipfile.ZipFile(stream, "w") as packed:
             for name, array in arrays.items():
                 # numpy.savez takes names as keywords, and one of its own is `file`
-                with packed.open(f"{name}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
+                with packed.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         beside.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise OutputError(
             f"the outputs cannot be written: {error.strerror or error}", where=path, remedy="Free disk space"
         ) from error

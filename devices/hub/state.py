@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from edgephi.devices.hub.report import JobRecord
-from edgephi.errors import BundleError, OutputError
+from edgephi.errors import BundleError
+from edgephi.files import replace_file, unwritable
 from edgephi.records import Sha256, Strict, first_problem
 
 STATE = "state.json"
@@ -136,13 +137,8 @@ def write_beside(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(
-            f"the file cannot be written: {error.strerror or error}", where=path, remedy="Choose another --output"
-        ) from error
+        raise unwritable(error, path.parent, "Choose another --output") from error
+    replace_file(path, text.encode(), "Choose another --output")

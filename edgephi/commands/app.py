@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 import edgephi
 from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, hub, inspect, verify
-from edgephi.errors import EdgephiError, UsageError
+from edgephi.commands.interrupts import INTERRUPTED, TERMINATED, Terminated, as_exceptions
+from edgephi.commands.streams import guard_streams
+from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
+from edgephi.files import system_error
 
 app = typer.Typer(
     name="edgephi",
@@ -51,33 +57,57 @@ def options(
 
 
 def main() -> None:
-    """Run the command. Exit status: 0 done, 1 error, 2 usage, 130 interrupted."""
+    """Run the command. Exit status: 0 done, 1 error, 2 usage, 130 interrupted, 143 terminated."""
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    _use_any_console()
     try:
-        app(args=arguments, prog_name="edgephi")
-    except EdgephiError as error:
-        if debug:
-            raise
-        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        with as_exceptions():
+            guard_streams()
+            status = app(args=arguments, prog_name="edgephi", standalone_mode=False)
+            sys.stdout.flush()
+    except (KeyboardInterrupt, Terminated) as ended:
+        interrupted = isinstance(ended, KeyboardInterrupt)
+        _fail("interrupted" if interrupted else "terminated", INTERRUPTED if interrupted else TERMINATED)
     except Exception as error:
+        shown = getattr(error, "show", None)
+        if shown is not None:  # Typer's, of which there are two families: its own click, and click itself
+            _usage(shown, int(getattr(error, "exit_code", 2)))
         if debug:
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        _fail(f"unexpected {type(error).__name__}: {reason}. Run again with --debug and report what it shows.", 1)
+        _fail(*_sentence(error))
+    sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What happened and what to do next, and the exit status."""
+    if isinstance(error, EdgephiError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError):
+        if not _has_current_folder():
+            return "the current folder no longer exists. Change to another one (cd) and run the command again.", 1
+        return str(system_error(error, EdgephiError)), 1
+    if isinstance(error, MemoryError):
+        return "there is not enough memory. Close other programs, or take a smaller model.", 1
+    reason = printable((str(error).splitlines() or [""])[0])
+    return f"unexpected {type(error).__name__}: {reason}. Run again with --debug and report what it shows.", 1
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return False
+    return True
+
+
+def _usage(show: Callable[[TextIO], None], status: int) -> NoReturn:
+    """What Typer says about the arguments; they may hold anything."""
+    said = io.StringIO()
+    show(said)
+    print(printable_lines(said.getvalue()), end="", file=sys.stderr)
     sys.exit(status)
 
 
-def _use_any_console() -> None:
-    """A console or pipe with a legacy code page shows `?` for what it lacks; it must not end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

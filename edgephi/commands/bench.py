@@ -79,7 +79,8 @@ def run(
     from edgephi.benchmarks.bench.run import bench
     from edgephi.benchmarks.bench.table import markdown
     from edgephi.benchmarks.bench.workload import read_workload
-    from edgephi.commands.console import harmless
+    from edgephi.commands.console import print_json_text
+    from edgephi.errors import printable_lines
 
     chosen = read_workload(workload)
     if output is not None:
@@ -90,7 +91,10 @@ def run(
         append(report)
     if output is not None:
         write_report(output, report, force=force)
-    typer.echo(document(report) if as_json else harmless(markdown(report)), nl=False)
+    if as_json:
+        print_json_text(document(report))
+    else:
+        typer.echo(printable_lines(markdown(report)), nl=False)
 
 
 @contextmanager
@@ -101,7 +105,7 @@ def _progress(task: str) -> Iterator[Callable[[int, int], None]]:
     from edgephi.commands.console import stderr
 
     console = stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         identity = bar.add_task(task, total=None)
         yield lambda done, total: bar.update(identity, completed=done, total=total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgephi.commands.options import Bundle, Json
-from edgephi.errors import UsageError
+from edgephi.errors import UsageError, printable, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +45,12 @@ def compare(
     from edgephi.benchmarks.bench.comparison import THRESHOLD
     from edgephi.benchmarks.bench.comparison import compare as compared
     from edgephi.benchmarks.bench.results import read_report
+    from edgephi.commands.console import print_json
 
     threshold = THRESHOLD if fail_over is None else _share(fail_over)
     found = compared(read_report(first), read_report(second), threshold)
     if as_json:
-        typer.echo(json.dumps({"threshold": threshold, **_record(found)}, ensure_ascii=False))
+        print_json({"threshold": threshold, **_record(found)})
     else:
         _print(found, threshold)
     if fail_over is not None and found.worse():
@@ -72,6 +72,7 @@ def history(folder: Bundle, as_json: Json = False) -> None:
     from edgephi.benchmarks.bench.run import bundle_facts
     from edgephi.benchmarks.report import machine
     from edgephi.bundle import read_manifest
+    from edgephi.commands.console import print_json
 
     found = read_history(bundle_facts(folder, read_manifest(folder)).sha256, Machine(**machine()))
     runs = []
@@ -93,11 +94,9 @@ def history(folder: Bundle, as_json: Json = False) -> None:
                 for report, change in runs
             ],
         }
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        print_json(record)
         return
-    from rich.text import Text
-
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     lines = [f"{len(runs)} runs in {history_file()}"]
     lines += [f"{found.damaged} lines could not be read and were left out"] if found.damaged else []
@@ -106,14 +105,15 @@ def history(folder: Bundle, as_json: Json = False) -> None:
         if change is not None and (change.worse() or change.differences):
             lines += [f"    {words}" for words in [*change.differences, *map(_change_words, change.worse())]]
     for line in lines:
-        stdout().print(Text(harmless(line)), soft_wrap=True)
+        stdout().print(printable(line), soft_wrap=True)
 
 
 def schema() -> None:
     """Print the JSON Schema of report.json."""
     from edgephi.benchmarks.bench.results import Report
+    from edgephi.commands.console import print_json
 
-    typer.echo(json.dumps(Report.model_json_schema(), indent=2))
+    print_json(Report.model_json_schema(), indent=2)
 
 
 def _share(percent: str) -> float:
@@ -155,7 +155,6 @@ def _record(found: Comparison) -> dict[str, object]:
 def _print(found: Comparison, threshold: float) -> None:
     from edgephi.benchmarks.bench.table import LABELS, digits, in_unit
     from edgephi.benchmarks.report import markdown_table
-    from edgephi.commands.console import harmless
 
     rows = []
     for change in (*found.groups, *found.cases):
@@ -170,7 +169,7 @@ def _print(found: Comparison, threshold: float) -> None:
         parts.append("What else changed:\n" + "\n".join(f"- {words}" for words in found.differences))
     if found.unmatched:
         parts.append("In one report only, or on another prompt: " + ", ".join(found.unmatched))
-    typer.echo(harmless("\n\n".join(parts)))
+    typer.echo(printable_lines("\n\n".join(parts)))
 
 
 def _sentence(change: Comparison | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,35 +35,31 @@ def chat(
     from edgephi.commands.console import stderr
     from edgephi.runtime.model import load
 
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
     note = stderr()
     with load(folder, device, fallback=fallback) as model:
         session = model.session(
             system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
         if sys.stdin.isatty():
-            note.print(f"[dim]{HELP}[/dim]")
+            note.print(HELP, style="dim")
         while (line := _read_line()) is not None and line != "/exit":
             if line == "/reset":
                 session.reset()
-                note.print("[dim]The conversation starts anew.[/dim]")
+                note.print("The conversation starts anew.", style="dim")
             elif line == "/help":
-                note.print(f"[dim]{HELP}[/dim]")
+                note.print(HELP, style="dim")
             elif line:
                 _answer(session, line)
 
 
 def _answer(session: Session, line: str) -> None:
-    from rich.text import Text
-
     from edgephi.commands.console import print_statistics, print_stream, stderr
     from edgephi.errors import PromptError
 
     try:
         print_statistics(print_stream(session.say(line)))
     except PromptError as error:  # the conversation goes on without this message
-        stderr().print(Text(str(error), style="red"), soft_wrap=True)
+        stderr().print(str(error), style="red", soft_wrap=True)
 
 
 def _read_line() -> str | None:

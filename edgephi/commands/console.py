@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from edgephi.errors import printable
 
+if TYPE_CHECKING:
+    from edgephi.commands.terminal import PlainConsole
     from edgephi.runtime.answer import Answer, Stream
 
 
-def stdout() -> Console:
+def stdout() -> PlainConsole:
     """The console for results."""
-    from rich.console import Console
+    from edgephi.commands.terminal import PlainConsole
 
-    return Console(file=sys.stdout, highlight=False)
+    return PlainConsole(sys.stdout)
 
 
-def stderr() -> Console:
+def stderr() -> PlainConsole:
     """The console for everything that is not the result: progress, statistics, notes."""
-    from rich.console import Console
+    from edgephi.commands.terminal import PlainConsole
 
-    return Console(file=sys.stderr, highlight=False)
+    return PlainConsole(sys.stderr)
+
+
+def print_json(record: object, *, indent: int | None = None) -> None:
+    """Print a record, for programs."""
+    print_json_text(json.dumps(record, indent=indent, ensure_ascii=False))
+
+
+def print_json_text(text: str) -> None:
+    """Print JSON, for programs; what drives a terminal is written as `\\u009b`, which means the same to a parser."""
+    # inside strings JSON has no line breaks, so those that are there lie between values
+    lines = ("".join(map(_escaped_in_json, line)) for line in text.rstrip("\n").split("\n"))
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _escaped_in_json(character: str) -> str:
+    return character if printable(character) == character else json.dumps(character)[1:-1]
 
 
 @contextmanager
@@ -35,7 +54,7 @@ def byte_progress(task: str) -> Iterator[Callable[[int, int | None], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         identity = bar.add_task(task, total=None)
         yield lambda done, total: bar.update(identity, completed=done, total=total)
@@ -59,18 +78,27 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+# of bidirectional writing only what overrides it or opens a span; the marks that right-to-left scripts need stay
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def harmless(text: str) -> str:
-    """A text without the control characters that could drive a terminal; line breaks and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+    """A model's answer with what drives a terminal, or turns the direction of writing, as escapes.
+
+    Line breaks and tabs stay, and so do joiners and marks, which emoji, Arabic and Indic scripts are written with.
+    """
+    return "".join(
+        printable(c) if c in _OVERRIDES or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c
+        for c in text
+    )
 
 
 def print_stream(stream: Stream) -> Answer:
     """Write an answer to stdout while it is made. Ctrl-C cancels the answer, not the program."""
     output = sys.stdout
-    clean = harmless if output.isatty() else str
     with _interrupt_cancels(stream):
         for piece in stream:
-            output.write(clean(piece))
+            output.write(harmless(piece))
             output.flush()
     output.write("\n")
     output.flush()
@@ -96,11 +124,10 @@ def statistics(answer: Answer) -> str:
 
 def print_statistics(answer: Answer) -> None:
     """The statistics line, dim, on stderr; before it, what the device that was asked for lacks."""
-    from rich.text import Text
-
     for reason in answer.passed_over:
-        stderr().print(Text(f"not on the device that was asked for: {reason}", style="yellow"), soft_wrap=True)
-    stderr().print(Text(statistics(answer), style="dim"), soft_wrap=True)
+        sentence = printable(f"not on the device that was asked for: {reason}")
+        stderr().print(sentence, style="yellow", soft_wrap=True)
+    stderr().print(statistics(answer), style="dim", soft_wrap=True)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgephi.errors import printable
+
 if TYPE_CHECKING:
     from edgephi.runtime.answer import Answer
     from edgephi.runtime.placement import Placement
@@ -33,10 +35,8 @@ def demo(
     another) and reused. --json prints {question, answer, finish, model, bundle, bundle_bytes, placement: {provider:
     nodes}, prompt_tokens, new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
     """
-    import json
-
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_stream
+    from edgephi.commands.console import print_json, print_stream
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.runtime.model import load
     from edgephi.runtime.placement import placement
@@ -47,7 +47,7 @@ def demo(
         if as_json:
             answer = stream.result()
         else:
-            typer.echo(f"> {question}")
+            typer.echo(f"> {printable(question)}")
             answer = print_stream(stream)
             typer.echo()
     peak = peak_resident_bytes()
@@ -67,7 +67,7 @@ def demo(
             "decode_tokens_per_s": answer.decode_tokens_per_s,
             "peak_memory_bytes": peak,
         }
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        print_json(record, indent=2)
         return
     _table(folder, manifest.stored_bytes, answer, placed, peak)
 
@@ -123,6 +123,6 @@ def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, p
         table.add_row("time to first token", first)
     if answer.decode_tokens_per_s is not None:
         table.add_row("decode", f"{answer.decode_tokens_per_s:,.1f} tokens/s ({answer.new_tokens} tokens)")
-    table.add_row("bundle", f"{format_bytes(bundle_bytes)} in {folder}")
+    table.add_row("bundle", printable(f"{format_bytes(bundle_bytes)} in {folder}"))
     table.add_row("peak memory", format_bytes(peak))
     stdout().print(table, highlight=False, soft_wrap=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgephi.commands.options import Json
+from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.devices.detect import Machine
@@ -30,6 +30,7 @@ def devices(
     (provider, kind, vendor, vendor_id, device_id, metadata), missing (provider, step, reason, remedy), profile (name of
     the best match or null) and profiles (name, summary, evidence, matches, reasons), those that match first.
     """
+    from edgephi.commands.console import print_json
     from edgephi.devices.detect import survey
     from edgephi.devices.profile import load_profile, match_profiles, own_profiles
     from edgephi.devices.providers import PROVIDERS
@@ -44,7 +45,7 @@ def devices(
             | {"matches": one.matches, "reasons": one.reasons}
             for one in held
         ]
-        typer.echo(json.dumps(machine.as_json() | {"profile": best, "profiles": matches}))
+        print_json(machine.as_json() | {"profile": best, "profiles": matches})
     else:
         _print(machine, held, every or named is not None)
 
@@ -53,7 +54,7 @@ def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgephi.commands.console import format_bytes, harmless, stdout
+    from edgephi.commands.console import format_bytes, stdout
 
     console = stdout()
     facts = Table.grid(padding=(0, 2))
@@ -64,19 +65,19 @@ def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
         ("", " ".join(sorted(machine.cpu.features)) or "instruction sets unknown"),
         ("Memory", memory),
     ):
-        facts.add_row(Text(name, style="bold"), Text(harmless(value)))
+        facts.add_row(Text(name, style="bold"), Text(printable(value)))
     console.print(facts)
     table = Table("Device", "Provider", "Vendor", box=None, padding=(0, 2, 0, 0))
     for device in machine.devices:
         vendor = f"{device.vendor} {device.vendor_id:04x}:{device.device_id:04x}"
-        table.add_row(device.kind, device.provider, Text(harmless(vendor)))
+        table.add_row(*map(printable, (device.kind, device.provider, vendor)))
     console.print()
     console.print(table)
     if machine.missing:
         console.print()
         console.print(Text("Without a device", style="bold"))
         for absent in machine.missing:
-            console.print(Text(harmless(f"  {absent.provider}: {absent.reason}. {absent.remedy}.")), soft_wrap=True)
+            console.print(Text(printable(f"  {absent.provider}: {absent.reason}. {absent.remedy}.")), soft_wrap=True)
     console.print()
     for one in held:
         if one.matches or every:
@@ -88,15 +89,15 @@ def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
 def _print_match(match: Match) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     profile = match.profile
     word = "matches" if match.matches else "does not match"
     console = stdout()
     heading = f"{profile.name} {word}: {profile.summary} ({profile.evidence})"
-    console.print(Text(harmless(heading), style="bold" if match.matches else ""), soft_wrap=True)
-    console.print(Text(harmless(f"  because: {'; '.join(match.reasons) or 'it has no rules'}")), soft_wrap=True)
+    console.print(Text(printable(heading), style="bold" if match.matches else ""), soft_wrap=True)
+    console.print(Text(printable(f"  because: {'; '.join(match.reasons) or 'it has no rules'}")), soft_wrap=True)
     if match.matches:
         graphs = ", ".join(f"{short} runs the {use.graph} graph" for short, use in profile.providers.items())
         order = f"prefill: {' then '.join(profile.prefill)}; decode: {' then '.join(profile.decode)}; {graphs}"
-        console.print(Text(f"  {order}"), soft_wrap=True)
+        console.print(printable(f"  {order}"), soft_wrap=True)

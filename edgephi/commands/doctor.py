@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgephi.commands.options import Device, Json
-from edgephi.errors import UsageError
+from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgephi.devices.doctor import Finding
@@ -45,6 +44,8 @@ def doctor(
     """
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
+    from edgephi.commands.console import print_json
+
     facts: dict[str, object]
     place: Place | None = None
     if folder is None:
@@ -59,7 +60,7 @@ def doctor(
         findings += refusal
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
-        typer.echo(json.dumps(facts | {"findings": [asdict(one) for one in findings], "errors": errors}))
+        print_json(facts | {"findings": [asdict(one) for one in findings], "errors": errors})
     else:
         if place is not None:
             _print_placement(place)
@@ -103,7 +104,7 @@ def _print_placement(place: Place) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgephi.commands.console import format_bytes, harmless, stdout
+    from edgephi.commands.console import format_bytes, stdout
 
     assert place.placement is not None
     profile = f" of profile {place.choice.profile}" if place.choice.profile else ""
@@ -112,19 +113,19 @@ def _print_placement(place: Place) -> None:
     by = place.choice.provider
     if (other := place.choice.decode_provider) is not None:
         by = f"{by} (prompts) and {other} (tokens)"
-    console.print(Text(harmless(f"{place.placement.graph} by {by}{profile}{where}:")), soft_wrap=True)
+    console.print(Text(printable(f"{place.placement.graph} by {by}{profile}{where}:")), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for part in place.placement.providers:
-        table.add_row(part.provider, f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
+        table.add_row(printable(part.provider), f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
     for one in place.placement.kept:
-        table.add_row(f"  kept: {one.op_type}", f"{one.nodes} nodes", one.why)
+        table.add_row(printable(f"  kept: {one.op_type}"), f"{one.nodes} nodes", printable(one.why))
     console.print(table)
 
 
 def _print(facts: dict[str, object], findings: list[Finding]) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     console = stdout()
     for name, value in facts.items():
@@ -133,10 +134,10 @@ def _print(facts: dict[str, object], findings: list[Finding]) -> None:
         else:
             said = ", ".join(map(str, value)) if isinstance(value, list) else ""
         if said:
-            console.print(Text(harmless(f"{name}: {said}")), soft_wrap=True)
+            console.print(Text(printable(f"{name}: {said}")), soft_wrap=True)
     for one in findings:
         place = f" ({one.where})" if one.where else ""
         style = {"error": "red", "warning": "yellow", "note": ""}[one.severity]
-        console.print(Text(harmless(f"{one.severity}: {one.what}{place}. {one.remedy}."), style=style), soft_wrap=True)
+        console.print(Text(printable(f"{one.severity}: {one.what}{place}. {one.remedy}."), style=style), soft_wrap=True)
     if not findings:
         console.print("Nothing is wrong.")

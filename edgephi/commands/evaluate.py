@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgephi.commands.options import Against, Bundle, Json
+from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.benchmarks.choices import ChoiceScores
@@ -67,6 +67,7 @@ def evaluate(
     from edgephi.benchmarks.evaluation import evaluate as measure
     from edgephi.benchmarks.report import library_versions, machine, progress
     from edgephi.commands import contract
+    from edgephi.commands.console import print_json
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.errors import UsageError
 
@@ -107,7 +108,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_resident_bytes(),
     }
-    typer.echo(json.dumps(facts, ensure_ascii=False))
+    print_json(facts)
 
 
 def _choices(result: Evaluation) -> dict[str, object] | None:
@@ -129,25 +130,25 @@ def _print(result: Evaluation, recorded: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     table = Table.grid(padding=(0, 2))
     figures, text = result.figures, result.text
     if figures is not None and text is not None:
         pieces = f"{text.windows} windows of {text.window_length} tokens, {figures.predictions:,} predictions"
-        table.add_row("text", Text(f"{harmless(text.name)}: {pieces}"))
+        table.add_row("text", Text(f"{printable(text.name)}: {pieces}"))
         table.add_row("perplexity", f"{figures.perplexity:.3f}")
     if figures is not None and figures.kl_mean is not None:
         assert figures.kl_p99 is not None and figures.top1_agreement is not None
         assert figures.against_perplexity is not None and result.against is not None
-        table.add_row("against", Text(f"{harmless(result.against)}, perplexity {figures.against_perplexity:.3f}"))
+        table.add_row("against", Text(f"{printable(result.against)}, perplexity {figures.against_perplexity:.3f}"))
         table.add_row("KL divergence", f"mean {figures.kl_mean:.4g}, 99th percentile {figures.kl_p99:.4g} nats")
         table.add_row("top-1 agreement", f"{100 * figures.top1_agreement:.1f} %")
     for name, scores in ((result.model, result.choices), (result.against, result.against_choices)):
         if scores is not None:
             plain, normalized = 100 * scores.accuracy, 100 * scores.accuracy_normalized
             accuracy = f"{plain:.1f} %, normalized {normalized:.1f} %, of {scores.questions:,} questions"
-            table.add_row("choices", Text(f"{harmless(str(name))}: {accuracy}"))
+            table.add_row("choices", Text(f"{printable(str(name))}: {accuracy}"))
     if recorded:
         table.add_row("recorded", "the quality contract is in edgephi.json")
     stdout().print(table)

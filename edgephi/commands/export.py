@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edgephi.errors import printable
+
 if TYPE_CHECKING:
     from edgephi.bundle import NpuFacts
     from edgephi.export.pipeline import Progress
@@ -116,7 +118,7 @@ def export(
     import time
 
     import edgephi
-    from edgephi.commands.console import format_bytes, format_count, stderr, stdout
+    from edgephi.commands.console import format_bytes, format_count, print_json_text, stderr, stdout
     from edgephi.devices.memory import peak_resident_bytes
 
     started = time.perf_counter()
@@ -143,7 +145,7 @@ def export(
             on_progress=on_progress,
         )
     if as_json:
-        typer.echo(manifest.model_dump_json(indent=2))
+        print_json_text(manifest.model_dump_json(indent=2))
         return
     model = manifest.model
     facts = [
@@ -154,9 +156,11 @@ def export(
     ]
     if (choice := manifest.recipe.quantize) is not None:
         facts.append(f"{choice.picked}: {choice.reason}")
+    if manifest.tokenizer is not None:
+        facts += manifest.tokenizer.sentences
     if manifest.npu is not None:
         facts += _npu_facts(manifest.npu)
-    stdout().print(f"{output}: {'; '.join(facts)}", soft_wrap=True)
+    stdout().print(printable(f"{output}: {'; '.join(facts)}"), soft_wrap=True)
     stderr().print(
         f"exported in {time.perf_counter() - started:.1f} s, peak memory {format_bytes(peak_resident_bytes())}",
         style="dim",

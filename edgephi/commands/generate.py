@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def generate(
     (that computed the prompt), provider (that computed the answer's tokens) and passed_over (sentences about those that
     --fallback left behind).
     """
-    from edgephi.commands.console import print_statistics, print_stream
+    from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.runtime.model import load
 
     with load(folder, device, fallback=fallback) as model:
@@ -43,7 +42,7 @@ def generate(
         stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         if as_json:
             record = dataclasses.asdict(stream.result()) | {"templated": templated, "threads": model.threads}
-            typer.echo(json.dumps(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)}))
+            print_json(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)})
         else:
             answer = print_stream(stream)
             print_statistics(answer)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-import typer
-
 from edgephi.commands.options import Bundle, Json
+from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +19,12 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
     With --json, the manifest as one object, with stored_bytes and bits_per_weight added.
     """
     from edgephi.bundle import read_manifest
+    from edgephi.commands.console import print_json
 
     manifest = read_manifest(folder)
     if as_json:
         derived = {"stored_bytes": manifest.stored_bytes, "bits_per_weight": manifest.bits_per_weight}
-        typer.echo(json.dumps(manifest.model_dump(mode="json") | derived))
+        print_json(manifest.model_dump(mode="json") | derived)
     else:
         _print(manifest)
 
@@ -34,19 +33,19 @@ def _print(manifest: Manifest) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgephi.commands.console import format_bytes, harmless, stdout
+    from edgephi.commands.console import format_bytes, stdout
 
     console = stdout()
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(manifest):
-        facts.add_row(Text(name, style="bold"), Text(harmless(value)))
+        facts.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     console.print(facts)
     for title, entries in (("Files", manifest.files), ("Source files", manifest.source.files)):
         table = Table("SHA-256", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("Size", justify="right")
         table.add_column("File", overflow="fold")
         for entry in entries:
-            table.add_row(entry.sha256[:12], format_bytes(entry.bytes), Text(harmless(entry.path)))
+            table.add_row(entry.sha256[:12], format_bytes(entry.bytes), Text(printable(entry.path)))
         console.print()
         console.print(table)
 
@@ -88,6 +87,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         )
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"
+    if (tokenizer := manifest.tokenizer) is not None:
+        alike = f"read alike by {tokenizer.compared_with}" if tokenizer.compared_with else "not compared"
+        yield "Tokenizer", "; ".join([*tokenizer.sentences, *([] if tokenizer.differences else [alike])])
     if manifest.quality is not None:
         yield "Quality", _quality(manifest.quality)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())

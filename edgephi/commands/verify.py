@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgephi.commands.options import Against, Bundle, Device, Fallback, Json
-from edgephi.errors import UsageError
+from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgephi.commands.contract import Kept
@@ -38,10 +37,8 @@ def verify(
     margin_shift (largest change of a logit margin), figures (null, or those of `edgephi evaluate --json`), providers,
     versions.
     """
-    from rich.text import Text
-
     from edgephi.bundle import check_bundle, read_manifest
-    from edgephi.commands.console import byte_progress, format_bytes, stdout
+    from edgephi.commands.console import byte_progress, format_bytes, print_json, stdout
 
     if not run and (text is not None or against is not None):
         raise UsageError("--text and --against are for --run", remedy="Add --run")
@@ -66,11 +63,11 @@ def verify(
         kept = check(folder, manifest, text, against, progress, device, fallback)
     if as_json:
         record: dict[str, object] = {"files": files, "bytes": size, "intact": True}
-        typer.echo(json.dumps(record | ({"contract": _record(kept)} if kept else {})))
+        print_json(record | ({"contract": _record(kept)} if kept else {}))
         return
     intact = f"Intact: {files} files, {format_bytes(size)}, sizes and SHA-256 as in the manifest"
     for line in [intact, *([_sentence(kept)] if kept else [])]:
-        stdout().print(Text(line), soft_wrap=True)
+        stdout().print(printable(line), soft_wrap=True)
 
 
 def _record(kept: Kept) -> dict[str, object]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.config import Config, shown
+from edgephi.export.config_keys import check_keys
 from edgephi.export.families import llama, phi, phi3, phi3small, phi4mm, phimoe
 from edgephi.export.families.naming import Blueprint
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 _FAMILIES = {
-    "llama": llama.describe,
-    "phi": phi.describe,
-    "phi3": phi3.describe,
-    "phi3small": phi3small.describe,
-    "phi4mm": phi4mm.describe,
-    "phimoe": phimoe.describe,
+    "llama": (llama.read_config, llama.describe),
+    "phi": (phi.read_config, phi.describe),
+    "phi3": (phi3.read_config, phi3.describe),
+    "phi3small": (phi3small.read_config, phi3small.describe),
+    "phi4mm": (phi3.read_config, phi4mm.describe),
+    "phimoe": (phimoe.read_config, phimoe.describe),
 }
 
 _OLD_PHI = (
@@ -51,11 +53,14 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     if family is None:
         known = f"edgephi builds {', '.join(sorted(_FAMILIES))}", _OTHER_FAMILY
         what, remedy = _REFUSED.get(str(model_type), known)
-        what = f"model_type is {model_type!r}: {what}"
+        what = f"model_type is {shown(model_type)}: {what}"
         raise UnsupportedModelError(what, where=checkpoint.config_where, remedy=remedy)
-    architecture = family(checkpoint)
-    check_rotary(architecture.spec, checkpoint.config_where)
-    return architecture
+    read_config, describe_family = family
+    config = Config(checkpoint.config, checkpoint.config_where)
+    spec = read_config(config)
+    check_keys(config, str(model_type), spec)
+    check_rotary(spec, checkpoint.config_where)
+    return describe_family(checkpoint)
 
 
 def expected_tensors(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.sizes import plain_decoder, read_sizes
-from edgephi.export.rope import rope_from_config
+from edgephi.export.rope import rope_from_config, stated_once
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 
@@ -20,7 +20,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     spec = read_config(Config(checkpoint.config, checkpoint.config_where))
     claims = Claims(checkpoint.tensors)
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    spec = claims.claim_embedding(spec)
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         query, kv = spec.query_size, spec.kv_size
@@ -40,14 +40,15 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 def read_config(config: Config) -> DecoderSpec:
     """LlamaConfig, of transformers 4 or 5, as a description of the decoder."""
     config.expect("hidden_act", "silu")
-    config.expect("pretraining_tp", 1)
+    # transformers rotates whole heads whatever this says, or stops over it, depending on the rope type
+    stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
     bias = config.boolean("attention_bias", False)
     spec = plain_decoder(
         "llama",
         sizes,
         context_length=config.integer("max_position_embeddings"),
-        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        norm_epsilon=config.positive("rms_norm_eps", 1e-6),
         rope=rope_from_config(config, sizes.head_dim),
         tied_embedding=config.boolean("tie_word_embeddings", False),
     )

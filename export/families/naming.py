@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from edgephi.errors import UnsupportedModelError, WeightError
+from edgephi.export.checkpoint_causes import ZERO3, cause_of
+from edgephi.export.read import UNREAD_TYPES, same_values, unread_type
 from edgephi.export.spec import DecoderSpec, Part, TensorRef, Weight
 
-# buffers that some checkpoints carry and that the configuration determines
-_IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
+# buffers that some checkpoints carry: the configuration or the causal mask determines them, or nothing reads them
+_IGNORED = re.compile(
+    r"(^|\.)(rotary_emb\.(\w+_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids|causal_mask|masked_bias"
+    r"|attn_mask|_extra_state|num_batches_tracked)$"
+)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Role = Literal["linear", "expert", "router", "embedding", "head", "vector"]
 
@@ -33,9 +39,12 @@ class Claims:
     """The weights claimed so far, and which tensors nobody has claimed yet."""
 
     def __init__(self, tensors: Mapping[str, TensorRef]) -> None:
-        self._tensors = tensors
-        self._unclaimed = {name for name in tensors if not _IGNORED.search(name)}
+        self._tensors = tensors if isinstance(tensors, Blueprint) else _with_prefix(tensors)
+        self._unclaimed = {name for name in self._tensors if not _IGNORED.search(name)}
         self.weights: dict[str, Weight] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
 
     def claim(self, name: str, role: Role, parts: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Record a canonical weight made of whole tensors stacked along rows: (tensor name, shape it must have)."""
@@ -52,12 +61,31 @@ class Claims:
         for kind in ("weight", "bias"):
             self.claim(f"{name}.{kind}", "vector", [(f"{theirs}.{kind}", (size,))])
 
+    def claim_embedding(self, spec: DecoderSpec) -> DecoderSpec:
+        """Record the embedding, and find out whether it serves as the head, which `claim_head` records otherwise.
+
+        A tied checkpoint may hold a head as well. Equal values are stored once; others are a head of its own, which
+        merged adapters leave behind: it is used, as transformers 5 does. It may also hold the head alone, for both.
+
+        Returns:
+            The decoder, tied only if embedding and head are the same values.
+
+        Raises:
+            WeightError: see `claim`.
+            SourceError: the file ends inside one of the two; they are read to be compared.
+        """
+        shape = (spec.vocabulary_size, spec.hidden_size)
+        both = self.has(EMBEDDING) and self.has(HEAD)
+        source = HEAD if spec.tied_embedding and self.has(HEAD) and not both else EMBEDDING
+        self.claim("embed.weight", "embedding", [(source, shape)])
+        if not spec.tied_embedding or not both:
+            return spec
+        return replace(spec, tied_embedding=same_values(self._tensor(EMBEDDING, shape), self._tensor(HEAD, shape)))
+
     def claim_head(self, spec: DecoderSpec) -> None:
-        """Record the head's weight, unless it is the embedding; some checkpoints then hold it twice."""
-        if spec.tied_embedding:
-            self.ignore("lm_head.weight")
-        else:
-            self.claim("head.weight", "head", [("lm_head.weight", (spec.vocabulary_size, spec.hidden_size))])
+        """Record the head's weight, unless it is the embedding."""
+        if not spec.tied_embedding:
+            self.claim("head.weight", "head", [(HEAD, (spec.vocabulary_size, spec.hidden_size))])
 
     def claim_rows(
         self, name: str, role: Role, tensor_name: str, shape: tuple[int, ...], rows: Iterable[tuple[int, int]]
@@ -72,10 +100,6 @@ class Claims:
         self._record(name, role, parts)
         self.weights[name] = replace(self.weights[name], interleaved=True)
 
-    def ignore(self, tensor_name: str) -> None:
-        """A tensor that repeats another one, for example the head of a tied checkpoint."""
-        self._unclaimed.discard(tensor_name)
-
     def finish(self) -> dict[str, Weight]:
         """All claimed weights.
 
@@ -85,10 +109,13 @@ class Claims:
         if self._unclaimed:
             names = sorted(self._unclaimed)
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            remedy = "Merge adapters into the weights first, or use a checkpoint of a supported architecture"
+            why, remedy = cause_of(names) or ("", remedy)
             raise UnsupportedModelError(
-                f"the checkpoint holds a tensor that its architecture has no use for: {names[0]}{more}",
+                f"the checkpoint holds a tensor that its architecture has no use for: {names[0]}{more}"
+                f"{'; ' if why else ''}{why}",
                 where=self._tensors[names[0]].file,
-                remedy="Merge adapters into the weights first, or use a checkpoint of a supported architecture",
+                remedy=remedy,
             )
         return self.weights
 
@@ -97,17 +124,16 @@ class Claims:
             self._tensors.demand(name, shape)
         ref = self._tensors.get(name)
         if ref is None:
-            raise WeightError(
-                f"the checkpoint has no tensor {name}",
-                where=self._somewhere(),
-                remedy="Download the checkpoint again, with all its files",
-            )
+            raise self._missing(name)
         if ref.shape != shape:
+            remedy = "Use the config.json that was published with these weights"
             raise WeightError(
                 f"tensor {name} has shape {list(ref.shape)} where the configuration demands {list(shape)}",
                 where=ref.file,
-                remedy="Use the config.json that was published with these weights",
+                remedy=ZERO3 if 0 in ref.shape else remedy,
             )
+        if ref.storage in UNREAD_TYPES:
+            raise unread_type(ref)
         self._unclaimed.discard(name)
         return ref
 
@@ -115,5 +141,23 @@ class Claims:
         rows = sum(part.stop - part.start for part in parts)
         self.weights[name] = Weight(name, tuple(parts), (rows, *parts[0].tensor.shape[1:]), role)
 
+    def _missing(self, name: str) -> WeightError:
+        remedy = "Download the checkpoint again, with all its files"
+        if name == HEAD:
+            remedy = (
+                "Save the whole model (…ForCausalLM) with its head; where the embedding serves as the head, "
+                "set tie_word_embeddings to true in config.json"
+            )
+        why, remedy = cause_of(self._tensors) or ("", remedy)
+        what = f"the checkpoint has no tensor {name}{'; ' if why else ''}{why}"
+        return WeightError(what, where=self._somewhere(), remedy=remedy)
+
     def _somewhere(self) -> object:
         return next(iter(self._tensors.values())).file.parent if self._tensors else None
+
+
+def _with_prefix(tensors: Mapping[str, TensorRef]) -> Mapping[str, TensorRef]:
+    """The names a whole model has, where the decoder was saved by itself (as LlamaModel), without `model.`."""
+    if any(name.startswith("model.") for name in tensors) or not any(name.startswith("layers.") for name in tensors):
+        return tensors
+    return {name if name.startswith("lm_head.") else f"model.{name}": ref for name, ref in tensors.items()}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from edgephi.export.config import Config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.sizes import plain_decoder, read_sizes
-from edgephi.export.rope import rope_from_config
+from edgephi.export.rope import rope_from_config, stated_once
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 DEFAULT_ROTARY_FACTOR = 0.5
@@ -24,7 +24,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     spec = read_config(Config(checkpoint.config, checkpoint.config_where))
     claims = Claims(checkpoint.tensors)
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    spec = claims.claim_embedding(spec)
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         query, kv = spec.query_size, spec.kv_size
@@ -45,14 +45,14 @@ def read_config(config: Config) -> DecoderSpec:
     config.expect("hidden_act", "gelu_new")
     config.expect("qk_layernorm", False)
     sizes = read_sizes(config)
-    if not config.has("partial_rotary_factor"):
+    if not stated_once(config, "partial_rotary_factor").has("partial_rotary_factor"):
         config = Config({**config.values, "partial_rotary_factor": DEFAULT_ROTARY_FACTOR}, config.where)
     spec = plain_decoder(
         "phi",
         sizes,
         context_length=config.integer("max_position_embeddings"),
         # not rms_norm_eps: this family has a key of its own
-        norm_epsilon=config.number("layer_norm_eps", 1e-5),
+        norm_epsilon=config.positive("layer_norm_eps", 1e-5),
         rope=rope_from_config(config, sizes.head_dim),
         tied_embedding=config.boolean("tie_word_embeddings", False),
     )

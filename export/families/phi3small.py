@@ -27,7 +27,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     spec = read_config(Config(checkpoint.config, checkpoint.config_where))
     claims = Claims(checkpoint.tensors)
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    spec = claims.claim_embedding(spec)
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         claims.claim_layer_norm(f"{ours}.input_norm", f"{theirs}.input_layernorm", hidden)
@@ -56,20 +56,20 @@ def read_config(config: Config) -> DecoderSpec:
     config.expect("hidden_act", "gegelu")
     config.expect("ff_dim_multiplier", None)
     config.expect("rope_position_scale", 1.0)
-    inner, theta = config.integer("ff_intermediate_size"), config.number("rope_embedding_base")
+    inner, theta = config.integer("ff_intermediate_size"), config.positive("rope_embedding_base")
+    config.expect("intermediate_size", inner)
+    config.expect("rope_theta", theta)
     common = Config({**config.values, "intermediate_size": inner, "rope_theta": theta}, config.where)
     sizes = read_sizes(common)
     context = config.integer("max_position_embeddings")
     rope, long_rope = ropes_from_config(common, sizes.head_dim, context)
-    width = config.number("mup_width_multiplier")
-    if not width > 0:
-        raise config.refusal("mup_width_multiplier", width, "a number above 0 is needed")
-    scale = config.number("mup_attn_multiplier") / sizes.head_dim if config.boolean("mup_use_scaling") else None
+    width = config.positive("mup_width_multiplier")
+    scale = config.positive("mup_attn_multiplier") / sizes.head_dim if config.boolean("mup_use_scaling") else None
     spec = plain_decoder(
         "phi3small",
         sizes,
         context_length=context,
-        norm_epsilon=config.number("layer_norm_epsilon"),
+        norm_epsilon=config.positive("layer_norm_epsilon"),
         rope=rope,
         # the checkpoints have no head, and transformers ties where a configuration says nothing
         tied_embedding=config.boolean("tie_word_embeddings", True),
@@ -81,11 +81,11 @@ def read_config(config: Config) -> DecoderSpec:
         mlp_bias=True,
         norm="layer",
         mlp="gegelu",
-        gegelu_limit=config.number("gegelu_limit") if config.has("gegelu_limit") else None,
+        gegelu_limit=config.positive("gegelu_limit") if config.has("gegelu_limit") else None,
         long_rope=long_rope,
         block_sparse=_block_sparse(config, sizes),
         attention_scale=scale,
-        embedding_scale=config.number("mup_embedding_multiplier"),
+        embedding_scale=config.positive("mup_embedding_multiplier"),
         head_scale=1 / width,
         suppressed_tokens=_suppressed_tokens(config, sizes.vocabulary),
     )

@@ -14,6 +14,7 @@ from edgephi.export.experts import PICKED
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
 from edgephi.export.longrope import ropes_from_config
+from edgephi.export.rope import stated_once
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
 
 DEFAULT_THETA = 1000000.0
@@ -27,9 +28,10 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     config = Config(checkpoint.config, checkpoint.config_where)
     spec = read_config(config)
     assert spec.experts is not None
+    experts = spec.experts.count
     claims = Claims(checkpoint.tensors)
     hidden, inner, query, kv = spec.hidden_size, spec.intermediate_size, spec.query_size, spec.kv_size
-    claims.claim("embed.weight", "embedding", [("model.embed_tokens.weight", (spec.vocabulary_size, hidden))])
+    spec = claims.claim_embedding(spec)
     for layer in range(spec.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
         qkv = [(f"{theirs}.self_attn.{x}_proj", (size, hidden)) for x, size in (("q", query), ("k", kv), ("v", kv))]
@@ -38,8 +40,8 @@ def describe(checkpoint: Checkpoint) -> Architecture:
         claims.claim_linear(f"{ours}.o", [(f"{theirs}.self_attn.o_proj", (hidden, query))], bias=spec.output_bias)
         claims.claim_layer_norm(f"{ours}.post_norm", f"{theirs}.post_attention_layernorm", hidden)
         block = f"{theirs}.block_sparse_moe"
-        claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (spec.experts.count, hidden))])
-        for expert in range(spec.experts.count):
+        claims.claim(f"{ours}.router.weight", "router", [(f"{block}.gate.weight", (experts, hidden))])
+        for expert in range(experts):
             # w1 is the gate, w3 the up projection
             names = [f"{block}.experts.{expert}.{x}.weight" for x in ("w1", "w3")]
             claims.claim_alternating(f"{ours}.experts.{expert}.gate_up.weight", "expert", names, (inner, hidden))
@@ -56,13 +58,13 @@ def read_config(config: Config) -> DecoderSpec:
     """PhimoeConfig, of transformers 4 or 5, as a description of the decoder."""
     config.expect("hidden_act", "silu")
     config.expect("num_experts_per_tok", PICKED)
-    config.expect("partial_rotary_factor", 1.0)
+    stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
     context = config.integer("max_position_embeddings")
     jitter = config.number("router_jitter_noise", 0.01)
     if not 0 <= jitter < 1:
         raise config.refusal("router_jitter_noise", jitter, "a fraction is needed")
-    if not config.has("rope_theta"):
+    if not stated_once(config, "rope_theta").has("rope_theta"):
         config = Config({**config.values, "rope_theta": DEFAULT_THETA}, config.where)
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     bias = config.boolean("attention_bias", False)
@@ -70,7 +72,7 @@ def read_config(config: Config) -> DecoderSpec:
         "phimoe",
         sizes,
         context_length=context,
-        norm_epsilon=config.number("rms_norm_eps", 1e-5),
+        norm_epsilon=config.positive("rms_norm_eps", 1e-5),
         rope=rope,
         tied_embedding=config.boolean("tie_word_embeddings", False),
     )

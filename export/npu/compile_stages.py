@@ -78,7 +78,8 @@ def compile_stages(
             records |= {stage.name: stage for stage in done}
             versions.add(version)
             line = {"qairt": version, "stages": [stage.model_dump(mode="json") for stage in done]}
-            journal.add(COMPILED + json.dumps(line))
+            files = {name for stage in done for name in (stage.graph, stage.binary)}
+            journal.add_files(COMPILED + json.dumps(line), folder, *sorted(files))
         proven += sum(
             prod(weight.shape) for layer in together[0].layers for weight in layer_weights(layers, layer).values()
         )
@@ -101,15 +102,20 @@ def _units(planned: Sequence[Stage], shared: bool) -> list[tuple[Stage, ...]]:
 
 
 def _already(journal: Journal, folder: Path) -> tuple[dict[str, NpuStage], set[str]]:
-    """What an export that was interrupted compiled: stages by name, and the versions of QAIRT."""
+    """What an export that was interrupted compiled and left unchanged: stages by name, and the versions of QAIRT."""
     records, versions = dict[str, NpuStage](), set[str]()
     for line in journal.done:
         if line.startswith(COMPILED):
-            found = json.loads(line.removeprefix(COMPILED))
-            stages = [NpuStage.model_validate_json(json.dumps(stage)) for stage in found["stages"]]
-            if all((folder / name).is_file() for stage in stages for name in (stage.graph, stage.binary)):
+            try:
+                found = json.loads(line.removeprefix(COMPILED))
+                stages = [NpuStage.model_validate_json(json.dumps(stage)) for stage in found["stages"]]
+                version = str(found["qairt"])
+            except (ValueError, KeyError, TypeError, RecursionError):  # no line of ours: the stages are compiled anew
+                continue
+            files = {name for stage in stages for name in (stage.graph, stage.binary)}
+            if journal.holds_files(line, folder, *files):
                 records |= {stage.name: stage for stage in stages}
-                versions.add(found["qairt"])
+                versions.add(version)
     return records, versions
 
 

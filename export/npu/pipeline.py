@@ -100,7 +100,11 @@ def export_for_npu(
     spec = decoder.inner.spec
     planned = stages(spec, target, decoder.cache_rows)
     tokens_on_cpu = Stage(0, spec.layers, 1, decoder.cache_rows) if target.tokens_on == "cpu" else None
-    with staged(output, force, key) as (folder, journal), source_hashes(plan.checkpoint.files) as source_files:
+    kept = {DATA_FILE, LAYERS_DATA, WORK}
+    with (
+        staged(output, force, key, kept.__contains__) as (folder, journal),
+        source_hashes(plan.checkpoint.files) as source_files,
+    ):
         work = folder / WORK
         work.mkdir(exist_ok=True)
         if (folder / LAYERS_DATA).exists():  # an export was interrupted after its last stage
@@ -161,6 +165,7 @@ def export_for_npu(
             plan.parameters,
             (),
             npu=facts,
+            tokenizer=plan.tokenizer_facts,
         )
         write_manifest(folder, manifest)
     return manifest

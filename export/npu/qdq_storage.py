@@ -102,9 +102,9 @@ def pack_qdq(
             weight, group = architecture.weights[name], f"{name} of two levels"
             if tokens is not None and takes_gptq(weight, layout):
                 continue
-            if group not in journal.done:
+            if not data.holds(matrix.tensors, journal.done.get(group)):
                 _write(read_weight(weight), matrix, data, name)
-                journal.add(group)
+                journal.add(group, data.written(matrix.tensors))
             report(weight_source_bytes(weight))
         if tokens is not None:
             pack_calibrated(architecture, layout, tokens, data, journal, report)

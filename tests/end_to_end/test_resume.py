@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -90,15 +89,14 @@ def test_other_arguments_start_anew(smollm2_gguf: Path, smollm2_bundle: Path, tm
 
 
 def test_two_exports_to_one_output_do_not_mix(smollm2_gguf: Path, tmp_path: Path) -> None:
-    import psutil
-
-    from edgephi.export.output import LOCK
-
-    partial = tmp_path / ".out.partial"
-    partial.mkdir()
-    other = psutil.Process(os.getppid())
-    (partial / LOCK).write_text(f"{other.pid} {other.create_time()!r}", encoding="ascii")
+    lock = tmp_path / ".out.lock"
+    code = "import sys, pathlib, edgephi.export.lock as l\nwith l.locked(pathlib.Path(sys.argv[1])): input()"
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE)
+    wait_until(lambda: lock.is_file() and bool(lock.read_text(encoding="ascii")), other)
     with pytest.raises(OutputError, match=f"process {other.pid}"):
         edgephi.export(smollm2_gguf, tmp_path / "out")
-    (partial / LOCK).write_text(f"{other.pid} 1.0", encoding="ascii")  # the pid was given to somebody else meanwhile
+    other.kill()
+    other.communicate()
+    assert lock.is_file(), "a killed process leaves the file, and nobody holds the lock"
     edgephi.export(smollm2_gguf, tmp_path / "out", precision="int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

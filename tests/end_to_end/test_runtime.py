@@ -22,6 +22,7 @@ from edgephi.commands.app import app
 from edgephi.errors import BundleError, EngineError, PromptError, UsageError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.placement import placement
+from tests.unit.test_bundle import GRAPH
 
 QUESTION = "What is the capital of Japan?"
 # int8 activations: logits of one prefill and of two differ by up to 1.4 on this model
@@ -290,20 +291,28 @@ def test_load_with_verify_finds_a_changed_weight(damaged: Path) -> None:
         load(damaged, verify=True)
 
 
-def test_a_graph_the_runtime_cannot_read_is_an_engine_error(smollm2_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(GRAPH, EngineError), (b"not a graph", BundleError)],
+    ids=["without operators' versions", "no graph"],
+)
+def test_a_graph_the_runtime_cannot_read_is_an_error(
+    smollm2_bundle: Path, tmp_path: Path, content: bytes, error: type[Exception]
+) -> None:
     from edgephi.bundle import describe_file, read_manifest, write_manifest
 
     folder = tmp_path / "broken"
     shutil.copytree(smollm2_bundle, folder)
     for graph in folder.glob("*.onnx"):
-        graph.write_bytes(b"not a graph")
+        graph.write_bytes(content)
     manifest = read_manifest(folder)
     write_manifest(
         folder, manifest.model_copy(update={"files": tuple(describe_file(folder, f.path) for f in manifest.files)})
     )
-    with pytest.raises(EngineError, match="onnxruntime-genai"):
+    ours = error is BundleError
+    with pytest.raises(error, match="no ONNX graph" if ours else "onnxruntime-genai"):
         load(folder)
-    with pytest.raises(EngineError, match="onnxruntime"):
+    with pytest.raises(error, match="no ONNX graph" if ours else "onnxruntime"):
         placement(folder)
 
 

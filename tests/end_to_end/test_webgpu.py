@@ -87,13 +87,14 @@ def test_the_twin_tells_what_the_session_of_onnxruntime_genai_does(bundle: Path,
     program = (
         "import json, sys\nfrom pathlib import Path\nimport numpy as np, onnxruntime_genai as og\n"
         "from edgephi.bundle import read_manifest\nfrom edgephi.runtime.dispatch import plan, settle\n"
-        "from edgephi.runtime.og_settings import og_config\n"
+        "from edgephi.runtime.config import read_genai_config\nfrom edgephi.runtime.og_settings import og_config\n"
         "folder = Path(sys.argv[1])\n"
         "place = settle(folder, plan(folder, read_manifest(folder), sys.argv[3], False).choices[0])\n"
-        "config = og_config(folder, place, 1)\n"
         "session = {'enable_profiling': sys.argv[2]}\n"
-        "config.overlay(json.dumps({'model': {'decoder': {'session_options': session}}}))\n"
-        "model = og.Model(config)\nparams = og.GeneratorParams(model)\nparams.set_search_options(max_length=16)\n"
+        "with og_config(folder, read_genai_config(folder, read_manifest(folder)), place, 1) as config:\n"
+        "    config.overlay(json.dumps({'model': {'decoder': {'session_options': session}}}))\n"
+        "    model = og.Model(config)\n"
+        "params = og.GeneratorParams(model)\nparams.set_search_options(max_length=16)\n"
         "generator = og.Generator(model, params)\ngenerator.append_tokens(np.array([1, 2, 3], np.int32))\n"
         "generator.get_logits()\ndel generator, params, model\n"
     )

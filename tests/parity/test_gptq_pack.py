@@ -65,8 +65,8 @@ from pathlib import Path
 import tests.parity.test_gptq_pack as case
 from edgephi.export.data_file import Journal
 add = Journal.add
-def add_and_wait(journal, name):
-    add(journal, name)
+def add_and_wait(journal, name, *vouched):
+    add(journal, name, *vouched)
     if name == case.group(0):
         print("between layers", flush=True)
         sys.stdin.read()

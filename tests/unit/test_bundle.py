@@ -16,7 +16,9 @@ from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
 from edgephi.commands.app import app
 from edgephi.errors import BundleError
 
-FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 40, "tokenizer/extra.json": b"{}"}
+GRAPH = b"\x08\x0a\x3a\x03\x12\x01g"
+"""An ONNX model, in protobuf: IR version 10 and a graph called g, without nodes."""
+FILES = {"model.onnx": GRAPH, "model.onnx.data": bytes(range(256)) * 40, "tokenizer/extra.json": b"{}"}
 
 
 def make_bundle(folder: Path) -> Manifest:

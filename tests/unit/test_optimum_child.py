@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from edgephi.errors import UnsupportedModelError
+from edgephi.errors import UnsupportedModelError, WeightError
+from edgephi.export.optimum_child import require_used_head
 from edgephi.export.via_optimum import trace
 from tests.processes import gone_within, pid_in
 
@@ -67,3 +72,39 @@ def test_the_libraries_are_quiet_and_offline_before_they_are_imported(
     torch.write_text("import os\nraise RuntimeError(os.environ['HF_HUB_OFFLINE'])\n")
     with pytest.raises(UnsupportedModelError, match="RuntimeError: 1 "):
         trace(Path("phi"), Path("folder"))
+
+
+class Layer:
+    """What transformers 4.57 has in place of a head that it tied to the embedding."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.weight = self
+        self.values = values
+
+    def __getitem__(self, rows: slice) -> Layer:
+        return Layer(self.values[rows])
+
+    def detach(self) -> Layer:
+        return self
+
+    def float(self) -> Layer:
+        return self
+
+    def numpy(self) -> np.ndarray:
+        return self.values
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_head_that_transformers_would_drop_is_refused(own: bool, fixtures: Path, tmp_path: Path) -> None:
+    tensors = load_file(fixtures / "llama-tied" / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    head = table.copy()
+    head[-1, -1] += own
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((fixtures / "llama-tied" / "config.json").read_bytes())
+    tied = Layer(table)
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: tied, get_input_embeddings=lambda: tied, named_modules=lambda: [("lm_head", tied)]
+    )
+    with pytest.raises(WeightError, match=r"lm_head\.weight differs") if own else nullcontext():
+        require_used_head(model, tmp_path)

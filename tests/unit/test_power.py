@@ -16,6 +16,7 @@ from edgephi.devices import power
 from edgephi.devices.power import Power, Spinning, is_battery_saver, read_power, spinning
 from edgephi.devices.profile import load_profile, own_profiles
 from edgephi.errors import DeviceError
+from edgephi.genai_config import Decoder, GenaiConfig, GenaiModel
 from edgephi.runtime.dispatch import Choice, Place, asked_to_spin, beside
 from edgephi.runtime.npu_dispatch import _choice as npu_choice
 from edgephi.runtime.og_settings import og_config
@@ -31,6 +32,7 @@ ON_BATTERY = {
 }
 PLUGGED = ON_BATTERY | {"sys/class/power_supply/AC/online": "1"}
 CPU_GRAPH = GraphEntry(device="cpu", file="model.onnx", computes_in="float32")
+CONFIG = GenaiConfig(model=GenaiModel(type="phi3", context_length=64, vocab_size=10, eos_token_id=2, decoder=Decoder()))
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -111,27 +113,32 @@ def test_another_value_is_refused_with_its_key(tmp_path: Path, value: str) -> No
 def test_the_decision_reaches_the_runtimes_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool
 ) -> None:
-    """What onnxruntime-genai is told, read back from the overlay; it hands keys it does not know to the session."""
+    """What onnxruntime-genai is told, read back from its file; it hands keys it does not know to the session."""
     import onnxruntime_genai as og
 
     told: list[dict[str, Any]] = []
 
     class Config:
         def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path)
+            told.append(json.loads((Path(folder) / "genai_config.json").read_text(encoding="utf-8")))
 
         def clear_providers(self) -> None:
             pass
 
-        def overlay(self, text: str) -> None:
-            told.append(json.loads(text))
+        def add_model_data(self, name: str, data: bytes) -> None:
+            assert data == b"graph"
+
+        def remove_model_data(self, name: str) -> None:
+            pass
 
     monkeypatch.setattr(og, "Config", Config)
     choice = asked_to_spin(Choice("cpu", CPU_GRAPH, spinning=Spinning(not asked, "before")), asked)
     assert choice.spinning == Spinning(asked, "asked for")
-    og_config(tmp_path, Place(choice), 3)
-    (overlay,) = told
-    session = overlay["model"]["decoder"]["session_options"]
+    (tmp_path / CPU_GRAPH.file).write_bytes(b"graph")
+    with og_config(tmp_path, CONFIG, Place(choice), 3):
+        pass
+    (config,) = told
+    session = config["model"]["decoder"]["session_options"]
     assert session["intra_op_num_threads"] == 3
     assert session.get("session.intra_op.allow_spinning", "1") == ("1" if asked else "0")
 

@@ -104,7 +104,8 @@ def make_bundle(fixtures: Path, folder: Path, precision: Precision = "fp32", shi
 
 def write_config(folder: Path, graph: str) -> None:
     decoder = {"filename": graph, "num_key_value_heads": 3, "head_size": 16}
-    config = {"model": {"context_length": CONTEXT, "decoder": decoder}}
+    facts = {"type": "llama", "vocab_size": VOCABULARY, "eos_token_id": 2}
+    config = {"model": facts | {"context_length": CONTEXT, "decoder": decoder}}
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

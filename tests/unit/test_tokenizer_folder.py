@@ -220,7 +220,6 @@ class TestEndOfTurn:
     @pytest.mark.parametrize(
         "template",
         [
-            "{% for %}<|im_end|>",
             "{{ raise_exception('roles must alternate') }}<|im_end|>",
             "{{ messages[7].content }}<|im_end|>",
             "{{ 1 / 0 }}<|im_end|>",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
-import typer
-
 from edgephi.commands.options import Json
+from edgephi.errors import printable
 
 
 def devices(as_json: Json = False) -> None:
@@ -17,22 +14,22 @@ def devices(as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
+    from edgephi.commands.console import print_json
     from edgephi.devices.hub.client import HubClient
 
     client = HubClient()
     found = client.devices()
     if as_json:
         facts = {"server": client.server, "devices": [asdict(device) for device in found]}
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     from rich.table import Table
-    from rich.text import Text
 
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     table = Table(box=None, pad_edge=False)
     for heading in ("device", "system", "chipset"):
         table.add_column(heading)
     for device in found:
-        table.add_row(*(Text(harmless(part)) for part in (device.name, device.os, device.chipset or "")))
+        table.add_row(*map(printable, (device.name, device.os, device.chipset or "")))
     stdout().print(table)

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from edgephi.errors import BundleError, HubError
+from edgephi.errors import BundleError, HubError, printable
 
 if TYPE_CHECKING:
     from edgephi.devices.hub.client import HubClient
@@ -22,11 +20,9 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """A line on stderr."""
-    from rich.text import Text
+    from edgephi.commands.console import stderr
 
-    from edgephi.commands.console import harmless, stderr
-
-    stderr().print(Text(harmless(line)), soft_wrap=True)
+    stderr().print(printable(line), soft_wrap=True)
 
 
 def announce(steps: Sequence[Step], graphs: Mapping[str, HubGraph], uploaded: Mapping[str, str], server: str) -> None:
@@ -86,22 +82,19 @@ def showing(fleet: Fleet) -> Iterator[None]:
     """A bar over the jobs on a terminal; a line on stderr for each that was submitted or has ended."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from edgephi.commands.console import harmless, stderr
+    from edgephi.commands.console import stderr
 
     console = stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         identity = bar.add_task("jobs", total=len(fleet.state.steps))
 
         def tell(step: Step, what: str) -> None:
-            from rich.markup import escape
-            from rich.text import Text
-
-            line = harmless(f"{step.kind} {step.bundle} {step.graph} on {step.device}: {what}")
+            line = printable(f"{step.kind} {step.bundle} {step.graph} on {step.device}: {what}")
             ended = sum(other.status == "finished" for other in fleet.state.steps.values())
-            bar.update(identity, completed=ended, description=escape(line[:60]))
+            bar.update(identity, completed=ended, description=line[:60])
             if fleet.state.steps[step.key].status != step.status or what.startswith("uploading"):
-                bar.console.print(Text(line), soft_wrap=True)
+                bar.console.print(line, soft_wrap=True)
 
         fleet.tell = tell
         yield
@@ -113,13 +106,15 @@ def finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
     Raises:
         HubError: a job failed, or was skipped because one did.
     """
+    from edgephi.commands.console import print_json_text
+
     try:
         with showing(fleet):
             work()
     finally:
         merged = fleet.write_report()
     if as_json:
-        typer.echo(merged.model_dump_json())
+        print_json_text(merged.model_dump_json())
     else:
         _print(merged)
         say(f"report: {fleet.path.parent / 'fleet.json'}")
@@ -135,9 +130,8 @@ def finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
 
 def _print(merged: FleetReport) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    from edgephi.commands.console import harmless, stdout
+    from edgephi.commands.console import stdout
 
     table = Table(box=None, pad_edge=False)
     for heading in ("device", "graph", "job", "status"):
@@ -145,7 +139,7 @@ def _print(merged: FleetReport) -> None:
     for heading in ("inference", "peak memory", "NPU / GPU / CPU"):
         table.add_column(heading, justify="right")
     for record in merged.records:
-        table.add_row(*(Text(harmless(cell)) for cell in _cells(record)))
+        table.add_row(*map(printable, _cells(record)))
     if merged.records:
         stdout().print(table)
     for record in merged.records:

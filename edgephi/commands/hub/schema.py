@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-import typer
-
 
 def schema() -> None:
     """Print the JSON Schema of fleet.json."""
+    from edgephi.commands.console import print_json
     from edgephi.devices.hub.report import FleetReport
 
-    typer.echo(json.dumps(FleetReport.model_json_schema(), indent=2, ensure_ascii=False))
+    print_json(FleetReport.model_json_schema(), indent=2)

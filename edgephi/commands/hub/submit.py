@@ -8,6 +8,7 @@ import typer
 
 from edgephi.commands.hub.options import Output
 from edgephi.commands.options import Bundle
+from edgephi.errors import printable
 
 
 def submit(
@@ -35,4 +36,4 @@ def submit(
     fleet = prepare(matrix, folder.absolute().parent, output, retry_failed=False)
     with showing(fleet):
         fleet.submit_ready()
-    typer.echo(str(fleet.path))
+    typer.echo(printable(str(fleet.path)))

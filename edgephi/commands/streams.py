@@ -1,0 +1,87 @@
+"""Standard input and output as a program finds them: closed, full, with a reader that goes away, in any code page."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+from edgephi.errors import OutputError
+
+_READ = "Read all of it, or send it to a file"
+
+
+class _Stream(io.TextIOWrapper):
+    """Standard output or error; what a legacy code page lacks is shown as `?`."""
+
+    required = True
+    """Whether text that nobody takes is an error. Messages are not: the exit status remains."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._refused(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._refused(error)
+
+    def _refused(self, error: OSError) -> None:
+        # what is still in the buffer would be refused once more when the interpreter ends
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+        if self.required:
+            # Windows says EINVAL
+            gone = error.errno in (errno.EPIPE, errno.EINVAL)
+            if gone:
+                raise OutputError("the reader of standard output went away", remedy=_READ) from error
+            what = f"standard output takes no more: {error.strerror or error}"
+            raise OutputError(what, remedy="Free disk space, or send the output elsewhere") from error
+
+
+def guard_streams() -> None:
+    """Make the three standard streams usable, whatever the caller left of them.
+
+    Raises:
+        OutputError: standard output is closed.
+    """
+    for descriptor in (0, 1, 2):  # a closed one would be given to the next file that is opened, and printed into
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                if nowhere != descriptor:
+                    os.dup2(nowhere, descriptor)
+                    os.close(nowhere)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 - as long as the program
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", remedy="Leave it open, or send it to a file")
+    sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr, required=False)
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _guarded(stream: TextIO, *, required: bool = True) -> TextIO:
+    """The same stream, guarded; one that somebody else made (a test, a notebook) stays what it is."""
+    if type(stream) is not io.TextIOWrapper:
+        return stream
+    encoding, by_line = stream.encoding, stream.line_buffering
+    with suppress(OSError):
+        stream.flush()
+    guarded = _Stream(stream.detach(), encoding=encoding, errors="replace", line_buffering=by_line)
+    guarded.required = required
+    return guarded

@@ -1,0 +1,174 @@
+"""What the `tokenizers` library may be given of a stranger's tokenizer, and how it is called.
+
+The library is Rust. Where it meets what it did not expect it panics, and its `PanicException` is no `Exception`: it
+passes every ordinary handler and ends a server. Where it is asked for too much memory it ends the process, and that
+nothing can catch. So what is asked for is bounded here before a text is encoded, and calls go through `guarded`.
+
+The regular expressions are Oniguruma's. A search that goes back too often ends in a panic after 0.1 s; what is left
+is the pattern that takes time in proportion to a power of the text's length, and the bounds below keep the power low.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edgephi.errors import EdgephiError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MOST_STEPS = 64
+"""Of normalizer, pre-tokenizer, decoder or post-processor; the longest published one has 8."""
+LONGEST_PATTERN = 4_096
+"""Characters of a regular expression; the longest published one, o200k's, has 400."""
+MOST_GROWTH = 256
+"""How many times longer replacements one after the other may make a text; "▁" for a space is one character for one."""
+MOST_ENDLESS = 4
+"""Repetitions without an end in one alternative: each adds a power to the time a search may take; o200k's has 2."""
+MOST_REPEATS = 1_000
+"""The largest number in a repetition such as `{1,3}`."""
+LONGEST_TOKEN = 1_024
+"""Characters of an added token; onnxruntime-genai goes one call deeper for each."""
+MOST_ADDED = 2_000_000
+"""Characters of all added tokens: the automaton that finds them takes about 100 bytes for each."""
+
+_STEPS = ("normalizers", "pretokenizers", "decoders", "processors")
+_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+# an escape or a class of characters: neither is a group or a repetition
+_ATOM = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+@contextmanager
+def guarded(error: Callable[[str], EdgephiError]) -> Iterator[None]:
+    """Turn whatever the library raises, a panic included, into what `error` makes of its text."""
+    try:
+        yield
+    except EdgephiError:
+        raise
+    except Exception as problem:  # the library raises plain Exception
+        raise error(_said(problem)) from problem
+    except BaseException as problem:
+        if type(problem).__name__ != "PanicException":
+            raise
+        raise error(_said(problem)) from problem
+
+
+def bound_tokenizer(tokenizer: Tokenizer, refuse: Callable[[str], EdgephiError]) -> None:
+    """Check a tokenizer that was read and has not encoded anything yet.
+
+    Raises:
+        EdgephiError: made by `refuse` from what exceeds which bound.
+    """
+    parts = {}
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(tokenizer, name)
+        # its pickled state is its JSON; the library has no other way to show it
+        parts[name] = None if part is None else json.loads(part.__getstate__())
+    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
+    bound_parts(parts, added, refuse)
+
+
+def bound_parts(parts: Mapping[str, object], added: Iterable[object], refuse: Callable[[str], EdgephiError]) -> None:
+    """Check the parts of a parsed tokenizer.json, before or after the library has read it.
+
+    Args:
+        parts: normalizer, pre_tokenizer, post_processor and decoder by name, as far as there are any.
+        added: the text of every added token.
+        refuse: makes the error.
+
+    Raises:
+        EdgephiError: made by `refuse` from what exceeds which bound.
+    """
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        steps = _steps(parts.get(name))
+        if len(steps) > MOST_STEPS:
+            raise refuse(f"the {name} has {len(steps):,} steps, more than {MOST_STEPS}")
+        growth = 1
+        for step in steps:
+            pattern = step.get("pattern")
+            regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+            if isinstance(regex, str) and (fault := _fault(regex)):
+                raise refuse(f"a regular expression of the {name} {fault}")
+            growth *= _growth(step, pattern.get("String") if isinstance(pattern, dict) else None)
+        if growth > MOST_GROWTH:
+            raise refuse(f"the {name} could make a text more than {MOST_GROWTH} times longer")
+    characters = 0
+    for text in added:
+        if isinstance(text, str):
+            characters += len(text)
+            if len(text) > LONGEST_TOKEN:
+                raise refuse(f"an added token has {len(text):,} characters, more than {LONGEST_TOKEN:,}")
+    if characters > MOST_ADDED:
+        raise refuse(f"the added tokens have {characters:,} characters, more than {MOST_ADDED:,}")
+
+
+def _steps(part: object) -> list[dict[str, object]]:
+    """Every step of a part, those inside sequences too."""
+    found: list[dict[str, object]] = []
+    left = [part]
+    while left and len(found) <= MOST_STEPS:
+        step = left.pop()
+        if not isinstance(step, dict):
+            continue
+        inner = [entry for key in _STEPS if isinstance(entries := step.get(key), list) for entry in entries]
+        left += inner
+        if not inner:
+            found.append(step)
+        # a post-processor's own steps: each writes tokens around every text
+        found += [
+            entry for key in ("single", "pair") if isinstance(entries := step.get(key), list) for entry in entries
+        ]
+    return [step for step in found if isinstance(step, dict)]
+
+
+def _growth(step: Mapping[str, object], replaced: object) -> int:
+    """How many times longer a step may make a text of a few characters."""
+    texts = [step.get("content") if step.get("type") == "Replace" else None, step.get("prepend")]
+    longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+    return max(1, longest // (len(replaced) if isinstance(replaced, str) and replaced else 1))
+
+
+def _fault(pattern: str) -> str | None:
+    """What makes a regular expression one that could take for ever, in words."""
+    if len(pattern) > LONGEST_PATTERN:
+        return f"has {len(pattern):,} characters, more than {LONGEST_PATTERN:,}"
+    if re.search(r"\\[1-9kg]", re.sub(r"\\\\", "", pattern)):
+        return "refers back to what it matched"
+    plain = _ATOM.sub("a", pattern)
+    for low, high in _COUNT.findall(plain):
+        # a number of more digits is one of more than MOST_REPEATS
+        if any(len(count) > 9 or int(count or 0) > MOST_REPEATS for count in (low, high)):
+            return f"repeats more than {MOST_REPEATS:,} times"
+    # whether the group that is open holds a repetition without end, for each level
+    repeats = [False]
+    endless = 0
+    for place, character in enumerate(plain):
+        if character == "|":
+            endless = 0
+        elif _endless(plain, place):
+            endless += 1
+            if endless > MOST_ENDLESS:
+                return f"has more than {MOST_ENDLESS} repetitions without end in a row"
+        if character == "(":
+            repeats.append(False)
+        elif character == ")" and len(repeats) > 1:
+            inside = repeats.pop()
+            if inside and _endless(plain, place + 1):
+                return "repeats without end what repeats without end"
+            repeats[-1] = repeats[-1] or inside
+        elif _endless(plain, place):
+            repeats[-1] = True
+    return None
+
+
+def _endless(pattern: str, place: int) -> bool:
+    """Whether a repetition without an upper end stands here."""
+    return bool(re.compile(r"[*+]|\{\d*,\}").match(pattern, place))
+
+
+def _said(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:300] or type(problem).__name__

@@ -1,0 +1,103 @@
+"""An answer's text, token by token, is the text of all its tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.runtime.tokenizer import Tokenizer
+
+NAMES = ["phi-2", "phi-3-mini", "phi-3-medium"]
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    metadata = open_gguf(smollm2_gguf).gguf_metadata
+    assert metadata is not None
+    folder = tmp_path_factory.mktemp("smollm2")
+    text = tokenizer_from_gguf(metadata, "smollm2.gguf").tokenizer_json
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    return Tokenizer(folder)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    stream = tokenizer.stream()
+    return [*(stream.push(token) for token in ids), stream.finish()]
+
+
+def random_sequences(tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """Tokens of every kind, single bytes and new lines among them, and ids that are no tokens."""
+    reference = tokenizer._reference
+    size = reference.get_vocab_size()
+    single = [row for row in range(size) if (reference.id_to_token(row) or "").startswith("<0x")] or list(range(300))
+    newline = tokenizer.encode("\n")[-1]
+    sequences = []
+    for seed in range(count):
+        rng = random.Random(seed)
+        kinds = (range(size), single, [newline], [size + 7])
+        sequences.append([rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(1, 24))])
+    return sequences
+
+
+def check(tokenizer: Tokenizer, count: int) -> None:
+    regular = tokenizer.encode("a")[-1]
+    for ids in random_sequences(tokenizer, count):
+        # a regular token at the end: no character is left unfinished
+        whole = [*ids, regular]
+        assert "".join(streamed(tokenizer, whole)) == tokenizer.decode(whole), ids
+        # cut anywhere else the text is the same but for the end
+        text, decoded = "".join(streamed(tokenizer, ids)), tokenizer.decode(ids)
+        assert text.startswith(decoded.rstrip("\ufffd")), ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_thousand_random_sequences(shared_data: Path, name: str) -> None:
+    check(Tokenizer(shared_data / "tokenizers" / name), 3_000)
+
+
+def test_three_thousand_random_sequences_of_smollm2(smollm2: Tokenizer) -> None:
+    check(smollm2, 3_000)
+
+
+def test_a_broken_byte_after_a_newline_of_phi_3(shared_data: Path) -> None:
+    tokenizer = Tokenizer(shared_data / "tokenizers" / "phi-3-mini")
+    newline, broken = 13, 3 + 0xFF
+    ids = [*tokenizer.encode("a"), newline, broken, *tokenizer.encode("b")]
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_character_that_is_not_whole_is_left_out_at_the_end(shared_data: Path, name: str) -> None:
+    tokenizer = Tokenizer(shared_data / "tokenizers" / name)
+    text = "a\né😀\n😀"
+    ids = tokenizer.encode(text)
+    texts = ["".join(streamed(tokenizer, ids[:end])) for end in range(len(ids) + 1)]
+    assert all(text.startswith(part) and "\ufffd" not in part for part in texts)
+    assert [len(part) for part in texts] == sorted(len(part) for part in texts)
+    assert texts[-1] == text
+
+
+@pytest.mark.parametrize("name", ["phi-2", "phi-3-mini"])
+def test_a_token_costs_what_it_costs_however_long_the_answer_is(shared_data: Path, name: str) -> None:
+    tokenizer = Tokenizer(shared_data / "tokenizers" / name)
+    broken = 200
+    stream = tokenizer.stream()
+    started = time.perf_counter()
+    for _ in range(20_000):
+        stream.push(broken)
+    stream.finish()
+    assert time.perf_counter() - started < 5
+
+
+def test_a_decoder_of_another_kind(shared_data: Path, tmp_path: Path) -> None:
+    parsed = json.loads((shared_data / "tokenizers" / "phi-3-mini" / "tokenizer.json").read_text(encoding="utf-8"))
+    steps = parsed["decoder"]["decoders"]
+    parsed["decoder"]["decoders"] = [{"type": "Replace", "pattern": {"String": "\u0001"}, "content": " "}, *steps]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed), encoding="utf-8")
+    check(Tokenizer(tmp_path), 500)

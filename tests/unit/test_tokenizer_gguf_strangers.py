@@ -1,0 +1,71 @@
+"""What GGUF files of other converters hold: missing padding, empty and repeated tokens, markers left as words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgephi.export.gguf_reader import open_gguf
+from edgephi.export.pre_tokenizers import WORD_SPLITS
+from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from tests.unit.test_tokenizer_gguf import CONTROL, NORMAL, UNUSED, loaded, phi, small
+
+
+class TestWhatNobodyNeeds:
+    @pytest.mark.parametrize("token", [-1, 9, 2**32 - 1])
+    @pytest.mark.parametrize("key", ["ggml__padding_token_id", "ggml__unknown_token_id"])
+    def test_padding_that_does_not_exist_is_none(self, key: str, token: int) -> None:
+        files = tokenizer_from_gguf(small(**{key: token}), "some.gguf")
+        assert files.pad_token_id == 0
+        assert "unk_token" not in files.tokenizer_config
+
+    def test_an_empty_token_is_called_by_its_row(self) -> None:
+        metadata = small()
+        metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:7], "", "c"]  # type: ignore[index]
+        metadata["tokenizer.ggml.merges"] = ["a b"]
+        metadata["tokenizer.ggml.token_type"] = [CONTROL, CONTROL, 1, 1, 1, 1, 1, 1, 1]
+        tokenizer = loaded(tokenizer_from_gguf(metadata, "some.gguf"))
+        assert tokenizer.id_to_token(7) == "[EMPTY_7]"
+        assert tokenizer.encode("abc").ids == [6, 8]
+
+    @pytest.mark.parametrize(
+        ("types", "changes", "kept"),
+        [([1, 1], {}, 7), ([1, CONTROL], {}, 8), ([1, 1], {"ggml__eot_token_id": 8}, 8)],
+        ids=["the first", "the special one", "the one that a key names"],
+    )
+    def test_of_two_rows_with_one_text_one_has_it(
+        self, types: list[int], changes: dict[str, object], kept: int
+    ) -> None:
+        metadata = small(**changes)
+        metadata["tokenizer.ggml.tokens"] = ["<|endoftext|>", "<|im_end|>", "a", "b", "Ġ", "1", "ab", "x", "x"]
+        metadata["tokenizer.ggml.token_type"] = [CONTROL, CONTROL, 1, 1, 1, 1, 1, *types]
+        metadata["tokenizer.ggml.merges"] = ["a b"]
+        files = tokenizer_from_gguf(metadata, "some.gguf")
+        assert loaded(files).encode("abx").ids == [6, kept]
+        assert files.notes
+        assert files.vocabulary_size == kept + 1
+
+    @pytest.mark.parametrize("pre", ["falcon3", "smaug-bpe"])
+    def test_llama_3s_words_under_other_names(self, pre: str) -> None:
+        assert WORD_SPLITS[pre] == WORD_SPLITS["llama-bpe"]
+
+    def test_the_shared_case(self, shared_data: Path) -> None:
+        metadata = open_gguf(shared_data / "cases" / "gguf-words-of-llama3" / "pre-falcon3.gguf").gguf_metadata
+        assert metadata is not None
+        renamed = {**metadata, "tokenizer.ggml.pre": "llama-bpe"}
+        assert tokenizer_from_gguf(metadata, "f") == tokenizer_from_gguf(renamed, "f")
+
+
+@pytest.mark.parametrize("kind", [NORMAL, 0, UNUSED])
+def test_markers_that_a_converter_left_as_words_are_tokens_all_the_same(shared_data: Path, kind: int) -> None:
+    original, parsed, metadata = phi(shared_data, "phi-3-mini")
+    types = list(metadata["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
+    for token in parsed["added_tokens"]:
+        if token["content"] in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>"):
+            types[token["id"]] = kind
+    files = tokenizer_from_gguf({**metadata, "tokenizer.ggml.token_type": types}, "phi.gguf")
+    prompt = "<|user|>\nHi there<|end|>\n<|assistant|>\n"
+    assert loaded(files).encode(prompt).ids == original.encode(prompt, add_special_tokens=False).ids
+    assert files.eos_token_ids == (32000, 32007)
+    assert any("<|end|>" in note for note in files.notes)
