@@ -31,6 +31,14 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+LONGEST_PART = 1_000
+"""Characters of a part of a message: a tensor's name or shape in a file may be of any length."""
+
+
+def _bounded(text: str) -> str:
+    return printable(text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…")
+
+
 class EdgephiError(Exception):
     """Base of the hierarchy.
 
@@ -39,13 +47,13 @@ class EdgephiError(Exception):
         where: the file, tensor, key, node or provider it happened at.
         remedy: what to do next, as an imperative sentence without a full stop.
 
-    All three pass through `printable`: names in them may be a stranger's.
+    All three pass through `printable` and are cut at `LONGEST_PART`: names in them may be a stranger's.
     """
 
     def __init__(self, what: str, *, where: object = None, remedy: str) -> None:
-        self.what = printable(what)
-        self.where = None if where is None else printable(str(where))
-        self.remedy = printable(remedy)
+        self.what = _bounded(what)
+        self.where = None if where is None else _bounded(str(where))
+        self.remedy = _bounded(remedy)
         place = f" ({self.where})" if self.where else ""
         super().__init__(f"{self.what}{place}. {self.remedy}.")
 

@@ -132,7 +132,8 @@ def _digits(
     """Values [rows, means] as 4-bit blocks, then what those leave of them, as often as there is room."""
     digits = []
     for zeros in added.zeros:
-        digit = round_to_nearest(np.pad(values, ((0, 0), (0, zeros))), CARRIED, name)
+        padded = np.pad(values, ((0, 0), (0, zeros)))
+        digit = round_to_nearest(padded, CARRIED, name, half_scales=scale_type is np.float16)
         with np.errstate(over="ignore"):
             digit.scales[...] = digit.scales.astype(scale_type)
         values = values - dequantize(digit)[:, : added.means]

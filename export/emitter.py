@@ -114,7 +114,7 @@ class Emitter:
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
         if matrix.means is not None:
             value = self._with_block_means(name, value, matrix.means, matrix.format.block_size)
-        inputs = [value, self.stored(matrix.codes), self.in_float(matrix.scales), zero_points, None, bias]
+        inputs = [value, self.stored(matrix.codes), self.scales(matrix), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
         attributes = {
@@ -165,6 +165,19 @@ class Emitter:
             self._cast[tensor.name] = self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(self.float)})
         return self._cast[tensor.name]
 
+    def scales(self, matrix: StoredMatrix) -> ir.Value:
+        """A matrix's scales in the graph's float type; what they were multiplied by is taken off while it loads."""
+        assert matrix.scales is not None
+        wide = self.in_float(matrix.scales)
+        if not matrix.scale_exponent:
+            return wide
+        name = f"{matrix.scales.name}/Mul"
+        if name not in self._cast:
+            assert self.float == self._ir.DataType.FLOAT  # float16 does not hold the result: `export/half_range.py`
+            factor = self.scalar(f"scale_factor_{matrix.scale_exponent}", 2.0**-matrix.scale_exponent)
+            self._cast[name] = self.op("Mul", name, [wide, factor])
+        return self._cast[name]
+
     def lookup(self, name: str, weight: str, ids: ir.Value) -> ir.Value:
         """Rows of a matrix by id; a quantized one shares its bytes with the head that multiplies by it."""
         table = self._layout.matrices[weight]
@@ -174,7 +187,7 @@ class Emitter:
         # MatMulNBits wants [rows, blocks, block], the lookup [rows, columns]: two shapes over one place in the file
         rows = StoredTensor(f"{table.codes.name}_rows", table.codes.offset, (table.rows, table.columns), "uint8")
         attributes = {"bits": 8, "block_size": table.format.block_size, "gather_axis": 0, "quantize_axis": 1}
-        inputs = [self.stored(rows), ids, self.in_float(table.scales)]
+        inputs = [self.stored(rows), ids, self.scales(table)]
         return self.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
 
     def stores(self, weight: str) -> bool:

@@ -78,11 +78,11 @@ def _block_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weigh
     On a layer of Phi-3.5-MoE's size it decodes 3.6 times as fast as an If for each expert around MatMulNBits.
     """
     up, down = (emit.stack(f"layers.{layer}.experts.{name}.weight") for name in ("gate_up", "down"))
-    assert up.format is not None and up.scales is not None and down.scales is not None
+    assert up.format is not None
     rows = _rows(emit, base, weights)
     zero_points = [emit.stored(m.zero_points) if m.zero_points is not None else None for m in (up, down)]
-    first = [emit.stored(up.codes), emit.in_float(up.scales), None]
-    second = [emit.stored(down.codes), emit.in_float(down.scales), None]
+    first = [emit.stored(up.codes), emit.scales(up), None]
+    second = [emit.stored(down.codes), emit.scales(down), None]
     inputs = [normed, rows, *first, *second, None, None, None, *zero_points, None, rows]
     attributes = {
         **_SWIGLU,

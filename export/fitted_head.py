@@ -35,7 +35,12 @@ def with_own_head(architecture: Architecture) -> Architecture:
 
 
 def pack_head(
-    architecture: Architecture, matrix: StoredMatrix, hidden: Streams, data: DataFile, report: Report
+    architecture: Architecture,
+    matrix: StoredMatrix,
+    hidden: Streams,
+    data: DataFile,
+    report: Report,
+    half: str | None = None,
 ) -> None:
     """Quantize the head with GPTQ and write it to its place.
 
@@ -43,6 +48,7 @@ def pack_head(
         matrix: 4-bit blocks.
         hidden: behind the last layer.
         report: told the source bytes at the end.
+        half: see `Layout.half`.
 
     Raises:
         WeightError, QuantizationError: the head or its statistics cannot be used.
@@ -58,5 +64,6 @@ def pack_head(
         values = read_slice(weight, tensors, start, stop)
         require_finite(values, tensors[0])
         target = compensate(values, hessian, cross, name=HEAD)
-        write_quantized(gptq(target, hessian, matrix.format, name=HEAD), matrix, row, data, tensors[0])
+        packed = gptq(matrix.before_rounding(target), hessian, matrix.format, name=HEAD, half_scales=True)
+        write_quantized(packed, matrix, row, data, tensors[0], half)
     report(weight_source_bytes(weight))

@@ -20,12 +20,12 @@ from edgephi.export.embedding import embed
 from edgephi.export.fitted_head import pack_head
 from edgephi.export.folded import read_weight
 from edgephi.export.lpbq_storage import read_lpbq, write_lpbq
-from edgephi.export.pack import Report, pack_weights, weight_source_bytes, write_quantized
+from edgephi.export.pack import Report, pack_weights, round_matrix, weight_source_bytes, write_quantized
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import HEAD, Architecture, Weight
 from edgephi.export.storage import Layout, StoredMatrix
 from edgephi.export.streams import Streams, gather
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq, round_to_nearest
+from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq
 from edgephi.quantize.drift import compensate
 from edgephi.quantize.gptq import gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight
@@ -115,11 +115,13 @@ def pack_calibrated(
                 report(weight_source_bytes(weights[name]))
         else:
             formats = {name: _format(layout.matrices[name]) for name in linear}
-            for name, packed in fit_layer(graph, hidden, exact, values, formats):
+            exponents = {name: layout.matrices[name].scale_exponent for name in linear}
+            for name, packed in fit_layer(graph, hidden, exact, values, formats, exponents):
                 if isinstance(packed, LpbqWeight):
                     write_lpbq(packed, layout.matrices[name], data)
                 else:
-                    write_quantized(packed, layout.matrices[name], 0, data, weights[name].parts[0].tensor)
+                    tensor = weights[name].parts[0].tensor
+                    write_quantized(packed, layout.matrices[name], 0, data, tensor, layout.half)
                 # scales lose some bits where they are stored
                 values[name] = _read_values(data, layout.matrices[name])
                 report(weight_source_bytes(weights[name]))
@@ -133,7 +135,7 @@ def pack_calibrated(
         if data.holds(tensors, journal.done.get(HEAD)):
             report(weight_source_bytes(architecture.weights[HEAD]))
         else:
-            pack_head(architecture, layout.matrices[HEAD], hidden, data, report)
+            pack_head(architecture, layout.matrices[HEAD], hidden, data, report, layout.half)
             journal.add(HEAD, data.written(tensors))
 
 
@@ -143,6 +145,7 @@ def fit_layer(
     exact: Mapping[str, Float32],
     values: dict[str, Float32],
     formats: Mapping[str, BlockFormat | LpbqFormat],
+    exponents: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[str, QuantizedWeight | LpbqWeight]]:
     """Quantize the linear weights of one layer, each to what it multiplies once those before it are quantized.
 
@@ -150,6 +153,7 @@ def fit_layer(
         exact: all weights of the layer, float.
         values: the same; those that were quantized are replaced by what they decode to.
         formats: of the weights to quantize, by name, in the order in which the layer uses them.
+        exponents: powers of two by which weights are multiplied before (`StoredMatrix.scale_exponent`), by name.
 
     Raises:
         EngineError, WeightError, QuantizationError: see `LayerGraph.run` and `gptq`.
@@ -163,8 +167,9 @@ def fit_layer(
             packed = gptq_lpbq(target, hessian, fmt, name=name)
             values[name] = packed.values()
         else:
-            packed = gptq(target, hessian, fmt, name=name)
-            values[name] = dequantize(packed)
+            exponent = (exponents or {}).get(name, 0)
+            packed = gptq(np.ldexp(target, exponent), hessian, fmt, name=name, half_scales=True)
+            values[name] = np.ldexp(dequantize(packed), -exponent)
         del hessian, target
         yield name, packed
 
@@ -185,7 +190,7 @@ def _format(matrix: StoredMatrix) -> BlockFormat | LpbqFormat:
 def _rounded(values: Float32, matrix: StoredMatrix, name: str) -> Float32:
     """What is stored of a weight that GPTQ does not decide."""
     if matrix.format is not None:
-        return dequantize(round_to_nearest(values, matrix.format, name=name))
+        return matrix.after_rounding(dequantize(round_matrix(values, matrix, name=name)))
     if matrix.channel_scales is None:
         return values
     codes, scales = quantize_rows(values, name=name)
@@ -205,4 +210,4 @@ def _read_values(data: DataFile, matrix: StoredMatrix) -> Float32:
         data.read(matrix.scales).astype(np.float32, copy=False),
         None if zero_points is None else zero_points.astype(np.uint8, copy=False),
     )
-    return dequantize(stored)
+    return matrix.after_rounding(dequantize(stored))

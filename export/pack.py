@@ -17,11 +17,12 @@ from edgephi.errors import WeightError
 from edgephi.export.carry_over import carry_over
 from edgephi.export.data_file import DataFile, Journal
 from edgephi.export.folded import mixes_rows, read_slice, read_weight
+from edgephi.export.half_range import require_half_scales, require_half_vector, to_half
 from edgephi.export.read import require_finite, weight_slices
 from edgephi.export.rope import rope_table
 from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
-from edgephi.export.storage import DType, Layout, StoredMatrix, StoredTensor
-from edgephi.quantize import BlockFormat, QuantizedWeight, round_to_nearest
+from edgephi.export.storage import Layout, StoredMatrix, StoredTensor
+from edgephi.quantize import QuantizedWeight, round_to_nearest
 
 VALUES_PER_SLICE = 2 * 2**20
 """8 MB of float32: several cache sizes, so that reads stay long, and small beside the interpreter's own 100 MB."""
@@ -78,10 +79,7 @@ def pack_weights(
         progress = _Groups(architecture, layout, data, journal, threads)
         report(progress.bytes_before)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
-            jobs = [
-                pool.submit(_pack_slice, piece, layout.matrices[piece.weight.name], data, progress, report)
-                for piece in progress.pending
-            ]
+            jobs = [pool.submit(_pack_slice, piece, layout, data, progress, report) for piece in progress.pending]
             try:
                 done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             finally:  # an error or Ctrl-C: leaving the pool must not mean finishing the rest
@@ -149,27 +147,27 @@ def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
                 yield _Slice(weight, row, tensors, start, stop)
 
 
-def _pack_slice(job: _Slice, matrix: StoredMatrix, data: DataFile, progress: _Groups, report: Report) -> None:
-    tensor = job.tensors[0]
+def _pack_slice(job: _Slice, layout: Layout, data: DataFile, progress: _Groups, report: Report) -> None:
+    tensor, matrix, half = job.tensors[0], layout.matrices[job.weight.name], layout.half
     if matrix.carried:
-        write_quantized(_carried(job, matrix), matrix, job.row, data, tensor)
+        write_quantized(_carried(job, matrix), matrix, job.row, data, tensor, half)
     else:
         # one weight that has to be read as a whole is in memory at a time, however many threads there are
         with progress.whole_weight if mixes_rows(job.weight) else nullcontext():
             for row, values in _values(job):
-                _write_values(values, matrix, row, data, tensor)
+                _write_values(values, matrix, row, data, tensor, half)
     progress.finish(job)
     report(job.source_bytes)
 
 
 def _write_values(
-    values: NDArray[np.float32], matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef
+    values: NDArray[np.float32], matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef, half: str | None
 ) -> None:
     if matrix.format is None:
         require_finite(values, tensor)
-        data.write(matrix.codes, row, _as(values, matrix.codes.dtype, tensor))
+        data.write(matrix.codes, row, to_half(values, matrix.codes.dtype, tensor))
     else:
-        write_quantized(_rounded(values, matrix.format, tensor), matrix, row, data, tensor)
+        write_quantized(_rounded(values, matrix, tensor), matrix, row, data, tensor, half)
 
 
 def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -190,41 +188,51 @@ def _carried(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
     return carry_over(job.tensors[0], job.start, job.stop, matrix.means, scale_type)
 
 
-def _rounded(values: NDArray[np.float32], fmt: BlockFormat, tensor: TensorRef) -> QuantizedWeight:
+def _rounded(values: NDArray[np.float32], matrix: StoredMatrix, tensor: TensorRef) -> QuantizedWeight:
     try:
-        return round_to_nearest(values, fmt, name=tensor.name)
+        return round_matrix(values, matrix, name=tensor.name)
     except WeightError as error:
         raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
 
 
-def write_quantized(packed: QuantizedWeight, matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef) -> None:
-    """Write rows of a quantized matrix, the first of them row `row`; `tensor` is where they came from."""
+def round_matrix(values: NDArray[np.float32], matrix: StoredMatrix, *, name: str) -> QuantizedWeight:
+    """Rows rounded to nearest, with the scales that will be stored; the errors are those of `round_to_nearest`."""
+    assert matrix.format is not None and matrix.scales is not None
+    half_scales = matrix.scales.dtype == "float16"
+    return round_to_nearest(matrix.before_rounding(values), matrix.format, name=name, half_scales=half_scales)
+
+
+def write_quantized(
+    packed: QuantizedWeight,
+    matrix: StoredMatrix,
+    row: int,
+    data: DataFile,
+    tensor: TensorRef,
+    half: str | None = None,
+) -> None:
+    """Write rows of a quantized matrix, the first of them row `row`; `tensor` is where they came from.
+
+    Args:
+        half: see `Layout.half`.
+    """
     data.write(matrix.codes, row, packed.codes)
     if matrix.scales is not None:
-        data.write(matrix.scales, row, _as(packed.scales, matrix.scales.dtype, tensor))
+        if half is not None:
+            require_half_scales(packed.scales, matrix, tensor, half)
+        data.write(matrix.scales, row, to_half(packed.scales, matrix.scales.dtype, tensor))
     if matrix.zero_points is not None and packed.zero_points is not None:
         data.write(matrix.zero_points, row, packed.zero_points)
-
-
-def _as(values: NDArray[np.float32], dtype: DType, tensor: TensorRef) -> NDArray[np.generic]:
-    if dtype == "float32":
-        return values
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise WeightError(
-            f"tensor {tensor.name} holds values beyond float16's 65504",
-            where=tensor.file,
-            remedy="Export with --precision fp32",
-        )
-    return half
 
 
 def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, report: Report) -> None:
     for name, stored in layout.vectors.items():
         weight = architecture.weights.get(name)
         if weight is not None:
-            data.write(stored, 0, _as(read_weight(weight), stored.dtype, weight.parts[0].tensor))
+            values, tensor = read_weight(weight), weight.parts[0].tensor
+            converted = to_half(values, stored.dtype, tensor, half=layout.half)
+            if layout.half is not None or stored.dtype == "float16":
+                require_half_vector(weight, values, layout.half)
+            data.write(stored, 0, converted)
             report(weight_source_bytes(weight))
 
 

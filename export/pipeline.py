@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
 from typing import Literal
@@ -23,6 +23,7 @@ from edgephi.export.emitter import DATA_FILE
 from edgephi.export.genai_config import write_genai_config
 from edgephi.export.gptq_pack import pack_with_gptq
 from edgephi.export.graph import write_graph
+from edgephi.export.half_range import fit_to_half
 from edgephi.export.mixed import Mix, make_budget, settle
 from edgephi.export.output import check_apart, check_disk, check_output, staged
 from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
@@ -33,7 +34,7 @@ from edgephi.export.sensitivity import forget_sensitivities, measure_sensitiviti
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe
 from edgephi.export.tokenizer_files import write as write_tokenizer
-from edgephi.export.variants import plan_variants, require_devices
+from edgephi.export.variants import computing_in_half, plan_variants, require_devices
 from edgephi.files import no_system_errors, refuse_path
 
 GRAPH_ALLOWANCE = 32 * 2**20
@@ -198,6 +199,7 @@ def _carry_out(
             errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, reporter)
             layout = settle(architecture, recipe, mix, errors)
             variants = plan_variants(devices, architecture.spec, layout, recipe)
+        layout = fit_to_half(architecture, replace(layout, half=computing_in_half(variants)))
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
         graphs = [
             aside.submit(

@@ -32,6 +32,7 @@ from edgephi.export.data_file import Journal, write_refusal
 from edgephi.export.embedding import embed
 from edgephi.export.float_model import end_of_model
 from edgephi.export.folded import read_weight
+from edgephi.export.half_range import scale_exponent, typical_scale
 from edgephi.export.pack import Report, weight_source_bytes
 from edgephi.export.recorded_layer import LayerGraph, layer_weights
 from edgephi.export.spec import Architecture, DecoderSpec
@@ -227,18 +228,25 @@ class _Trial:
     def errors(self) -> tuple[list[float], Float32]:
         """The error of every format, and the hidden states [1, tokens, hidden] of the one to follow."""
         weight = self.values[self.name]
-        found = [self._error(round_to_nearest(weight, fmt, name=self.name)) for fmt in LADDER]
+        found = [self._error(_as_stored(weight, fmt, self.name)) for fmt in LADDER]
         errors = [error for error, _ in found]
         return errors, found[_followed(errors)][1]
 
     def _error(self, packed: QuantizedWeight) -> tuple[float, Float32]:
         """Squared error over squared size of a token's hidden states, mean over tokens; and the states."""
-        packed.scales[...] = packed.scales.astype(np.float16)  # as they are stored
         values = {**self.values, self.name: np.ascontiguousarray(dequantize(packed))}
         result = self.graph.run(self.hidden, values)
         size = np.square(self.expected).sum(axis=-1, dtype=np.float64)
         difference = np.square(result[0] - self.expected).sum(axis=-1, dtype=np.float64)
         return float(np.mean(difference / np.maximum(size, np.finfo(np.float32).tiny))), result
+
+
+def _as_stored(weight: Float32, fmt: BlockFormat, name: str) -> QuantizedWeight:
+    """A weight rounded to nearest, with scales as they come back from the data file."""
+    exponent = scale_exponent(typical_scale(weight, fmt))
+    packed = round_to_nearest(np.ldexp(weight, exponent), fmt, name=name, half_scales=True)
+    packed.scales[...] = np.ldexp(packed.scales.astype(np.float16).astype(np.float32), -exponent)
+    return packed
 
 
 def _followed(errors: list[float]) -> int:

@@ -13,6 +13,9 @@ from functools import partial
 from math import prod
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgephi.errors import UsageError
 from edgephi.export.carry_over import (
     BESIDE,
@@ -149,6 +152,16 @@ class StoredMatrix:
     channel_scales: StoredTensor | None = None
     """Of rows, float32; see `export/npu/qdq_storage.py`. Scales are then uint8 multiples of them [blocks, rows], and
     codes are int4 as ONNX packs them, [columns, rows / 2] bytes; without a `format` they are int8 [columns, rows]."""
+    scale_exponent: int = 0
+    """Scales are stored times two to this, and the graph divides by it; see `export/half_range.py`."""
+
+    def before_rounding(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values as they are quantized, so that their scales are those that are stored."""
+        return np.ldexp(values, self.scale_exponent) if self.scale_exponent else values
+
+    def after_rounding(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What quantized values mean."""
+        return np.ldexp(values, -self.scale_exponent) if self.scale_exponent else values
 
     @property
     def inputs(self) -> int:
@@ -171,6 +184,8 @@ class Layout:
     stacks: dict[str, StoredMatrix] = field(default_factory=dict)
     """The experts of a layer as one, by the name without their number (`layers.3.experts.down.weight`): the tensors
     have a leading axis for the expert, and rows as QMoE wants them. They hold what `matrices` hold one by one."""
+    half: str | None = None
+    """What computes in float16 with weights that are not stored in it, as it is called in messages; None: nothing."""
 
     def tensors(self) -> list[StoredTensor]:
         """Everything that has a place, in no order; stacks are their experts."""

@@ -78,6 +78,14 @@ def _variant(known: Provider, spec: DecoderSpec, layout: Layout, recipe: Recipe)
     )
 
 
+def computing_in_half(variants: Sequence[Variant]) -> str | None:
+    """The first graph that computes in float16 where the CPU's does not, as messages call it."""
+    if variants[0].recipe.float_type == "float16":
+        return None
+    named = [one.device for one in variants if one.recipe.float_type == "float16"]
+    return f"the graph for {named[0]} computes" if named else None
+
+
 def cpu_opset(spec: DecoderSpec) -> int:
     """The version of ONNX's operators in the CPU's graph: where averages are fast, unless it lacks an operator."""
     return _opset(graph_traits("cpu"), spec)

@@ -47,6 +47,7 @@ def gptq(
     damping: float = DAMPING,
     passes: int = PASSES,
     name: str = "weight",
+    half_scales: bool = False,
 ) -> QuantizedWeight:
     """Quantize a linear layer's weight so that its output on the calibration inputs changes least.
 
@@ -63,6 +64,7 @@ def gptq(
         damping: fraction of the mean of the diagonal that is added to it.
         passes: of coordinate descent over the codes; 0 leaves what GPTQ gives.
         name: the weight's name for error messages.
+        half_scales: scales will be stored in float16; codes are then chosen for what that leaves of very small ones.
 
     Raises:
         WeightError: weight or Hessian have the wrong shape or dtype, or hold NaN or an infinity.
@@ -74,7 +76,7 @@ def gptq(
     codes = np.full((rows, blocks * fmt.block_size), fmt.default_zero_point, np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = np.full((rows, blocks), fmt.default_zero_point, np.uint8)
-    for part, found, grids in _fit(weight, hessian, fmt, damping, passes, name):
+    for part, found, grids in _fit(weight, hessian, fmt, damping, passes, name, half=half_scales):
         for number, grid in enumerate(grids):
             block = slice(number * fmt.block_size, min((number + 1) * fmt.block_size, columns))
             codes[part, block] = (found[block] - grid.low).T
@@ -118,11 +120,14 @@ def _fit(
     passes: int,
     name: str,
     units: Floats | None = None,
+    *,
+    half: bool = False,
 ) -> Iterator[tuple[slice, Floats, list[Grid]]]:
     """Rows of the weight, their codes minus zero point [columns, rows], and the grid of every block.
 
     Args:
         units: of block scales, float32 [rows]; see `Grid`.
+        half: see `Grid`.
     """
     rows, columns = weight.shape
     mean = float(np.trace(hessian, dtype=np.float64)) / columns
@@ -135,7 +140,7 @@ def _fit(
         for start in range(0, rows, ROWS):
             part = slice(start, min(start + ROWS, rows))
             unit = None if units is None else units[part]
-            found, error, grids = _quantize_rows(pool, weight[part], order, upper, variance, fmt, unit)
+            found, error, grids = _quantize_rows(pool, weight[part], order, upper, variance, fmt, unit, half=half)
             for _ in range(passes):
                 refine(pool, error, found, grids, single, more, fmt.block_size, span)
             yield part, found, grids
@@ -207,6 +212,8 @@ def _quantize_rows(
     variance: Floats,
     fmt: BlockFormat,
     unit: Floats | None,
+    *,
+    half: bool,
 ) -> tuple[Floats, Floats, list[Grid]]:
     """Codes minus zero point and errors, [columns, rows] in the weight's order, and the grid of every block."""
     rows, columns = weight.shape
@@ -220,7 +227,7 @@ def _quantize_rows(
         target = product(pool, upper[:done, done:stop].T, passed_on[:done])
         target += original
         loss = BlockLoss(variance[done:stop], upper[done:stop, done:stop])
-        grid = _search(pool, target, loss, fmt, unit)
+        grid = _search(pool, target, loss, fmt, unit, half=half)
         found = fit_block(original, target, loss, grid, np.float32(fmt.largest_code))
         codes[block] = found
         error[block] = passed_on[done:stop] = original - found * grid.scale
@@ -229,10 +236,14 @@ def _quantize_rows(
     return codes, error, grids
 
 
-def _search(pool: ThreadPoolExecutor, target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None) -> Grid:
+def _search(
+    pool: ThreadPoolExecutor, target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None, *, half: bool
+) -> Grid:
     def piece(start: int) -> Grid:
         part = slice(start, start + COLUMNS)
-        return search_grid(target[:, part], loss, fmt, None if unit is None else unit[part])
+        return search_grid(target[:, part], loss, fmt, None if unit is None else unit[part], half=half)
 
     grids = list(pool.map(piece, range(0, target.shape[1], COLUMNS)))
-    return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]), unit)
+    return Grid(
+        np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]), unit, half
+    )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.half_scales import settled
 from edgephi.quantize.lpbq import LARGEST_SCALE
 
 Floats = NDArray[np.float32]
@@ -38,11 +39,15 @@ class Grid:
     low: Floats
     unit: Floats | None = None
     """Where it is given, a scale is 1 to 16 times this, see `quantize/lpbq.py`; positive."""
+    half: bool = False
+    """Scales will be stored in float16."""
 
     def allowed(self, scale: Floats) -> Floats:
         """The scale of this grid that is nearest. The loss of given codes is a parabola in the scale, so of the scales
         that can be had the one next to its minimum is the best."""
-        return scale if self.unit is None else nearest_multiple(scale, self.unit)
+        if self.unit is not None:
+            return nearest_multiple(scale, self.unit)
+        return settled(scale) if self.half else scale
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,18 @@ class BlockLoss:
     upper: Floats
 
 
-def search_grid(target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None = None) -> Grid:
+def search_grid(
+    target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None = None, *, half: bool = False
+) -> Grid:
     """The candidate that loses least when every target is rounded by itself; rows are worked on independently."""
     scales, lows = _candidates(target, fmt)
     if unit is not None:
         scales = nearest_multiple(np.abs(scales), unit)
+    elif half:
+        scales = settled(scales)
     span = np.float32(fmt.largest_code)
     best: Floats | None = None
-    grid = Grid(scales[0], lows[0], unit)
+    grid = Grid(scales[0], lows[0], unit, half)
     work = np.empty_like(target)
     for scale, low in zip(scales, lows, strict=True):
         np.multiply(target, _inverse(scale), out=work)
@@ -72,7 +81,7 @@ def search_grid(target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats 
         np.square(work, out=work)
         total = loss.variance @ work
         if best is None:
-            best, grid = total, Grid(scale.copy(), low.copy(), unit)
+            best, grid = total, Grid(scale.copy(), low.copy(), unit, half)
         else:
             better = total < best
             for kept, new in ((best, total), (grid.scale, scale), (grid.low, low)):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
+from edgephi.quantize.half_scales import STEP, is_coarse
 
 Floats = NDArray[np.float32]
 
@@ -93,7 +94,9 @@ class _Chunk:
         return step, error
 
 
-def round_to_nearest(weight: Floats, fmt: BlockFormat, name: str = "weight") -> QuantizedWeight:
+def round_to_nearest(
+    weight: Floats, fmt: BlockFormat, name: str = "weight", *, half_scales: bool = False
+) -> QuantizedWeight:
     """Quantizes a weight block by block, minimizing each block's squared error.
 
     4 bits search over scales (and zero points when asymmetric); 8 bits, where rounding error is far smaller, take the
@@ -109,6 +112,7 @@ def round_to_nearest(weight: Floats, fmt: BlockFormat, name: str = "weight") -> 
         weight: float32 [rows, columns], neither of them 0; a slice of a larger weight's rows gives the same blocks.
         fmt: the format to store.
         name: the weight's name for error messages.
+        half_scales: scales will be stored in float16; codes are then chosen for what that leaves of very small ones.
 
     Raises:
         WeightError: not a float32 matrix, empty, or holding NaN or an infinity.
@@ -135,12 +139,16 @@ def round_to_nearest(weight: Floats, fmt: BlockFormat, name: str = "weight") -> 
         w, c, t = (buffer[: fmt.block_size * count].reshape(shape) for buffer in (work, rounded, scratch))
         _load(part, w)
         exponent = _normalize(w, name)
-        scale, low = _quantize(_Chunk(w, c, fmt.largest_code), fmt, t)
+        chunk = _Chunk(w, c, fmt.largest_code)
+        scale, low = _quantize(chunk, fmt, t)
+        found = np.ldexp(scale, exponent)
+        if half_scales:
+            _settle(chunk, found, low, exponent)
         np.subtract(c, low, out=c)
         stored = c.astype(np.uint8).T
         target = codes[start : start + step].reshape(count, -1)
         target[...] = stored if fmt.bits == 8 else pack_nibbles(stored)
-        scales[start : start + step] = np.ldexp(scale, exponent).reshape(-1, blocks)
+        scales[start : start + step] = found.reshape(-1, blocks)
         if zero_points is not None:
             zeros = (-low).astype(np.uint8).reshape(-1, blocks)
             zero_points[start : start + step] = zeros if fmt.bits == 8 else pack_nibbles(zeros)
@@ -203,6 +211,28 @@ def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats,
             chunk.consider(scale, _balanced_low(low_end, scale, steps, chunk.span))
     chunk.consider(chunk.best_fit.copy(), chunk.best_low.copy())
     return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
+
+
+def _settle(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
+    """Moves scales [blocks] that float16 holds coarsely to one of the two steps next to them, and rounds anew."""
+    coarse = np.flatnonzero(is_coarse(scale))
+    if not coarse.size:
+        return
+    weights, part_low = np.ascontiguousarray(chunk.weights[:, coarse]), low[coarse]
+    below = np.floor(np.abs(scale[coarse]) / STEP)
+    best: Floats | None = None
+    for steps in (below + np.float32(1), below):
+        # no block loses its scale: one step is the smallest there is
+        candidate = np.copysign(np.maximum(steps, np.float32(1)) * STEP, scale[coarse])
+        part = _Chunk(weights, np.empty_like(weights), int(chunk.span))
+        normalized = np.ldexp(candidate, -exponent[coarse])
+        part.round(normalized, part_low)
+        left = weights - part.codes * normalized
+        error = _dot(left, left)
+        better = np.ones(len(error), np.bool_) if best is None else error < best
+        best = error if best is None else np.minimum(best, error)
+        chunk.codes[:, coarse[better]] = part.codes[:, better]
+        scale[coarse[better]] = candidate[better]
 
 
 def _balanced_low(low_end: Floats, scale: Floats, steps: float, span: np.float32) -> Floats:

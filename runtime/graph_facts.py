@@ -19,7 +19,8 @@ class GraphFacts:
     """By node name; nodes that onnxruntime makes while it loads are not in here."""
 
     weights: Mapping[str, frozenset[tuple[int, int]]]
-    """(offset, length) in the data file of every weight a node reads, also through a cast that is folded at load."""
+    """(offset, length) in the data file of every weight a node reads, also through what is folded at load: a cast, and
+    the product of scales with a power of two."""
     integer_nodes: frozenset[str]
     """Nodes whose inputs and outputs are integers or truth values, and those that read a shape."""
 
@@ -36,11 +37,13 @@ def read_graph(path: Path) -> GraphFacts:
     places = {tensor.name: _place(tensor) for tensor in graph.initializer if tensor.external_data}
     integers = {tensor.name for tensor in graph.initializer if _whole(tensor.data_type)}
     integers |= {port.name for port in graph.input if _whole(port.type.tensor_type.elem_type)}
+    constants = {tensor.name for tensor in graph.initializer}
     weights, counting = {}, set()
     for node in graph.node:
         read = [places[name] for name in node.input if name in places]
-        if node.op_type == "Cast" and read:
+        if read and (node.op_type == "Cast" or (node.op_type == "Mul" and set(node.input) <= constants)):
             places[node.output[0]] = read[0]
+            constants.add(node.output[0])
         elif read:
             weights[node.name] = frozenset(read)
         from_integers = bool(node.input) and all(name in integers for name in node.input if name)

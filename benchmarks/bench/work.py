@@ -86,6 +86,9 @@ def graph_work(path: Path) -> Work:
         if node.op_type == "Cast" and node.input[0] in constants:
             constants[node.output[0]] = (constants[node.input[0]][0], _bits(_attribute(node, "to", 1)))
             continue
+        if node.op_type == "Mul" and all(name in constants for name in node.input):  # scales and their power of two
+            constants[node.output[0]] = constants[node.input[0]]
+            continue
         for place, name in enumerate(node.input):
             if name in constants:
                 dims, bits = constants[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, write_manifest
@@ -12,6 +13,7 @@ from edgephi.devices.hexagon import HexagonTarget, installed_qairt
 from edgephi.errors import UsageError
 from edgephi.export.calibrate import calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.emitter import DATA_FILE
+from edgephi.export.half_range import fit_to_half
 from edgephi.export.npu.compile import require_compiler
 from edgephi.export.npu.compile_stages import compile_stages
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
@@ -28,6 +30,8 @@ from edgephi.export.recorded_layer import layer_weights
 from edgephi.export.storage import Layout, Recipe, plan_storage
 from edgephi.export.tokenizer_files import write as write_tokenizer
 
+COMPUTES = "the NPU's graphs compute"
+"""In float16 between layers, norms and embeddings included, whatever the weights are; for messages."""
 WORK = "uncompiled"
 """Folder of the layers' weights and graphs until they are compiled; it does not stay."""
 
@@ -110,6 +114,8 @@ def export_for_npu(
         write_pipeline_config(spec, plan.tokenizer, all_stages, target, folder, shared=share_weights)
         to_compile = sum(_stage_bytes(stage, decoder) for stage in planned)
         reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
+        outer = fit_to_half(decoder.outer, replace(outer, half=COMPUTES))
+        inner = fit_to_half(decoder.inner, replace(inner, half=COMPUTES))
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
         build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, threads, reporter)

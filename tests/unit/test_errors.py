@@ -25,3 +25,9 @@ def test_an_error_survives_the_way_between_processes(kind: type[EdgephiError]) -
 def test_a_device_error_keeps_its_step() -> None:
     error = pickle.loads(pickle.dumps(DeviceError("no NPU", remedy="Use --device cpu", step="device")))
     assert (error.what, error.where, error.step) == ("no NPU", None, "device")
+
+
+def test_a_strangers_name_does_not_fill_the_screen() -> None:
+    error = EdgephiError(f"tensor {'n' * 70_000} is unknown", where="w" * 70_000, remedy="Look at the file")
+    assert len(str(error)) < 2_100 and str(error).startswith("tensor nnn") and "…" in str(error)
+    assert str(error).endswith("Look at the file.")
