@@ -258,7 +258,8 @@ def unreadable(problem: Exception, path: Path, error: type[EdgephiError], remedy
     if isinstance(problem, FileNotFoundError):
         return error("there is no such file", where=path, remedy=remedy)
     if isinstance(problem, PermissionError):
-        return error("the file may not be read", where=path, remedy="Check its permissions and those of its folder")
+        what = f"the file may not be read: {problem.strerror or 'permission denied'}"
+        return error(what, where=path, remedy="Check its permissions and those of its folder")
     said = getattr(problem, "strerror", None) or str(problem)
     return error(f"the file cannot be read: {said}", where=path, remedy=remedy)
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 import edgephi
+from edgephi.errors import PromptError
 
 HIDDEN, INNER, VOCABULARY = 32, 32, 32064
 
@@ -104,7 +105,15 @@ def test_messages_become_the_prompt_that_the_template_gives(name: str, shared_da
     original = shared_data / "tokenizers" / name
     tokenizer = Tokenizer.from_file(str(original / "tokenizer.json"))
     edgephi.export(phi3_checkpoint(tmp_path / "checkpoint", original, 5), tmp_path / "bundle")
-    expected = tokenizer.encode(rendered_by_jinja(original, CONVERSATION), add_special_tokens=False).ids
+    asked = CONVERSATION if name == "phi-3-mini" else [one for one in CONVERSATION if one["role"] != "system"]
+    expected = tokenizer.encode(rendered_by_jinja(original, asked), add_special_tokens=False).ids
     with edgephi.load(tmp_path / "bundle") as model:
-        assert model.encode_chat(CONVERSATION) == expected
-        assert model.chat(CONVERSATION, max_new_tokens=1).result().prompt_tokens == len(expected)
+        assert model.encode_chat(asked) == expected
+        assert model.chat(asked, max_new_tokens=1).result().prompt_tokens == len(expected)
+
+
+def test_a_system_message_that_phi_3_medium_would_leave_out_is_an_error(shared_data: Path, tmp_path: Path) -> None:
+    original = shared_data / "tokenizers" / "phi-3-medium"
+    edgephi.export(phi3_checkpoint(tmp_path / "checkpoint", original, 5), tmp_path / "bundle")
+    with edgephi.load(tmp_path / "bundle") as model, pytest.raises(PromptError, match="system"):
+        model.chat(CONVERSATION, max_new_tokens=1)
