@@ -68,6 +68,7 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.C
     )
 
 
+@pytest.mark.timeout(1500)  # two minutes of processor time; other processes may have most of the machine
 def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_data: Path, tmp_path: Path) -> None:
     """In the pages' order, in one folder, with their file names standing for small real files."""
     os.link(smollm2_gguf, tmp_path / smollm2_gguf.name) if same_device(smollm2_gguf, tmp_path) else shutil.copy(
