@@ -1,4 +1,4 @@
-"""The README keeps its promises: every command in it is one this test suite runs."""
+"""The README and the documentation keep their promises: every command in them is one this test suite runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,40 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PROJECT = Path(__file__).resolve().parents[2]
+README = PROJECT / "README.md"
+HEAVY = (
+    # an environment with torch, or many minutes of work: their parts have their own tests
+    "--builder-python",
+    "--llama-python",
+    "--quantize gptq",
+    "--target-size",
+    "edgephi.benchmarks.four_bits",
+    "edgephi.benchmarks.gptq_layer",
+    "edgephi.benchmarks.layer_growth",
+    "edgephi.benchmarks.npu_build",
+    "edgephi.benchmarks.npu_quality",
+    "edgephi.benchmarks.og_overhead",
+    "edgephi.benchmarks.spinning",
+)
+"""What marks a command that is only checked with --help."""
+
+
+def pages() -> list[Path]:
+    """The README, then docs/ in the order of the site's navigation, then how it is measured."""
+    navigation = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1].split("\nplugins:\n")[0]
+    docs = [PROJECT / "docs" / name for name in re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)]
+    return [README, *docs, PROJECT / "benchmarks" / "README.md"]
+
+
+def blocks(language: str, page: Path) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Lines of the README's ```sh blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    """Lines of the pages' ```sh blocks in their order; a command that several pages show counts once."""
+    lines = [line for page in pages() for block in blocks("sh", page) for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
 def npu_commands() -> list[str]:
@@ -41,8 +68,9 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.C
     )
 
 
+@pytest.mark.timeout(1500)  # two minutes of processor time; other processes may have most of the machine
 def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_data: Path, tmp_path: Path) -> None:
-    """In the README's order, in one folder, with its file names standing for small real files."""
+    """In the pages' order, in one folder, with their file names standing for small real files."""
     os.link(smollm2_gguf, tmp_path / smollm2_gguf.name) if same_device(smollm2_gguf, tmp_path) else shutil.copy(
         smollm2_gguf, tmp_path
     )
@@ -50,7 +78,7 @@ def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_dat
         (shared_data / "wikitext2" / "test.txt").read_text(encoding="utf-8")[:20_000], encoding="utf-8"
     )
     environment = os.environ | {"EDGEPHI_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-    environment["EDGEPHI_SMOLLM2"] = str(smollm2_gguf)
+    environment |= {"EDGEPHI_SMOLLM2": str(smollm2_gguf), "EDGEPHI_HISTORY": str(tmp_path / "history.jsonl")}
     for command in commands()[2:]:
         if command in npu_commands():
             continue
@@ -58,13 +86,21 @@ def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_dat
             done = run(command, tmp_path, environment)
             assert done.returncode == 1 and "HF_HUB_OFFLINE" in done.stderr, "a hub id is looked for only when online"
             continue
-        if any(word in command for word in ("--builder-python", "four_bits", "gptq_layer", "npu_", "peers")):
-            # an environment with torch, or many minutes of work: their parts have their own tests
-            script = re.findall(r"edgephi\.benchmarks\.\w+", command)[0]
-            done = run(f"python -m {script} --help", tmp_path, environment)
-        else:
-            done = run(command, tmp_path, environment)
+        heavy = any(mark in command for mark in HEAVY)
+        done = run(f"{command} --help" if heavy else command, tmp_path, environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for page in pages():
+        for block in blocks("python", page):
+            done = run(f"python -c {shlex.quote(with_small_files(block))}", tmp_path, environment)
+            assert done.returncode == 0 and "Tokyo" in done.stdout, f"{page.name}\n{block}\n{done.stderr}"
+
+
+def with_small_files(script: str) -> str:
+    """A page's Python with the demo's weights in the place of Phi's, and each export in a new folder."""
+    script = script.replace("microsoft/Phi-4-mini-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if found := re.search(r'edgephi\.export\w*\(.*, "(.+)"\)', script):
+        script = script.replace(f'"{found[1]}"', f'"{found[1]}-python"')
+    return script
 
 
 def same_device(a: Path, b: Path) -> bool:
@@ -75,3 +111,7 @@ def same_device(a: Path, b: Path) -> bool:
 def test_the_documents_it_points_to_exist(name: str) -> None:
     assert (README.parent / name).is_file()
     assert name in README.read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= 900

@@ -1,0 +1,81 @@
+"""Every script in examples/ runs, on a tiny model or on SmolLM2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgephi
+from tests.tiny_phi import PHI_3, TOKENS, tiny_phi
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def example(name: str, *arguments: Path) -> list[str]:
+    """Lines that an example prints."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Phi-3 (`checkpoint`) and its bundle (`bundle`)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    edgephi.export(tiny_phi(folder / "checkpoint", PHI_3), folder / "bundle")
+    return folder
+
+
+def test_export_and_chat(smollm2_gguf: Path, tmp_path: Path) -> None:
+    size, answer, end = example("export_and_chat.py", smollm2_gguf, tmp_path / "bundle")
+    assert size.endswith(" bits per weight") and "Tokyo" in answer and end.endswith("on cpu, ended by stop")
+
+
+def test_session(smollm2_bundle: Path) -> None:
+    lines = example("session.py", smollm2_bundle)
+    assert "Tokyo" in "".join(lines) and lines[-1] == "5 messages"
+    reused = [int(line.split(" of them")[0].split()[-1]) for line in lines if "from the KV cache" in line]
+    assert reused[0] == 0 and reused[1] > 0, "the second turn computes only what is new"
+
+
+def test_session_ends_in_a_sentence_where_there_is_no_bundle(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / "session.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1 and "What to do: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_device_report(tiny: Path) -> None:
+    lines = example("device_report.py", tiny / "bundle")
+    assert any(line.startswith("device   CPUExecutionProvider: cpu") for line in lines)
+    assert any(line.startswith("runs on  CPUExecutionProvider: ") for line in lines)
+
+
+def test_quality_check(tiny: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(0x4E00 + 3 + index % (TOKENS - 3)) for index in range(300)), encoding="utf-8")
+    perplexity, divergence = example("quality_check.py", tiny / "bundle", tiny / "checkpoint", text)
+    assert perplexity.startswith("perplexity ") and divergence.startswith("KL divergence 0.")
+
+
+def test_read_manifest(tiny: Path) -> None:
+    lines = example("read_manifest.py", tiny / "bundle")
+    assert lines[0].startswith("phi3, 2 layers") and lines[1] == "from folder checkpoint, int4"
+    assert "graph for cpu: model.onnx" in lines
+
+
+def test_examples_are_short_and_all_of_them_run() -> None:
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    tested = Path(__file__).read_text(encoding="utf-8")
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for script in scripts:
+        assert len(script.read_text(encoding="utf-8").splitlines()) < 40, script.name
+        assert f'"{script.name}"' in tested and f"({script.name})" in listed
