@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.read import read_rows
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.spec import Checkpoint
-from edgephi.export.tokenizer_files import TokenizerFiles
-from edgephi.export.tokenizer_files import write as write_tokenizer
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.tokenizer.files import TokenizerFiles
+from edgephi.export.tokenizer.files import write as write_tokenizer
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "phi3": "Phi3ForCausalLM"}
 VALUES_PER_SLICE = 1 << 22

@@ -6,7 +6,7 @@ python examples/quality_check.py smollm2 SmolLM2-135M-Instruct.Q4_1.gguf text.tx
 import sys
 from pathlib import Path
 
-from edgephi.benchmarks.evaluation import evaluate
+from edgephi.benchmarks.evaluate.evaluation import evaluate
 
 bundle, checkpoint, text = sys.argv[1:4]
 figures = evaluate(Path(bundle), against=checkpoint, text=Path(text), windows=2, window_length=128).figures

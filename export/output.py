@@ -17,8 +17,8 @@ from pathlib import Path
 
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import EdgephiError, OutputError, SourceError
-from edgephi.export.data_file import JOURNAL, Journal, write_refusal
 from edgephi.export.lock import locked
+from edgephi.export.weights.data_file import JOURNAL, Journal, write_refusal
 from edgephi.files import is_link, refuse_path, unreadable
 
 RESERVE = 64 * 2**20

@@ -17,24 +17,24 @@ import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, NpuNumerics, describe_file, write_manifest
 from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import SourceError, UsageError
-from edgephi.export.block_sparse import prefill_chunk
-from edgephi.export.calibrate import calibration_tokens, describe_text, forget_tokens
-from edgephi.export.emitter import DATA_FILE
-from edgephi.export.genai_config import write_genai_config
-from edgephi.export.gptq_pack import pack_with_gptq
-from edgephi.export.graph import write_graph
-from edgephi.export.half_range import fit_to_half
-from edgephi.export.mixed import Mix, make_budget, settle
+from edgephi.export.calibrate.budget import Mix, make_budget, settle
+from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
+from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
+from edgephi.export.graph.block_sparse import prefill_chunk
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
+from edgephi.export.graph.genai_config import write_genai_config
+from edgephi.export.graph.rope_switch import write_long_rope_adapter
+from edgephi.export.graph.variants import computing_in_half, plan_variants, require_devices
+from edgephi.export.manifest import make_manifest
 from edgephi.export.output import check_apart, check_disk, check_output, staged
-from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.plan import Plan, make_plan
-from edgephi.export.record import make_manifest
-from edgephi.export.rope_switch import write_long_rope_adapter
-from edgephi.export.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Layout, Precision, Quantize, Recipe, make_recipe
-from edgephi.export.tokenizer_files import write as write_tokenizer
-from edgephi.export.variants import computing_in_half, plan_variants, require_devices
+from edgephi.export.tokenizer.files import write as write_tokenizer
+from edgephi.export.weights.half_range import fit_to_half
+from edgephi.export.weights.layout import Layout, Precision, Quantize, Recipe, make_recipe
+from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.files import no_system_errors, refuse_path
 
 GRAPH_ALLOWANCE = 32 * 2**20
@@ -96,8 +96,8 @@ def export(
         calibration: UTF-8 text for gptq, a budget and w4a16, of which the first 8,192 tokens count; None: the model
             samples its own.
         seed: of that sampling, and of the rotation.
-        rotate: rotate the weights, which leaves the float model's logits as they are (`export/rotation.py`); what the
-            source holds in 4 bits is then quantized anew.
+        rotate: rotate the weights, which leaves the float model's logits as they are (`export/weights/rotation.py`);
+            what the source holds in 4 bits is then quantized anew.
         head_bits: of int4's head; 4 makes it faster, and is for `quantize` gptq, which fits it, or rtn, which loses far
             more. Where the embedding serves as head, both are stored.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
@@ -166,7 +166,7 @@ def export(
                 remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
                 "out, or --via",
             )
-        from edgephi.export.via_optimum import export_via_optimum
+        from edgephi.export.optimum.export import export_via_optimum
 
         check_apart(source, output)
         return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from edgephi.bundle import TokenizerFacts
 from edgephi.errors import UsageError
-from edgephi.export.calibrate import CalibrationSource, extra_disk
+from edgephi.export.calibrate.budget import Budget, Mix, plan_mix
+from edgephi.export.calibrate.fitted_head import with_own_head
+from edgephi.export.calibrate.sensitivity import states_bytes
+from edgephi.export.calibrate.text import CalibrationSource, extra_disk
+from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
-from edgephi.export.fitted_head import with_own_head
-from edgephi.export.mixed import Budget, Mix, plan_mix
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.sensitivity import states_bytes
-from edgephi.export.source import open_source
+from edgephi.export.graph.variants import Variant, plan_variants
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Layout, Recipe, carries_any, plan_storage
-from edgephi.export.tokenizer_files import TokenizerFiles, require_vocabulary
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_genai import compare_with_genai
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
-from edgephi.export.variants import Variant, plan_variants
+from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
+from edgephi.export.tokenizer.genai import compare_with_genai
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
+from edgephi.export.weights.layout import Layout, Recipe, carries_any, plan_storage
+from edgephi.export.weights.rotation import rotate_architecture
 
 FITTED_UP_TO = 1_000_000_000
 """Parameters up to which `auto` fits float weights by GPTQ: minutes on two cores. Beyond, it has to be asked for."""

@@ -12,7 +12,7 @@ class Rope:
     """Rotary position embedding in NeoX layout (first half of the rotated part pairs with its second half).
 
     cos and sin of position p are `scale * cos(p * inv_freq)` and `scale * sin(p * inv_freq)`.
-    Source: Su et al. 2021, "RoFormer"; the scaled variants are named in `export/rope.py`.
+    Source: Su et al. 2021, "RoFormer"; the scaled variants are named in `export/families/rope.py`.
     """
 
     dim: int
@@ -56,7 +56,7 @@ class BlockSparse:
 
 @dataclass(frozen=True)
 class Experts:
-    """A layer's MLP as `count` gated ones, two of which see a token; `export/experts.py` says how they are chosen."""
+    """A layer's MLP as `count` gated ones, two of which see a token; `export/graph/moe.py` says how they are chosen."""
 
     count: int
     jitter: float
@@ -93,7 +93,7 @@ class DecoderSpec:
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, a gain only; or LayerNorm, with a bias."""
     mlp: Literal["gated_silu", "gelu_tanh", "gegelu", "experts"] = "gated_silu"
-    """down(silu(gate(x)) · up(x)); down(gelu(up(x))) with the tanh approximation of GELU; `export/gegelu.py`; or
+    """down(silu(gate(x)) · up(x)); down(gelu(up(x))) with the tanh approximation of GELU; `export/graph/gegelu.py`; or
     experts of the first kind, `intermediate_size` channels each."""
     experts: Experts | None = None
     """Given exactly where `mlp` says so."""
@@ -110,7 +110,7 @@ class DecoderSpec:
     head_scale: float = 1.0
     """What the last norm's output is multiplied by before the head."""
     head_input: bool = False
-    """A linear layer stands between the last norm and the head; see `export/rotation.py`."""
+    """A linear layer stands between the last norm and the head; see `export/weights/rotation.py`."""
     suppressed_tokens: tuple[int, ...] = ()
     """Ids whose logit is the lowest number there is: they are in the vocabulary, but never in a text."""
 
@@ -199,7 +199,7 @@ class Diagonal:
 
 
 Fold = ScaledColumns | RotatedColumns | RotatedRows | AddedProduct | Ones | Diagonal
-"""One step of what is done to a weight's values after they are read; `export/folded.py` does it."""
+"""One step of what is done to a weight's values after they are read; `export/weights/transforms.py` does it."""
 
 
 HEAD = "head.weight"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from edgephi.runtime.engine import Engine
+from edgephi.runtime.engines.genai import Engine
 from edgephi.runtime.sampling import Sampling, chooser
 from edgephi.runtime.tokenizer import Tokenizer
 

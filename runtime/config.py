@@ -43,7 +43,7 @@ def read_npu_config(folder: Path, facts: NpuFacts) -> GenaiConfig:
 
 
 def refuse_npu_bundle(folder: Path, manifest: Manifest) -> None:
-    """Raises BundleError for a bundle that only `runtime/npu.py` opens: the CPU has no graph of its layers."""
+    """Raises BundleError for a bundle that only `runtime/engines/npu.py` opens: the CPU has no graph of its layers."""
     if manifest.npu is not None:
         raise BundleError(
             f"the bundle's layers are compiled for the NPU of {manifest.npu.target}, and no NPU was asked for",

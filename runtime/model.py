@@ -19,8 +19,8 @@ from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
-from edgephi.runtime.engine import Engine, OgModel, Weights, capacity_for
-from edgephi.runtime.npu import open_npu
+from edgephi.runtime.engines.genai import Engine, OgModel, Weights, capacity_for
+from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack, prepacking
@@ -158,7 +158,7 @@ class Model:
 
     @classmethod
     def on_npu(cls, folder: Path, manifest: Manifest, found: NpuPlace, threads: int | None) -> Model:
-        """Run by `runtime/npu.py`; the arguments and errors are those of `load`."""
+        """Run by `runtime/engines/npu.py`; the arguments and errors are those of `load`."""
         assert manifest.npu is not None
         config, place = read_npu_config(folder, manifest.npu), Place(found.choice)
         count = threads or place.threads

@@ -13,7 +13,7 @@ from edgephi.devices.providers import provider
 from edgephi.errors import BundleError, DeviceError
 from edgephi.runtime.config import refuse_npu_bundle
 from edgephi.runtime.dispatch import Choice, beside
-from edgephi.runtime.npu_checks import Chip, Device
+from edgephi.runtime.engines.npu_checks import Chip, Device
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import DeviceError
 from edgephi.runtime.dispatch import Place, plan, settle
-from edgephi.runtime.npu import open_npu
+from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.npu_dispatch import npu_place
 from edgephi.runtime.placement import placement, together
 

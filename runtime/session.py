@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.engine import Engine
+from edgephi.runtime.engines.genai import Engine
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 

@@ -1,4 +1,4 @@
-"""The chat template of a folder. What renders it is `edgephi/chat_template.py`."""
+"""The chat template of a folder. What renders it is `edgephi/templates/chat_template.py`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from edgephi.chat_template import SOURCE_LIMIT, ChatTemplate, Message
 from edgephi.errors import PromptError, TokenizerError
 from edgephi.files import read_json_object, read_text, require_inside
+from edgephi.templates.chat_template import SOURCE_LIMIT, ChatTemplate, Message
 
 __all__ = ["ChatTemplate", "Message", "empty_prompt", "read_template", "special_tokens", "user_message"]
 

@@ -10,15 +10,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.graph import write_graph
-from edgephi.export.pack import pack_weights
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
+from edgephi.export.graph.variants import cpu_opset, plan_variants
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.storage import Precision, Recipe, make_recipe, plan_storage
-from edgephi.export.variants import cpu_opset, plan_variants
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.layout import Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.weights.pack import pack_weights
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from edgephi.export.read import read_rows
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
 
 EIGHT = BlockFormat(bits=8, block_size=32, symmetric=True)

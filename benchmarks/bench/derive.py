@@ -10,7 +10,7 @@ import numpy as np
 
 from edgephi.benchmarks.bench.results import CaseResult, Derived, Metric
 from edgephi.benchmarks.bench.workload import Score
-from edgephi.runtime.engine import PREFILL_CHUNK
+from edgephi.runtime.engines.genai import PREFILL_CHUNK
 
 
 def derive(cases: Sequence[CaseResult], score: Score | None) -> tuple[Derived, ...]:

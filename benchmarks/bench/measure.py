@@ -11,7 +11,7 @@ import numpy as np
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.results import Metric
 from edgephi.benchmarks.bench.usage import Usage, read_usage
-from edgephi.runtime.engine import Engine
+from edgephi.runtime.engines.genai import Engine
 from edgephi.runtime.sampling import Sampling, chooser
 
 Joules = Callable[[], float]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgephi.errors import BundleError, QualityError, UsageError
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.evaluation import Evaluation, Figures, Progress
+    from edgephi.benchmarks.evaluate.evaluation import Evaluation, Figures, Progress
     from edgephi.bundle import Manifest, Quality
     from edgephi.runtime.golden import Flip, Reproduction
 
@@ -91,7 +91,7 @@ def check(
         UsageError: another text.
         QualityError: an answer or a figure changed.
     """
-    from edgephi.benchmarks.evaluation import evaluate
+    from edgephi.benchmarks.evaluate.evaluation import evaluate
     from edgephi.benchmarks.report import library_versions
     from edgephi.bundle import sha256_of
     from edgephi.runtime.golden import reproduce

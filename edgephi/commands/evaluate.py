@@ -11,8 +11,8 @@ from edgephi.commands.options import Against, Bundle, Json
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.choices import ChoiceScores
-    from edgephi.benchmarks.evaluation import Evaluation
+    from edgephi.benchmarks.evaluate.choices import ChoiceScores
+    from edgephi.benchmarks.evaluate.evaluation import Evaluation
 
 
 def evaluate(
@@ -63,8 +63,8 @@ def evaluate(
     import time
     from dataclasses import asdict
 
-    from edgephi.benchmarks import plots
-    from edgephi.benchmarks.evaluation import evaluate as measure
+    from edgephi.benchmarks.evaluate import plots
+    from edgephi.benchmarks.evaluate.evaluation import evaluate as measure
     from edgephi.benchmarks.report import library_versions, machine, progress
     from edgephi.commands import contract
     from edgephi.commands.console import print_json

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.config import Config, shown
-from edgephi.export.config_keys import check_keys
+from edgephi.export.checkpoint.config import Config, shown
+from edgephi.export.checkpoint.config_keys import check_keys
 from edgephi.export.families import llama, phi, phi3, phi3small, phi4mm, phimoe
 from edgephi.export.families.naming import Blueprint
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgephi.export.config import Config
+from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.naming import Claims
+from edgephi.export.families.rope import rope_from_config, stated_once
 from edgephi.export.families.sizes import plain_decoder, read_sizes
-from edgephi.export.rope import rope_from_config, stated_once
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgephi.errors import UnsupportedModelError, WeightError
-from edgephi.export.checkpoint_causes import ZERO3, cause_of
-from edgephi.export.read import UNREAD_TYPES, same_values, unread_type
+from edgephi.export.checkpoint.causes import ZERO3, cause_of
+from edgephi.export.checkpoint.tensors import UNREAD_TYPES, same_values, unread_type
 from edgephi.export.spec import DecoderSpec, Part, TensorRef, Weight
 
 # buffers that some checkpoints carry: the configuration or the causal mask determines them, or nothing reads them

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgephi.export.config import Config
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.checkpoint.gguf_rope import PHI3_FIRST_CONTEXT
+from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
+from edgephi.export.families.rope import scaling_section
 from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
-from edgephi.export.gguf_rope import PHI3_FIRST_CONTEXT
-from edgephi.export.longrope import ropes_from_config
-from edgephi.export.rope import scaling_section
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 

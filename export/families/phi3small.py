@@ -1,8 +1,8 @@
 """Phi-3-small (8k and 128k): everything published as Phi3SmallForCausalLM.
 
-It differs from Phi-3 in most of its parts: LayerNorm with biases, a clamped GEGLU (`export/gegelu.py`), block-sparse
-attention in every second layer (`export/block_sparse.py`), muP scales, and q, k, v interleaved by group of heads.
-transformers has no class for it; the checkpoint carries its own.
+It differs from Phi-3 in most of its parts: LayerNorm with biases, a clamped GEGLU (`export/graph/gegelu.py`),
+block-sparse attention in every second layer (`export/graph/block_sparse.py`), muP scales, and q, k, v interleaved by
+group of heads. transformers has no class for it; the checkpoint carries its own.
 Source: Abdin et al. 2024, "Phi-3 Technical Report"; microsoft/Phi-3-small-8k-instruct, configuration_phi3_small.py and
 modeling_phi3_small.py; Yang et al. 2022, "Tensor Programs V", for muP.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from edgephi.export.config import Config
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.sizes import MAX_LAYERS, Sizes, plain_decoder, read_sizes
-from edgephi.export.longrope import ropes_from_config
 from edgephi.export.spec import Architecture, BlockSparse, Checkpoint, DecoderSpec
 
 UNUSED_TOKENS = (100256, 100258, 100259, 100260, 100264, 100265, *range(100267, 100352))

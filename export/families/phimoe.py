@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgephi.export.config import Config
-from edgephi.export.experts import PICKED
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
+from edgephi.export.families.rope import stated_once
 from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
-from edgephi.export.longrope import ropes_from_config
-from edgephi.export.rope import stated_once
+from edgephi.export.graph.moe import PICKED
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
 
 DEFAULT_THETA = 1000000.0

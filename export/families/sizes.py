@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgephi.export.config import Config
+from edgephi.export.checkpoint.config import Config
 from edgephi.export.spec import DecoderSpec, Rope
 
 MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.export.embedding import embed
-from edgephi.export.folded import read_weight
-from edgephi.export.recorded_layer import CACHED, LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import CACHED, LayerGraph, layer_weights
 from edgephi.export.spec import Architecture
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.transforms import read_weight
 
 LARGEST_CODE, LARGEST_CACHED = 65535, 255
 HEAD_ROOM = 1.1

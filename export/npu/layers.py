@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from edgephi.bundle import NpuNumerics
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.data_file import Journal
-from edgephi.export.emitter import DATA_FILE
-from edgephi.export.gptq_pack import pack_with_gptq
+from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.npu.decoder import NpuDecoder
 from edgephi.export.npu.encodings import measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import Stage, stage_graph
-from edgephi.export.pack import Report, pack_weights
-from edgephi.export.storage import Layout, Recipe, plan_storage
+from edgephi.export.weights.data_file import Journal
+from edgephi.export.weights.layout import Layout, Recipe, plan_storage
+from edgephi.export.weights.pack import Report, pack_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,9 +11,10 @@ from pathlib import Path
 from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, write_manifest
 from edgephi.devices.hexagon import HexagonTarget, installed_qairt
 from edgephi.errors import UsageError
-from edgephi.export.calibrate import calibration_tokens, describe_text, extra_disk, forget_tokens
-from edgephi.export.emitter import DATA_FILE
-from edgephi.export.half_range import fit_to_half
+from edgephi.export.calibrate.layer import layer_weights
+from edgephi.export.calibrate.text import calibration_tokens, describe_text, extra_disk, forget_tokens
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.manifest import make_manifest
 from edgephi.export.npu.compile import require_compiler
 from edgephi.export.npu.compile_stages import compile_stages
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
@@ -22,13 +23,12 @@ from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph
 from edgephi.export.npu.token_graph import LAYERS_DATA, token_graph
 from edgephi.export.output import check_disk, staged
-from edgephi.export.pack import pack_weights, source_bytes, weight_source_bytes
 from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
 from edgephi.export.plan import make_plan
-from edgephi.export.record import make_manifest
-from edgephi.export.recorded_layer import layer_weights
-from edgephi.export.storage import Layout, Recipe, plan_storage
-from edgephi.export.tokenizer_files import write as write_tokenizer
+from edgephi.export.tokenizer.files import write as write_tokenizer
+from edgephi.export.weights.half_range import fit_to_half
+from edgephi.export.weights.layout import Layout, Recipe, plan_storage
+from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
 
 COMPUTES = "the NPU's graphs compute"
 """In float16 between layers, norms and embeddings included, whatever the weights are; for messages."""

@@ -15,7 +15,7 @@ from edgephi.bundle import GENAI_CONFIG
 from edgephi.devices.hexagon import SHARE_CONTEXTS, HexagonTarget, load_options
 from edgephi.export.npu.static_graph import INPUT_IDS, LAST, LOGITS, TOTAL, Stage, hidden_name
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.export.tokenizer.files import TokenizerFiles
 
 EMBEDDING_FILE, HEAD_FILE = "embedding.onnx", "head.onnx"
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgephi.export.attention import KvCache
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.graph.attention import KvCache
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.npu.encodings import Encoding, Encodings
 from edgephi.export.npu.static_graph import Stage, StageEmitter, emit_stage
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.storage import Layout, Recipe, StoredMatrix, StoredTensor
+from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.data_file import DataFile, Journal
-from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import pack_calibrated, takes_gptq
-from edgephi.export.lpbq_storage import write_lpbq
-from edgephi.export.pack import Report, pack_weights, weight_source_bytes
+from edgephi.export.calibrate.gptq import pack_calibrated, takes_gptq
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.storage import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
+from edgephi.export.weights.data_file import DataFile, Journal
+from edgephi.export.weights.layout import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
+from edgephi.export.weights.lpbq_storage import write_lpbq
+from edgephi.export.weights.pack import Report, pack_weights, weight_source_bytes
+from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize import BlockFormat
 from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows

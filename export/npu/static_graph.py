@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgephi.export.attention import KvCache
-from edgephi.export.emitter import MS, Emitter
-from edgephi.export.graph import IR_VERSION, MS_OPSET
-from edgephi.export.head import logits as emit_logits
-from edgephi.export.mlp import mlp
-from edgephi.export.norms import normalize
+from edgephi.export.graph.attention import KvCache
+from edgephi.export.graph.builder import MS, Emitter
+from edgephi.export.graph.decoder import IR_VERSION, MS_OPSET
+from edgephi.export.graph.head import logits as emit_logits
+from edgephi.export.graph.mlp import mlp
+from edgephi.export.graph.norms import normalize
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.storage import Layout, Recipe
+from edgephi.export.weights.layout import Layout, Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

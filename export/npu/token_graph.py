@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgephi.export.attention import KvCache
-from edgephi.export.emitter import MS, Emitter
-from edgephi.export.mlp import mlp
-from edgephi.export.norms import add_and_norm, first_norm
+from edgephi.export.graph.attention import KvCache
+from edgephi.export.graph.builder import MS, Emitter
+from edgephi.export.graph.mlp import mlp
+from edgephi.export.graph.norms import add_and_norm, first_norm
 from edgephi.export.npu.static_graph import LAST, TOTAL, Stage, as_model, hidden_name
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.storage import Layout, Recipe
+from edgephi.export.weights.layout import Layout, Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,8 +11,8 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
-from edgephi.export.emitter import DATA_FILE
-from edgephi.export.storage import Quantize
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.weights.layout import Quantize
 from tests.end_to_end.test_export import checkpoint as checkpoint  # the fixture
 
 

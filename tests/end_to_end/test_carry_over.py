@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import edgephi
-from edgephi.benchmarks.quality import measure
+from edgephi.benchmarks.studies.quality import measure
 from edgephi.bundle import read_manifest
 from tests.end_to_end.test_command import edgephi as command
 

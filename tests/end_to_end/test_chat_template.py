@@ -53,7 +53,7 @@ def describe_again(folder: Path) -> None:
 
 def children() -> list[psutil.Process]:
     gc.collect()
-    return children_that_run("edgephi.jinja_child")
+    return children_that_run("edgephi.templates.jinja_child")
 
 
 def test_the_process_goes_with_the_model(with_template: Bundle) -> None:

@@ -15,7 +15,7 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest, sha256_of
 from edgephi.errors import EdgephiError, OutputError, TokenizerError, UsageError, WeightError
 from edgephi.export import output as output_module
-from edgephi.export.storage import Precision
+from edgephi.export.weights.layout import Precision
 from tests.decoding import genai_tokens
 
 TOKENIZER = {
@@ -181,8 +181,8 @@ def test_a_disk_that_is_too_small_is_said_before_any_work(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_disk_that_fills_up_while_writing_is_an_error(tmp_path: Path) -> None:
-    from edgephi.export.data_file import DataFile
-    from edgephi.export.storage import StoredTensor
+    from edgephi.export.weights.data_file import DataFile
+    from edgephi.export.weights.layout import StoredTensor
 
     (tmp_path / "model.onnx.data").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left") as caught:

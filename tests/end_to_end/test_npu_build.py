@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgephi.benchmarks.npu_build import measure, table
+from edgephi.benchmarks.studies.npu_build import measure, table
 from edgephi.bundle import NpuNumerics
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
@@ -47,7 +47,7 @@ def test_a_build_that_was_killed_goes_on_behind_its_last_binary(tmp_path: Path) 
     command = [
         sys.executable,
         "-m",
-        "edgephi.benchmarks.npu_build",
+        "edgephi.benchmarks.studies.npu_build",
         model,
         "--folder",
         str(tmp_path),
@@ -67,7 +67,7 @@ def test_a_build_that_was_killed_goes_on_behind_its_last_binary(tmp_path: Path) 
     process.wait()
     assert psutil.wait_procs(family, 10)[1] == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgephi.benchmarks.npu_build.make_checkpoint", lambda *given: pytest.fail("made again"))
+        patch.setattr("edgephi.benchmarks.studies.npu_build.make_checkpoint", lambda *given: pytest.fail("made again"))
         build = measure(model, tmp_path, 1, "snapdragon-x-elite", 32, "float16")
     assert build.continued
     assert len(build.files) == len(build.binaries) == 2

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import check_bundle, read_manifest
-from edgephi.devices.hub.graphs import hub_graphs
+from edgephi.devices.ai_hub.graphs import hub_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
+from edgephi.runtime.engines.npu import NpuEngine, NpuModel, open_npu
 from edgephi.runtime.model import load
-from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
 from edgephi.runtime.report import placement_report
 from tests.decoding import Decoder, build_graph, genai_tokens
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi

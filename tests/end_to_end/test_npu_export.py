@@ -9,8 +9,8 @@ import pytest
 
 import edgephi
 from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.devices.ai_hub.graphs import hub_graphs, require_sendable
 from edgephi.devices.hexagon import installed_qairt
-from edgephi.devices.hub.graphs import hub_graphs, require_sendable
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

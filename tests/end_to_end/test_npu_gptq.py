@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import Manifest
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.calibrate.gptq import group, pack_with_gptq
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import group, pack_with_gptq
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.npu.decoder import npu_decoder
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
-from edgephi.export.pack import source_bytes
 from edgephi.export.pipeline import Progress
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import make_recipe, plan_storage
-from edgephi.runtime.npu import open_npu
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.pack import source_bytes
+from edgephi.runtime.engines.npu import open_npu
 from tests.decoding import Decoder, build_graph
 from tests.npu_reference import X_ELITE
 from tests.quantized import rms_distance

@@ -21,9 +21,9 @@ from edgephi.devices.hexagon import installed_qairt, target_of
 from edgephi.devices.profile import load_profile
 from edgephi.errors import BundleError, DeviceError, UnsupportedModelError, UsageError
 from edgephi.export.npu.compile import compile_stage
+from edgephi.runtime.engines.npu import open_npu
+from edgephi.runtime.engines.npu_checks import Chip
 from edgephi.runtime.model import load
-from edgephi.runtime.npu import open_npu
-from edgephi.runtime.npu_checks import Chip
 from tests.tiny_phi import PHI_3, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

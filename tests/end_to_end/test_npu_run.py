@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.errors import PromptError
-from edgephi.runtime.npu import NpuEngine, NpuModel, open_npu
+from edgephi.runtime.engines.npu import NpuEngine, NpuModel, open_npu
 from tests.decoding import genai_tokens
 from tests.npu_reference import CpuStages, cpu_stages
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi

@@ -10,12 +10,12 @@ import pytest
 
 import edgephi
 from edgephi.bundle import Manifest, check_bundle, read_manifest
-from edgephi.devices.hub.graphs import hub_graphs
+from edgephi.devices.ai_hub.graphs import hub_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.export.npu import compile_pair
-from edgephi.runtime import npu_checks
+from edgephi.runtime.engines import npu_checks
+from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.model import load
-from edgephi.runtime.npu import open_npu
 from tests.end_to_end.test_npu_refusals import X_ELITE, small_graph
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 

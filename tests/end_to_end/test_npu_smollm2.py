@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import edgephi
-from edgephi.benchmarks.npu_quality import QUESTION, answer, measure
-from edgephi.benchmarks.npu_stages import UncompiledStages
-from edgephi.benchmarks.quality import tokenize
+from edgephi.benchmarks.studies.npu_quality import QUESTION, answer, measure
+from edgephi.benchmarks.studies.npu_stages import UncompiledStages
+from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import NpuNumerics
 from edgephi.export.npu.pipeline import export_for_npu
 from edgephi.export.plan import make_plan
-from edgephi.export.storage import Quantize, make_recipe
+from edgephi.export.weights.layout import Quantize, make_recipe
 from edgephi.runtime.model import load
 from tests.npu_reference import X_ELITE
 
@@ -31,7 +31,7 @@ NUMERICS = pytest.mark.parametrize("numerics", get_args(NpuNumerics))
 def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
     smollm2_gguf: Path, shared_data: Path, tmp_path: Path, numerics: NpuNumerics
 ) -> None:
-    """A few windows; benchmarks/npu_quality.py measures more of them."""
+    """A few windows; benchmarks/studies/npu_quality.py measures more of them."""
     edgephi.export(smollm2_gguf, tmp_path / "fp32", precision="fp32")
     recipe = make_recipe("int4", 32, 4, "gptq")
     plan = make_plan(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.benchmarks.peers import shape
-from edgephi.benchmarks.peers.__main__ import main
-from edgephi.benchmarks.peers.results import PeersReport
+from edgephi.benchmarks.compare_runtimes import shape
+from edgephi.benchmarks.compare_runtimes.__main__ import main
+from edgephi.benchmarks.compare_runtimes.results import PeersReport
 from tests.unit.test_peers_shape import SMALL
 
 

@@ -12,11 +12,11 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
+from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
 from edgephi.export.plan import decide
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.storage import make_recipe
+from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import Decoder, distance
 
 

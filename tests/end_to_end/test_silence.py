@@ -94,7 +94,7 @@ def test_who_has_set_the_switch_keeps_his_choice() -> None:
 
 
 def test_peers_in_environments_of_their_own_get_it() -> None:
-    from edgephi.benchmarks.peers.contenders import Contender
+    from edgephi.benchmarks.compare_runtimes.variants import Contender
 
     peer = Contender("a peer", "llama.cpp", None, Path("engine"), {}, Path("made"), "a note")
     assert peer.environment()[SWITCH] == os.environ[SWITCH]

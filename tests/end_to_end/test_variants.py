@@ -16,7 +16,7 @@ from edgephi.commands.app import app
 from edgephi.errors import UsageError
 from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.dispatch import Choice, Place
-from edgephi.runtime.engine import OgModel
+from edgephi.runtime.engines.genai import OgModel
 
 QUESTION = "The capital of France is"
 

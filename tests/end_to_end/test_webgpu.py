@@ -87,7 +87,8 @@ def test_the_twin_tells_what_the_session_of_onnxruntime_genai_does(bundle: Path,
     program = (
         "import json, sys\nfrom pathlib import Path\nimport numpy as np, onnxruntime_genai as og\n"
         "from edgephi.bundle import read_manifest\nfrom edgephi.runtime.dispatch import plan, settle\n"
-        "from edgephi.runtime.config import read_genai_config\nfrom edgephi.runtime.og_settings import og_config\n"
+        "from edgephi.runtime.config import read_genai_config\n"
+        "from edgephi.runtime.engines.genai_settings import og_config\n"
         "folder = Path(sys.argv[1])\n"
         "place = settle(folder, plan(folder, read_manifest(folder), sys.argv[3], False).choices[0])\n"
         "session = {'enable_profiling': sys.argv[2]}\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
 from edgephi.export.plan import decide
 from edgephi.export.spec import Checkpoint
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.weights.layout import make_recipe, plan_storage
 from tests.decoding import Decoder, build_graph, build_graph_with, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 from tests.parity.test_phi import write_gguf as write_phi2

@@ -15,19 +15,19 @@ from safetensors.numpy import save_file
 import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.errors import UsageError
-from edgephi.export import fitted_head
-from edgephi.export.data_file import JOURNAL, DataFile, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.calibrate.fitted_head import pack_head, with_own_head
+from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.streams import Streams
+from edgephi.export.calibrate.text import fitted_head
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
-from edgephi.export.fitted_head import pack_head, with_own_head
-from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import pack_with_gptq
-from edgephi.export.read import read_rows
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.spec import HEAD, Architecture
-from edgephi.export.storage import Layout, make_recipe, plan_storage
-from edgephi.export.streams import Streams
+from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
+from edgephi.export.weights.layout import Layout, make_recipe, plan_storage
+from edgephi.export.weights.rotation import rotate_architecture
+from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize import QuantizedWeight, dequantize
 from tests.decoding import Decoder, build_graph, build_graph_of, distance
 from tests.quantized import EIGHT, decoded, four
@@ -130,7 +130,7 @@ def test_a_head_that_is_done_is_not_fitted_again(
     counts: list[int] = []
     pack_with_gptq(architecture, layout, tokens, tmp_path / DATA_FILE, journal, 1, counts.append)
     once, whole = sum(counts), (tmp_path / DATA_FILE).read_bytes()
-    monkeypatch.setattr("edgephi.export.gptq_pack.pack_head", lambda *arguments: pytest.fail("fitted again"))
+    monkeypatch.setattr("edgephi.export.calibrate.gptq.pack_head", lambda *arguments: pytest.fail("fitted again"))
     again = Journal(tmp_path / JOURNAL, "key")
     assert HEAD in again.done
     pack_with_gptq(architecture, layout, tokens, tmp_path / DATA_FILE, again, 1, counts.append)

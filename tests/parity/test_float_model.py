@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgephi.errors import OutputError, UsageError
-from edgephi.export import float_model
+from edgephi.export.calibrate.float_model import float_logits
+from edgephi.export.calibrate.text import float_model
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.float_model import float_logits
-from edgephi.export.safetensors_reader import open_folder
 from tests.decoding import distance
 
 TOLERANCE = 1e-4  # of a logit's spread
@@ -75,8 +75,8 @@ def test_the_model_is_never_in_memory(smollm2_gguf: Path) -> None:
 import gguf, numpy as np, onnx_ir, onnxruntime
 from edgephi.devices.memory import peak_resident_bytes
 from edgephi.export.families import describe
-from edgephi.export.float_model import float_logits
-from edgephi.export.source import open_source
+from edgephi.export.calibrate.float_model import float_logits
+from edgephi.export.checkpoint.source import open_source
 architecture, before = describe(open_source({str(smollm2_gguf)!r})), peak_resident_bytes()
 with float_logits(architecture, [np.arange(10, 522)] * 2) as model:
     layers = peak_resident_bytes()

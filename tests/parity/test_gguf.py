@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.read import read_rows
-from edgephi.export.safetensors_reader import open_folder
 from tests.decoding import Decoder, build_graph, distance
 
 LLAMA = ("llama-gqa", "llama-tied", "llama-bias", "llama3-rope", "llama-linear-rope")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.calibrate.gptq import group, pack_with_gptq
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import group, pack_with_gptq
-from edgephi.export.graph import write_graph
-from edgephi.export.pack import source_bytes
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.pack import source_bytes
 from tests.decoding import Decoder, build_graph
 from tests.quantized import rms_distance
 
@@ -63,7 +63,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import tests.parity.test_gptq_pack as case
-from edgephi.export.data_file import Journal
+from edgephi.export.weights.data_file import Journal
 add = Journal.add
 def add_and_wait(journal, name, *vouched):
     add(journal, name, *vouched)

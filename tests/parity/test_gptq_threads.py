@@ -19,13 +19,13 @@ from pathlib import Path
 if sys.argv[3] == "one":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 import numpy as np
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.families import describe
-from edgephi.export.gptq_pack import pack_with_gptq
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.self_text import sample_text
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.calibrate.self_text import sample_text
+from edgephi.export.weights.layout import make_recipe, plan_storage
 from edgephi.quantize import BlockFormat, gptq
 from edgephi.quantize.workers import add_gram, mirror, worker_pool
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgephi.benchmarks import layer_errors
-from edgephi.benchmarks.layer_errors import LayerErrors
+from edgephi.benchmarks.evaluate import layer_errors
+from edgephi.benchmarks.evaluate.layer_errors import LayerErrors
 from edgephi.bundle import GENAI_CONFIG
+from edgephi.export.calibrate.float_model import float_logits
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.float_model import float_logits
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import Precision, make_recipe
+from edgephi.export.weights.layout import Precision, make_recipe
+from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import build_graph_of
 from tests.quantized import EIGHT, fake_quantized, four
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgephi.export.embedding import embed
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.folded import read_weight
-from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.transforms import read_weight
 from tests.decoding import distance
 
 Float32 = NDArray[np.float32]

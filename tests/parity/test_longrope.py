@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.config import Config
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.longrope import ropes_from_config
-from edgephi.export.published import PUBLISHED
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.families.longrope import ropes_from_config
+from edgephi.export.families.published import PUBLISHED
+from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.spec import Rope
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.weights.layout import make_recipe, plan_storage
 from tests.decoding import Decoder, build_graph, distance
 
 FP32_TOLERANCE = 1e-4  # of a logit's spread

@@ -11,16 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import UsageError
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.calibrate.budget import Budget, describe_names, make_budget, parse_size, plan_mix, settle
+from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.graph import write_graph
-from edgephi.export.mixed import Budget, describe_names, make_budget, parse_size, plan_mix, settle
-from edgephi.export.pack import pack_weights, weight_source_bytes
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
 from edgephi.export.spec import Architecture
-from edgephi.export.storage import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.pack import pack_weights, weight_source_bytes
 from edgephi.quantize import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgephi.errors import UnsupportedModelError, WeightError
-from edgephi.export.config import Config
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import check_rotary, describe, expected_tensors, phi
-from edgephi.export.genai_config import write_genai_config
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.published import PUBLISHED
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.export.families.published import PUBLISHED
+from edgephi.export.graph.genai_config import write_genai_config
+from edgephi.export.tokenizer.files import TokenizerFiles
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance
 

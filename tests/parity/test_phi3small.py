@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.block_sparse import prefill_chunk
-from edgephi.export.config import Config as Settings
+from edgephi.export.checkpoint.config import Config as Settings
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe, expected_tensors
 from edgephi.export.families.phi3small import read_config
-from edgephi.export.genai_config import write_genai_config
-from edgephi.export.published import PUBLISHED
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.families.published import PUBLISHED
+from edgephi.export.graph.block_sparse import prefill_chunk
+from edgephi.export.graph.genai_config import write_genai_config
 from edgephi.export.spec import LongRope
-from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.export.tokenizer.files import TokenizerFiles
 from tests.decoding import Decoder, build_graph, distance
 from tests.parity.reference_phi3small import Config, Weights, forward, random_weights
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.safetensors_reader import open_folder
 from tests.decoding import Decoder, build_graph, distance
 
 LINEAR = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)\.weight"

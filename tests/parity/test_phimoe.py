@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import UnsupportedModelError, UsageError, WeightError
-from edgephi.export.config import Config
-from edgephi.export.emitter import Emitter
-from edgephi.export.experts import sparse_mixer
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe, expected_tensors, phimoe
-from edgephi.export.genai_config import write_genai_config
-from edgephi.export.published import PUBLISHED
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.families.published import PUBLISHED
+from edgephi.export.graph.builder import Emitter
+from edgephi.export.graph.genai_config import write_genai_config
+from edgephi.export.graph.moe import sparse_mixer
 from edgephi.export.spec import Experts
-from edgephi.export.storage import Layout, expert_format, make_recipe, plan_storage
-from edgephi.export.tokenizer_files import TokenizerFiles
+from edgephi.export.tokenizer.files import TokenizerFiles
+from edgephi.export.weights.layout import Layout, expert_format, make_recipe, plan_storage
 from edgephi.quantize import BlockFormat
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance

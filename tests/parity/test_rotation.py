@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from edgephi.errors import UsageError
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.embedding import embed
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.calibrate.float_model import float_logits
+from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.float_model import float_logits
-from edgephi.export.folded import read_weight
-from edgephi.export.gptq_pack import pack_with_gptq
-from edgephi.export.graph import write_graph
-from edgephi.export.pack import source_bytes
-from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.rotation import rotate_architecture
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
 from edgephi.export.spec import Architecture
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.pack import source_bytes
+from edgephi.export.weights.rotation import rotate_architecture
+from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize import random_rotation
 from tests.decoding import Decoder, build_graph_of, distance
 from tests.parity.reference_phi3small import forward, random_weights
@@ -155,8 +155,8 @@ def test_a_weight_read_in_pieces_is_the_weight_read_at_once(
 ) -> None:
     architecture, recipe = rotated(fixtures / "phi-parallel"), make_recipe("fp32", 32)
     whole = build_graph_of(architecture, tmp_path / "whole", recipe).with_name(DATA_FILE).read_bytes()
-    monkeypatch.setattr("edgephi.export.pack.VALUES_PER_SLICE", 640)
-    monkeypatch.setattr("edgephi.export.folded.VALUES_AT_ONCE", 640)
+    monkeypatch.setattr("edgephi.export.weights.pack.VALUES_PER_SLICE", 640)
+    monkeypatch.setattr("edgephi.export.weights.transforms.VALUES_AT_ONCE", 640)
     pieces = build_graph_of(architecture, tmp_path / "pieces", recipe).with_name(DATA_FILE).read_bytes()
     np.testing.assert_allclose(np.frombuffer(pieces, "<f4"), np.frombuffer(whole, "<f4"), rtol=0, atol=1e-6)
 

@@ -212,8 +212,8 @@ def test_carried_over_blocks_mean_what_they_mean_in_the_file(
     quantization: str, factor: float, fixtures: Path, tmp_path: Path
 ) -> None:
     """Their scales are float16 in the file already; what is added for offsets has scales of its own."""
-    from edgephi.export.carry_over import BLOCK, carry_over, mean_columns
-    from edgephi.export.gguf_reader import read_gguf_header
+    from edgephi.export.checkpoint.gguf import read_gguf_header
+    from edgephi.export.weights.repack import BLOCK, carry_over, mean_columns
     from edgephi.quantize import dequantize
 
     checkpoint = rescaled(fixtures / "llama-gqa", tmp_path / "c", factor)
@@ -310,7 +310,7 @@ def test_a_bias_that_vanishes_in_float16_is_no_reason_to_refuse(fixtures: Path, 
 def test_an_interrupted_export_of_such_weights_gives_the_same_bytes(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgephi.export import pack
+    from edgephi.export.weights import pack
 
     checkpoint = rescaled(fixtures / "phi3-mha", tmp_path / "c", 1e6)
     edgephi.export(checkpoint, tmp_path / "whole", precision="int8")
@@ -358,10 +358,10 @@ def test_loading_answers_the_same(fixtures: Path, tmp_path: Path) -> None:
 
 def test_no_published_checkpoint_is_touched(fixtures: Path) -> None:
     """The fixtures' initial weights have the size of published ones: none of their matrices is multiplied."""
+    from edgephi.export.checkpoint.safetensors import open_folder
     from edgephi.export.families import describe
-    from edgephi.export.half_range import fit_to_half
-    from edgephi.export.safetensors_reader import open_folder
-    from edgephi.export.storage import make_recipe, plan_storage
+    from edgephi.export.weights.half_range import fit_to_half
+    from edgephi.export.weights.layout import make_recipe, plan_storage
 
     for folder in sorted(path for path in fixtures.iterdir() if (path / "config.json").is_file()):
         architecture = describe(open_folder(folder))

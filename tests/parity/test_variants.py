@@ -13,12 +13,12 @@ import onnx
 import pytest
 
 from edgephi.errors import UsageError
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import Recipe, make_recipe, plan_storage
-from edgephi.export.variants import plan_variants
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.variants import plan_variants
+from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
 from tests.decoding import Decoder, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from edgephi.export.data_file import JOURNAL, Journal
-from edgephi.export.emitter import DATA_FILE
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.graph import write_graph
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.decoder import write_graph
 from edgephi.export.npu.decoder import rotate_whole_heads
-from edgephi.export.pack import pack_weights
-from edgephi.export.safetensors_reader import open_folder
-from edgephi.export.storage import make_recipe, plan_storage
+from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.pack import pack_weights
 from tests.decoding import Decoder, distance
 
 

@@ -173,10 +173,10 @@ def test_a_manifest_this_version_does_not_understand_is_refused(
 def test_every_way_to_a_bundles_graphs_refuses_one_for_an_unknown_device(tmp_path: Path) -> None:
     from edgephi.benchmarks.bench.run import bench
     from edgephi.benchmarks.bench.workload import read_workload
-    from edgephi.benchmarks.evaluation import evaluate
-    from edgephi.devices.hub.graphs import hub_graphs
+    from edgephi.benchmarks.evaluate.evaluation import evaluate
+    from edgephi.devices.ai_hub.graphs import hub_graphs
+    from edgephi.runtime.engines.npu import open_npu
     from edgephi.runtime.model import load
-    from edgephi.runtime.npu import open_npu
     from edgephi.runtime.placement import placement
     from edgephi.runtime.report import placement_report
 

@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import SourceError, WeightError
-from edgephi.export.carry_over import (
+from edgephi.export.checkpoint.tensors import stored_bytes
+from edgephi.export.spec import Part, TensorRef, Weight
+from edgephi.export.weights.repack import (
     BLOCK,
     GROUP,
     MeanColumns,
@@ -21,8 +23,6 @@ from edgephi.export.carry_over import (
     is_finer,
     mean_columns,
 )
-from edgephi.export.read import stored_bytes
-from edgephi.export.spec import Part, TensorRef, Weight
 from edgephi.quantize import dequantize
 
 Float32 = NDArray[np.float32]

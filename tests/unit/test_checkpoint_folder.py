@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError, WeightError
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.safetensors_reader import open_folder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 
@@ -240,7 +240,7 @@ def test_a_file_that_may_not_be_read_is_named(checkpoint: Path) -> None:
 
 
 def test_a_file_that_goes_while_it_is_read_is_an_error(checkpoint: Path) -> None:
-    from edgephi.export.folded import read_weight
+    from edgephi.export.weights.transforms import read_weight
 
     architecture = describe(open_folder(checkpoint))
     (checkpoint / "model.safetensors").unlink()

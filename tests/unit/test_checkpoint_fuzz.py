@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edgephi.errors import EdgephiError
+from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
-from edgephi.export.source import open_source
 from tests.unit.test_gguf_reader import write_llama
 
 MUTATIONS = 500

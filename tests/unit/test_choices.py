@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.benchmarks.choices import Question, candidates, choose, read_questions
+from edgephi.benchmarks.evaluate.choices import Question, candidates, choose, read_questions
 from edgephi.errors import SourceError, UsageError
 
 

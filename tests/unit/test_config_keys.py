@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from edgephi.errors import EdgephiError, UnsupportedModelError
-from edgephi.export.config import Config
-from edgephi.export.config_keys import check_traced
+from edgephi.export.checkpoint.config import Config
+from edgephi.export.checkpoint.config_keys import check_traced
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe, expected_tensors
-from edgephi.export.published import PUBLISHED
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.families.published import PUBLISHED
 from edgephi.export.spec import DecoderSpec
 
 # what transformers 4.30 wrote into every config.json, and what tools leave there

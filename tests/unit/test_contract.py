@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgephi.benchmarks.evaluation import Figures
+from edgephi.benchmarks.evaluate.evaluation import Figures
 from edgephi.bundle import MANIFEST, Manifest, Quality, read_manifest, write_manifest
 from edgephi.commands import contract
 from edgephi.errors import BundleError, OutputError, QualityError

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.chat_template import ChatTemplate, render
 from edgephi.errors import PromptError
 from edgephi.runtime.templates import read_template
-from edgephi.template_facts import TemplateFacts, template_facts
+from edgephi.templates.chat_template import ChatTemplate, render
+from edgephi.templates.facts import TemplateFacts, template_facts
 
 Messages = Sequence[Mapping[str, object]]
 

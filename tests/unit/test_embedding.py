@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import WeightError
-from edgephi.export import embedding
-from edgephi.export.embedding import embed, embed_sequences
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.safetensors_reader import open_folder
+from edgephi.export.weights import embedding
+from edgephi.export.weights.embedding import embed, embed_sequences
 
 NAME = "model.embed_tokens.weight"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.chat_template import ChatTemplate
 from edgephi.errors import TokenizerError
-from edgephi.export.end_of_turn import EndOfTurn, end_of_turn, end_of_turn_tokens
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer.end_of_turn import EndOfTurn, end_of_turn, end_of_turn_tokens
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
+from edgephi.templates.chat_template import ChatTemplate
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>")
 CLOSED = "{% for m in messages %}<s>{{ CONTENT }}<|im_end|>\n{% endfor %}"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgephi.runtime.engine import PREFILL_CHUNK, OgEngine, capacity_for, common_prefix
+from edgephi.runtime.engines.genai import PREFILL_CHUNK, OgEngine, capacity_for, common_prefix
 
 SWITCH = 700
 VOCABULARY = 1000

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgephi.benchmarks import evaluation, plots
-from edgephi.benchmarks.evaluation import Evaluation, evaluate, token_losses
-from edgephi.benchmarks.quality import log_softmax, score
+from edgephi.benchmarks.evaluate import evaluation, plots
+from edgephi.benchmarks.evaluate.evaluation import Evaluation, evaluate, token_losses
+from edgephi.benchmarks.studies.quality import log_softmax, score
 from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Recipe, Source, describe_file, write_manifest
 from edgephi.errors import EngineError, OutputError, UsageError
 from tests.unit.test_quality import CASE, LENGTH, VOCABULARY, make_bundle

@@ -13,12 +13,12 @@ import safetensors.numpy
 
 from edgephi.benchmarks.checkpoint_folder import write_checkpoint_folder
 from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
-from edgephi.benchmarks.export_cost import Contender, Result, compare, contenders, table
+from edgephi.benchmarks.studies.export_cost import Contender, Result, compare, contenders, table
 from edgephi.errors import EdgephiError
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.read import read_rows
-from edgephi.export.safetensors_reader import open_folder
 
 MB = 10**6
 HOLD = "import sys, time; held = bytearray({size}); held[::4096] = b'x' * len(held[::4096]); time.sleep(0.2)"

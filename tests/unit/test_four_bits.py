@@ -4,8 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.benchmarks.four_bits import Answers, FourBits, Target, Way, decode_ratios, sentences, table
-from edgephi.benchmarks.quality import BundleQuality, QualityReport
+from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport
+from edgephi.benchmarks.studies.quantization_sweep import (
+    Answers,
+    FourBits,
+    Target,
+    Way,
+    decode_ratios,
+    sentences,
+    table,
+)
 from edgephi.errors import EdgephiError
 
 

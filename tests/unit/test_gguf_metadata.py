@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.gguf_names import config_from_metadata
 from edgephi.export.families import describe
-from edgephi.export.gguf_names import config_from_metadata
-from edgephi.export.gguf_reader import open_gguf
 from tests.parity.test_gguf import write_gguf
 from tests.unit.test_gguf_reader import write_llama
 

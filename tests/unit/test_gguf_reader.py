@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError, WeightError
+from edgephi.export.checkpoint.gguf import open_gguf, read_gguf_header
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf, read_gguf_header
-from edgephi.export.read import read_rows
 
 HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 64, 96, 4, 2, 40
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
-from edgephi.quantize.drift import compensate
 from edgephi.quantize.formats import unpack_nibbles
+from edgephi.quantize.gptaq import compensate
 
 Floats = NDArray[np.float32]
 FORMATS = [BlockFormat(4, size, symmetric) for size in (32, 64, 128) for symmetric in (True, False)]

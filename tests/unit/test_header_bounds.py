@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from edgephi.errors import EdgephiError, SourceError, WeightError
-from edgephi.export.gguf_reader import open_gguf, read_gguf_header
-from edgephi.export.safetensors_reader import open_folder, read_header
+from edgephi.export.checkpoint.gguf import open_gguf, read_gguf_header
+from edgephi.export.checkpoint.safetensors import open_folder, read_header
 from tests.unit.test_gguf_reader import write_llama
 
 SPARSE = 600 * 2**20
@@ -32,7 +32,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 from edgephi.errors import EdgephiError
 from edgephi.export.families import describe
-from edgephi.export.source import open_source
+from edgephi.export.checkpoint.source import open_source
 try:
     describe(open_source(sys.argv[1]))
 except EdgephiError as error:

@@ -7,7 +7,7 @@ import pytest
 from edgephi.devices.hexagon import CompiledFor, hexagon_target, parse_compatibility, target_of
 from edgephi.devices.profile import load_profile
 from edgephi.errors import DeviceError, EngineError, UsageError
-from edgephi.export.variants import require_devices
+from edgephi.export.graph.variants import require_devices
 
 
 @pytest.mark.parametrize(

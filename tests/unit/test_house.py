@@ -19,11 +19,11 @@ PACKAGES = {
 }
 TEMPLATES = {
     "edgephi.bounded",
-    "edgephi.chat_template",
-    "edgephi.dropped",
-    "edgephi.jinja_child",
-    "edgephi.template_facts",
-    "edgephi.template_values",
+    "edgephi.templates.chat_template",
+    "edgephi.templates.dropped",
+    "edgephi.templates.jinja_child",
+    "edgephi.templates.facts",
+    "edgephi.templates.values",
 }
 FOUNDATION = {
     "edgephi.child",
@@ -126,7 +126,7 @@ def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Pat
         "import edgephi.export.pipeline, edgephi.runtime.model\n"
         "from pathlib import Path\n"
         "from edgephi.export.families import describe\n"
-        "from edgephi.export.safetensors_reader import open_folder\n"
+        "from edgephi.export.checkpoint.safetensors import open_folder\n"
         f"describe(open_folder(Path({str(fixtures / 'phi3-mha')!r})))"
     )
     assert not loaded & {"torch", "transformers", "optimum"}

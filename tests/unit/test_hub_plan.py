@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from edgephi.bundle import describe_file, read_manifest, write_manifest
 from edgephi.commands.app import app
-from edgephi.devices.hub.graphs import InputSpec, hub_graphs, require_sendable
-from edgephi.devices.hub.matrix import Matrix, graphs_of, plan, read_matrix, require_devices
-from edgephi.devices.hub.report import measurement, record
-from edgephi.devices.hub.state import Step, new_state, planned, read_state, write_state
+from edgephi.devices.ai_hub.graphs import InputSpec, hub_graphs, require_sendable
+from edgephi.devices.ai_hub.matrix import Matrix, graphs_of, plan, read_matrix, require_devices
+from edgephi.devices.ai_hub.report import measurement, record
+from edgephi.devices.ai_hub.state import Step, new_state, planned, read_state, write_state
 from edgephi.errors import BundleError, HubError, UsageError
 from tests.npu_bundle import CONTEXT_BYTES, compiled_graph, make_npu_bundle
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import edgephi
-from edgephi.export.data_file import JOURNAL, DataFile, Journal
 from edgephi.export.pipeline import Progress
-from edgephi.export.storage import Layout, StoredTensor
+from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
+from edgephi.export.weights.layout import Layout, StoredTensor
 from tests.tiny_phi import PHI_3, tiny_phi
 
 DATA = "model.onnx.data"

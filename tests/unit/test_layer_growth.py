@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgephi.benchmarks import layer_growth
 from edgephi.benchmarks.bench.measure import Sample
-from edgephi.benchmarks.layer_growth import fit, milliseconds
+from edgephi.benchmarks.studies import layer_growth
+from edgephi.benchmarks.studies.layer_growth import fit, milliseconds
 from edgephi.errors import UsageError
 
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
-from edgephi.export.data_file import DataFile
-from edgephi.export.lpbq_storage import read_lpbq, write_lpbq
-from edgephi.export.storage import StoredMatrix, StoredTensor
+from edgephi.export.weights.data_file import DataFile
+from edgephi.export.weights.layout import StoredMatrix, StoredTensor
+from edgephi.export.weights.lpbq_storage import read_lpbq, write_lpbq
 from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
 from edgephi.quantize.gptq import gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq

@@ -10,9 +10,9 @@ import pytest
 
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.npu.decoder import npu_decoder, require_expressible, stages
-from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture, DecoderSpec
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from edgephi.bundle import NpuFacts, NpuStage
 from edgephi.errors import BundleError
-from edgephi.runtime.npu_checks import require_runtime
+from edgephi.runtime.engines.npu_checks import require_runtime
 
 
 def stage(phase: str, first: int, last: int, **changes: object) -> NpuStage:

@@ -11,17 +11,17 @@ import pytest
 
 import edgephi
 from edgephi.errors import UnsupportedModelError, UsageError
-from edgephi.export.embedding import embed
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.folded import read_weight
 from edgephi.export.npu.decoder import npu_decoder, stages
 from edgephi.export.npu.encodings import HEAD_ROOM, Encodings, encoding, measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import plan_qdq_storage
-from edgephi.export.recorded_layer import LayerGraph, layer_weights
-from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import Architecture
-from edgephi.export.storage import make_recipe
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.transforms import read_weight
 from tests.decoding import Decoder, build_graph
 from tests.npu_reference import X_ELITE
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi

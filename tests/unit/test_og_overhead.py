@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.benchmarks.og_overhead import profiled, take, timed
+from edgephi.benchmarks.studies.og_overhead import profiled, take, timed
 
 
 def test_operators_belong_to_the_run_they_began_in(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edgephi.errors import SourceError, UnsupportedModelError
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.ollama import find_ollama_model
-from edgephi.export.read import read_rows
-from edgephi.export.source import open_source
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.checkpoint.ollama import find_ollama_model
+from edgephi.export.checkpoint.source import open_source
+from edgephi.export.checkpoint.tensors import read_rows
 from tests.unit.test_gguf_reader import write_llama
 
 LIBRARY = "manifests/registry.ollama.ai/library"

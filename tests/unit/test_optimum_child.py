@@ -16,13 +16,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import UnsupportedModelError, WeightError
-from edgephi.export.optimum_child import require_used_head
-from edgephi.export.via_optimum import trace
+from edgephi.export.optimum.export import trace
+from edgephi.export.optimum.trace import require_used_head
 from tests.processes import gone_within, pid_in
 
 CALLER = """
 from pathlib import Path
-from edgephi.export.via_optimum import trace
+from edgephi.export.optimum.export import trace
 trace(Path("checkpoint"), Path("folder"))
 """
 

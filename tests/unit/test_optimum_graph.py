@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgephi.errors import UnsupportedModelError, UsageError
-from edgephi.export.emitter import DATA_FILE
-from edgephi.export.optimum_graph import TracedWeights, rewrite, write_weights
-from edgephi.export.storage import make_recipe
-from edgephi.export.traced_decoder import Ports, read_ports
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
+from edgephi.export.optimum.traced_decoder import Ports, read_ports
+from edgephi.export.weights.layout import make_recipe
 
 WIDTH, VOCABULARY = 32, 48
 Floats = NDArray[np.float32]

@@ -16,13 +16,28 @@ import pytest
 
 from edgephi.benchmarks.bench.memory import held
 from edgephi.benchmarks.bench.results import figure
-from edgephi.benchmarks.peers.contenders import CHILDREN, PEERS, Contender, contenders
-from edgephi.benchmarks.peers.goals import goals, ratios
-from edgephi.benchmarks.peers.measure import Case, Tally, measure_loading, measure_quality, measure_rounds, order
-from edgephi.benchmarks.peers.prepare import claim_folder, prepare
-from edgephi.benchmarks.peers.process import PeerProcess
-from edgephi.benchmarks.peers.results import ContenderResult, Loading, Peer, PeersReport, Quality, Settings, Speed
-from edgephi.benchmarks.peers.table import markdown, plot
+from edgephi.benchmarks.compare_runtimes.goals import goals, ratios
+from edgephi.benchmarks.compare_runtimes.measure import (
+    Case,
+    Tally,
+    measure_loading,
+    measure_quality,
+    measure_rounds,
+    order,
+)
+from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare
+from edgephi.benchmarks.compare_runtimes.process import PeerProcess
+from edgephi.benchmarks.compare_runtimes.results import (
+    ContenderResult,
+    Loading,
+    Peer,
+    PeersReport,
+    Quality,
+    Settings,
+    Speed,
+)
+from edgephi.benchmarks.compare_runtimes.table import markdown, plot
+from edgephi.benchmarks.compare_runtimes.variants import CHILDREN, PEERS, Contender, contenders
 from edgephi.errors import EngineError, UsageError
 
 PYTHON = Path(sys.executable)
@@ -88,7 +103,7 @@ def test_a_child_answers_requests_while_its_libraries_print(engine: Path, tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count otherwise")
 def test_memory_of_a_child_is_counted_as_edgephi_counts_its_own(engine: Path, tmp_path: Path) -> None:
-    from edgephi.benchmarks.peers.children.serve import memory
+    from edgephi.benchmarks.compare_runtimes.children.serve import memory
 
     here, there = memory(), held()
     assert here["private"] == pytest.approx(there.private, rel=0.05)

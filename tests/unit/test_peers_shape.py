@@ -8,13 +8,13 @@ import gguf
 import numpy as np
 import pytest
 
-from edgephi.benchmarks.peers import shape
-from edgephi.benchmarks.peers.shape import write_shape
+from edgephi.benchmarks.compare_runtimes import shape
+from edgephi.benchmarks.compare_runtimes.shape import write_shape
 from edgephi.errors import UsageError
+from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.families import describe
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.published import PUBLISHED
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.families.published import PUBLISHED
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 
 SMALL = {
     "model_type": "phi3",

@@ -18,8 +18,8 @@ from edgephi.devices.profile import load_profile, own_profiles
 from edgephi.errors import DeviceError
 from edgephi.genai_config import Decoder, GenaiConfig, GenaiModel
 from edgephi.runtime.dispatch import Choice, Place, asked_to_spin, beside
+from edgephi.runtime.engines.genai_settings import og_config
 from edgephi.runtime.npu_dispatch import _choice as npu_choice
-from edgephi.runtime.og_settings import og_config
 from tests.unit.test_npu_facts import facts
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /sys")
@@ -150,7 +150,7 @@ def test_the_decision_is_in_the_report_of_a_place() -> None:
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_sessions_of_our_own_are_told_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool) -> None:
-    from edgephi.runtime import npu_session
+    from edgephi.runtime.engines import npu_session
 
     entries: list[dict[str, str]] = []
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgephi.benchmarks import quality
-from edgephi.benchmarks.quality import log_softmax, measure, score
+from edgephi.benchmarks.studies import quality
+from edgephi.benchmarks.studies.quality import log_softmax, measure, score
 from edgephi.errors import BundleError, TokenizerError, UsageError
-from edgephi.export.storage import Precision
+from edgephi.export.weights.layout import Precision
 from tests.decoding import build_graph
 
 CASE = "llama-tied"

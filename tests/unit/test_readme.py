@@ -20,13 +20,13 @@ HEAVY = (
     "--llama-python",
     "--quantize gptq",
     "--target-size",
-    "edgephi.benchmarks.four_bits",
-    "edgephi.benchmarks.gptq_layer",
-    "edgephi.benchmarks.layer_growth",
-    "edgephi.benchmarks.npu_build",
-    "edgephi.benchmarks.npu_quality",
-    "edgephi.benchmarks.og_overhead",
-    "edgephi.benchmarks.spinning",
+    "edgephi.benchmarks.studies.quantization_sweep",
+    "edgephi.benchmarks.studies.gptq_layer",
+    "edgephi.benchmarks.studies.layer_growth",
+    "edgephi.benchmarks.studies.npu_build",
+    "edgephi.benchmarks.studies.npu_quality",
+    "edgephi.benchmarks.studies.og_overhead",
+    "edgephi.benchmarks.studies.spinning",
 )
 """What marks a command that is only checked with --help."""
 

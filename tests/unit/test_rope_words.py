@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgephi.errors import UnsupportedModelError
+from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.safetensors_reader import open_folder
 from edgephi.export.spec import DecoderSpec
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError, WeightError
+from edgephi.export.checkpoint.safetensors import open_folder, read_header
+from edgephi.export.checkpoint.source import open_source
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
-from edgephi.export.read import read_rows
-from edgephi.export.safetensors_reader import open_folder, read_header
-from edgephi.export.source import open_source
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from edgephi.bundle import GraphEntry
 from edgephi.devices.providers import DeviceInfo
 from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
-from edgephi.export.storage import make_recipe
+from edgephi.export.weights.layout import make_recipe
 from edgephi.runtime import probe
 from edgephi.runtime.dispatch import Choice, Place
-from edgephi.runtime.og_settings import require_device
+from edgephi.runtime.engines.genai_settings import require_device
 from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement, twin_options
 from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, try_graph
 from tests.decoding import build_graph_with

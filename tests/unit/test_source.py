@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgephi.errors import EdgephiError, SourceError, UsageError
-from edgephi.export.source import open_source
+from edgephi.export.checkpoint.source import open_source
 from tests.unit.test_gguf_reader import write_llama
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from edgephi.export.tokenizer_files import write
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_genai import compare_with_genai
+from edgephi.export.tokenizer.files import write
+from edgephi.export.tokenizer.genai import compare_with_genai
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from tests.unit.tokenizer_cases import HARD_TEXTS, genai_tokenizer
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from edgephi import bounded, chat_template, jinja_child
+from edgephi import bounded
 from edgephi.bounded import BoundedChild, ChildDied
-from edgephi.chat_template import ChatTemplate, render
 from edgephi.errors import DeviceError, PromptError, TokenizerError
+from edgephi.templates import chat_template, jinja_child
+from edgephi.templates.chat_template import ChatTemplate, render
 from tests.processes import children_that_run, gone_within
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -42,7 +43,7 @@ def template() -> Iterator[ChatTemplate]:
 
 def children() -> list[psutil.Process]:
     gc.collect()  # templates of earlier tests
-    return children_that_run("edgephi.jinja_child")
+    return children_that_run("edgephi.templates.jinja_child")
 
 
 def pid_of(template: ChatTemplate) -> int:
@@ -185,7 +186,7 @@ def test_what_is_imported_late_is_imported_before_files_are_given_up() -> None:
 def test_the_child_ends_with_its_parent_however_that_ends(busy: bool, tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, threading, time
-from edgephi.chat_template import ChatTemplate
+from edgephi.templates.chat_template import ChatTemplate
 made = ChatTemplate({(ENDLESS if busy else "") + PLAIN!r}, {{}})
 if {busy}:
     threading.Thread(target=made.render, args=({HELLO!r},), daemon=True).start()
@@ -203,7 +204,7 @@ time.sleep(600)
 @pytest.mark.skipif(sys.platform == "win32", reason="the timer of the system is POSIX")
 def test_a_child_without_a_parent_ends_even_where_python_gives_no_turn_to_its_threads() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "edgephi.jinja_child", str(2**29), "1"],
+        [sys.executable, "-P", "-m", "edgephi.templates.jinja_child", str(2**29), "1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -334,7 +335,7 @@ def test_what_cannot_be_run_as_python_is_a_device_error(monkeypatch: pytest.Monk
 
 
 def test_the_reason_of_a_death_is_named() -> None:
-    child = BoundedChild("edgephi.jinja_child", memory=2**29, seconds=5.0)
+    child = BoundedChild("edgephi.templates.jinja_child", memory=2**29, seconds=5.0)
     with pytest.raises(ChildDied):
         child.call({"source": None}, seconds=1.0)  # no request that it understands
     child.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 from edgephi.runtime.tokenizer import Tokenizer
 
 NAMES = ["phi-2", "phi-3-mini", "phi-3-medium"]

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgephi.errors import TokenizerError
-from edgephi.export.tokenizer_files import TokenizerFiles, write
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer.files import TokenizerFiles, write
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from tests.unit.tokenizer_cases import genai_tokenizer
 
 # made by tests/fixtures/make_added_tokens.py, the same by transformers 4.57.6 and 5.24.0

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from edgephi.errors import PromptError, SourceError, TokenizerError
-from edgephi.export import tokenizer_genai
-from edgephi.export.pre_tokenizers import WORD_SPLITS
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_genai import compare_with_genai
+from edgephi.export.tokenizer import genai as tokenizer_genai
+from edgephi.export.tokenizer.genai import compare_with_genai
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
+from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
 from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.tokenizer_bounds import bound_parts, guarded
 from tests.unit.test_tokenizer_added import REFERENCE, added

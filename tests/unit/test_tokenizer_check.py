@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 import edgephi
 from edgephi.bundle import TokenizerFacts, read_manifest
 from edgephi.errors import TokenizerError
-from edgephi.export.tokenizer_files import TokenizerFiles, write
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_genai import compare_with_genai
+from edgephi.export.tokenizer.files import TokenizerFiles, write
+from edgephi.export.tokenizer.genai import compare_with_genai
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from tests.unit.test_tokenizer_added import REFERENCE, added, configured
 from tests.unit.tokenizer_cases import genai_tokenizer
 

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgephi.errors import OutputError, SourceError, TokenizerError
-from edgephi.export.end_of_turn import end_of_turn_tokens
-from edgephi.export.tokenizer_files import TokenizerFiles, write
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
+from edgephi.export.tokenizer.end_of_turn import end_of_turn_tokens
+from edgephi.export.tokenizer.files import TokenizerFiles, write
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from tests.unit.tokenizer_cases import HARD_TEXTS, genai_tokenizer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -15,9 +15,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgephi.errors import TokenizerError
-from edgephi.export.pre_tokenizers import WORD_SPLITS
-from edgephi.export.tokenizer_files import TokenizerFiles, write
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.tokenizer.files import TokenizerFiles, write
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
+from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
 from tests.unit.tokenizer_cases import HARD_TEXTS, genai_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

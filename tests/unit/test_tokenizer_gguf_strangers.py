@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.export.gguf_reader import open_gguf
-from edgephi.export.pre_tokenizers import WORD_SPLITS
-from edgephi.export.tokenizer_gguf import tokenizer_from_gguf
+from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
+from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
 from tests.unit.test_tokenizer_gguf import CONTROL, NORMAL, UNUSED, loaded, phi, small
 
 

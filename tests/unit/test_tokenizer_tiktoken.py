@@ -13,9 +13,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from edgephi.errors import TokenizerError
-from edgephi.export.pre_tokenizers import WORD_SPLITS, byte_level
-from edgephi.export.tokenizer_folder import tokenizer_from_folder
-from edgephi.export.tokenizer_tiktoken import RANK_FILE, read_ranks, special_tokens, tokenizer_json
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
+from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS, byte_level
+from edgephi.export.tokenizer.tiktoken import RANK_FILE, read_ranks, special_tokens, tokenizer_json
 from tests.unit.tokenizer_cases import HARD_TEXTS, genai_tokenizer
 
 WHERE = Path("ranks.tiktoken")
@@ -172,7 +172,7 @@ def test_a_folder_without_tokenizer_json_is_read_from_its_ranks(phi3_small_folde
 
 
 def test_onnxruntime_genai_reads_the_same_ids(phi3_small_folder: Path, tmp_path: Path) -> None:
-    from edgephi.export.tokenizer_files import write
+    from edgephi.export.tokenizer.files import write
 
     files = tokenizer_from_folder(phi3_small_folder)
     write(files, tmp_path)

@@ -15,7 +15,7 @@ def devices(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from edgephi.commands.console import print_json
-    from edgephi.devices.hub.client import HubClient
+    from edgephi.devices.ai_hub.client import HubClient
 
     client = HubClient()
     found = client.devices()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from edgephi.errors import BundleError, HubError, printable
 
 if TYPE_CHECKING:
-    from edgephi.devices.hub.client import HubClient
-    from edgephi.devices.hub.fleet import Fleet
-    from edgephi.devices.hub.graphs import HubGraph
-    from edgephi.devices.hub.matrix import Matrix
-    from edgephi.devices.hub.report import FleetReport, JobRecord
-    from edgephi.devices.hub.state import FleetState, Step
+    from edgephi.devices.ai_hub.client import HubClient
+    from edgephi.devices.ai_hub.fleet import Fleet
+    from edgephi.devices.ai_hub.graphs import HubGraph
+    from edgephi.devices.ai_hub.matrix import Matrix
+    from edgephi.devices.ai_hub.report import FleetReport, JobRecord
+    from edgephi.devices.ai_hub.state import FleetState, Step
 
 
 def say(line: str) -> None:
@@ -43,10 +43,10 @@ def prepare(matrix: Matrix, root: Path, output: Path, *, retry_failed: bool) -> 
     Raises:
         EdgephiError: the matrix, a bundle, the token, a device or the state of an earlier run does not fit.
     """
-    from edgephi.devices.hub.client import HubClient
-    from edgephi.devices.hub.fleet import Fleet
-    from edgephi.devices.hub.matrix import graphs_of, plan, require_devices
-    from edgephi.devices.hub.state import STATE, new_state, planned, read_state, write_state
+    from edgephi.devices.ai_hub.client import HubClient
+    from edgephi.devices.ai_hub.fleet import Fleet
+    from edgephi.devices.ai_hub.matrix import graphs_of, plan, require_devices
+    from edgephi.devices.ai_hub.state import STATE, new_state, planned, read_state, write_state
 
     chosen = graphs_of(matrix, root)
     client = HubClient()

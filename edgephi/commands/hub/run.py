@@ -47,7 +47,7 @@ def run(
     With --json, one object: the report, whose schema `edgephi hub schema` prints.
     """
     from edgephi.commands.hub.driving import announce, finish, prepare
-    from edgephi.devices.hub.matrix import graphs_of, plan, read_matrix
+    from edgephi.devices.ai_hub.matrix import graphs_of, plan, read_matrix
 
     wanted = read_matrix(matrix)
     root = matrix.absolute().parent

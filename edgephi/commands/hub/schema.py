@@ -6,6 +6,6 @@ from __future__ import annotations
 def schema() -> None:
     """Print the JSON Schema of fleet.json."""
     from edgephi.commands.console import print_json
-    from edgephi.devices.hub.report import FleetReport
+    from edgephi.devices.ai_hub.report import FleetReport
 
     print_json(FleetReport.model_json_schema(), indent=2)

@@ -29,7 +29,7 @@ def submit(
     Prints the path of the run's state, which `wait` takes. Submitting again submits only what is missing.
     """
     from edgephi.commands.hub.driving import prepare, showing
-    from edgephi.devices.hub.matrix import BundleChoice, Matrix
+    from edgephi.devices.ai_hub.matrix import BundleChoice, Matrix
 
     choice = BundleChoice(folder=str(folder.absolute()), graphs=tuple(graph or ()))
     matrix = Matrix(format=1, devices=tuple(dict.fromkeys(device)), jobs=(job,), bundle=(choice,))

@@ -25,9 +25,9 @@ def wait(
     With --json, one object: the report, whose schema `edgephi hub schema` prints.
     """
     from edgephi.commands.hub.driving import finish, require_server, say
-    from edgephi.devices.hub.client import HubClient
-    from edgephi.devices.hub.fleet import Fleet
-    from edgephi.devices.hub.state import STATE, read_state
+    from edgephi.devices.ai_hub.client import HubClient
+    from edgephi.devices.ai_hub.fleet import Fleet
+    from edgephi.devices.ai_hub.state import STATE, read_state
 
     path = state / STATE if state.is_dir() else state
     before = read_state(path)

@@ -18,8 +18,8 @@ pytest.importorskip("qai_hub", reason="qai-hub is not installed (extra: hub)")
 from qai_hub.util import session
 
 from edgephi.commands.hub.driving import prepare
-from edgephi.devices.hub.matrix import read_matrix
-from edgephi.devices.hub.state import read_state
+from edgephi.devices.ai_hub.matrix import read_matrix
+from edgephi.devices.ai_hub.state import read_state
 from edgephi.errors import HubUnreachableError
 from tests.end_to_end.hub.commands import (
     ELITE,

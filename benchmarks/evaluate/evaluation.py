@@ -1,0 +1,280 @@
+"""How good a bundle is: on a text, against the float model it was made from, and at multiple-choice questions.
+
+Windows, scores and their sources are those of `benchmarks/studies/quality.py`; questions those of
+`benchmarks/evaluate/choices.py`. The bundle runs by plain onnxruntime on the CPU, a sequence at a time. A checkpoint to
+compare with is streamed a layer at a time (`export/calibrate/float_model.py`), before the bundle is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.benchmarks.evaluate.choices import Candidate, ChoiceScores, Question, candidates, choose, read_questions
+from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
+from edgephi.benchmarks.evaluate.layer_errors import LayerErrors
+from edgephi.benchmarks.studies.quality import CHUNK_VALUES, Float64, Logits, log_softmax, score, tokenize
+from edgephi.bundle import GENAI_CONFIG, MANIFEST, MeasuredText, check_bundle, read_manifest, sha256_of
+from edgephi.devices.providers import require_known_graphs
+from edgephi.errors import EngineError, UsageError
+
+TokenIds = NDArray[np.int64]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Of a task and its number of steps; gives a function to call after each step (`benchmarks.report.progress`)."""
+
+ROWS = 128
+"""Predictions whose logits are there at once: of a vocabulary of 200k, 100 MB."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Quality on a text; what compares is None where there was nothing to compare with. KL divergences in nats."""
+
+    predictions: int
+    perplexity: float
+    against_perplexity: float | None
+    kl_mean: float | None
+    kl_p99: float | None
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; parts that were not asked for are None."""
+
+    model: str
+    against: str | None
+    text: MeasuredText | None
+    figures: Figures | None
+    kl: Float64 | None
+    """KL divergence of every prediction, in the text's order, windows one after the other."""
+    layer_errors: tuple[float, ...] | None
+    """Relative squared error of the hidden states behind each layer (`benchmarks/evaluate/layer_errors.py`), on the
+    text's first windows; None where a bundle was compared with, or the graph is not edgephi's."""
+    choices: ChoiceScores | None
+    against_choices: ChoiceScores | None
+    questions: str | None
+    """Name of the file of questions."""
+
+
+class Predictions(Protocol):
+    """A model's logits for sequences it was given before."""
+
+    def logits(self, sequence: int, start: int, stop: int) -> Logits:
+        """Logits [stop - start, vocabulary] at those positions of a sequence, given by its number."""
+
+
+class _BundleLogits:
+    """A bundle as `Predictions`; keeps the logits of the sequence it was asked for last."""
+
+    def __init__(self, folder: Path, sequences: Sequence[TokenIds]) -> None:
+        self._graph = GraphLogits(folder, max(len(ids) for ids in sequences))
+        self._sequences = sequences
+        self._last: tuple[int, Logits] | None = None
+
+    def logits(self, sequence: int, start: int, stop: int) -> Logits:
+        if self._last is None or self._last[0] != sequence:
+            self._last = None  # not two at once
+            self._last = sequence, self._graph.logits(self._sequences[sequence])
+        return self._last[1][start:stop]
+
+
+@contextmanager
+def _no_progress(task: str, steps: int) -> Iterator[Callable[[], None]]:
+    yield lambda: None
+
+
+def _no_layers(layer: int, hidden: object) -> None:
+    pass
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle or another onnxruntime-genai folder, rather than a checkpoint."""
+    return (folder / GENAI_CONFIG).is_file() or (folder / MANIFEST).is_file()
+
+
+def evaluate(
+    folder: Path,
+    *,
+    against: str | None = None,
+    text: Path | None = None,
+    windows: int = 20,
+    window_length: int = 512,
+    choices: Path | None = None,
+    questions: int | None = None,
+    progress: Progress = _no_progress,
+) -> Evaluation:
+    """Measure a bundle.
+
+    Args:
+        folder: the bundle; its tokenizer cuts the text and the questions, without special tokens.
+        against: checkpoint (folder, .gguf file, hub id, ollama:NAME) or bundle whose predictions are the reference.
+        text: UTF-8 file; `windows` pieces of `window_length` tokens from its beginning are scored.
+        choices: questions, see `choices.read_questions`.
+        questions: how many of them, from the beginning; None: all.
+        progress: told what is going on.
+
+    Raises:
+        UsageError: nothing to measure, the text is too short, or sequences and context do not fit.
+        EngineError: a graph does not run, or the reference has another vocabulary.
+        EdgephiError: whatever else is wrong with the files; see `edgephi/errors.py`.
+    """
+    if text is None and choices is None:
+        raise UsageError("there is nothing to measure", remedy="Name a --text, or --choices")
+    if windows < 1 or window_length < 2:
+        raise UsageError("a window has no predictions", remedy="Take at least one window of at least two tokens")
+    manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
+    check_bundle(folder, manifest, every_byte=False)
+    cut: list[TokenIds] = []
+    if text is not None:
+        readers = [folder, Path(against)] if against is not None and is_bundle(Path(against)) else [folder]
+        cut = list(tokenize(readers, text, windows * window_length).reshape(windows, window_length))
+    asked = read_questions(choices, questions) if choices is not None else ()
+    answers = candidates(asked, _encoder(folder)) if asked else []
+    sequences = [*cut, *(candidate.ids for candidate in answers)]
+    layers = (
+        LayerErrors(folder, cut, manifest.recipe.rotation_seed)
+        if cut and against is not None and not is_bundle(Path(against))
+        else None
+    )
+    with _reference(against, sequences, layers, progress) as (name, reference):
+        model = _BundleLogits(folder, sequences)
+        with progress("scoring", len(sequences)) as advance:
+            figures, kl = _figures(model, reference, cut, advance) if cut else (None, None)
+            ours, theirs = _answers(model, reference, asked, answers, len(cut), advance) if asked else (None, None)
+    measured = None
+    if text is not None:
+        digest = sha256_of(text)
+        measured = MeasuredText(name=text.name, sha256=digest, windows=windows, window_length=window_length)
+    return Evaluation(
+        model=folder.resolve().name,
+        against=name,
+        text=measured,
+        figures=figures,
+        kl=kl,
+        layer_errors=layers.result if layers else None,
+        choices=ours,
+        against_choices=theirs,
+        questions=choices.name if choices else None,
+    )
+
+
+@contextmanager
+def _reference(
+    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: Progress
+) -> Iterator[tuple[str | None, Predictions | None]]:
+    """Name and predictions of what is compared with."""
+    if against is None:
+        yield None, None
+        return
+    if is_bundle(Path(against)):
+        folder = Path(against)
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder)
+            require_known_graphs(folder, manifest)
+            check_bundle(folder, manifest, every_byte=False)
+        yield folder.resolve().name, _BundleLogits(folder, sequences)
+        return
+    from edgephi.export.calibrate.float_model import float_logits
+    from edgephi.export.checkpoint.source import open_source
+    from edgephi.export.families import describe
+
+    checkpoint = open_source(against)
+    architecture = describe(checkpoint)
+    on_layer = partial(layers.compare, architecture.spec) if layers else _no_layers
+    with (
+        progress("float model, layer by layer", architecture.spec.layers) as advance,
+        float_logits(architecture, sequences, advance, on_layer) as predictions,
+    ):
+        yield checkpoint.name, predictions
+
+
+def _figures(
+    model: Predictions, reference: Predictions | None, cut: Sequence[TokenIds], advance: Callable[[], None]
+) -> tuple[Figures, Float64 | None]:
+    losses, expected_losses, divergences, agreements = [], [], [], []
+    for index, ids in enumerate(cut):
+        for start in range(0, len(ids) - 1, ROWS):
+            stop = min(start + ROWS, len(ids) - 1)
+            logits, targets = model.logits(index, start, stop), ids[start + 1 : stop + 1]
+            if reference is None:
+                losses.append(token_losses(logits, targets))
+                continue
+            expected = reference.logits(index, start, stop)
+            _same_vocabulary(logits, expected)
+            scores = score(expected, logits, targets)
+            losses.append(scores.loss)
+            expected_losses.append(scores.reference_loss)
+            divergences.append(scores.kl)
+            agreements.append(scores.agrees)
+        advance()
+    loss = np.concatenate(losses)
+    kl = np.concatenate(divergences) if divergences else None
+    if not np.isfinite(loss).all() or (kl is not None and not np.isfinite(kl).all()):
+        raise EngineError("logits are not finite", remedy="Export the model again")
+    figures = Figures(
+        predictions=len(loss),
+        perplexity=float(np.exp(loss.mean())),
+        against_perplexity=float(np.exp(np.concatenate(expected_losses).mean())) if expected_losses else None,
+        kl_mean=None if kl is None else float(kl.mean()),
+        kl_p99=None if kl is None else float(np.percentile(kl, 99)),
+        top1_agreement=float(np.concatenate(agreements).mean()) if agreements else None,
+    )
+    return figures, kl
+
+
+def _answers(
+    model: Predictions,
+    reference: Predictions | None,
+    questions: Sequence[Question],
+    answers: Sequence[Candidate],
+    first: int,
+    advance: Callable[[], None],
+) -> tuple[ChoiceScores, ChoiceScores | None]:
+    """Both models' answers; the sequences of the candidates are numbered from `first`."""
+    ours, theirs = [], []
+    for index, candidate in enumerate(answers, first):
+        start, stop = candidate.start - 1, len(candidate.ids) - 1
+        targets, logits = candidate.ids[candidate.start :], model.logits(index, start, stop)
+        ours.append(-float(token_losses(logits, targets).sum()))
+        if reference is not None:
+            expected = reference.logits(index, start, stop)
+            _same_vocabulary(logits, expected)
+            theirs.append(-float(token_losses(expected, targets).sum()))
+        advance()
+    if not np.isfinite([*ours, *theirs]).all():
+        raise EngineError("logits are not finite", remedy="Export the model again")
+    return choose(questions, answers, ours), choose(questions, answers, theirs) if reference is not None else None
+
+
+def token_losses(logits: Logits, targets: TokenIds) -> Float64:
+    """-ln p of each target [n] under logits [n, vocabulary]."""
+    step = max(1, CHUNK_VALUES // logits.shape[1])
+    return np.concatenate(
+        [
+            -np.take_along_axis(log_softmax(logits[i : i + step]), targets[i : i + step, None], axis=1)[:, 0]
+            for i in range(0, len(targets), step)
+        ]
+    )
+
+
+def _same_vocabulary(logits: Logits, expected: Logits) -> None:
+    if logits.shape != expected.shape:
+        raise EngineError(
+            f"the vocabulary has {logits.shape[1]:,} tokens, the reference's {expected.shape[1]:,}",
+            remedy="Compare with the checkpoint the bundle was made from",
+        )
+
+
+def _encoder(folder: Path) -> Callable[[str], list[int]]:
+    from edgephi.runtime.tokenizer import Tokenizer
+
+    return Tokenizer(folder).encode

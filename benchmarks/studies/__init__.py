@@ -1,0 +1,1 @@
+"""Scripts that measure one thing each; docs/results.md names the commands."""

@@ -1,0 +1,1 @@
+"""What a text shows of a model: layers run one at a time, statistics, GPTQ, sensitivities, budgets."""

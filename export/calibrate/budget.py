@@ -1,0 +1,161 @@
+"""Mixed precision: every linear weight gets a format of its own; the bundle keeps to a budget and errs little."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgephi.errors import UsageError
+from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
+from edgephi.export.spec import Architecture, Weight
+from edgephi.export.weights.layout import Allocator, Layout, Recipe, place_matrix, plan_storage
+from edgephi.export.weights.repack import carried_types
+from edgephi.quantize import BlockFormat, Choice, allocate
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a bundle may take: exactly one of the two is given."""
+
+    bits: float | None
+    """Stored bits of all matrices over published parameters, as `Manifest.bits_per_weight` counts."""
+    bytes: int | None
+    """Of `model.onnx.data`."""
+
+
+def make_budget(bits: float | None, target_size: str | int | None) -> Budget | None:
+    """The budget of an export's arguments; None where none is given.
+
+    Raises:
+        UsageError: both are given, or one makes no sense.
+    """
+    if bits is None and target_size is None:
+        return None
+    if bits is not None and target_size is not None:
+        raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
+    if bits is not None and not 0 < bits <= 32:
+        raise UsageError(f"{bits:g} bits a weight make no sense", remedy="Choose between 4 and 9, such as --bits 4.5")
+    return Budget(bits, None if target_size is None else parse_size(target_size))
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "105MB", "2.2 GB", "100MiB" or a plain number; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no size", remedy="Write it like 105MB, 2.2GB or 100MiB")
+    return int(float(match[1]) * unit)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A budget that can be met, before anything is measured."""
+
+    budget: Budget
+    weights: tuple[str, ...]
+    """Linear weights whose format is open; what is carried over has its format, and so have experts."""
+    smallest: Layout
+    spare: int
+    """Bytes the budget leaves on top of the smallest layout."""
+
+
+def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
+    """Find out which weights are open, and whether the budget can be met.
+
+    Raises:
+        UsageError: it cannot; names the smallest that can.
+    """
+    open_weights = {
+        name: weight
+        for name, weight in architecture.weights.items()
+        if weight.role == "linear" and not (recipe.carries_over and carried_types(weight))
+    }
+    sizes = {name: [stored_bytes(weight, fmt, recipe) for fmt in LADDER] for name, weight in open_weights.items()}
+    formats = {name: LADDER[each.index(min(each))] for name, each in sizes.items()}
+    smallest = plan_storage(architecture, recipe, formats)
+    spare = _limit(architecture, budget) - _used(smallest, budget)
+    if spare < 0:
+        raise _too_small(architecture, budget, smallest, carried=len(open_weights) < _linear(architecture))
+    return Mix(budget, tuple(open_weights), smallest, spare)
+
+
+def settle(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
+    """The layout that keeps to the budget and errs least, by the errors that were measured."""
+    choices = {
+        name: [
+            Choice(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
+            for fmt, error in zip(LADDER, errors[name], strict=True)
+        ]
+        for name in mix.weights
+    }
+    least = sum(min(choice.bytes for choice in each) for each in choices.values())
+    limit, allowed = _limit(architecture, mix.budget), least + mix.spare
+    while True:
+        formats = {name: choice.format for name, choice in allocate(choices, allowed).items()}
+        layout = plan_storage(architecture, recipe, formats)
+        over = _used(layout, mix.budget) - limit
+        if over <= 0 or allowed == least:
+            return layout
+        allowed = max(least, allowed - over)  # other sizes are padded otherwise
+
+
+def stored_bytes(weight: Weight, fmt: BlockFormat, recipe: Recipe) -> int:
+    """Codes, scales and zero points of a weight in a format."""
+    return sum(tensor.bytes for tensor in place_matrix(Allocator(), weight.name, weight, fmt, recipe).tensors)
+
+
+def describe_names(names: Iterable[str]) -> str:
+    """`layers.0.qkv.weight`, `layers.1.qkv.weight`, `layers.5.o.weight` → "qkv 0-1; o 5"."""
+    by_module: dict[str, list[int]] = {}
+    for name in names:
+        _, layer, module, _ = name.split(".")
+        by_module.setdefault(module, []).append(int(layer))
+    return "; ".join(f"{module} {_ranges(sorted(layers))}" for module, layers in by_module.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _limit(architecture: Architecture, budget: Budget) -> int:
+    if budget.bytes is not None:
+        return budget.bytes
+    assert budget.bits is not None
+    return int(budget.bits * architecture.parameters / 8)
+
+
+def _used(layout: Layout, budget: Budget) -> int:
+    if budget.bytes is not None:
+        return layout.bytes
+    return sum(tensor.bytes for matrix in layout.matrices.values() for tensor in matrix.tensors)
+
+
+def _linear(architecture: Architecture) -> int:
+    return sum(1 for weight in architecture.weights.values() if weight.role == "linear")
+
+
+def _too_small(architecture: Architecture, budget: Budget, smallest: Layout, *, carried: bool) -> UsageError:
+    used = _used(smallest, budget)
+    otherwise = ", or --quantize gptq, for weights that are carried over keep their size" if carried else ""
+    if budget.bytes is not None:
+        least = f"{math.ceil(used / 1e5) / 10:.1f}MB"
+        what = f"{budget.bytes:,} bytes are too few for this model, which takes {used:,} at least"
+        return UsageError(what, remedy=f"Ask for --target-size {least} or more{otherwise}")
+    bits = math.ceil(800 * used / architecture.parameters) / 100
+    what = f"{budget.bits:g} bits a weight are too few for this model, which takes {bits:.2f} at least"
+    return UsageError(what, remedy=f"Ask for --bits {bits:.2f} or more{otherwise}")

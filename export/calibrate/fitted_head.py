@@ -1,0 +1,69 @@
+"""A head in 4 bits, fitted by GPTQ to what it will multiply.
+
+On SmolLM2-135M, 8 windows of WikiText-2, only the head in 4 bits (blocks of 32): KL divergence 0.062 rounded, 0.014
+fitted. Rounding all other weights costs 0.26.
+
+Where a checkpoint's embedding serves as its head, that stays as it is for lookups, and the head is stored once more:
+a lookup touches a row, so the embedding costs disk and hardly memory, and the product reads half as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgephi.export.calibrate.float_model import up_to_head
+from edgephi.export.calibrate.streams import Streams, gather
+from edgephi.export.checkpoint.tensors import require_finite, weight_slices
+from edgephi.export.spec import HEAD, Architecture
+from edgephi.export.weights.data_file import DataFile
+from edgephi.export.weights.layout import StoredMatrix
+from edgephi.export.weights.pack import Report, weight_source_bytes, write_quantized
+from edgephi.export.weights.transforms import read_slice
+from edgephi.quantize import gptq
+from edgephi.quantize.gptaq import compensate
+
+VALUES_AT_ONCE = 1 << 26
+"""Of the head, fitted together: 256 MB, and as much for what they shall become. Each time costs a factorization."""
+
+
+def with_own_head(architecture: Architecture) -> Architecture:
+    """The same decoder, its head a weight of its own."""
+    if HEAD in architecture.weights:
+        return architecture
+    head = replace(architecture.weights["embed.weight"], name=HEAD, role="head")
+    return replace(architecture, weights={**architecture.weights, HEAD: head})
+
+
+def pack_head(
+    architecture: Architecture,
+    matrix: StoredMatrix,
+    hidden: Streams,
+    data: DataFile,
+    report: Report,
+    half: str | None = None,
+) -> None:
+    """Quantize the head with GPTQ and write it to its place.
+
+    Args:
+        matrix: 4-bit blocks.
+        hidden: behind the last layer.
+        report: told the source bytes at the end.
+        half: see `Layout.half`.
+
+    Raises:
+        WeightError, QuantizationError: the head or its statistics cannot be used.
+        EngineError: onnxruntime cannot compute its inputs.
+        OutputError: the disk is full.
+    """
+    assert matrix.format is not None
+    weight = architecture.weights[HEAD]
+    with up_to_head(architecture) as inputs:
+        pairs = ((inputs(ours), inputs(theirs)) for ours, theirs in zip(hidden.actual, hidden.exact, strict=True))
+        hessian, cross = gather(pairs, weight.shape[1])
+    for row, tensors, start, stop in weight_slices(weight, VALUES_AT_ONCE):  # a rotation mixes a head's columns only
+        values = read_slice(weight, tensors, start, stop)
+        require_finite(values, tensors[0])
+        target = compensate(values, hessian, cross, name=HEAD)
+        packed = gptq(matrix.before_rounding(target), hessian, matrix.format, name=HEAD, half_scales=True)
+        write_quantized(packed, matrix, row, data, tensors[0], half)
+    report(weight_source_bytes(weight))

@@ -1,0 +1,148 @@
+"""Which text a model is calibrated on: a file of the user's, or what the model itself writes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.bundle import CalibrationText
+from edgephi.errors import SourceError, TokenizerError, UsageError
+from edgephi.export.calibrate.self_text import sample_text, sampling_layout
+from edgephi.export.spec import Architecture, DecoderSpec
+from edgephi.export.tokenizer.files import TokenizerFiles
+from edgephi.export.weights.data_file import Journal, write_refusal
+from edgephi.tokenizer_bounds import guarded
+
+SEQUENCES, LENGTH = 32, 256
+"""8,192 tokens."""
+TEXT_LIMIT = 64 * 2**20
+TOKENS_FILE = "calibration.npy"
+SAMPLING_FOLDER = "calibration"
+SELF = "the model's own, sampled"
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """What the user asked for."""
+
+    file: Path | None
+    """UTF-8 text; None: the model writes it."""
+    seed: int
+
+    def digest(self) -> str:
+        """Of everything here that decides which tokens are used.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        return f"seed {self.seed}" if self.file is None else hashlib.sha256(_read(self.file).encode()).hexdigest()
+
+
+def sequence_length(spec: DecoderSpec) -> int:
+    """Tokens of a sequence: `LENGTH`, less in a model whose context or short rope ends earlier."""
+    return min(LENGTH, spec.context_length, spec.long_rope.switch if spec.long_rope else LENGTH)
+
+
+def extra_disk(architecture: Architecture, source: CalibrationSource) -> int:
+    """Bytes that are written beside the bundle and removed again."""
+    return sampling_layout(architecture, sequence_length(architecture.spec))[2].bytes if source.file is None else 0
+
+
+def calibration_tokens(
+    architecture: Architecture,
+    tokenizer: TokenizerFiles,
+    source: CalibrationSource,
+    folder: Path,
+    journal: Journal,
+    threads: int,
+) -> NDArray[np.int64]:
+    """Tokens to calibrate on, int64 [sequences, length]; an interrupted export finds its own again in `folder`.
+
+    Of a file these are its first 8,192, or as many whole sequences as it has.
+
+    Raises:
+        SourceError: the file cannot be read.
+        UsageError: it is shorter than one sequence.
+        EngineError: the model cannot be sampled.
+    """
+    length = sequence_length(architecture.spec)
+    if journal.holds_files(TOKENS_FILE, folder, TOKENS_FILE):
+        kept = _kept(folder / TOKENS_FILE, length, architecture.spec.vocabulary_size)
+        if kept is not None:
+            return kept
+    if source.file is None:
+        known = min(tokenizer.vocabulary_size, architecture.spec.vocabulary_size)
+        tokens = sample_text(architecture, known, (SEQUENCES, length), source.seed, folder / SAMPLING_FOLDER, threads)
+    else:
+        tokens = _encode(tokenizer, source.file, length)
+    try:
+        np.save(folder / TOKENS_FILE, tokens)
+    except OSError as error:
+        raise write_refusal(error, folder) from error
+    journal.add_files(TOKENS_FILE, folder, TOKENS_FILE)
+    return tokens
+
+
+def _kept(file: Path, length: int, vocabulary: int) -> NDArray[np.int64] | None:
+    """Tokens of an interrupted export; None: the file holds something else."""
+    try:
+        tokens: NDArray[np.int64] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = tokens.dtype == np.int64 and tokens.ndim == 2 and tokens.shape[1] == length and 0 < len(tokens) <= SEQUENCES
+    return tokens if fits and tokens.min() >= 0 and tokens.max() < vocabulary else None
+
+
+def forget_tokens(folder: Path) -> None:
+    """Remove what is not part of the bundle."""
+    (folder / TOKENS_FILE).unlink()
+
+
+def describe_text(source: CalibrationSource, tokens: NDArray[np.int64]) -> CalibrationText:
+    """The manifest's record."""
+    return CalibrationText(
+        text=SELF if source.file is None else source.file.name,
+        tokens=tokens.size,
+        sha256=hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+        seed=source.seed if source.file is None else None,
+    )
+
+
+def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.int64]:
+    from tokenizers import Tokenizer
+
+    def refuse(said: str) -> TokenizerError:
+        return TokenizerError(
+            f"the tokenizers library breaks off at the calibration text: {said}",
+            where=file,
+            remedy="Use the tokenizer of the published model",
+        )
+
+    with guarded(refuse):
+        encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
+        encoder.no_truncation()
+        encoder.no_padding()
+        ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
+    sequences = len(ids) // length
+    if not sequences:
+        raise UsageError(
+            f"the calibration text has {len(ids):,} tokens, at least {length:,} are needed",
+            where=file,
+            remedy="Take a longer text, a few pages of what the model is used for",
+        )
+    return np.array(ids[: sequences * length], np.int64).reshape(sequences, length)
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > TEXT_LIMIT:
+            raise SourceError("the calibration text is larger than 64 MB", where=file, remedy="Take a few pages of it")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"the calibration text cannot be read: {error}", where=file, remedy="Name a file of UTF-8 text"
+        ) from error

@@ -1,0 +1,1 @@
+"""What lies on disk: folders, GGUF files, Ollama's models, hub ids; described, and read in slices."""

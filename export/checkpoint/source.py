@@ -1,0 +1,164 @@
+"""SOURCE, as a person writes it, becomes a Checkpoint: a folder, a GGUF file, Ollama's model, or a hub id."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from edgephi.errors import DownloadError, SourceError, UsageError
+from edgephi.export.checkpoint.gguf import MAGIC, open_gguf
+from edgephi.export.checkpoint.ollama import SCHEME, find_ollama_model
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.spec import Checkpoint
+from edgephi.files import refuse_lfs_pointer, unreadable
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# weights, configuration and tokenizer; no pickled weights, no code
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    # small, and they say what the weights are: an adapter's, or quantized
+    "adapter_config.json",
+    "*quant*_config.json",
+    "added_tokens.json",
+    "chat_template.*",
+]
+
+
+def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Describe the model that SOURCE names; downloads only when it is a hub id that is not in the hub's cache.
+
+    Args:
+        source: path of a checkpoint folder or a .gguf file, a model that Ollama has pulled such as `ollama:phi4-mini`,
+            or a hub id such as `microsoft/Phi-4-mini-instruct`.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        SourceError: nothing of that name, or a damaged checkpoint.
+        UnsupportedModelError: an adapter, quantized weights, or an architecture edgephi does not know.
+        DownloadError: the hub cannot be reached, refuses, or offline mode is on.
+        UsageError: a revision of something that has none.
+    """
+    name = str(source)
+    if name.startswith(SCHEME):
+        _refuse_revision(revision, name, "An Ollama model's version is its tag: write ollama:NAME:TAG")
+        model = find_ollama_model(name)
+        return replace(open_gguf(model.file), name=f"{SCHEME}{model.name}", revision=model.digest)
+    path = Path(source)
+    kind = _kind_of(path)
+    if kind is not None:
+        _refuse_revision(revision, name, "Leave --revision out, or name the repository by its hub id")
+    if kind == "file":
+        return _open_file(path)
+    if kind == "folder":
+        return open_folder(path)
+    if path.is_absolute() or not _HUB_ID.fullmatch(name):
+        raise SourceError(
+            "there is no such file or folder, and it is no hub id",
+            where=_cut(name),
+            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
+        )
+    folder = _download(name, revision)
+    # the cache keeps a snapshot in a folder named after its commit
+    return open_folder(folder, kind="hub", name=name, revision=folder.name)
+
+
+def _refuse_revision(revision: str | None, name: str, remedy: str) -> None:
+    if revision is not None:
+        raise UsageError(f"a revision ({revision}) belongs to a hub id, and this is none", where=name, remedy=remedy)
+
+
+def _kind_of(path: Path) -> Literal["file", "folder"] | None:
+    """What the path names; None: nothing."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        if isinstance(problem, NotADirectoryError):
+            return None
+        where = Path(_cut(str(path)))
+        raise unreadable(problem, where, SourceError, "Check the path and its permissions") from problem
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    raise SourceError("the source is neither a file nor a folder", where=path, remedy="Name a checkpoint")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    """A GGUF file, which is known by its first bytes: caches and Ollama's store keep it without its ending."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as problem:
+        raise unreadable(problem, path, SourceError, "Check the file's permissions") from problem
+    if start.startswith(MAGIC) or path.suffix.lower() == ".gguf":
+        return open_gguf(path)
+    refuse_lfs_pointer(start, path, SourceError)
+    remedy = "Name the checkpoint's folder"
+    if path.suffix == ".safetensors" or path.name == "config.json":
+        remedy = f"Name the checkpoint's folder, {path.parent}"
+    raise SourceError("the source is a single file that is no GGUF file", where=path, remedy=remedy)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]} …"
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except GatedRepoError as error:
+        raise DownloadError(
+            "the repository asks its users to accept terms",
+            where=name,
+            remedy="Accept them on its page, then run `hf auth login`",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(
+            f"the repository has no revision {revision}", where=name, remedy="Name a branch, tag or commit that exists"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DownloadError(
+            "there is no such folder here and no such repository on the hub, or it is private",
+            where=name,
+            remedy="Check the spelling; for a private repository run `hf auth login`",
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise DownloadError(
+            "the checkpoint is not in the hub's cache and the hub cannot be reached",
+            where=name,
+            remedy="Go online and unset HF_HUB_OFFLINE, or name a local folder",
+        ) from error
+    except HFValidationError as error:
+        raise SourceError(
+            "there is no such folder here, and it is no hub id",
+            where=_cut(name),
+            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
+        ) from error
+    except Exception as error:  # of the hub's client, its HTTP library and the system
+        # the first line only: the rest may quote request headers
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DownloadError(
+            f"the download failed: {reason}", where=name, remedy="Run the same command again; it resumes"
+        ) from error

@@ -1,0 +1,110 @@
+"""Reading the files of a tokenizer that a stranger made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from edgephi.errors import EdgephiError, SourceError, TokenizerError
+from edgephi.export.tokenizer.files import JsonValue
+from edgephi.files import JSON_LIMIT, parse_json, read_file, require_inside
+from edgephi.tokenizer_bounds import bound_parts, guarded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_AGAIN = "Download the file again"
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file of a checkpoint's folder, line ends as they are.
+
+    Raises:
+        SourceError: it is unreadable, larger than 64 MiB, a Git LFS pointer, a link that leaves the folder, or no
+            UTF-8 without a byte order mark.
+    """
+    require_inside(path, path.parent, SourceError, "Put the file itself into the folder")
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0  # reading says why
+    if size > JSON_LIMIT:
+        raise SourceError(
+            f"the file has {size >> 20} MiB, more than the {JSON_LIMIT >> 20} MiB a tokenizer file may have",
+            where=path,
+            remedy="Download the file again from the model's repository",
+        )
+    data = read_file(path, limit=JSON_LIMIT, error=SourceError, remedy="Check the file and its permissions")
+    if data.startswith(_MARKS):
+        raise SourceError(
+            "the file begins with a byte order mark (BOM)", where=path, remedy="Save it as UTF-8 without a BOM"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"the file is not UTF-8 at byte {error.start}", where=path, remedy=_AGAIN) from error
+
+
+def read_object(path: Path) -> dict[str, JsonValue]:
+    """A JSON object; the errors are those of `read_text` and `edgephi.files.parse_json`, or it holds something else."""
+    value = parse_json(read_text(path), where=path, error=SourceError, remedy=_AGAIN)
+    if not isinstance(value, dict):
+        raise SourceError(f"the file holds a {type(value).__name__}, not an object", where=path, remedy=_AGAIN)
+    return cast("dict[str, JsonValue]", value)
+
+
+def read_optional(path: Path) -> dict[str, JsonValue]:
+    """The same, empty where there is no such file; a link to nowhere is an error."""
+    return read_object(path) if path.is_file() or path.is_symlink() else {}
+
+
+def load(parsed: Mapping[str, JsonValue], path: Path | str) -> Tokenizer:
+    """The library's tokenizer of a parsed tokenizer.json.
+
+    Raises:
+        TokenizerError: the library refuses it, it asks for more than `edgephi/tokenizer_bounds.py` allows, or it has no
+            tokens.
+    """
+    from tokenizers import Tokenizer
+
+    def refuse(said: str) -> EdgephiError:
+        return TokenizerError(
+            f"the tokenizer cannot be used: {said}", where=path, remedy="Use the tokenizer of the published model"
+        )
+
+    def unreadable(said: str) -> EdgephiError:
+        return TokenizerError(
+            f"the tokenizers library refuses the file: {said}", where=path, remedy="Download tokenizer.json again"
+        )
+
+    added = parsed.get("added_tokens")
+    contents = [token.get("content") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    bound_parts(parsed, contents, refuse)
+    try:
+        text = json.dumps(parsed, ensure_ascii=False).encode("utf-8").decode("utf-8")
+    except UnicodeEncodeError as error:
+        raise unreadable("it holds half of a surrogate pair, which UTF-8 cannot express") from error
+    with guarded(unreadable):
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
+        empty = not tokenizer.get_vocab_size(with_added_tokens=True)
+    if empty:
+        raise TokenizerError("the vocabulary is empty", where=path, remedy="Download tokenizer.json again")
+    return tokenizer
+
+
+def largest_id(tokenizer: Tokenizer, where: object) -> int:
+    """The largest id that a text can become, those that the post-processor writes around it included."""
+
+    def refuse(said: str) -> EdgephiError:
+        return TokenizerError(
+            f"the tokenizers library breaks off at an empty text: {said}",
+            where=where,
+            remedy="Use the tokenizer of the published model",
+        )
+
+    with guarded(refuse):
+        around = tokenizer.encode("").ids
+        return max(*tokenizer.get_vocab(with_added_tokens=True).values(), *around, 0)

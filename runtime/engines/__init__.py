@@ -1,0 +1,1 @@
+"""A bundle's graphs, loaded and run: onnxruntime-genai's way, and the NPU's."""
