@@ -22,6 +22,7 @@ from edgephi.benchmarks.graph_logits import GraphLogits
 from edgephi.benchmarks.layer_errors import LayerErrors
 from edgephi.benchmarks.quality import CHUNK_VALUES, Float64, Logits, log_softmax, score, tokenize
 from edgephi.bundle import GENAI_CONFIG, MANIFEST, MeasuredText, check_bundle, read_manifest, sha256_of
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError, UsageError
 
 TokenIds = NDArray[np.int64]
@@ -130,6 +131,7 @@ def evaluate(
     if windows < 1 or window_length < 2:
         raise UsageError("a window has no predictions", remedy="Take at least one window of at least two tokens")
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     cut: list[TokenIds] = []
     if text is not None:
@@ -176,7 +178,9 @@ def _reference(
     if is_bundle(Path(against)):
         folder = Path(against)
         if (folder / MANIFEST).is_file():
-            check_bundle(folder, read_manifest(folder), every_byte=False)
+            manifest = read_manifest(folder)
+            require_known_graphs(folder, manifest)
+            check_bundle(folder, manifest, every_byte=False)
         yield folder.resolve().name, _BundleLogits(folder, sequences)
         return
     from edgephi.export.families import describe

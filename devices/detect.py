@@ -11,7 +11,14 @@ from typing import Any, Literal
 from edgephi.child import call
 from edgephi.devices.cpu import decode_threads
 from edgephi.devices.cpu_features import cpu_features, cpu_name
-from edgephi.devices.providers import PROVIDERS, DeviceInfo, installed_wheel, provider, register, registered_devices
+from edgephi.devices.providers import (
+    DeviceInfo,
+    all_providers,
+    installed_wheel,
+    provider,
+    register,
+    registered_devices,
+)
 from edgephi.errors import DeviceError, Step
 
 
@@ -67,7 +74,7 @@ class Machine:
 
 def installed_providers() -> tuple[str, ...]:
     """Short names of the providers whose wheel is installed; nothing is loaded."""
-    return tuple(known.short for known in PROVIDERS if installed_wheel(known) is not None)
+    return tuple(known.short for known in all_providers() if installed_wheel(known) is not None)
 
 
 def detect(register_these: Iterable[str] = (), root: Path = Path("/")) -> Machine:
@@ -81,7 +88,7 @@ def detect(register_these: Iterable[str] = (), root: Path = Path("/")) -> Machin
     import psutil
 
     missing = []
-    for name in register_these:
+    for name in (provider(name).short for name in register_these):
         try:
             register(name)
         except DeviceError as error:
@@ -106,7 +113,7 @@ def survey(names: Iterable[str], root: Path = Path("/")) -> Machine:
     machine = detect(root=root)
     there = {device.provider for device in machine.devices}
     devices, missing = list(machine.devices), []
-    for name in names:
+    for name in (provider(name).short for name in names):
         if provider(name).name in there:
             continue
         try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from edgephi.devices.vulkan import SoftwareVulkan, check_software_vulkan
+from edgephi.devices.providers import all_providers
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -133,15 +132,16 @@ def check_providers(machine: Machine) -> list[Finding]:
     return findings
 
 
-def check_driver(found: SoftwareVulkan) -> list[Finding]:
-    """A software Vulkan driver that is there and too old; without one there is nothing to say."""
-    if sys.platform != "linux" or found.library is None:
-        return []
-    try:
-        check_software_vulkan(found)
-    except DeviceError as error:
-        return [Finding("warning", error.what, error.where, error.remedy)]
-    return []
+def check_drivers() -> list[Finding]:
+    """Drivers of providers that are installed and cannot work."""
+    findings = []
+    for known in all_providers():
+        try:
+            if known.check_driver is not None:
+                known.check_driver()
+        except DeviceError as error:
+            findings.append(Finding("warning", error.what, error.where, error.remedy))
+    return findings
 
 
 def imported_versions() -> dict[str, str]:
@@ -159,12 +159,10 @@ def examine() -> tuple[dict[str, str], list[Finding]]:
     """
     from edgephi.child import call
     from edgephi.devices.detect import survey
-    from edgephi.devices.providers import PROVIDERS
-    from edgephi.devices.vulkan import software_vulkan
 
     owners = metadata.packages_distributions()
     all_versions = {wheel.name.lower().replace("_", "-"): wheel.version for wheel in metadata.distributions()}
-    provider_wheels = {wheel for known in PROVIDERS for wheel in known.wheels}
+    provider_wheels = {wheel for known in all_providers() for wheel in known.wheels}
     requirements = [
         line
         for line in metadata.requires("edgephi") or ()
@@ -175,9 +173,9 @@ def examine() -> tuple[dict[str, str], list[Finding]]:
         imported = call("edgephi.devices.doctor:imported_versions", {}, timeout_s=120, where="onnxruntime")
         assert isinstance(imported, dict)
         findings += check_imported(imported, owners)
-        findings += check_providers(survey(known.short for known in PROVIDERS))
+        findings += check_providers(survey(known.short for known in all_providers()))
     except DeviceError as error:
         findings.append(Finding("error", error.what, error.where, error.remedy))
-    findings += check_driver(software_vulkan())
+    findings += check_drivers()
     order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
     return relevant_wheels(), sorted(findings, key=lambda finding: order[finding.severity])

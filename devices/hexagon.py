@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgephi.devices.profile import Profile, load_profile, own_profiles
-from edgephi.devices.providers import check_options
+from edgephi.devices.providers import check_options, graph_devices
 from edgephi.errors import DeviceError, EngineError, UsageError
 
 COMPATIBILITY_KEY = "ep_compatibility_info.QNNExecutionProvider"
@@ -55,7 +55,7 @@ def hexagon_target(devices: Sequence[str]) -> HexagonTarget | None:
         UsageError: the list names something else as well.
         DeviceError: the file is no profile, or one without an NPU.
     """
-    if set(devices) <= {"cpu", "webgpu", "directml"}:
+    if set(devices) <= set(graph_devices()):
         return None
     named = [load_profile(name) for name in devices if name.endswith(".toml")]
     named += [profile for profile in own_profiles() if profile.name in devices and "qnn" in profile.providers]

@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from edgephi.devices.providers import check_options
+from edgephi.devices.providers import all_providers, check_options, provider
+from edgephi.devices.providers.base import PowerMode
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
     from edgephi.devices.detect import Machine
     from edgephi.devices.providers import DeviceInfo
 
-ShortName = Literal["cpu", "qnn", "webgpu", "openvino", "dml"]
-PowerMode = Literal["performance", "balanced", "saver"]
 Text = Annotated[str, Field(min_length=1)]
 
-_POWER_OPTION = {
-    "qnn": (
-        "htp_performance_mode",
-        {"performance": "burst", "balanced": "balanced", "saver": "power_saver"},
-    ),
-    "webgpu": (
-        "powerPreference",
-        {"performance": "high-performance", "balanced": "high-performance", "saver": "low-power"},
-    ),
-    "dml": (
-        "performance_preference",
-        {"performance": "high_performance", "balanced": "default", "saver": "minimum_power"},
-    ),
-}
-"""What a power mode means to a provider that has an option for it."""
+
+def _known_provider(name: str) -> str:
+    known = {word: one.short for one in all_providers() for word in (one.short, *one.aliases)}
+    if name not in known:
+        raise _none_of(one.short for one in all_providers())
+    return known[name]
+
+
+def _known_graph(name: str) -> str:
+    known = [one.short for one in all_providers() if one.runs_graphs]
+    if name not in known:
+        raise _none_of(known)
+    return name
+
+
+def _none_of(names: Iterable[str]) -> PydanticCustomError:
+    return PydanticCustomError("provider", "Input should be one of {names}", {"names": ", ".join(names)})
+
+
+ShortName = Annotated[str, AfterValidator(_known_provider)]
+GraphName = Annotated[str, AfterValidator(_known_graph)]
 
 
 class Strict(BaseModel):
@@ -54,8 +61,6 @@ class DeviceRule(Strict):
     device_ids: tuple[int, ...] | None = None
 
     def fits(self, device: DeviceInfo) -> bool:
-        from edgephi.devices.providers import provider
-
         return (
             device.provider == provider(self.provider).name
             and device.kind == self.kind
@@ -81,7 +86,7 @@ class MatchRules(Strict):
 class ProviderUse(Strict):
     """How one provider is used."""
 
-    graph: Literal["cpu", "webgpu", "directml", "qnn"]
+    graph: GraphName
     """The variant of the bundle's graph it runs."""
     options: dict[str, str] = Field(default_factory=dict)
 
@@ -123,14 +128,13 @@ class Profile(Strict):
         """Bytes."""
         return int(machine.memory_bytes * self.memory_fraction)
 
-    def provider_options(self, short: ShortName, machine: Machine) -> dict[str, str]:
+    def provider_options(self, short: str, machine: Machine) -> dict[str, str]:
         """The options of one provider, with what the power mode adds; options written in the profile win."""
         options = dict(self.providers[short].options)
-        if short in _POWER_OPTION:
-            option, words = _POWER_OPTION[short]
+        power = provider(short).power
+        if power is not None and power.applies(options):
             mode = self.power.battery if machine.power == "battery" else self.power.mains
-            if short != "qnn" or options.get("backend_type", "htp") == "htp":
-                options.setdefault(option, words[mode])
+            options.setdefault(power.option, power.words[mode])
         return options
 
 
@@ -177,8 +181,9 @@ def own_profiles() -> tuple[Profile, ...]:
 def parse_profile(text: str, where: object) -> Profile:
     """Read a profile's TOML; raises as `load_profile` does."""
     try:
+        written = tomllib.loads(text)
         # pydantic's strict mode takes JSON's arrays for tuples, not Python's lists
-        profile = Profile.model_validate_json(json.dumps(tomllib.loads(text)))
+        profile = Profile.model_validate_json(json.dumps(written))
     except tomllib.TOMLDecodeError as error:
         raise _wrong(f"the profile is not TOML: {error}", where) from error
     except ValidationError as error:
@@ -186,6 +191,8 @@ def parse_profile(text: str, where: object) -> Profile:
         raise _wrong("; ".join(findings), where) from error
     except TypeError as error:  # dates and times of TOML
         raise _wrong(f"the profile holds a value of a kind it has no use for: {error}", where) from error
+    if len(profile.providers) < len(written["providers"]):
+        raise _wrong(f"[providers] has one provider under two names: {', '.join(written['providers'])}", where)
     for order in (profile.prefill, profile.decode):
         for short in order:
             if short not in profile.providers:

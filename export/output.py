@@ -70,7 +70,9 @@ def _check_name(output: Path, *, windows: bool) -> None:
 
 
 def check_apart(source: str | Path, output: Path) -> None:
-    """Refuse an output that is the source, holds it, or lies in its folder: replacing the one would touch the other.
+    """Refuse an output that is the source or holds it: replacing the one would remove the other.
+
+    An output inside the source's folder is nobody's harm: a checkpoint's files are read by name.
 
     Raises:
         OutputError: they are not apart.
@@ -82,7 +84,7 @@ def check_apart(source: str | Path, output: Path) -> None:
         origin, target = here.resolve(), output.resolve()
     except (OSError, ValueError, RuntimeError):  # RuntimeError: a circle of links; whoever opens the path says so
         return
-    if origin.is_relative_to(target) or target.is_relative_to(origin):
+    if origin.is_relative_to(target):
         raise OutputError(
             "the output and the source are not apart", where=output, remedy="Choose an --output beside the source"
         )

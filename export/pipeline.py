@@ -131,7 +131,6 @@ def export(
         raise UsageError(
             "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
         )
-    check_apart(source, output)
     text = None if calibration is None else Path(calibration)
     if npu := hexagon_target(devices):
         from edgephi.export.npu.pipeline import export_for_npu
@@ -141,6 +140,7 @@ def export(
                 "the NPU's graphs have one size of block and a head in 8 bits, and are edgephi's own",
                 remedy="Leave --bits, --target-size, --head-bits and --via out",
             )
+        check_apart(source, output)
         return export_for_npu(
             source,
             output,
@@ -168,7 +168,9 @@ def export(
             )
         from edgephi.export.via_optimum import export_via_optimum
 
+        check_apart(source, output)
         return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)
+    check_apart(source, output)
     plan = make_plan(source, recipe, revision=revision, devices=devices, budget=budget, calibration=text, seed=seed)
     return _carry_out(plan, output, force, devices, on_progress)
 

@@ -1,8 +1,7 @@
 """Graphs for other devices than the CPU over the same data file: a variant adds its graph and no weights.
 
-What a provider takes was found by running it where it runs here (WebGPU, on Mesa's software Vulkan), and else read in
-its source: microsoft/onnxruntime, onnxruntime/core/providers/dml/DmlExecutionProvider/src/Operators. A graph that the
-provider would refuse, or compute wrongly without a word, is refused here.
+What a provider takes is in its file (`devices/providers/`). A graph that it would refuse, or compute wrongly without a
+word, is refused here.
 """
 
 from __future__ import annotations
@@ -12,11 +11,16 @@ from dataclasses import dataclass, replace
 
 from edgephi.bundle import GraphDevice, GraphEntry
 from edgephi.devices.hexagon import target_names
+from edgephi.devices.providers import graph_devices, graph_traits, provider
+from edgephi.devices.providers.base import GraphTraits, Provider
 from edgephi.errors import UsageError
-from edgephi.export.emitter import OPSET, POOLING_OPSET
+from edgephi.export.emitter import OPSET
 from edgephi.export.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.storage import Layout, Recipe
+
+GELU_OPSET = 20
+"""ONNX has the operator since this version."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Variant:
     separate: bool = False
     """See `export/attention.py`."""
     opset: int = OPSET
+    last_row: bool = False
+    """A second graph has logits of the last token only."""
 
     @property
     def file(self) -> str:
@@ -36,8 +42,7 @@ class Variant:
 
     @property
     def last_row_file(self) -> str | None:
-        """The head is 7 to 12 % of a prompt on the CPU; on other devices nobody measured."""
-        return "model_last_row.onnx" if self.device == "cpu" else None
+        return self.file.replace(".onnx", "_last_row.onnx") if self.last_row else None
 
     @property
     def entry(self) -> GraphEntry:
@@ -50,23 +55,27 @@ class Variant:
 def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, recipe: Recipe) -> tuple[Variant, ...]:
     """The graphs for these devices, the CPU's first; a bundle always has that one.
 
-    WebGPU computes in float32 at accuracy levels 0 and 1, which are for comparisons, otherwise in float16: half the KV
-    cache, and on a GPU with float16 units up to half the time. DirectML computes in float16.
-
     Raises:
         UsageError: an unknown device, or one that does not compute this model as it is stored.
     """
     require_devices(devices)
-    found = [Variant("cpu", recipe, opset=cpu_opset(spec))]
-    if "webgpu" in devices:
-        _require_gpu("WebGPU", "webgpu", spec, recipe)
-        exact = recipe.accuracy_level in (0, 1)
-        found.append(Variant("webgpu", replace(recipe, float_type="float32" if exact else "float16")))
-    if "directml" in devices:
-        _require_gpu("DirectML", "directml", spec, recipe)
-        _require_directml(spec, layout)
-        found.append(Variant("directml", replace(recipe, float_type="float16"), separate=True))
-    return tuple(found)
+    wanted = [provider(device) for device in graph_devices() if device in ("cpu", *devices)]
+    return tuple(_variant(known, spec, layout, recipe) for known in wanted)
+
+
+def _variant(known: Provider, spec: DecoderSpec, layout: Layout, recipe: Recipe) -> Variant:
+    traits = graph_traits(known.short)
+    _require_computed(known, traits, spec, layout, recipe)
+    computes_in = traits.float_type or recipe.float_type
+    if traits.exact_in_float32 and recipe.accuracy_level in (0, 1):
+        computes_in = "float32"
+    return Variant(
+        known.short,
+        replace(recipe, float_type=computes_in),
+        separate=traits.separate_attention,
+        opset=_opset(traits, spec),
+        last_row=traits.last_row,
+    )
 
 
 def computing_in_half(variants: Sequence[Variant]) -> str | None:
@@ -79,7 +88,12 @@ def computing_in_half(variants: Sequence[Variant]) -> str | None:
 
 def cpu_opset(spec: DecoderSpec) -> int:
     """The version of ONNX's operators in the CPU's graph: where averages are fast, unless it lacks an operator."""
-    return OPSET if spec.mlp == "gelu_tanh" else POOLING_OPSET  # Gelu came with 20
+    return _opset(graph_traits("cpu"), spec)
+
+
+def _opset(traits: GraphTraits, spec: DecoderSpec) -> int:
+    asked = OPSET if traits.opset is None else traits.opset
+    return OPSET if spec.mlp == "gelu_tanh" and asked < GELU_OPSET else asked
 
 
 def require_devices(devices: Sequence[str]) -> None:
@@ -88,38 +102,39 @@ def require_devices(devices: Sequence[str]) -> None:
     Raises:
         UsageError: naming the first.
     """
-    if unknown := sorted(set(devices) - {"cpu", "webgpu", "directml"}):
+    known = graph_devices()
+    if unknown := sorted(set(devices) - set(known)):
+        choice = f"{', '.join(known[:-1])} and {known[-1]}"
         raise UsageError(
             f"there is no graph for {unknown[0]!r}",
-            remedy=f"Choose from cpu, webgpu and directml, or one chip with an NPU: {', '.join(target_names())}",
+            remedy=f"Choose from {choice}, or one chip with an NPU: {', '.join(target_names())}",
         )
 
 
-def _require_gpu(name: str, device: str, spec: DecoderSpec, recipe: Recipe) -> None:
-    if recipe.linear is None:
+def _require_computed(known: Provider, traits: GraphTraits, spec: DecoderSpec, layout: Layout, recipe: Recipe) -> None:
+    """Raises UsageError for what the provider would refuse, or compute wrongly without a word."""
+    if recipe.linear is None and not traits.float_weights:
         raise UsageError(
-            f"the {name} graph multiplies 4-bit and 8-bit blocks, and {recipe.precision} has none",
+            f"the {known.title} graph multiplies 4-bit and 8-bit blocks, and {recipe.precision} has none",
             remedy="Choose --precision int4 or int8",
         )
-    if spec.experts is not None:  # WebGPU: "zero_points for QMoE are not yet supported"; DirectML has no QMoE
-        raise _refusal(name, device, "does not compute experts in blocks with zero points")
-    if spec.block_sparse is not None:  # DirectML's attention takes no bias; on WebGPU it was not tried
-        raise _refusal(name, device, "was not made to compute block-sparse attention")
-
-
-def _require_directml(spec: DecoderSpec, layout: Layout) -> None:
-    if spec.sliding_window is not None and spec.sliding_window < spec.context_length:
-        # DmlOperatorGroupQueryAttention reads no such attribute and would attend to everything
-        raise _refusal("DirectML", "directml", f"has no sliding window ({spec.sliding_window:,} tokens in this model)")
+    if spec.experts is not None and not traits.experts:
+        raise _refusal(known, "does not compute experts in blocks with zero points")
+    if spec.block_sparse is not None and (traits.separate_attention or not traits.block_sparse):
+        raise _refusal(known, "was not made to compute block-sparse attention")
+    window = spec.sliding_window
+    if window is not None and window < spec.context_length and not traits.sliding_window:
+        raise _refusal(known, f"has no sliding window ({window:,} tokens in this model)")
+    if traits.partial_blocks:
+        return
     for name, matrix in layout.matrices.items():
-        # QueryMatMulNBits takes whole blocks only
         if matrix.format is not None and matrix.inputs % matrix.format.block_size:
             what = f"takes whole blocks only, and {name} has {matrix.inputs:,} inputs in blocks of"
             raise UsageError(
-                f"DirectML {what} {matrix.format.block_size}",
-                remedy="Choose a smaller --block-size, or leave directml out of --device",
+                f"{known.title} {what} {matrix.format.block_size}",
+                remedy=f"Choose a smaller --block-size, or leave {known.short} out of --device",
             )
 
 
-def _refusal(name: str, device: str, what: str) -> UsageError:
-    return UsageError(f"{name} {what}", remedy=f"Leave {device} out of --device")
+def _refusal(known: Provider, what: str) -> UsageError:
+    return UsageError(f"{known.title} {what}", remedy=f"Leave {known.short} out of --device")

@@ -12,17 +12,12 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.devices.detect import Machine, detect, survey
 from edgephi.devices.power import Spinning, spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
-from edgephi.devices.providers import PROVIDERS, check_options, installed_wheel, provider
+from edgephi.devices.providers import all_providers, check_options, installed_wheel, provider, providers_of
+from edgephi.devices.providers.base import ANY_KIND, HARDWARE
 from edgephi.errors import DeviceError
 from edgephi.runtime.config import answering, refuse_npu_bundle
 from edgephi.runtime.placement import Placement
-from edgephi.runtime.probe import HARDWARE, Device, prove
-
-CLASSES: Mapping[str, tuple[str, ...]] = {"gpu": ("webgpu", "dml"), "npu": ("qnn",)}
-"""Providers of a class of devices where no profile matches, the preferred one first."""
-GRAPHS: Mapping[str, str] = {"cpu": "cpu", "webgpu": "webgpu", "dml": "directml", "qnn": "npu"}
-"""Which of a bundle's graphs a provider runs."""
-ANY_KIND = (*HARDWARE, "gpu-software", "npu-simulator")
+from edgephi.runtime.probe import Device, prove
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
     cpu = _cpu(manifest, None)
     if device == "cpu" or (device == "auto" and {graph.device for graph in manifest.graphs} == {"cpu"}):
         return Plan((cpu,))
-    if device in ("auto", *CLASSES):
+    if device == "auto" or providers_of(device):
         try:
             found = _matching(folder, manifest, device)
         except DeviceError as error:
@@ -148,8 +143,8 @@ def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Pla
 
 def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:
     """For `auto` and the classes: by the profile that matches the machine."""
-    wanted = CLASSES.get(device) or tuple(known.short for known in PROVIDERS if known.short != "cpu")
-    there = [short for short in wanted if (name := GRAPHS.get(short)) and manifest.graph_for(name) is not None]
+    wanted = [known.short for known in providers_of(device) or all_providers() if known.short != "cpu"]
+    there = [short for short in wanted if manifest.graph_for(short) is not None]
     if device != "auto" and not there:
         raise _no_graph(folder, manifest, wanted[0])
     machine = survey(short for short in there if sys.platform == "win32" or installed_wheel(provider(short)))
@@ -191,12 +186,12 @@ def _choice(
         )
     if short == "cpu":
         return _cpu(manifest, profile)
-    graph = manifest.graph_for(GRAPHS[short]) if short in GRAPHS else None
+    graph = manifest.graph_for(short)
     if graph is None:
         raise _no_graph(folder, manifest, short)
     if profile is None or short not in profile.providers:
         return Choice(short, graph, kinds=kinds, spinning=beside(short))
-    options = profile.provider_options(provider(short).short, machine)  # type: ignore[arg-type]  # a known short name
+    options = profile.provider_options(short, machine)
     check_options(short, options, profile.name)
     threads = None if profile.threads == "cores" else profile.threads
     decided = spinning(profile.spinning, f"profile {profile.name}")
@@ -215,18 +210,17 @@ def _cpu(manifest: Manifest, profile: Profile | None) -> Choice:
 
 
 def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:
-    name = GRAPHS.get(short)
-    if name is None:
+    known = provider(short)
+    if not known.runs_graphs:
         return DeviceError(
-            f"edgephi builds no graph for {provider(short).name}",
+            f"edgephi builds no graph for {known.name}",
             where=folder,
             remedy="Choose another --device",
             step="graph",
         )
-    asked = "snapdragon-x-elite" if name == "npu" else f"cpu,{name}"
+    asked = known.profile if known.compiled else f"cpu,{short}"
     return DeviceError(
-        f"the bundle has no graph for {provider(short).name}, only for "
-        + ", ".join(graph.device for graph in manifest.graphs),
+        f"the bundle has no graph for {known.name}, only for " + ", ".join(graph.device for graph in manifest.graphs),
         where=folder,
         remedy=f"Export {manifest.source.name} again with `edgephi export --device {asked}`",
         step="graph",

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgephi.bundle import LONG_ROPE_ADAPTER
 from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.providers import graph_traits
 from edgephi.errors import DeviceError, EngineError, PromptError
 from edgephi.runtime.og_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
@@ -111,7 +112,7 @@ class OgModel:
         og.disable_telemetry_events()
         self._vocabulary = config.vocab_size
         self._rope_switch = rope_switch
-        self._whole_prompts = place.choice.provider == "dml"
+        self._whole_prompts = graph_traits(place.choice.provider).whole_prompts
         self._sequences: weakref.WeakSet[OgEngine] = weakref.WeakSet()
         remedy = "Check the bundle with `edgephi verify`"
         if prepacked is not None:

@@ -10,10 +10,11 @@ include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from edgephi.devices.provider_options import DIRECTML, OPENVINO, QNN, WEBGPU, Allowed, FilePath
+from edgephi.devices.providers import all_providers
+from edgephi.devices.providers.options import FilePath
 
 OPTION_SECTIONS = frozenset({"session_options", "run_options"})
 HARMLESS_OPTIONS = frozenset(
@@ -70,12 +71,6 @@ HARMLESS_OF_PROVIDERS = frozenset(
     }
 )
 """Options of providers that edgephi has no table of."""
-PROVIDERS: Mapping[str, Mapping[str, Allowed]] = {
-    "dml": DIRECTML,
-    "openvino": OPENVINO,
-    "qnn": QNN,
-    "webgpu": WEBGPU,
-}
 CODE_KEYS = frozenset({"custom_ops_library", "library_path", "backend_path", "op_packages"})
 """A shared library is loaded from where these say, wherever they stand."""
 
@@ -118,9 +113,10 @@ def _refused_options(options: object, place: str) -> Iterator[tuple[str, str]]:
 
 def _refused_of_providers(providers: object, place: str) -> Iterator[tuple[str, str]]:
     """`provider_options` is a list of objects, a provider's name the key of each."""
+    tables = {known.genai_name: known.options for known in all_providers() if known.genai_name}
     for part in dictionaries([providers]):
         for name, options in part.items():
-            known = PROVIDERS.get(name.casefold(), {})
+            known = tables.get(name.casefold(), {})
             for inner in dictionaries([options]):
                 for key in inner:
                     table = known.get(key)

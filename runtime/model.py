@@ -12,6 +12,7 @@ from types import TracebackType
 
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
 from edgephi.files import no_system_errors, refuse_path
 from edgephi.genai_config import GenaiConfig
@@ -72,6 +73,7 @@ def load(
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)
+    require_known_graphs(path, manifest)
     check_bundle(path, manifest, every_byte=verify)
     if manifest.npu is not None:
         found = npu_place(path, manifest, os.fspath(device))

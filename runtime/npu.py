@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgephi.bundle import Manifest, NpuFacts, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError
 from edgephi.runtime.engine import common_prefix, require_in_vocabulary
 from edgephi.runtime.npu_checks import (
@@ -53,6 +54,7 @@ def open_npu(
         EngineError: a binary cannot be loaded, or not wholly.
     """
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     facts = manifest.npu
     if facts is None:

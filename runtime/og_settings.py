@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgephi.bundle import GENAI_CONFIG
+from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError, EngineError
 from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.config import answering
@@ -84,25 +85,25 @@ def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, pre
     settings: dict[str, Any] = json.loads(config.as_json())
     decoder = settings["model"]["decoder"]
     decoder |= {"filename": GRAPH, "session_options": session}
-    if place.choice.graph is not None and place.choice.graph.device == "directml":
+    if place.choice.graph is not None and graph_traits(place.choice.graph.device).position_ids:
         decoder["inputs"]["position_ids"] = "position_ids"
     return settings
 
 
 def _choose_device(settings: Any, place: Place) -> None:
-    choice, device = place.choice, place.device
+    device, name = place.device, provider(place.choice.provider).genai_name
     settings.clear_providers()
-    if device is None:
+    if device is None or name is None:
         return
     _register(device)
-    settings.append_provider(choice.provider)
-    for name, value in choice.options.items():
-        settings.set_provider_option(choice.provider, name, value)
+    settings.append_provider(name)
+    for option, value in place.choice.options.items():
+        settings.set_provider_option(name, option, value)
     if device.library is None:
         return  # built into og, with no filter for devices
-    settings.set_decoder_provider_options_hardware_device_type(choice.provider, device.listed_as)
-    settings.set_decoder_provider_options_hardware_vendor_id(choice.provider, device.vendor_id)
-    settings.set_decoder_provider_options_hardware_device_id(choice.provider, device.device_id)
+    settings.set_decoder_provider_options_hardware_device_type(name, device.listed_as)
+    settings.set_decoder_provider_options_hardware_vendor_id(name, device.vendor_id)
+    settings.set_decoder_provider_options_hardware_device_id(name, device.device_id)
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def require_device(used: str, place: Place) -> None:
         DeviceError: og is on the CPU, or on something else than the CPU; step `device`.
     """
     asked = place.choice.provider
-    if (used == "CPU") != (asked == "cpu"):
+    if (used == "CPU") != (provider(asked).genai_name is None):
         raise DeviceError(
             f"onnxruntime-genai was asked for {asked} and loaded the graph on {used}",
             where=place.choice.graph and place.choice.graph.file,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.bundle import check_bundle, read_manifest
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError
 from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.graph_facts import GraphFacts, read_graph
@@ -85,6 +86,7 @@ def placement(folder: Path) -> Placement:
     import onnxruntime
 
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     read_genai_config(folder, manifest)
     graph = folder / answering(manifest.graph_for("cpu") or manifest.graphs[0])

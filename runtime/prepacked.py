@@ -35,6 +35,7 @@ from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, sha256_of
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.providers import runtime_wheels
 from edgephi.errors import BundleError, EngineError, OutputError, UsageError
 from edgephi.files import unreadable
 from edgephi.records import Sha256, Strict
@@ -54,7 +55,7 @@ REMEMBERED_S = 30 * 86_400
 ABANDONED_S = 3600
 DISK_FACTOR, DISK_RESERVE = 3, 2**30
 """An entry takes 2.0 to 2.7 times the bundle's data; a cache must not fill the disk."""
-RUNTIMES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-windowsml", "onnxruntime-gpu")
+RUNTIMES = (*runtime_wheels(), "onnxruntime-gpu")
 """Distributions that bring onnxruntime; importing it to ask for its version takes longer than a load saves."""
 
 

@@ -20,7 +20,6 @@ from edgephi.runtime.placement import Placement, from_json, read_placement, twin
 if TYPE_CHECKING:
     import onnxruntime
 
-HARDWARE = ("cpu", "gpu", "npu")
 TIMEOUT_S = 900.0
 """A software GPU compiles the shaders of a small model for more than a minute."""
 
@@ -97,11 +96,11 @@ def pick_device(short: str, devices: Sequence[DeviceInfo], kinds: Sequence[str])
     for device in devices:
         if device.kind in kinds:
             return device
-    listed = ", ".join(sorted({device.kind for device in devices}))
+    listed, known = ", ".join(sorted({device.kind for device in devices})), provider(short)
     raise DeviceError(
-        f"{provider(short).name} lists no hardware it runs on, only {listed}",
+        f"{known.name} lists no hardware it runs on, only {listed}",
         remedy="Install the driver of this machine's device; a simulator or software driver is used when a profile is "
-        "named, such as --device webgpu-gpu",
+        "named" + (f", such as --device {known.profile}" if known.profile else ""),
         step="device",
     )
 

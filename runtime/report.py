@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgephi.bundle import check_bundle, read_manifest
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import DeviceError
 from edgephi.runtime.dispatch import Place, plan, settle
 from edgephi.runtime.npu import open_npu
@@ -24,6 +25,7 @@ def placement_report(folder: Path, device: str = "auto", *, fallback: bool = Fal
         EngineError: onnxruntime refuses the graph.
     """
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     if manifest.npu is not None:
         found = npu_place(folder, manifest, device)

@@ -36,3 +36,13 @@ def gone_within(pid: int, seconds: float) -> bool:
         except psutil.TimeoutExpired:
             return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     return True
+
+
+def children_that_run(module: str) -> list[psutil.Process]:
+    """Children of this process that run a module; other tests may have left children of Python's own."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if module in child.cmdline():
+                found.append(child)
+    return found

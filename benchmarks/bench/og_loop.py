@@ -10,6 +10,7 @@ import numpy as np
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
 from edgephi.bundle import read_manifest
+from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError
 from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.dispatch import Place
@@ -67,7 +68,8 @@ class OgLoop:
             )
         generator = og.Generator(self._opened(), params)
         start = mark(self._instruments)
-        piece = len(case.prompt_ids) if self._place.choice.provider == "dml" else PIECE
+        whole = graph_traits(self._place.choice.provider).whole_prompts
+        piece = len(case.prompt_ids) if whole else PIECE
         for begin in range(0, len(case.prompt_ids), piece):
             generator.append_tokens(np.asarray(case.prompt_ids[begin : begin + piece], dtype=np.int32))
         tokens: list[int] = []

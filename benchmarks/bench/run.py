@@ -33,6 +33,7 @@ from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.power import power_mode, power_source
+from edgephi.devices.providers import all_providers, require_known_graphs
 from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
 from edgephi.runtime.config import answering, read_genai_config
@@ -46,10 +47,7 @@ LIBRARIES = (
     "edgephi",
     "onnxruntime",
     "onnxruntime-genai",
-    "onnxruntime-qnn",
-    "onnxruntime-ep-webgpu",
-    "onnxruntime-directml",
-    "onnxruntime-windowsml",
+    *(wheel for known in all_providers() if known.runs_graphs and known.short != "cpu" for wheel in known.wheels),
     "tokenizers",
     "numpy",
 )
@@ -91,6 +89,7 @@ def bench(
     """
     started, created = perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     cases, refused = plan(workload, _prompts(folder, manifest, device))
     content = workload.content

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from edgephi.bundle import FileEntry, Manifest, check_bundle, read_manifest
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, HubError, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def hub_graphs(folder: Path, patterns: Sequence[str] = ()) -> tuple[HubGraph, ..
         UsageError: nothing matches.
     """
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     name = folder.resolve().name
     graphs = [_read_graph(folder, name, manifest, file) for file in manifest.files if file.path.endswith(".onnx")]

@@ -33,10 +33,10 @@ def devices(
     from edgephi.commands.console import print_json
     from edgephi.devices.detect import survey
     from edgephi.devices.profile import load_profile, match_profiles, own_profiles
-    from edgephi.devices.providers import PROVIDERS
+    from edgephi.devices.providers import all_providers
 
     named = None if profile is None else load_profile(profile)
-    machine = survey(known.short for known in PROVIDERS)
+    machine = survey(known.short for known in all_providers())
     held = match_profiles(machine, own_profiles() if named is None else (named,))
     if as_json:
         best = next((one.profile.name for one in held if one.matches), None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edgephi.devices.providers import graph_devices
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def export(
         str,
         typer.Option(
             metavar="LIST",
-            help="Graphs to write, separated by commas: cpu (always), webgpu, directml. They share the weights. "
+            help=f"Graphs to write, separated by commas: cpu (always), {', '.join(graph_devices()[1:])}. "
+            "They share the weights. "
             "Or one chip whose NPU the layers are compiled for, by a profile's name or .toml file: snapdragon-x-elite; "
             "snapdragon-x-elite-cpu-decode computes prompts on the NPU and tokens on the CPU.",
         ),

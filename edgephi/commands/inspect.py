@@ -20,8 +20,10 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
     """
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json
+    from edgephi.devices.providers import require_known_graphs
 
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     if as_json:
         derived = {"stored_bytes": manifest.stored_bytes, "bits_per_weight": manifest.bits_per_weight}
         print_json(manifest.model_dump(mode="json") | derived)

@@ -39,12 +39,14 @@ def verify(
     """
     from edgephi.bundle import check_bundle, read_manifest
     from edgephi.commands.console import byte_progress, format_bytes, print_json, stdout
+    from edgephi.devices.providers import require_known_graphs
 
     if not run and (text is not None or against is not None):
         raise UsageError("--text and --against are for --run", remedy="Add --run")
     if against is not None and text is None:
         raise UsageError("there is no text to compare on", remedy="Name the recorded --text as well")
     manifest = read_manifest(folder)
+    require_known_graphs(folder, manifest)
     files, size = len(manifest.files), manifest.stored_bytes
     done = 0
 

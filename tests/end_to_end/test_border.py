@@ -100,13 +100,20 @@ def test_names_that_windows_reserves() -> None:
         _check_name(Path("x", name), windows=True)
 
 
-def test_the_output_and_the_source_lie_apart(source: Path, bundle: Path, tmp_path: Path) -> None:
+def test_an_output_that_holds_the_source_is_refused(source: Path, bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source, tmp_path / "all" / "source"))
     (tmp_path / "all" / "genai_config.json").touch()  # so that --force would replace it
-    for output in (folder / "out", folder / "a" / "b", tmp_path / "all"):
-        with pytest.raises(OutputError, match="not apart"):
+    for output, reason in ((folder, "no bundle"), (tmp_path / "all", "not apart")):
+        with pytest.raises(OutputError, match=reason):
             edgephi.export(folder, output, force=True)
     assert {path.name for path in folder.iterdir()} == {path.name for path in source.iterdir()}
+
+
+def test_an_output_inside_the_source_is_an_output(source: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "source"))
+    for _ in range(2):
+        edgephi.export(folder, folder / "out", quantize="rtn", force=True)
+    assert (folder / "out" / "edgephi.json").is_file() and (folder / "config.json").is_file()
 
 
 def test_an_output_below_a_file(source: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgephi import load
 from edgephi.bundle import describe_file, read_manifest, write_manifest
 from edgephi.errors import DeviceError, EngineError, PromptError, TokenizerError
 from edgephi.export.pipeline import export
+from tests.processes import children_that_run
 from tests.tiny_phi import PHI_3, tiny_phi
 
 WORD = chr(0x4E10)
@@ -52,7 +53,7 @@ def describe_again(folder: Path) -> None:
 
 def children() -> list[psutil.Process]:
     gc.collect()
-    return psutil.Process().children()
+    return children_that_run("edgephi.jinja_child")
 
 
 def test_the_process_goes_with_the_model(with_template: Bundle) -> None:

@@ -56,7 +56,7 @@ def test_ones_own_profile_is_held_against_the_machine(tmp_path: Path) -> None:
 
 @webgpu
 def test_a_software_gpu_is_listed_only_when_asked_for_and_chosen_by_no_profile() -> None:
-    from edgephi.devices.vulkan import check_software_vulkan, software_vulkan
+    from edgephi.devices.providers.vulkan import check_software_vulkan, software_vulkan
     from edgephi.errors import DeviceError
 
     without = json.loads(edgephi("devices", "--json").stdout)

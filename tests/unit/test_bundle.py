@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from edgephi import bundle
 from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
 from edgephi.commands.app import app
+from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError
 
 GRAPH = b"\x08\x0a\x3a\x03\x12\x01g"
@@ -166,7 +167,38 @@ def test_a_manifest_this_version_does_not_understand_is_refused(
     make_bundle(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(BundleError, match=key):
-        read_manifest(tmp_path)
+        require_known_graphs(tmp_path, read_manifest(tmp_path))
+
+
+def test_every_way_to_a_bundles_graphs_refuses_one_for_an_unknown_device(tmp_path: Path) -> None:
+    from edgephi.benchmarks.bench.run import bench
+    from edgephi.benchmarks.bench.workload import read_workload
+    from edgephi.benchmarks.evaluation import evaluate
+    from edgephi.devices.hub.graphs import hub_graphs
+    from edgephi.runtime.model import load
+    from edgephi.runtime.npu import open_npu
+    from edgephi.runtime.placement import placement
+    from edgephi.runtime.report import placement_report
+
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda record: record["graphs"][0].update(device="tpu"))
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    for use in (
+        lambda: load(tmp_path, "cpu"),
+        lambda: placement_report(tmp_path),
+        lambda: placement(tmp_path),
+        lambda: open_npu(tmp_path, "npu-simulator"),
+        lambda: hub_graphs(tmp_path),
+        lambda: evaluate(tmp_path, text=text),
+        lambda: bench(tmp_path, read_workload("quick")),
+    ):
+        with pytest.raises(BundleError, match=r"graphs\.0\.device: 'tpu' is none of cpu, webgpu, directml"):
+            use()
+    for verb in ("inspect", "verify"):
+        result = CliRunner().invoke(app, [verb, str(tmp_path)])
+        assert isinstance(result.exception, BundleError)
+        assert "'tpu' is none of cpu" in str(result.exception)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,15 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(
     write_manifest(tmp_path, manifest)
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    def full(self: Path, text: str, **rest: object) -> int:
-        self.write_bytes(text[:10].encode())
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.FileIO):
+        def write(self, data: object) -> int:
+            super().write(bytes(data)[:10])  # type: ignore[call-overload]
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", *rest: FullDisk(path, "x") if "x" in mode else whole(path, mode, *rest)
+    )
     with pytest.raises(OutputError, match="No space left"):
         write_manifest(tmp_path, manifest.model_copy(update={"quality": Quality.model_validate(RECORD)}))
     assert read_manifest(tmp_path) == manifest

@@ -9,7 +9,8 @@ import pytest
 
 from edgephi.devices import doctor
 from edgephi.devices.detect import Missing, detect
-from edgephi.devices.vulkan import SoftwareVulkan
+from edgephi.devices.providers import webgpu
+from edgephi.devices.providers.vulkan import SoftwareVulkan
 from edgephi.errors import Step
 
 CORE = {"onnxruntime": "1.31.1", "onnxruntime-genai": "0.18.0"}
@@ -112,11 +113,15 @@ def test_how_bad_a_provider_without_a_device_is(step: Step, severity: str) -> No
 
 
 @pytest.mark.skipif("sys.platform != 'linux'", reason="lavapipe is Linux's")
-def test_a_software_driver_too_old_is_named_before_it_fails() -> None:
+def test_a_software_driver_too_old_is_named_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_driver(there: SoftwareVulkan) -> list[doctor.Finding]:
+        monkeypatch.setattr(webgpu, "software_vulkan", lambda: there)
+        return doctor.check_drivers()
+
     old = SoftwareVulkan(True, Path("libvulkan_lvp.so"), "22.3.6")
-    assert found(doctor.check_driver(old)) == [("warning", "Mesa 22.3.6 is too old for WebGPU")]
-    assert doctor.check_driver(SoftwareVulkan(True, Path("libvulkan_lvp.so"), "25.0.7")) == []
-    assert doctor.check_driver(SoftwareVulkan(False, None, None)) == []
+    assert found(with_driver(old)) == [("warning", "Mesa 22.3.6 is too old for WebGPU")]
+    assert with_driver(SoftwareVulkan(True, Path("libvulkan_lvp.so"), "25.0.7")) == []
+    assert with_driver(SoftwareVulkan(False, None, None)) == []
 
 
 def test_this_installation_has_the_wheels_it_runs_on() -> None:

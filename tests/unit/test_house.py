@@ -33,6 +33,7 @@ FOUNDATION = {
     "edgephi.graph_file",
     "edgephi.genai_config",
     "edgephi.contents",
+    "edgephi.manifest",
     "edgephi.tokenizer_bounds",
     "edgephi.bundle",
 }

@@ -166,6 +166,50 @@ def test_ones_own_profile_is_read_by_its_path(tmp_path: Path) -> None:
     assert profile.memory_ceiling(X86) == 8 * 10**9
 
 
+OLD_WORD = """
+name = "mine"
+summary = "my PC"
+evidence = "built, not run here"
+rank = 1
+prefill = ["dml", "cpu"]
+decode = ["dml"]
+threads = 4
+spinning = false
+memory_fraction = 0.5
+[match]
+[[match.devices]]
+provider = "dml"
+kind = "gpu"
+[providers.dml]
+graph = "directml"
+options = { device_filter = "gpu" }
+[providers.cpu]
+graph = "cpu"
+"""
+
+
+def test_the_word_dml_is_still_read_in_profiles_and_means_directml() -> None:
+    profile = parse_profile(OLD_WORD, "mine.toml")
+    assert profile == parse_profile(OLD_WORD.replace("dml", "directml").replace("directdirectml", "directml"), "x")
+    assert profile.prefill == ("directml", "cpu")
+    options = {"device_filter": "gpu", "performance_preference": "high_performance"}
+    assert profile.provider_options("directml", X86) == options
+    machine = replace(X86, devices=(CPU, device("DmlExecutionProvider", "gpu")))
+    assert [match.matches for match in match_profiles(machine, (profile,))] == [True]
+
+
+def test_one_provider_under_both_its_names_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="one provider under two names: dml, cpu, directml"):
+        parse_profile(OLD_WORD + '[providers.directml]\ngraph = "directml"\n', "mine.toml")
+
+
+@pytest.mark.parametrize("word", ["QNNExecutionProvider", "cuda", "DirectML"])
+def test_an_unknown_provider_in_a_profile_is_an_error_that_lists_the_known(word: str) -> None:
+    said = r"prefill\.0: input should be one of cpu, qnn, webgpu, openvino, directml"
+    with pytest.raises(DeviceError, match=said):
+        parse_profile(MINE.replace('prefill = ["qnn"', f'prefill = ["{word}"'), "mine.toml")
+
+
 @pytest.mark.parametrize("name", ["snapdragon-y", "missing.toml"])
 def test_a_profile_that_is_not_there(name: str) -> None:
     with pytest.raises(DeviceError):

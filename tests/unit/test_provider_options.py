@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
-from edgephi.devices.providers import PROVIDERS, check_options, provider
+import pytest
+from pydantic import ValidationError
+
+from edgephi.bundle import GraphEntry
+from edgephi.devices.profile import load_profile
+from edgephi.devices.providers import PROVIDERS, check_options, provider, runtime_wheels
 from edgephi.errors import DeviceError
 
 CHIP = {"soc_model": "60", "htp_arch": "73"}
@@ -19,7 +25,7 @@ CHIP = {"soc_model": "60", "htp_arch": "73"}
         ("qnn", {"backend_type": "gpu"}),
         ("webgpu", {"validationMode": "basic", "maxNumPendingDispatches": "4096"}),
         ("openvino", {"enable_qdq_optimizer": "true", "cache_dir": "blobs"}),
-        ("dml", {"device_filter": "npu"}),
+        ("directml", {"device_filter": "npu"}),
     ],
 )
 def test_known_options_pass(name: str, options: dict[str, str]) -> None:
@@ -62,10 +68,42 @@ def test_the_npu_is_always_told_which_chip_it_is(left_out: str) -> None:
 
 
 def test_an_unknown_provider_is_named_with_the_known_ones() -> None:
-    with pytest.raises(DeviceError, match=r"'cuda'.*cpu, qnn, webgpu, openvino, dml"):
+    with pytest.raises(DeviceError, match=r"'cuda'.*cpu, qnn, webgpu, openvino, directml"):
         provider("cuda")
 
 
 def test_each_provider_is_found_by_both_names() -> None:
     for known in PROVIDERS:
         assert provider(known.short) is provider(known.name) is known
+
+
+def test_directml_is_found_by_the_word_of_before() -> None:
+    assert provider("dml") is provider("directml")
+
+
+def test_every_word_names_one_provider_and_can_stand_in_a_manifest() -> None:
+    words = [word for known in PROVIDERS for word in (known.short, known.name, *known.aliases)]
+    assert len(set(words)) == len(words)
+    for known in PROVIDERS:
+        assert GraphEntry(device=known.short, file="model.onnx").device == known.short
+    for wrong in ("", "CPU", "-cpu", "cpu\n", "a" * 33, "../cpu"):
+        with pytest.raises(ValidationError):
+            GraphEntry(device=wrong, file="model.onnx")
+
+
+def test_onnxruntime_genai_and_the_cache_of_packed_weights_get_the_names_they_know() -> None:
+    names = {known.short: known.genai_name for known in PROVIDERS}
+    assert names == {"cpu": None, "qnn": "qnn", "webgpu": "webgpu", "openvino": "openvino", "directml": "dml"}
+    assert runtime_wheels() == ("onnxruntime", "onnxruntime-directml", "onnxruntime-windowsml")
+
+
+def test_importing_the_providers_loads_no_onnxruntime() -> None:
+    program = "import sys, edgephi.devices.providers; print('onnxruntime' in sys.modules, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_each_profile_a_provider_names_begins_with_it() -> None:
+    for known in PROVIDERS:
+        if known.profile is not None:
+            assert load_profile(known.profile).prefill[0] == known.short

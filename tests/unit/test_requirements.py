@@ -24,7 +24,7 @@ def test_a_requirements_file_pins_one_runtime_and_one_generator(file: Path) -> N
     wanted = requirements(file)
     assert all(str(one.specifier).startswith("==") for one in wanted)
     assert [one.name.startswith("onnxruntime-genai") for one in wanted] == [False, True]
-    assert wanted[0].name in next(known for known in PROVIDERS if known.short == "dml").wheels
+    assert wanted[0].name in next(known for known in PROVIDERS if known.short == "directml").wheels
 
 
 def test_every_windows_architecture_has_one() -> None:
@@ -41,5 +41,5 @@ def test_each_extra_installs_the_wheel_of_its_provider() -> None:
 
 
 def test_the_command_for_directml_names_a_file_that_exists() -> None:
-    directml = next(known for known in PROVIDERS if known.short == "dml")
+    directml = next(known for known in PROVIDERS if known.short == "directml")
     assert Path(install_command(directml).split('"')[1]) in FILES

@@ -19,6 +19,7 @@ import pytest
 
 from edgephi.bundle import GraphEntry
 from edgephi.devices.providers import DeviceInfo
+from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
 from edgephi.export.storage import make_recipe
 from edgephi.runtime import probe
@@ -161,8 +162,8 @@ def test_logits_that_are_not_finite(graph: Path) -> None:
 
 
 def test_a_simulator_is_no_accelerator() -> None:
-    assert pick_device("webgpu", [device("gpu-software"), device("gpu")], probe.HARDWARE).kind == "gpu"
-    said = caught("device", lambda: pick_device("webgpu", [device("gpu-software")], probe.HARDWARE))
+    assert pick_device("webgpu", [device("gpu-software"), device("gpu")], HARDWARE).kind == "gpu"
+    said = caught("device", lambda: pick_device("webgpu", [device("gpu-software")], HARDWARE))
     assert "only gpu-software" in said
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.devices.vulkan import SoftwareVulkan, check_software_vulkan, software_vulkan
+from edgephi.devices.providers.vulkan import SoftwareVulkan, check_software_vulkan, software_vulkan
 from edgephi.errors import DeviceError
 
 

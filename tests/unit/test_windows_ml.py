@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgephi.devices.windows_ml import catalog_library
+from edgephi.devices.providers.windows_ml import catalog_library
 from edgephi.errors import DeviceError
 
 QNN = "QNNExecutionProvider"

@@ -1,107 +1,64 @@
-"""Execution providers: which wheel brings them, how they are registered, what they find.
+"""Execution providers: the registry, which wheel brings each, how they are registered, what they find.
 
-A provider other than the CPU's is a library in a wheel of its own. It is registered when it is asked for, not before:
-registering QNN makes every `set_provider_selection_policy` of onnxruntime 1.31 fail. edgephi therefore names the device
-it wants (`SessionOptions.add_provider_for_devices`) and never leaves the choice to a policy.
+A provider is one file of this folder and its name in `PROVIDERS`. One other than the CPU's is a library in a wheel of
+its own. It is registered with onnxruntime when it is asked for, not before: registering QNN makes every
+`set_provider_selection_policy` of onnxruntime 1.31 fail. edgephi therefore names the device it wants
+(`SessionOptions.add_provider_for_devices`) and never leaves the choice to a policy.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from edgephi.devices.provider_options import DIRECTML, OPENVINO, QNN, WEBGPU, Allowed, check_against, check_htp
-from edgephi.devices.vulkan import check_software_vulkan, software_vulkan
-from edgephi.devices.windows_ml import catalog_library
-from edgephi.errors import DeviceError
+from edgephi.devices.providers.base import DeviceInfo as DeviceInfo
+from edgephi.devices.providers.base import GraphTraits, Provider
+from edgephi.devices.providers.base import Kind as Kind
+from edgephi.devices.providers.cpu import CPU
+from edgephi.devices.providers.directml import DIRECTML
+from edgephi.devices.providers.openvino import OPENVINO
+from edgephi.devices.providers.options import check_against
+from edgephi.devices.providers.qnn import QNN
+from edgephi.devices.providers.webgpu import SOFTWARE_GPU as SOFTWARE_GPU
+from edgephi.devices.providers.webgpu import WEBGPU
+from edgephi.devices.providers.windows_ml import catalog_library
+from edgephi.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnxruntime import OrtEpDevice
 
-Kind = Literal["cpu", "gpu", "npu", "gpu-software", "npu-simulator"]
-"""What a device is. The last two run on the CPU, for tests and compiling; nothing chooses them by itself."""
-
-SOFTWARE_GPU = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
-"""Environment variable without which WebGPU refuses a Vulkan driver that computes on the CPU."""
-
-
-@dataclass(frozen=True)
-class Provider:
-    """An execution provider of onnxruntime."""
-
-    name: str
-    """onnxruntime's own, such as QNNExecutionProvider."""
-    short: str
-    wheels: tuple[str, ...]
-    """The distributions that bring it, any of them; the first is the one to install."""
-    module: str | None
-    """Imported for its `get_library_path()`; None: built into the onnxruntime of that wheel."""
-    extra: str | None
-    """The extra of edgephi that installs it; None: it takes the place of the core wheels (`requirements_file`)."""
-    options: Mapping[str, Allowed]
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """One entry of onnxruntime's device list."""
-
-    provider: str
-    kind: Kind
-    vendor: str
-    vendor_id: int
-    """PCI vendor."""
-    device_id: int
-    metadata: Mapping[str, str]
-    """What the hardware and the provider say about themselves; the hardware's word first."""
-    raw: OrtEpDevice | None = field(repr=False, compare=False)
-    """For `SessionOptions.add_provider_for_devices([raw], options)`; None: seen in another process, see `survey`."""
-
-    @property
-    def is_hardware(self) -> bool:
-        """False for a simulator or a software driver."""
-        return self.kind in ("cpu", "gpu", "npu")
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data: the fields above without onnxruntime's object."""
-        names = ("provider", "kind", "vendor", "vendor_id", "device_id")
-        return {name: getattr(self, name) for name in names} | {"metadata": dict(self.metadata)}
-
+    from edgephi.bundle import Manifest
 
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("CPUExecutionProvider", "cpu", ("onnxruntime",), None, None, {}),
-    Provider("QNNExecutionProvider", "qnn", ("onnxruntime-qnn",), "onnxruntime_qnn", "qnn", QNN),
-    Provider(
-        "WebGpuExecutionProvider", "webgpu", ("onnxruntime-ep-webgpu",), "onnxruntime_ep_webgpu", "webgpu", WEBGPU
-    ),
-    Provider(
-        "OpenVINOExecutionProvider",
-        "openvino",
-        ("onnxruntime-ep-openvino",),
-        "onnxruntime_ep_openvino",
-        "openvino",
-        OPENVINO,
-    ),
-    Provider("DmlExecutionProvider", "dml", ("onnxruntime-directml", "onnxruntime-windowsml"), None, None, DIRECTML),
+    CPU,
+    QNN,
+    WEBGPU,
+    OPENVINO,
+    DIRECTML,
 )
+"""Of a class of devices the preferred one first."""
 
 _registration = threading.Lock()
 
 
+def all_providers() -> tuple[Provider, ...]:
+    """Every provider edgephi knows, the CPU's first."""
+    return PROVIDERS
+
+
 def provider(name: str) -> Provider:
-    """A provider by its short or onnxruntime's name.
+    """A provider by its short name, an alias of that, or onnxruntime's name.
 
     Raises:
         DeviceError: no such provider; step `profile`.
     """
     for known in PROVIDERS:
-        if name in (known.short, known.name):
+        if name in (known.short, known.name, *known.aliases):
             return known
     raise DeviceError(
         f"no execution provider {name!r}",
@@ -110,8 +67,50 @@ def provider(name: str) -> Provider:
     )
 
 
+def providers_of(device_class: str) -> tuple[Provider, ...]:
+    """The providers of a class of devices (`gpu`, `npu`), the preferred one first; of anything else none."""
+    return tuple(known for known in PROVIDERS if known.device_class == device_class)
+
+
+def graph_devices() -> tuple[str, ...]:
+    """Short names of the providers that an export writes a graph for, the CPU's first."""
+    return tuple(known.short for known in PROVIDERS if known.graph is not None)
+
+
+def graph_traits(name: str) -> GraphTraits:
+    """What a provider wants of its graph.
+
+    Raises:
+        DeviceError: no such provider (step `profile`), or edgephi writes no graph for it (step `graph`).
+    """
+    known = provider(name)
+    if known.graph is None:
+        raise DeviceError(f"edgephi builds no graph for {known.name}", remedy="Choose another --device", step="graph")
+    return known.graph
+
+
+def require_known_graphs(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest with a graph for a device that this version has no provider for.
+
+    `edgephi.bundle` knows nobody, so who uses the graphs of a bundle calls this after reading its manifest.
+
+    Raises:
+        BundleError: naming the entry of the manifest.
+    """
+    from edgephi.bundle import MANIFEST
+
+    known = graph_devices()
+    for index, graph in enumerate(manifest.graphs):
+        if graph.device not in known:
+            raise BundleError(
+                f"the manifest cannot be used: graphs.{index}.device: {graph.device!r} is none of {', '.join(known)}",
+                where=folder / MANIFEST,
+                remedy="Export the model again, or update edgephi if a newer version wrote it",
+            )
+
+
 def check_options(name: str, options: Mapping[str, str], where: object = None) -> None:
-    """Refuse what the provider would swallow: unknown options, impossible values, an NPU whose chip is not named.
+    """Refuse what the provider would swallow: unknown options, impossible values, options that contradict each other.
 
     Args:
         name: short or long name of the provider.
@@ -122,8 +121,8 @@ def check_options(name: str, options: Mapping[str, str], where: object = None) -
     """
     known = provider(name)
     check_against(known.name, known.options, options, where)
-    if known.short == "qnn":
-        check_htp(options, where)
+    if known.check is not None:
+        known.check(options, where)
 
 
 def installed_wheel(known: Provider) -> tuple[str, str] | None:
@@ -136,18 +135,16 @@ def installed_wheel(known: Provider) -> tuple[str, str] | None:
     return None
 
 
-def requirements_file() -> Path:
-    """The wheels with DirectML for a Windows PC of this architecture; they replace the core ones."""
-    arm = platform.machine().lower() in ("arm64", "aarch64")
-    name = "windowsml-windows-arm64.txt" if arm else "directml-windows-x64.txt"
-    return Path(__file__).parent / "requirements" / name
-
-
 def install_command(known: Provider) -> str:
     """The command that installs a provider."""
     if known.extra is not None:
         return f'pip install "edgephi[{known.extra}]"'
-    return "pip install edgephi" if known.short == "cpu" else f'pip install -r "{requirements_file()}"'
+    return "pip install edgephi" if known.requirements is None else f'pip install -r "{known.requirements()}"'
+
+
+def runtime_wheels() -> tuple[str, ...]:
+    """Distributions that bring an onnxruntime of their own, with a provider built in; one at a time is installed."""
+    return tuple(wheel for known in PROVIDERS if known.module is None for wheel in known.wheels)
 
 
 def registered_devices() -> tuple[DeviceInfo, ...]:
@@ -182,8 +179,8 @@ def register(name: str) -> tuple[DeviceInfo, ...]:
             remedy=_device_remedy(known),
             step="device",
         )
-    if known.short == "webgpu" and sys.platform == "linux" and not any(device.is_hardware for device in found):
-        check_software_vulkan(software_vulkan())
+    if known.check_devices is not None:
+        known.check_devices(found)
     return found
 
 
@@ -200,8 +197,8 @@ def _register(known: Provider) -> None:
         raise DeviceError(
             f"{known.name} is not installed: no wheel {' or '.join(known.wheels)}",
             remedy=(
-                "Use webgpu: DirectML is a part of Windows"
-                if known.short == "dml" and sys.platform != "win32"
+                known.elsewhere
+                if known.only_on is not None and sys.platform != known.only_on
                 else f"Install it with `{install_command(known)}`"
             ),
             step="wheel",
@@ -238,13 +235,8 @@ def _origin(known: Provider) -> str:
 
 
 def _device_remedy(known: Provider) -> str:
-    if known.short == "webgpu" and os.environ.get(SOFTWARE_GPU) != "1":
-        return (
-            "Install the GPU's driver; to compute on the CPU through Mesa's software Vulkan, for tests, "
-            f"set {SOFTWARE_GPU}=1"
-        )
-    hardware = {"qnn": "a Qualcomm Snapdragon", "openvino": "an Intel CPU, GPU or NPU", "dml": "a DirectX 12 GPU"}
-    return f"Use a machine with {hardware.get(known.short, 'a GPU')} and its driver, or another provider"
+    better = None if known.no_device is None else known.no_device()
+    return better or f"Use a machine with {known.hardware} and its driver, or another provider"
 
 
 def describe(device: OrtEpDevice) -> DeviceInfo:
@@ -268,6 +260,4 @@ def _kind(ep_name: str, listed: str) -> Kind:
         return "npu"
     if listed == "gpu":
         return "gpu"
-    if ep_name == "QNNExecutionProvider":
-        return "npu-simulator"
-    return "gpu-software" if ep_name == "WebGpuExecutionProvider" else "cpu"
+    return next((known.stand_in for known in PROVIDERS if known.name == ep_name), None) or "cpu"

@@ -1,0 +1,260 @@
+"""The content of edgephi.json, as strict records: unknown keys, numbers out of bounds and paths that leave the folder
+are errors. `edgephi/bundle.py` reads and writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from edgephi.npu_facts import NpuFacts
+from edgephi.records import Finite, RelativePath, Sha256, Strict, portable_problem, spelt_alike
+
+MANIFEST = "edgephi.json"
+MOST_FILES = 2048
+"""Of a bundle. Those that edgephi writes have ten; one for an NPU has some for each layer."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Versions = Annotated[dict[str, str], Field(max_length=1000)]
+
+
+class FileEntry(Strict):
+    """One file of the bundle."""
+
+    path: RelativePath
+    bytes: Count
+    sha256: Sha256
+
+
+class Source(Strict):
+    """Where the weights came from."""
+
+    kind: Literal["folder", "hub", "gguf"]
+    name: str = Field(description="hub id, or the name of the folder or file; never a path of the exporting machine")
+    revision: str | None = Field(default=None, description="commit of the hub repository")
+    files: tuple[FileEntry, ...] = Field(
+        max_length=100_000, description="the weight files that were read, with their hashes"
+    )
+
+
+class ModelFacts(Strict):
+    """What the model is, for people and for tools that do not want to parse the graph."""
+
+    family: str
+    hidden_size: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate_size: Size | None
+    vocabulary_size: Size
+    context_length: Size
+    sliding_window: Size | None
+    tied_embedding: bool
+    parameters: Positive = Field(description="published parameters; a tied embedding counts once")
+    rope_switch: Size | None = Field(
+        default=None, description="longest sequence that takes the short rope, in a model with two (LongRoPE)"
+    )
+
+
+class WeightRecipe(Strict):
+    """How one group of weights is stored."""
+
+    weights: str = Field(description="which: 'linear', 'expert', 'router', 'embedding', 'head', 'other'")
+    bits: Finite = Field(ge=0, le=64, description="bits of a code: 4, 8, 16 or 32")
+    block_size: Size | None
+    symmetric: bool | None
+    method: str
+    parameters: Count
+    stored_bytes: Count
+    names: str | None = Field(
+        default=None, description="under a budget: modules and their layers, such as 'qkv 0-3, 7; down 5'"
+    )
+
+
+class QuantizationChoice(Strict):
+    """Who decided the codes of the 4-bit weights, and why."""
+
+    asked: str = Field(description="the argument: 'auto' or the name of a method")
+    picked: str
+    reason: str
+
+
+class CalibrationText(Strict):
+    """What a quantizer was fitted to."""
+
+    text: str = Field(description="name of the file, or that the model sampled it")
+    tokens: Positive
+    sha256: Sha256 = Field(description="of the token ids, int64, little-endian")
+    seed: int | None = Field(description="of the sampling")
+
+
+class BudgetFacts(Strict):
+    """What the bundle was to take, in bits a weight or in bytes of its data file, and how formats were chosen."""
+
+    bits: Finite | None
+    bytes: Count | None
+    measure: str | None = Field(description="of the error a weight's format causes; None: no weight was open")
+
+
+class Recipe(Strict):
+    """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
+
+    precision: Literal["int4", "int8", "fp16", "fp32"]
+    accuracy_level: int | None = Field(description="MatMulNBits: 4 computes with int8 activations, 1 with float32")
+    quantize: QuantizationChoice | None = Field(default=None, description="for int4")
+    rotation_seed: int | None = Field(
+        default=None, ge=0, description="of the rotation folded into the weights; none: they are not rotated"
+    )
+    budget: BudgetFacts | None = None
+    weights: tuple[WeightRecipe, ...] = Field(max_length=10_000)
+    calibration: CalibrationText | None = None
+
+
+class TokenizerFacts(Strict):
+    """How the tokenizer and the chat template came out of the export's check."""
+
+    compared_with: str | None = Field(description="the other reader and its version; None: not compared")
+    differences: tuple[str, ...] = Field(
+        default=(), description="texts that it reads as other tokens, or why it reads none"
+    )
+    dropped_roles: tuple[str, ...] = Field(default=(), description="roles whose messages the template leaves out")
+    notes: tuple[str, ...] = Field(default=(), description="what was mended and what could not be")
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it for a person; empty when there is nothing to know."""
+        roles = f"the chat template leaves out messages of the roles {', '.join(self.dropped_roles)}"
+        other = f"{self.compared_with or 'stock onnxruntime-genai'} reads differently: {'; '.join(self.differences)}"
+        return (
+            *self.notes,
+            *([roles] if self.dropped_roles else []),
+            *([other] if self.differences else []),
+        )
+
+
+GraphDevice = Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,31}$")]
+"""Short name of an execution provider; `edgephi.devices.providers.require_known_graphs` refuses unknown ones."""
+
+
+class GraphEntry(Strict):
+    """A graph and the device class it was built for. All graphs of a bundle read the same data file."""
+
+    device: GraphDevice
+    file: RelativePath
+    computes_in: Literal["float32", "float16"] | None = Field(
+        default=None, description="type of activations, KV cache and logits; None: written before this was recorded"
+    )
+    last_row: RelativePath | None = Field(default=None, description="the same with logits of the last token only")
+
+
+class MeasuredText(Strict):
+    """A text, and how much of it was read: `windows` pieces of `window_length` tokens from its beginning."""
+
+    name: str
+    sha256: Sha256
+    windows: Positive
+    window_length: int = Field(ge=2, le=2**31 - 1)
+
+
+class GoldenAnswer(Strict):
+    """What the bundle answered, greedily, to a prompt that was not put through a chat template."""
+
+    prompt: str
+    prompt_ids: tuple[TokenId, ...] = Field(min_length=1)
+    token_ids: tuple[TokenId, ...] = Field(min_length=1)
+    margins: tuple[Finite, ...] = Field(description="logit of each token less that of the second best")
+
+    @model_validator(mode="after")
+    def _one_margin_a_token(self) -> GoldenAnswer:
+        if len(self.margins) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} golden tokens have {len(self.margins)} margins")
+        return self
+
+
+class Quality(Strict):
+    """The quality contract: what the bundle measured and answered when it was recorded. KL divergences in nats."""
+
+    text: MeasuredText
+    perplexity: Finite = Field(gt=0)
+    against: str | None = Field(description="name of the float model that kl and top-1 refer to")
+    against_perplexity: Finite | None
+    kl_mean: Finite | None
+    kl_p99: Finite | None
+    top1_agreement: Finite | None = Field(ge=0, le=1)
+    providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
+    versions: Versions = Field(description="libraries that took part")
+    golden: tuple[GoldenAnswer, ...] = Field(min_length=1, max_length=10_000)
+
+
+class Manifest(Strict):
+    """The content of edgephi.json."""
+
+    format: Literal[1] = 1
+    edgephi: str = Field(description="version that wrote the bundle")
+    exporter: Literal["edgephi", "optimum"] = Field(default="edgephi", description="who built the graph")
+    versions: Versions = Field(description="libraries that took part")
+    source: Source
+    model: ModelFacts
+    recipe: Recipe
+    graphs: tuple[GraphEntry, ...] = Field(max_length=16)
+    npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
+    tokenizer: TokenizerFacts | None = Field(default=None, description="None: written before this was recorded")
+    files: tuple[FileEntry, ...] = Field(max_length=MOST_FILES)
+    quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
+
+    @model_validator(mode="after")
+    def _every_file_once_on_every_system(self) -> Manifest:
+        for entry in self.files:
+            if problem := portable_problem(entry.path):
+                raise ValueError(f"the path {entry.path[:200]!r} cannot be used on every system: {problem}")
+        if twice := spelt_alike([MANIFEST, *(entry.path for entry in self.files)]):
+            raise ValueError(f"two files are called {twice[:200]!r}, or the manifest lists itself")
+        return self
+
+    @model_validator(mode="after")
+    def _one_graph_a_device(self) -> Manifest:
+        devices = [graph.device for graph in self.graphs]
+        if len(set(devices)) < len(devices):
+            raise ValueError("two graphs are for the same device")
+        named = {file for graph in self.graphs for file in (graph.file, graph.last_row) if file}
+        if missing := named - {entry.path for entry in self.files}:
+            raise ValueError(f"the graph {min(missing)!r} is not among the files")
+        _require_onnx(named)
+        return self
+
+    def graph_for(self, device: str) -> GraphEntry | None:
+        """The graph built for a device class, if there is one."""
+        return next((graph for graph in self.graphs if graph.device == device), None)
+
+    @model_validator(mode="after")
+    def _npu_files_are_listed(self) -> Manifest:
+        if self.npu is not None:
+            listed = {entry.path for entry in self.files}
+            named = {file for stage in self.npu.stages for file in (stage.graph, stage.binary)}
+            named |= {self.npu.embedding, self.npu.head, self.npu.token_graph or self.npu.head}
+            if missing := named - listed:
+                raise ValueError(f"the NPU's {min(missing)!r} is not among the files")
+            _require_onnx(named - {stage.binary for stage in self.npu.stages})
+            if self.npu.stages[-1].last_layer != self.model.layers:
+                raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
+        return self
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of every file of the bundle, edgephi.json apart."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of codes, scales and zero points over published parameters."""
+        return 8 * sum(group.stored_bytes for group in self.recipe.weights) / self.model.parameters
+
+
+def _require_onnx(graphs: set[str]) -> None:
+    """onnxruntime reads a format of its own from files with other endings, and nobody would have looked at those."""
+    if wrong := {graph for graph in graphs if not graph.endswith(".onnx")}:
+        raise ValueError(f"the graph {min(wrong)!r} is no .onnx file")
