@@ -1,7 +1,8 @@
 """A child process that answers many requests, each within bounds of time and memory.
 
-`child.call` is for one answer of a native library. This is for programs that strangers wrote, chat templates, which
-are run again and again: the child stays, and is killed and started again when it exceeds a bound.
+`child.call` is for one answer of a native library. This is for programs that strangers wrote, chat templates and
+regular expressions, which are run again and again: the child stays, and is killed and started again when it exceeds a
+bound.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from typing import Literal
 
 from edgephi.child import exit_reason, interpreter, last_words
 from edgephi.errors import DeviceError
+from edgephi.serving import GRACE
 
 START_LIMIT = 60.0
 """Seconds an interpreter may take to start; 0.1 is usual, a virus scanner or a full machine takes more."""
-GRACE = 2.0
-"""Seconds after which the child ends itself when nobody has killed it at its limit."""
 _PERIOD = 0.05
 _LONGEST_HEADER = 2**16
 # where Python and its packages are, the time zone, and what Windows cannot do without
@@ -53,8 +53,7 @@ class BoundedChild:
     Threads take turns. A process that was forked off this one gets a child of its own.
 
     Args:
-        module: what to run; it takes the bytes of memory and the seconds it may use as arguments, writes an answer
-            when it is ready, and reads requests and writes answers as `jinja_child` describes.
+        module: what to run; it calls `edgephi.serving.serve`.
         memory: bytes that it may use beyond what it has when it is ready.
         seconds: wall-clock time that one request may take at most.
     """
@@ -79,11 +78,12 @@ class BoundedChild:
             ChildDied: it ended while it worked on this.
             DeviceError: it does not start (step `process`).
         """
-        line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
+        limit = min(seconds, self._seconds)
+        line = json.dumps({**request, "limit": limit}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             process = self._running()
             try:
-                return self._exchange(process, line, min(seconds, self._seconds))
+                return self._exchange(process, line, limit)
             except _Lost as lost:
                 self._stop()
                 raise ChildDied(exit_reason(process.returncode)) from lost

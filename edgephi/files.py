@@ -29,6 +29,7 @@ LONGEST_INTEGER = 40
 MOST_CONTAINERS = 2_000_000
 """Objects and arrays in one text. A tokenizer's merges are 500,000 pairs at most; 64 MB of small objects take 3 GB."""
 _LONG_INTEGER = re.compile(rf"[0-9]{{{LONGEST_INTEGER + 1}}}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LFS_POINTER = b"version https://git-lfs"
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -91,19 +92,22 @@ def parse_json(
     Raises:
         error: no UTF-8, a byte order mark, no JSON (with line and column), a key that stands twice in one object, an
             integer of more than `LONGEST_INTEGER` digits, nesting too deep to read, more than `MOST_CONTAINERS` objects
-            and arrays; with `finite` also NaN or Infinity.
+            and arrays, half of a surrogate pair in a text; with `finite` also NaN or Infinity.
     """
     text = data if isinstance(data, str) else _decode(data, where, error, remedy)
     if (containers := text.count("{") + text.count("[")) > MOST_CONTAINERS:
         raise error(f"the JSON has {containers:,} objects and arrays", where=where, remedy=remedy)
     try:
-        return json.loads(
+        value: object = json.loads(
             text,
             object_pairs_hook=_finite_object if finite else _object,
             # a call for each of a vocabulary's ids costs as much again as reading the file
             parse_int=_integer if _LONG_INTEGER.search(text) else None,
             parse_constant=_no_constant if finite else None,
         )
+        if _SURROGATE.search(text):
+            _require_unicode(value)
+        return value
     except json.JSONDecodeError as problem:
         what = f"malformed JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}"
         raise error(what, where=where, remedy=remedy) from problem
@@ -294,6 +298,22 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_INTEGER:
         raise _Malformed(f"an integer has {len(digits):,} digits")
     return int(digits)
+
+
+def _require_unicode(value: object) -> None:
+    """Refuse half of a surrogate pair, which `\\ud800` spells and UTF-8 cannot hold."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+        elif isinstance(one, str):
+            try:
+                one.encode()
+            except UnicodeEncodeError as problem:
+                raise _Malformed(f"a text holds half of a surrogate pair at character {problem.start:,}") from problem
 
 
 def _no_constant(word: str) -> float:

@@ -5,21 +5,18 @@ passes every ordinary handler and ends a server. Where it is asked for too much 
 nothing can catch. So what is asked for is bounded here before a text is encoded, and calls go through `guarded`.
 
 The regular expressions are Oniguruma's. A search that goes back too often ends in a panic after 0.1 s; what is left
-is the pattern that takes time in proportion to a power of the text's length, and the bounds below keep the power low.
+is the pattern that takes time in proportion to a power of the text's length. The bounds below keep the power low, and
+patterns that are not known to take time in proportion to the text run in a child (`edgephi/text_encoder.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from edgephi.errors import EdgephiError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from edgephi.known_patterns import KNOWN_PATTERNS, regexes
 
 MOST_STEPS = 64
 """Of normalizer, pre-tokenizer, decoder or post-processor; the longest published one has 8."""
@@ -57,27 +54,11 @@ def guarded(error: Callable[[str], EdgephiError]) -> Iterator[None]:
         raise error(_said(problem)) from problem
 
 
-def bound_tokenizer(tokenizer: Tokenizer, refuse: Callable[[str], EdgephiError]) -> None:
-    """Check a tokenizer that was read and has not encoded anything yet.
-
-    Raises:
-        EdgephiError: made by `refuse` from what exceeds which bound.
-    """
-    parts = {}
-    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        part = getattr(tokenizer, name)
-        # its pickled state is its JSON; the library has no other way to show it
-        parts[name] = None if part is None else json.loads(part.__getstate__())
-    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
-    bound_parts(parts, added, refuse)
-
-
-def bound_parts(parts: Mapping[str, object], added: Iterable[object], refuse: Callable[[str], EdgephiError]) -> None:
-    """Check the parts of a parsed tokenizer.json, before or after the library has read it.
+def bound_parts(parts: Mapping[str, object], refuse: Callable[[str], EdgephiError]) -> None:
+    """Check the parts of a parsed tokenizer.json before the library reads it.
 
     Args:
-        parts: normalizer, pre_tokenizer, post_processor and decoder by name, as far as there are any.
-        added: the text of every added token.
+        parts: normalizer, pre_tokenizer, post_processor, decoder and added_tokens by name, as far as there are any.
         refuse: makes the error.
 
     Raises:
@@ -85,19 +66,34 @@ def bound_parts(parts: Mapping[str, object], added: Iterable[object], refuse: Ca
     """
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         steps = _steps(parts.get(name))
+        if steps is None:
+            raise refuse(f"the {name}, or a step of it, is no object")
         if len(steps) > MOST_STEPS:
             raise refuse(f"the {name} has {len(steps):,} steps, more than {MOST_STEPS}")
         growth = 1
         for step in steps:
             pattern = step.get("pattern")
-            regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+            regex, text = (pattern.get("Regex"), pattern.get("String")) if isinstance(pattern, dict) else (None, None)
             if isinstance(regex, str) and (fault := _fault(regex)):
                 raise refuse(f"a regular expression of the {name} {fault}")
-            growth *= _growth(step, pattern.get("String") if isinstance(pattern, dict) else None)
+            if isinstance(text, str) and len(text) > LONGEST_PATTERN:
+                raise refuse(f"a pattern of the {name} has {len(text):,} characters, more than {LONGEST_PATTERN:,}")
+            growth *= _growth(step, text)
         if growth > MOST_GROWTH:
             raise refuse(f"the {name} could make a text more than {MOST_GROWTH} times longer")
+    # answers are decoded token by token in the process that asks; no published tokenizer has one
+    for regex in regexes(parts.get("decoder")):
+        if regex not in KNOWN_PATTERNS:
+            raise refuse(f"the decoder has a regular expression of its own, {str(regex)[:60]!r}")
+    _bound_added(parts.get("added_tokens"), refuse)
+
+
+def _bound_added(tokens: object, refuse: Callable[[str], EdgephiError]) -> None:
     characters = 0
-    for text in added:
+    for token in tokens if isinstance(tokens, list) else []:
+        text = token.get("content") if isinstance(token, dict) else None
+        if token is not None and not isinstance(token, dict):
+            raise refuse("an added token is no object")
         if isinstance(text, str):
             characters += len(text)
             if len(text) > LONGEST_TOKEN:
@@ -106,14 +102,17 @@ def bound_parts(parts: Mapping[str, object], added: Iterable[object], refuse: Ca
         raise refuse(f"the added tokens have {characters:,} characters, more than {MOST_ADDED:,}")
 
 
-def _steps(part: object) -> list[dict[str, object]]:
-    """Every step of a part, those inside sequences too."""
+def _steps(part: object) -> list[dict[str, object]] | None:
+    """Every step of a part, those inside sequences too.
+
+    None: the part or a step is no object. The library takes a list of values for one as well, which nobody writes.
+    """
     found: list[dict[str, object]] = []
-    left = [part]
+    left = [] if part is None else [part]
     while left and len(found) <= MOST_STEPS:
         step = left.pop()
         if not isinstance(step, dict):
-            continue
+            return None
         inner = [entry for key in _STEPS if isinstance(entries := step.get(key), list) for entry in entries]
         left += inner
         if not inner:
@@ -122,12 +121,12 @@ def _steps(part: object) -> list[dict[str, object]]:
         found += [
             entry for key in ("single", "pair") if isinstance(entries := step.get(key), list) for entry in entries
         ]
-    return [step for step in found if isinstance(step, dict)]
+    return found
 
 
 def _growth(step: Mapping[str, object], replaced: object) -> int:
     """How many times longer a step may make a text of a few characters."""
-    texts = [step.get("content") if step.get("type") == "Replace" else None, step.get("prepend")]
+    texts = [step.get("content") if "pattern" in step else None, step.get("prepend")]
     longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
     return max(1, longest // (len(replaced) if isinstance(replaced, str) and replaced else 1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -117,18 +117,15 @@ class Model:
         self.stop_ids = config.stop_ids
         # its process starts and compiles it while the rest is read
         self.template: ChatTemplate | None = read_template(folder, wait=False)
-        try:
+        with ExitStack() as opened:
+            opened.callback(self._close_template)
             self.tokenizer = Tokenizer(folder)
+            opened.callback(self.tokenizer.close)
             return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
             self._weights = open_weights()  # last, because it costs most
-        except BaseException:
-            self._close_template()
-            raise
-        try:
+            opened.callback(self._weights.close)
             self._check_template()
-        except BaseException:
-            self.close()
-            raise
+            opened.pop_all()
 
     @classmethod
     def on_og(
@@ -251,6 +248,7 @@ class Model:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
         self._weights.close()
         self._close_template()
+        self.tokenizer.close()
 
     def __enter__(self) -> Model:
         return self

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from edgephi.errors import EdgephiError
+from edgephi.known_patterns import TEXT_BEGINS_WITH_A_SPACE
 from edgephi.tokenizer_bounds import guarded
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _sentencepiece(decoders: object) -> bool | None:
         return False
     strips = (
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        {"type": "Replace", "pattern": {"Regex": r"\A "}, "content": ""},
+        {"type": "Replace", "pattern": {"Regex": TEXT_BEGINS_WITH_A_SPACE}, "content": ""},
     )
     return True if len(rest) == 1 and rest[0] in strips else None
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import JSON_LIMIT, read_text
 from edgephi.runtime.text_stream import TextStream
-from edgephi.tokenizer_bounds import bound_tokenizer, guarded
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Reference
+from edgephi.text_encoder import open_tokenizer
+from edgephi.tokenizer_bounds import guarded
 
 TOKENIZER = "tokenizer.json"
 _AGAIN = "Export the model again"
@@ -21,29 +18,21 @@ _AGAIN = "Export the model again"
 class Tokenizer:
     """The tokenizer of a bundle.
 
+    One with regular expressions that no published tokenizer has encodes in a child process, within bounds of time and
+    memory (`edgephi/text_encoder.py`). Several threads may use it at once.
+
     Raises:
         TokenizerError: tokenizer.json is missing or cannot be used, or it asks for more than
             `edgephi/tokenizer_bounds.py` allows.
+        DeviceError: no child process can be started to encode (step `process`).
     """
 
     def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer as Reference
-
         path = folder / TOKENIZER
         if not path.is_file():
             raise TokenizerError("there is no tokenizer", where=path, remedy=_AGAIN)
-
-        def unusable(said: str) -> EdgephiError:
-            return TokenizerError(f"the tokenizer cannot be used: {said}", where=path, remedy=_AGAIN)
-
         text = read_text(path, limit=JSON_LIMIT, error=TokenizerError, remedy=_AGAIN)
-        with guarded(unusable):
-            reference: Reference = Reference.from_str(text)
-            # training leftovers that would cut a prompt without a word, or fill memory
-            reference.no_truncation()
-            reference.no_padding()
-            bound_tokenizer(reference, unusable)
-        self._reference = reference
+        self._reference, self._encoder = open_tokenizer(text, path, TokenizerError, _AGAIN)
         self._where = path
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -53,7 +42,9 @@ class Tokenizer:
             special: let the tokenizer add the tokens it starts a text with (a chat template writes its own).
 
         Raises:
-            PromptError: the text holds half of a surrogate pair, or the tokenizer breaks off at it.
+            PromptError: the text holds half of a surrogate pair, or the tokenizer breaks off at it or takes more time
+                or memory for it than it may.
+            DeviceError: no child process can be started to encode it (step `process`).
         """
         try:
             text.encode("utf-8")
@@ -61,8 +52,7 @@ class Tokenizer:
             raise PromptError(
                 f"the text is not valid Unicode at character {error.start}", remedy="Give the text as UTF-8"
             ) from error
-        with guarded(self._gives_up_on_a_text):
-            return list(self._reference.encode(text, add_special_tokens=special).ids)
+        return self._encoder.encode(text, self._gives_up_on_a_text, special=special)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless asked for.
@@ -78,9 +68,13 @@ class Tokenizer:
         with guarded(self._gives_up_on_tokens):
             return TextStream(self._reference, self._gives_up_on_tokens)
 
+    def close(self) -> None:
+        """End the child process, if there is one; encoding again starts another."""
+        self._encoder.close()
+
     def _gives_up_on_a_text(self, said: str) -> EdgephiError:
         return PromptError(
-            f"the tokenizer breaks off at this text: {said}",
+            f"the tokenizer {said}",
             where=self._where,
             remedy="Shorten the text; if that does not help, export the model again from its published tokenizer",
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def measure(
 
 def tokenize(folders: Sequence[Path], text: Path, count: int) -> NDArray[np.int64]:
     """The first `count` tokens of a text, the same for all bundles: perplexities of different tokens do not compare."""
-    from tokenizers import Tokenizer
+    from edgephi.runtime.tokenizer import Tokenizer
 
     try:
         content = text.read_text(encoding="utf-8")
@@ -193,13 +194,8 @@ def tokenize(folders: Sequence[Path], text: Path, count: int) -> NDArray[np.int6
     agreed: list[int] | None = None
     for folder in folders:
         path = folder / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for a missing or malformed file
-            raise TokenizerError(
-                f"the tokenizer cannot be read: {error}", where=path, remedy="Name the folder of an exported model"
-            ) from error
-        ids = tokenizer.encode(content, add_special_tokens=False).ids[:count]
+        with closing(Tokenizer(folder)) as tokenizer:
+            ids = tokenizer.encode(content)[:count]
         if len(ids) < count:
             raise UsageError(
                 f"the text has {len(ids):,} tokens, {count:,} are needed",

@@ -7,24 +7,17 @@ runs in Jinja's immutable sandbox: no attribute of Python's internals, no change
 100,000, no other template. Should one leave the sandbox all the same, this process has the environment variables that
 Python needs and no others, and on POSIX it can neither open a file or a socket nor start a process.
 
-A request is a line of JSON, `{"source", "now", "output"}` and, to render, `variables`. The answer is a line of JSON and
-as many bytes of UTF-8 as its `size` says; `seconds` is the time it took.
+A request is `{"source", "now", "output"}` and, to render, `variables`; the answer's body is the text in UTF-8. How they
+travel, and what this process gives up, is in `edgephi/serving.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import queue
-import signal
-import sys
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
-from time import monotonic
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
@@ -33,7 +26,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from edgephi.child import standard_streams
+from edgephi.serving import Answer, serve
 
 LONGEST_MESSAGE = 2_000
 """Characters of an error's text that are passed on; a template chooses it."""
@@ -173,45 +166,9 @@ def said(error: BaseException) -> str:
     )
 
 
-def limit_memory(extra: int) -> None:
-    """Allow `extra` bytes of address space beyond what is in use (Linux; elsewhere the parent watches)."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = used + extra if hard == resource.RLIM_INFINITY else min(used + extra, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def give_up_rights() -> None:
-    """No file or socket can be opened from here on, and no process started (POSIX)."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    for kind in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NPROC", "RLIMIT_NOFILE"):
-        with suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, kind), (0, 0))
-
-
-def requests(stream: BinaryIO) -> queue.SimpleQueue[bytes]:
-    """Lines as they come, read by a thread; it ends this process with the stream, whatever a template is at."""
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def read() -> None:
-        while line := stream.readline():
-            lines.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
-
-
 def answer(
     request: dict[str, object], jinja: ImmutableSandboxedEnvironment, clock: Clock, known: dict[str, Template]
-) -> tuple[dict[str, object], bytes]:
+) -> Answer:
     """The answer to one request: a header and a text."""
     source = str(request["source"])
     clock.now = datetime.fromisoformat(str(request["now"]))
@@ -230,51 +187,16 @@ def answer(
         return {"fault": kind, "message": message, "line": line}, b""
 
 
-def serve(memory: int, seconds: float) -> NoReturn:
-    """Answer requests until the parent closes the pipe or ends."""
-    stdin, stdout = standard_streams()
-    with suppress(ValueError, OSError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends an answer of the model, not this process
+def start() -> Callable[[dict[str, object]], Answer]:
+    """What answers requests, with everything imported that templates may use."""
     clock = Clock()
     jinja = environment(clock)
     for source in WARM_UP:
         with suppress(Faulty):
             rendered(compiled(jinja, source), {}, 10**6)
-    lines = requests(stdin)
-    limit_memory(memory)
-    give_up_rights()
-    send(stdout, {"ready": True}, b"")
     known: dict[str, Template] = {}
-    while True:
-        request = json.loads(lines.get())
-        alarm(seconds)
-        started = monotonic()
-        header, body = answer(request, jinja, clock, known)
-        del request
-        alarm(0)
-        send(stdout, {**header, "seconds": monotonic() - started}, body)
-        del body
-
-
-def alarm(seconds: float) -> None:
-    """Have the system end this process after so long, should the parent no longer be there to do it (POSIX).
-
-    Python's own threads do not run while a long multiplication does; this does not need them.
-    """
-    if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def send(stream: BinaryIO, header: Mapping[str, object], body: bytes) -> None:
-    """Write an answer; without a reader there is nothing left to do."""
-    try:
-        line = json.dumps({**header, "size": len(body)}).encode()
-        stream.write(line + b"\n")
-        stream.write(body)
-        stream.flush()
-    except OSError:
-        os._exit(0)
+    return lambda request: answer(request, jinja, clock, known)
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), float(sys.argv[2]))
+    serve(start)

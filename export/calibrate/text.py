@@ -15,7 +15,7 @@ from edgephi.export.calibrate.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.data_file import Journal, write_refusal
-from edgephi.tokenizer_bounds import guarded
+from edgephi.text_encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""
@@ -113,20 +113,19 @@ def describe_text(source: CalibrationSource, tokens: NDArray[np.int64]) -> Calib
 
 
 def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.int64]:
-    from tokenizers import Tokenizer
-
     def refuse(said: str) -> TokenizerError:
         return TokenizerError(
-            f"the tokenizers library breaks off at the calibration text: {said}",
+            f"the tokenizer {said}, the calibration text",
             where=file,
-            remedy="Use the tokenizer of the published model",
+            remedy="Take a few pages of it, or the tokenizer of the published model",
         )
 
-    with guarded(refuse):
-        encoder = Tokenizer.from_str(tokenizer.tokenizer_json)
-        encoder.no_truncation()
-        encoder.no_padding()
-        ids = encoder.encode(_read(file), add_special_tokens=False).ids[: SEQUENCES * length]
+    text = _read(file)
+    _, encoder = open_tokenizer(tokenizer.tokenizer_json, "tokenizer.json", TokenizerError, "Export the model again")
+    try:
+        ids = encoder.encode(text, refuse)[: SEQUENCES * length]
+    finally:
+        encoder.close()
     sequences = len(ids) // length
     if not sequences:
         raise UsageError(

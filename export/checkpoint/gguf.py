@@ -210,6 +210,12 @@ def _tensor(file: Path, size: int, data: int, name: str, shape: tuple[int, ...],
         raise WeightError(
             f"tensor {name} is stored as {storage}", where=file, remedy=f"Use a file in {', '.join(READABLE)}"
         )
+    if storage not in PLAIN_TYPES and len(shape) == 1:
+        raise WeightError(
+            f"tensor {name} is a vector stored as {storage}, and vectors are read in {', '.join(PLAIN_TYPES)}",
+            where=file,
+            remedy="Convert the model again with a current llama.cpp, which keeps norms and biases in F32",
+        )
     if storage not in PLAIN_TYPES and shape[-1] % gguf_block(storage)[0]:
         raise WeightError(
             f"tensor {name} has rows of {shape[-1]} values, no multiple of its block", where=file, remedy=AGAIN

@@ -21,6 +21,7 @@ from edgephi.tokenizer_bounds import guarded
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from edgephi.export.tokenizer.reading import Encode
     from edgephi.templates.chat_template import ChatTemplate, Message
 
 # <|user|>, DeepSeek's <｜User｜>, <start_of_turn>, </s>, [INST]
@@ -95,9 +96,9 @@ def ends_of_turn(template: ChatTemplate, added: Collection[str]) -> tuple[str, .
     return end_of_turn(template, added).tokens
 
 
-def spelled_markers(conversation: Conversation, tokenizer: Tokenizer, where: object) -> tuple[str, ...]:
+def spelled_markers(conversation: Conversation, tokenizer: Tokenizer, encode: Encode) -> tuple[str, ...]:
     """The markers of a conversation that the tokenizer does not read as tokens of their own."""
-    ids = _encode(tokenizer, conversation.between(), where)
+    ids = encode(conversation.between())
     return tuple(
         marker
         for marker in conversation.markers()
@@ -121,19 +122,22 @@ def mendable(markers: Collection[str], tokenizer: Tokenizer) -> tuple[str, ...]:
     )
 
 
-def findings(conversation: Conversation, tokenizer: Tokenizer, ends: Collection[str], where: object) -> tuple[str, ...]:
+def findings(
+    conversation: Conversation, tokenizer: Tokenizer, encode: Encode, ends: Collection[str], where: object
+) -> tuple[str, ...]:
     """What a user of the bundle should know about its template, in sentences.
 
     Args:
+        encode: the tokenizer's way to encode; see `edgephi.export.tokenizer.reading.encoding`.
         ends: texts of the tokens that end an answer.
         where: the checkpoint, for errors.
 
     Raises:
-        TokenizerError: a marker that is no token is all that ends an answer.
+        TokenizerError: a marker that is no token is all that ends an answer, or the conversation cannot be encoded.
     """
     if not conversation.text:
         return ()
-    spelled = spelled_markers(conversation, tokenizer, where)
+    spelled = spelled_markers(conversation, tokenizer, encode)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     closing = conversation.closing
     last = next((marker for marker in _MARKER.findall(closing) if marker in spelled), None)
@@ -147,7 +151,7 @@ def findings(conversation: Conversation, tokenizer: Tokenizer, ends: Collection[
     # [INST] and words in angle brackets are spelled in many published models; these are not
     if named := [marker for marker in spelled if _NAMED.fullmatch(marker)]:
         found.append(f"{few(named)} of the chat template are no tokens of the tokenizer and are spelled in letters")
-    read = _decoded(tokenizer, conversation.text, where)
+    read = _decoded(tokenizer, encode(conversation.text), where)
     if lost := [content for content in conversation.contents if content not in read]:
         found.append(f"{len(lost)} of {len(conversation.contents)} messages do not come back whole from their tokens")
     return tuple(found)
@@ -159,21 +163,7 @@ def _messages(with_system: bool, in_parts: bool) -> Iterator[Message]:
         yield {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
 
 
-def _encode(tokenizer: Tokenizer, text: str, where: object) -> list[int]:
-    def refuse(said: str) -> TokenizerError:
-        return TokenizerError(
-            f"the tokenizers library breaks off at a conversation: {said}",
-            where=where,
-            remedy="Use the tokenizer of the published model",
-        )
-
-    with guarded(refuse):
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _decoded(tokenizer: Tokenizer, text: str, where: object) -> str:
-    ids = _encode(tokenizer, text, where)
-
+def _decoded(tokenizer: Tokenizer, ids: list[int], where: object) -> str:
     def refuse(said: str) -> TokenizerError:
         return TokenizerError(
             f"the tokenizers library cannot decode a conversation: {said}",

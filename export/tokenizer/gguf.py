@@ -14,7 +14,7 @@ from edgephi.export.tokenizer.check import Conversation, converse, ends_of_turn,
 from edgephi.export.tokenizer.files import JsonValue, TokenizerFiles, few
 from edgephi.export.tokenizer.gguf_fields import SPECIAL_TYPES, GgufFields, GgufVocabulary, TokenType
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS, WordSplit, byte_level
-from edgephi.export.tokenizer.reading import largest_id, load
+from edgephi.export.tokenizer.reading import encoding, largest_id, load
 from edgephi.templates.chat_template import ChatTemplate
 
 _SPACE = "▁"  # sentencepiece's visible space, U+2581
@@ -98,7 +98,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
     }
     tokenizer = load(parsed, where)
     if conversation is not None:
-        notes += findings(conversation, tokenizer, [texts[token_id] for token_id in ends], where)
+        with encoding(tokenizer, parsed, where) as encode:
+            notes += findings(conversation, tokenizer, encode, [texts[token_id] for token_id in ends], where)
     return TokenizerFiles(
         tokenizer_json=json.dumps(parsed, ensure_ascii=False),
         tokenizer_config=_config(fields, names, template, add_bos, add_eos),

@@ -13,7 +13,7 @@ from edgephi.export.tokenizer.added_tokens import add_tokens, promote
 from edgephi.export.tokenizer.check import converse, ends_of_turn, findings, mendable, spelled_markers
 from edgephi.export.tokenizer.files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles, few
 from edgephi.export.tokenizer.pre_tokenizers import readable_by_genai
-from edgephi.export.tokenizer.reading import largest_id, load, read_object, read_optional, read_text
+from edgephi.export.tokenizer.reading import encoding, largest_id, load, read_object, read_optional, read_text
 from edgephi.export.tokenizer.tiktoken import RANK_FILE, tokenizer_from_ranks
 from edgephi.templates.chat_template import ChatTemplate
 
@@ -54,7 +54,8 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
         SourceError: a file is too large (64 MiB), unreadable or malformed, or a link that leaves the folder.
         TokenizerError: tokenizer.json is missing, the files contradict each other or cannot be used, or no answer
             would end.
-        DeviceError: no child process can be started to render the chat template (step `process`).
+        DeviceError: no child process can be started, to render the chat template or to encode with regular expressions
+            that are not known (step `process`).
     """
     path, source = _tokenizer_json(folder)
     config_path = folder / "tokenizer_config.json"
@@ -79,13 +80,17 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     if template is not None:
         with ChatTemplate(template, names) as compiled:
             conversation = converse(compiled)
-            if mended := mendable(spelled_markers(conversation, tokenizer, path), tokenizer):
+            with encoding(tokenizer, parsed, path) as encode:
+                spelled = spelled_markers(conversation, tokenizer, encode)
+            if mended := mendable(spelled, tokenizer):
                 parsed = promote(tokenizer, parsed, mended)
                 notes += (f"{few(mended)} are special tokens here; tokenizer.json had them as words",)
             added = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
             ends += [added[token] for token in ends_of_turn(compiled, added)]
-        end_texts = [str(tokenizer.id_to_token(token_id)) for token_id in ends]
-        notes += findings(conversation, tokenizer, end_texts, config_path)
+    with encoding(tokenizer, parsed, path) as encode:  # the library has to take all of the tokenizer
+        if conversation is not None:
+            end_texts = [str(tokenizer.id_to_token(token_id)) for token_id in ends]
+            notes += findings(conversation, tokenizer, encode, end_texts, config_path)
     if not ends:
         raise TokenizerError(
             "no token ends an answer", where=config_path, remedy="Name the model's eos_token in tokenizer_config.json"

@@ -15,20 +15,7 @@ from dataclasses import dataclass
 from edgephi.errors import TokenizerError
 from edgephi.export.tokenizer.files import JsonValue
 from edgephi.export.tokenizer.space_prefix import with_readable_prefix
-
-# OpenAI's published patterns: r50k (GPT-2), cl100k (GPT-4), o200k (GPT-4o). Qwen2's is cl100k with single digits.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_CL100K_WORDS = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_CL100K_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CL100K = _CL100K_WORDS + r"\p{N}{1,3}" + _CL100K_REST
-_QWEN2 = _CL100K_WORDS + r"\p{N}" + _CL100K_REST
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DIGIT = r"\p{N}"
+from edgephi.known_patterns import CL100K, DIGIT, GPT2, O200K, QWEN2
 
 BYTE_LEVEL: dict[str, JsonValue] = {
     "type": "ByteLevel",
@@ -55,25 +42,25 @@ class WordSplit:
     adds_bos: bool = False
 
 
-_LLAMA3 = WordSplit((_CL100K,), ignore_merges=True, adds_bos=True)
+_LLAMA3 = WordSplit((CL100K,), ignore_merges=True, adds_bos=True)
 
 # Names and splits: llama.cpp, src/llama-vocab.cpp (LLAMA_VOCAB_PRE_TYPE_*); NFC and the exact patterns: the models' own
 # tokenizer.json. "dbrx" is what llama.cpp's converter calls Phi-4 14B, "gpt-4o" what it calls Phi-4-mini; Smaug is
 # Llama 3 with other weights.
 WORD_SPLITS: dict[str, WordSplit] = {
-    "gpt-2": WordSplit((_GPT2,)),
-    "phi-2": WordSplit((_GPT2,)),
-    "smollm": WordSplit((_DIGIT, _GPT2)),
+    "gpt-2": WordSplit((GPT2,)),
+    "phi-2": WordSplit((GPT2,)),
+    "smollm": WordSplit((DIGIT, GPT2)),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "falcon3": _LLAMA3,
     "falcon-h1": _LLAMA3,
     "smaug-bpe": _LLAMA3,
-    "dbrx": WordSplit((_CL100K,)),
-    "gpt-4o": WordSplit((_O200K,)),
-    "llama4": WordSplit((_O200K,)),
-    "qwen2": WordSplit((_QWEN2,), nfc=True),
+    "dbrx": WordSplit((CL100K,)),
+    "gpt-4o": WordSplit((O200K,)),
+    "llama4": WordSplit((O200K,)),
+    "qwen2": WordSplit((QWEN2,), nfc=True),
 }
 
 
@@ -137,9 +124,9 @@ def _spelled_out(pre_tokenizer: JsonValue) -> JsonValue:
         if not isinstance(step, dict) or kind not in ("Digits", "ByteLevel"):
             spelled.append(step)
         elif kind == "Digits" and step.get("individual_digits") is True:
-            spelled.append(_isolate(_DIGIT))
+            spelled.append(_isolate(DIGIT))
         elif kind == "ByteLevel" and step.get("use_regex", True) is True and step.get("add_prefix_space") is False:
-            spelled += [_isolate(_GPT2), {**step, "use_regex": False}]
+            spelled += [_isolate(GPT2), {**step, "use_regex": False}]
         else:
             spelled.append(step)
     return _sequence(spelled)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgephi.errors import EdgephiError, SourceError, TokenizerError
 from edgephi.export.tokenizer.files import JsonValue
 from edgephi.files import JSON_LIMIT, parse_json, read_file, require_inside
+from edgephi.known_patterns import known_steps
+from edgephi.text_encoder import encoder
 from edgephi.tokenizer_bounds import bound_parts, guarded
+from edgephi.tokenizer_parts import read_plain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,38 +65,63 @@ def read_optional(path: Path) -> dict[str, JsonValue]:
     return read_object(path) if path.is_file() or path.is_symlink() else {}
 
 
+Encode = Callable[[str], list[int]]
+"""Token ids of a text, none added around it."""
+
+
 def load(parsed: Mapping[str, JsonValue], path: Path | str) -> Tokenizer:
-    """The library's tokenizer of a parsed tokenizer.json.
+    """The library's tokenizer of a parsed tokenizer.json, for everything but encoding; `encoding` is for that.
 
     Raises:
         TokenizerError: the library refuses it, it asks for more than `edgephi/tokenizer_bounds.py` allows, or it has no
             tokens.
     """
-    from tokenizers import Tokenizer
-
-    def refuse(said: str) -> EdgephiError:
-        return TokenizerError(
-            f"the tokenizer cannot be used: {said}", where=path, remedy="Use the tokenizer of the published model"
-        )
 
     def unreadable(said: str) -> EdgephiError:
         return TokenizerError(
             f"the tokenizers library refuses the file: {said}", where=path, remedy="Download tokenizer.json again"
         )
 
-    added = parsed.get("added_tokens")
-    contents = [token.get("content") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    bound_parts(parsed, contents, refuse)
+    bound_parts(parsed, lambda said: _unusable(said, path))
     try:
-        text = json.dumps(parsed, ensure_ascii=False).encode("utf-8").decode("utf-8")
+        text = _written(parsed if known_steps(parsed) else {**parsed, "normalizer": None, "pre_tokenizer": None})
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise unreadable("it holds half of a surrogate pair, which UTF-8 cannot express") from error
     with guarded(unreadable):
-        tokenizer: Tokenizer = Tokenizer.from_str(text)
+        tokenizer = read_plain(text)
         empty = not tokenizer.get_vocab_size(with_added_tokens=True)
     if empty:
         raise TokenizerError("the vocabulary is empty", where=path, remedy="Download tokenizer.json again")
     return tokenizer
+
+
+@contextmanager
+def encoding(tokenizer: Tokenizer, parsed: Mapping[str, JsonValue], path: Path | str) -> Iterator[Encode]:
+    """What encodes with a tokenizer, within the bounds of `edgephi/text_encoder.py`.
+
+    Args:
+        tokenizer: what `load` made of `parsed`, the same added tokens in both.
+
+    Raises:
+        TokenizerError: the library refuses it, or breaks off at a text, or it takes more time or memory than it may.
+        DeviceError: no child process can be started (step `process`).
+    """
+    made = encoder(tokenizer, parsed, lambda: _written(parsed), lambda said: _unusable(said, path))
+    try:
+        yield lambda text: made.encode(text, lambda said: _unusable(f"it {said}, a conversation", path))
+    finally:
+        made.close()
+
+
+def _written(parsed: Mapping[str, JsonValue]) -> str:
+    return json.dumps(parsed, ensure_ascii=False)
+
+
+def _unusable(said: str, where: Path | str) -> TokenizerError:
+    return TokenizerError(
+        f"the tokenizer cannot be used: {said}", where=where, remedy="Use the tokenizer of the published model"
+    )
 
 
 def largest_id(tokenizer: Tokenizer, where: object) -> int:

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 from edgephi.export.tokenizer.files import JsonValue
+from edgephi.known_patterns import TEXT_BEGINS_WITH_A_SPACE
 
 _SPACE = "▁"  # sentencepiece's visible space, U+2581
 _STRIP: JsonValue = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 # \A is the beginning of a text in Oniguruma; ^ would be the beginning of every line
-_SAME_BUT_UNREAD: JsonValue = {"type": "Replace", "pattern": {"Regex": r"\A "}, "content": ""}
+_SAME_BUT_UNREAD: JsonValue = {"type": "Replace", "pattern": {"Regex": TEXT_BEGINS_WITH_A_SPACE}, "content": ""}
 _TELLS_AND_DOES_NOTHING: JsonValue = {"type": "Strip", "content": " ", "start": 0, "stop": 0}
 
 Prefix = Literal["every", "first", "never"]

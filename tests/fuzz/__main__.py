@@ -44,8 +44,8 @@ def main() -> None:
         seeds = range(arguments.seed, arguments.seed + arguments.count)
         records += campaign.run(kind, seeds, parallel=arguments.parallel, timeout_s=arguments.timeout)
         print(f"{kind}: done", file=sys.stderr)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(record) for record in records], indent=1))
+        if arguments.json:  # after every kind: a run takes minutes, and may be stopped
+            arguments.json.write_text(json.dumps([asdict(record) for record in records], indent=1))
     print(campaign.table(records))
     failed = campaign.causes(records)
     for line in failed:

@@ -31,6 +31,9 @@ def test_json_that_cannot_be_is_refused_with_a_reason() -> None:
     assert "byte order mark" in refused(b"\xef\xbb\xbf{}")
     assert "byte order mark" in refused('{"a": 1}'.encode("utf-16"))
     assert "no UTF-8 at byte 6" in refused(b'{"a": \xff}')
+    for text in (r'{"\ud800": 1}', r'[["a\uDFFFb"]]', r'"\ude00\ud83d"'):
+        assert "half of a surrogate pair" in refused(text)
+    assert parse_json(r'"\ud83d\ude00 \\ud800"', where="", error=SourceError, remedy="") == "\U0001f600 \\ud800"
 
 
 def test_numbers_that_are_none_are_refused_where_they_may_not_be() -> None:

@@ -163,6 +163,21 @@ def test_rows_that_are_no_multiple_of_a_block_are_refused(quantization: str, tmp
             read_gguf_header(with_columns(columns, rows))
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K"])
+def test_a_vector_in_blocks_is_refused(kind: str, tmp_path: Path) -> None:
+    """A block of a vector has no row to lie in; converters keep norms and biases in F32."""
+    path, quantization = tmp_path / "m.gguf", gguf.GGMLQuantizationType[kind]
+    values, size = gguf.GGML_QUANT_SIZES[quantization]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("output_norm.weight", np.zeros(256 // values * size, np.uint8), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(WeightError, match=rf"output_norm\.weight is a vector stored as {kind}"):
+        read_gguf_header(path)
+
+
 def test_rotary_pairs_return_to_halves(file: Path) -> None:
     tensors = write_llama(file)
     q = open_gguf(file).tensors["model.layers.0.self_attn.q_proj.weight"]

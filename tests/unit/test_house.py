@@ -20,11 +20,13 @@ PACKAGES = {
 TEMPLATES = {
     "edgephi.bounded",
     "edgephi.templates.chat_template",
+    "edgephi.serving",
     "edgephi.templates.dropped",
     "edgephi.templates.jinja_child",
     "edgephi.templates.facts",
     "edgephi.templates.values",
 }
+ENCODERS = {"edgephi.text_encoder", "edgephi.tokenizer_child"}
 FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
@@ -34,14 +36,16 @@ FOUNDATION = {
     "edgephi.genai_config",
     "edgephi.contents",
     "edgephi.manifest",
+    "edgephi.known_patterns",
     "edgephi.tokenizer_bounds",
+    "edgephi.tokenizer_parts",
     "edgephi.bundle",
 }
 ALLOWED = {
     "edgephi.quantize": FOUNDATION,
     "edgephi.devices": FOUNDATION,
-    "edgephi.export": FOUNDATION | TEMPLATES | {"edgephi", "edgephi.quantize", "edgephi.devices"},
-    "edgephi.runtime": FOUNDATION | TEMPLATES | {"edgephi.devices"},
+    "edgephi.export": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi", "edgephi.quantize", "edgephi.devices"},
+    "edgephi.runtime": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi.devices"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
 
@@ -80,6 +84,12 @@ def test_the_foundation_knows_nobody_else(module: str) -> None:
 def test_what_renders_chat_templates_knows_nobody_else(module: str) -> None:
     file = PROJECT / f"{module.replace('.', '/')}.py"
     assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", *TEMPLATES}
+
+
+@pytest.mark.parametrize("module", sorted(ENCODERS))
+def test_what_encodes_texts_knows_nobody_else(module: str) -> None:
+    file = PROJECT / f"{module.replace('.', '/')}.py"
+    assert imports_of(file) <= {"edgephi.bounded", "edgephi.serving", *FOUNDATION, *ENCODERS}
 
 
 def test_nobody_imports_the_commands() -> None:

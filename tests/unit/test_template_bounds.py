@@ -163,7 +163,7 @@ def test_the_child_knows_no_secrets_and_is_small(monkeypatch: pytest.MonkeyPatch
     "attempt", ["open('/etc/hostname')", "__import__('socket').socket()", "__import__('os').listdir('/')"]
 )
 def test_the_child_gives_up_files_and_sockets(attempt: str) -> None:
-    code = f"import os, socket; from edgephi import jinja_child; jinja_child.give_up_rights(); {attempt}"
+    code = f"import os, socket; from edgephi import serving; serving.give_up_rights(); {attempt}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Too many open files" in done.stderr

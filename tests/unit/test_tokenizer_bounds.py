@@ -154,7 +154,7 @@ def test_random_merges_are_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WORD_SPLITS)
 def test_published_patterns_are_within_the_bounds(name: str) -> None:
     for pattern in WORD_SPLITS[name].patterns:
-        bound_parts({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}}}, (), AssertionError)  # type: ignore[arg-type]
+        bound_parts({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}}}, AssertionError)  # type: ignore[arg-type]
 
 
 def test_an_interrupt_is_no_panic() -> None:
