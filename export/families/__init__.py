@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.checkpoint.config import Config, shown
-from edgephi.export.checkpoint.config_keys import check_keys
 from edgephi.export.families import llama, phi, phi3, phi3small, phi4mm, phimoe
+from edgephi.export.families.config_keys import check_keys
 from edgephi.export.families.naming import Blueprint
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 

@@ -20,8 +20,8 @@ from edgephi.bundle import Recipe as RecipeRecord
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.checkpoint.config import Config
-from edgephi.export.checkpoint.config_keys import check_traced
 from edgephi.export.checkpoint.source import open_source
+from edgephi.export.families.config_keys import check_traced
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.manifest import LIBRARIES

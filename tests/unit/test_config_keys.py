@@ -11,9 +11,9 @@ import pytest
 
 from edgephi.errors import EdgephiError, UnsupportedModelError
 from edgephi.export.checkpoint.config import Config
-from edgephi.export.checkpoint.config_keys import check_traced
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe, expected_tensors
+from edgephi.export.families.config_keys import check_traced
 from edgephi.export.families.published import PUBLISHED
 from edgephi.export.spec import DecoderSpec
 
