@@ -105,7 +105,7 @@ def probe_config(text: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GENAI_CONFIG
         while True:
-            path.write_text(json.dumps(config), encoding="utf-8")
+            path.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
             try:
                 og.Config(folder)
             except RuntimeError as refused:
@@ -116,7 +116,7 @@ def probe_config(text: str) -> dict[str, object]:
                     continue
                 error = said
             break
-    return {"unknown": unknown, "error": error, "text": json.dumps(config, indent=4)}
+    return {"unknown": unknown, "error": error, "text": json.dumps(config, indent=4, ensure_ascii=False)}
 
 
 def open_graph(path: str) -> list[str]:

@@ -39,6 +39,7 @@ from edgephi.devices.providers import runtime_wheels
 from edgephi.errors import BundleError, EngineError, OutputError, UsageError
 from edgephi.files import unreadable
 from edgephi.records import Sha256, Strict
+from edgephi.runtime.prepacked_proof import same_answers
 
 Prepacking = Literal["auto", "now", "never"]
 
@@ -47,6 +48,9 @@ SWITCH = "EDGEPHI_PREPACKED"
 GRAPH, WEIGHTS, RECORD = "model.onnx", "weights.bin", "entry.json"
 FILES = frozenset((GRAPH, WEIGHTS))
 RECORD_LIMIT = 2**16
+SEEN, UNSOUND = ".seen", ".unsound"
+"""Endings of the marks beside entries: this bundle was loaded before; its packed weights compute something else."""
+DIFFERS = "the packed weights of this model do not compute what its own do, so the bundle is used as it is"
 KEPT = 4
 """Bundles; those used longest ago go first."""
 KNOWN_COPIES = 8
@@ -145,11 +149,17 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
             return Prepacked(entry, "found in the cache")
         if not _discard(entry):
             return Prepacked(None, "the cache's copy is damaged and in use")
+    elif mode == "auto" and entry.with_suffix(UNSOUND).exists():
+        return Prepacked(None, DIFFERS)
     elif mode == "auto" and not _seen_before(entry):
         return Prepacked(None, "the first load; the second one writes it")
     try:
         _require_space(root, manifest)
-        _write(folder, manifest, graph, entry, every_byte)
+        if not _write(folder, manifest, graph, entry, every_byte):
+            entry.with_suffix(UNSOUND).touch()
+            if mode == "now":
+                raise OutputError(DIFFERS, where=folder / graph, remedy="Load the bundle without `prepacked`")
+            return Prepacked(None, DIFFERS)
     except OSError as error:
         if mode == "now":
             raise OutputError(
@@ -251,13 +261,14 @@ def _require_hashes(folder: Path, manifest: Manifest) -> None:
 
 def _seen_before(entry: Path) -> bool:
     """Whether this bundle was loaded before, lately; it is from now on."""
-    mark = entry.with_suffix(".seen")
+    mark = entry.with_suffix(SEEN)
     seen = _age(mark) < REMEMBERED_S
     with suppress(OSError):  # a home that cannot be written has no second load
         entry.parent.mkdir(parents=True, exist_ok=True)
-        for old in entry.parent.glob("*.seen"):
-            if _age(old) >= REMEMBERED_S:
-                old.unlink(missing_ok=True)
+        for kind in (SEEN, UNSOUND):
+            for old in entry.parent.glob(f"*{kind}"):
+                if _age(old) >= REMEMBERED_S:
+                    old.unlink(missing_ok=True)
         mark.touch()
     return seen
 
@@ -270,8 +281,11 @@ def _require_space(root: Path, manifest: Manifest) -> None:
         raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
 
 
-def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool) -> None:
+def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool) -> bool:
     """Write an entry beside its place and rename it; entries it takes the place of go first.
+
+    Returns:
+        False, and nothing is written: the packed graph does not compute what the bundle's does.
 
     Raises:
         OSError: the folder cannot be written.
@@ -285,9 +299,11 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
-        _save(folder / graph, scratch)
+        sound = _save(folder / graph, scratch)
         if _weights(folder, manifest) != mine:  # written to between the hash and onnxruntime's reading
             raise changed(folder)
+        if not sound:
+            return False
         for name in FILES:
             with (scratch / name).open("rb+") as stream:
                 os.fsync(stream.fileno())  # a record that outlives the data would vouch for zeros
@@ -299,10 +315,11 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return True
 
 
-def _save(graph: Path, target: Path) -> None:
-    """Let onnxruntime optimize a graph, pack its constants and write both."""
+def _save(graph: Path, target: Path) -> bool:
+    """Let onnxruntime optimize a graph, pack its constants and write both; whether these compute the same."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -312,14 +329,17 @@ def _save(graph: Path, target: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
-        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return same_answers(session, target / GRAPH)
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         raise EngineError(
             f"onnxruntime: {' '.join(str(error).split())[:600]}",
             where=graph,
             remedy=f"Check the bundle with `edgephi verify`, and the space in {target.parent}",
         ) from error
-    return_freed_memory()  # as much as a plain load would hold
+    finally:
+        session = None
+        return_freed_memory()  # as much as two plain loads would hold
 
 
 def _write_record(entry: Path, bundle: str, hashes: Mapping[str, str], copies: tuple[tuple[_Known, ...], ...]) -> None:

@@ -7,6 +7,7 @@ it compiles, so reading a template can already hang.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,9 @@ MEMORY_LIMIT = 512 * 2**20
 OUTPUT_LIMIT = 16 * 2**20
 """Characters of the longest prompt."""
 _REMEDY = "Use the chat template of the published model"
+
+
+_ASKS_FOR_NONE = re.compile(r"\bcontent\b['\"\]\s)]*\s+is\s+(?:not\s+)?none\b", re.IGNORECASE)
 
 
 class ChatTemplate:
@@ -81,6 +85,17 @@ class ChatTemplate:
         else:
             threading.Thread(target=self._check_quietly, name="chat template", daemon=True).start()
 
+    def _values(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, object],
+    ) -> dict[str, object]:
+        # `content is none` tells a message that only calls tools; without the key it would be false
+        keep_none = _ASKS_FOR_NONE.search(self.source) is not None
+        return template_values(messages, tools, add_generation_prompt, variables, keep_none=keep_none)
+
     def check(self) -> None:
         """Compile the template, once; the errors are those of the class."""
         with self._checking:
@@ -116,7 +131,7 @@ class ChatTemplate:
             TokenizerError: see the class; only where it was made with `wait=False`.
             DeviceError: no child process can be started (step `process`).
         """
-        given = template_values(messages, tools, add_generation_prompt, variables or {})
+        given = self._values(messages, tools, add_generation_prompt, variables or {})
         self.check()
         where = ", ".join(str(message["role"]) for message in messages[:8])
         try:
@@ -152,12 +167,12 @@ class ChatTemplate:
             TokenizerError: see the class, and rendering takes more time, memory or text than it may.
             DeviceError: no child process can be started (step `process`).
         """
-        given = template_values(messages, tools, add_generation_prompt, {})
+        given = self._values(messages, tools, add_generation_prompt, {})
         return self._about_itself(lambda: self._try(given, _Time()))
 
     def takes(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None) -> bool:
         """Whether the template renders a conversation and leaves nothing out; the errors are those of `attempt`."""
-        given, time = template_values(messages, tools, True, {}), _Time()
+        given, time = self._values(messages, tools, True, {}), _Time()
         return self._about_itself(lambda: is_whole(given, lambda marked: self._try(marked, time)))
 
     def close(self) -> None:

@@ -25,8 +25,13 @@ def template_values(
     tools: Sequence[Mapping[str, object]] | None,
     add_generation_prompt: bool,
     variables: Mapping[str, object],
+    *,
+    keep_none: bool = False,
 ) -> dict[str, object]:
     """What a template is given besides the special tokens, as plain JSON values.
+
+    Args:
+        keep_none: a message keeps keys whose value is None.
 
     Raises:
         PromptError: no messages, malformed ones or tools, or values that JSON cannot hold.
@@ -35,9 +40,13 @@ def template_values(
         raise PromptError(f"{sorted(wrong)[0]} is no variable of its own", remedy="Give it as the argument it is")
     _check(messages)
     given: dict[str, object] = {
-        # a value of None is left out, as in transformers: templates would write the word
+        # a value of None is left out, as in transformers 5: most templates would write the word
         "messages": [
-            {key: value for key, value in _object(message, f"messages[{index}]", 1).items() if value is not None}
+            {
+                key: value
+                for key, value in _object(message, f"messages[{index}]", 1).items()
+                if keep_none or value is not None
+            }
             for index, message in enumerate(messages)
         ],
         # these two are defined even when unused: templates test them with `is none`

@@ -60,14 +60,20 @@ def og_config(
     if prepacked is not None:
         graph = prepacked / GRAPH
     with _scratch(graph.parent) as (scratch, weights):
-        text = json.dumps(_settings(config, place, threads, weights, prepacked is not None))
-        (scratch / GENAI_CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        # og's parser knows no \uXXXX, which a path with other letters than ASCII's would be written in
+        text = json.dumps(_settings(config, place, threads, weights, prepacked is not None), ensure_ascii=False)
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            what, remedy = "the path to the weights is no UTF-8", "Rename the folder, or copy the bundle elsewhere"
+            raise EngineError(what, where=graph.parent, remedy=remedy) from error
+        (scratch / GENAI_CONFIG).write_bytes(data)
         settings = og.Config(str(scratch))
-        data = graph.read_bytes()
-        settings.add_model_data(GRAPH, data)
+        model = graph.read_bytes()
+        settings.add_model_data(GRAPH, model)
         _choose_device(settings, place)
         yield settings
-        settings.remove_model_data(GRAPH)  # og has a pointer to `data`, not a copy
+        settings.remove_model_data(GRAPH)  # og has a pointer to `model`, not a copy
 
 
 def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, prepacked: bool) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+import edgephi
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, EngineError, PromptError, UsageError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.placement import placement
+from tests.tiny_phi import PHI_3, tiny_phi
 from tests.unit.test_bundle import GRAPH
 
 QUESTION = "What is the capital of Japan?"
@@ -375,3 +377,15 @@ def test_interrupting_an_answer_does_not_end_the_program(model: Model, monkeypat
     assert answer.finish == "cancelled"
     assert answer.new_tokens == 2
     assert terminal.getvalue() == answer.text + "\n"
+
+
+@pytest.mark.parametrize("name", ["josé", "模型 😀", "a;[b] %20 'c'"])
+def test_a_bundle_answers_wherever_it_lies(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / f"cache {name}"))
+    folder = tmp_path / name / "bundle"
+    edgephi.export(tiny_phi(tmp_path / "checkpoint", PHI_3), folder, quantize="rtn")
+    answers = []
+    for how in ("never", "now", "auto"):
+        with edgephi.load(folder, prepacked=how) as model:
+            answers.append(model.generate("一三", max_new_tokens=4).result().token_ids)
+    assert len(set(answers)) == 1

@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.errors import UsageError
+from edgephi.export.calibrate import fitted_head
 from edgephi.export.calibrate.fitted_head import pack_head, with_own_head
 from edgephi.export.calibrate.gptq import pack_with_gptq
 from edgephi.export.calibrate.streams import Streams
-from edgephi.export.calibrate.text import fitted_head
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgephi.errors import OutputError, UsageError
+from edgephi.export.calibrate import float_model
 from edgephi.export.calibrate.float_model import float_logits
-from edgephi.export.calibrate.text import float_model
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from tests.decoding import distance

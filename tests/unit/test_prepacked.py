@@ -222,9 +222,10 @@ def test_whoever_comes_second_takes_the_entry_that_is_there(
     theirs.rename(aside)
     real = module._save
 
-    def while_another_finishes(graph: Path, target: Path) -> None:
-        real(graph, target)
+    def while_another_finishes(graph: Path, target: Path) -> bool:
+        sound = real(graph, target)
         aside.rename(theirs)
+        return sound
 
     monkeypatch.setattr(module, "_save", while_another_finishes)
     inode = (aside / WEIGHTS).stat().st_ino

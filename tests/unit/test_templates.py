@@ -341,3 +341,19 @@ def test_named_templates_without_one_default_are_named(tmp_path: Path, names: li
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}), encoding="utf-8")
     with pytest.raises(TokenizerError, match=", ".join(names)):
         read_template(tmp_path)
+
+
+def test_a_template_that_asks_whether_content_is_none_is_told() -> None:
+    source = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' and message['content'] is none %}"
+        "<call>{{ message['tool_calls'][0]['function']['name'] }}{% else %}<{{ message['role'] }}>"
+        "{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
+    messages = [
+        {"role": "user", "content": "1 + 1"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "2"},
+    ]
+    with ChatTemplate(source, {}) as template:
+        assert template.render(messages) == "<user>1 + 1<call>add<tool>2"
