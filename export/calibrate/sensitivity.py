@@ -33,7 +33,7 @@ from edgephi.export.calibrate.layer import LayerGraph, layer_weights
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.weights.data_file import Journal, write_refusal
 from edgephi.export.weights.embedding import embed
-from edgephi.export.weights.half_range import scale_exponent, typical_scale
+from edgephi.export.weights.half_range import block_scales, scale_exponent, typical_scale
 from edgephi.export.weights.pack import Report, weight_source_bytes
 from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, round_to_nearest
@@ -243,7 +243,7 @@ class _Trial:
 
 def _as_stored(weight: Float32, fmt: BlockFormat, name: str) -> QuantizedWeight:
     """A weight rounded to nearest, with scales as they come back from the data file."""
-    exponent = scale_exponent(typical_scale(weight, fmt))
+    exponent = scale_exponent(typical_scale(weight, fmt), block_scales(weight, fmt))
     packed = round_to_nearest(np.ldexp(weight, exponent), fmt, name=name, half_scales=True)
     packed.scales[...] = np.ldexp(packed.scales.astype(np.float16).astype(np.float32), -exponent)
     return packed

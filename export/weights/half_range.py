@@ -27,13 +27,20 @@ Float32 = NDArray[np.float32]
 
 LARGEST = 65504.0
 SCALES = (2.0**-15, 2.0**3)
-"""Typical scales that are stored as they are. Published checkpoints have 2**-13 to 2**-4; blocks that are smaller than
-the typical one by some factor matter less by it, so few bits for their scales are enough."""
+"""Typical scales that are stored as they are. Published checkpoints have 2**-13 to 2**-4."""
 AIM = -4
 """Where others are moved: 2**-4 leaves room for blocks 2**20 times as large, and 2**10 times as small with all bits."""
+RANGE = (2.0**-18, 2.0**14)
+"""Block scales that are stored well enough: the smallest with 6 bits, the largest with room for one that was not seen.
+Small blocks count as much as large ones when something outside the matrix makes up for it: keys that were multiplied
+down and queries up by the same number share a matrix."""
+LOST = 2.0**-22
+"""A block scale of which float16 keeps two bits."""
 SMALLEST_VALUES = 2.0**-17
 """A weight of such typical values keeps about 8 bits in float16, as many as bfloat16 has."""
 SAMPLED_ROWS = 4
+SAMPLED_BLOCKS = 32
+"""Rows of each tensor whose blocks are looked at one by one."""
 
 FLOAT32_REMEDY = "Export for the CPU (leave --device out) with --precision int4, int8 or fp32"
 
@@ -56,12 +63,23 @@ def fit_to_half(architecture: Architecture, layout: Layout) -> Layout:
         if found and (stack := f"{layer}.experts.{module.split('.', 1)[1]}") in stacks:
             together[name] = stack  # its experts share a tensor of scales, which the graph divides at once
     sizes: dict[str, list[float]] = {}
+    blocks: dict[str, list[NDArray[np.float64]]] = {}
     for name, matrix in matrices.items():
         if _is_open(matrix, layout.half):
             sizes.setdefault(together[name], []).append(_typical(architecture.weights[name], matrix))
+            if layout.half is None and matrix.format is not None:
+                seen = _sampled_blocks(architecture.weights[name], matrix.format)
+                blocks.setdefault(together[name], []).append(seen)
     exponents = {
-        name: scale_exponent(math.sqrt(sum(x * x for x in found) / len(found))) for name, found in sizes.items()
+        name: scale_exponent(
+            math.sqrt(sum(x * x for x in found) / len(found)),
+            np.concatenate(blocks[name]) if name in blocks else np.empty(0),
+        )
+        for name, found in sizes.items()
     }
+    for name, found in blocks.items():
+        for member in (member for member, group in together.items() if group == name):
+            _require_most(architecture.weights[member], np.concatenate(found), exponents[name])
     for name, matrix in matrices.items():
         exponent = exponents.get(together[name], 0)
         if matrix.format is None and matrix.codes.dtype == "float16":
@@ -75,11 +93,27 @@ def fit_to_half(architecture: Architecture, layout: Layout) -> Layout:
     return replace(layout, matrices=matrices, stacks=stacks)
 
 
-def scale_exponent(typical: float) -> int:
-    """What to multiply scales by, as a power of two: 0 where float16 holds them as they are."""
-    if not typical or SCALES[0] <= typical <= SCALES[1]:
+def scale_exponent(typical: float, blocks: NDArray[np.float64]) -> int:
+    """What to multiply scales by, as a power of two: 0 where float16 holds them as they are.
+
+    Args:
+        typical: scale of the whole matrix.
+        blocks: scales of single blocks, none of them 0; empty where only the typical one counts.
+    """
+    if not typical:
         return 0
-    return AIM - math.frexp(typical)[1] + 1
+    low, high = (float(blocks.min()), float(blocks.max())) if blocks.size else (typical, typical)
+
+    def fits(exponent: int) -> bool:
+        return low * 2.0**exponent >= RANGE[0] and high * 2.0**exponent <= RANGE[1]
+
+    if SCALES[0] <= typical <= SCALES[1] and fits(0):
+        return 0
+    moved = AIM - math.frexp(typical)[1] + 1
+    if fits(moved) or not blocks.size:
+        return moved
+    # all of them from 2**-13 on, unless the largest would leave the range
+    return min(-12 - math.frexp(low)[1], 14 - math.frexp(high)[1])
 
 
 def typical_scale(values: Float32, fmt: BlockFormat) -> float:
@@ -152,6 +186,41 @@ def _typical(weight: Weight, matrix: StoredMatrix) -> float:
     assert matrix.format is not None
     steps = 2.0 ** (matrix.format.bits - 2)
     return _size(weight, SCALES[0] * steps, SCALES[1] * steps) / steps
+
+
+def _sampled_blocks(weight: Weight, fmt: BlockFormat) -> NDArray[np.float64]:
+    """`block_scales` of some rows of each of the weight's tensors."""
+    found = []
+    for part in weight.parts:
+        count = part.stop - part.start
+        places = {count * (2 * index + 1) // (2 * SAMPLED_BLOCKS) for index in range(SAMPLED_BLOCKS)}
+        rows = [read_rows(part.tensor, part.start + place, part.start + place + 1) for place in sorted(places)]
+        found.append(block_scales(_as_used(weight, np.concatenate(rows)), fmt))
+    return np.concatenate(found)
+
+
+def block_scales(values: Float32, fmt: BlockFormat) -> NDArray[np.float64]:
+    """`typical_scale` of every block of a matrix [rows, columns]; those without any value are left out."""
+    size = fmt.block_size
+    wide = np.where(np.isfinite(values), values, 0).astype(np.float64)
+    blocks = np.pad(wide, ((0, 0), (0, -wide.shape[1] % size))).reshape(-1, size)
+    scales = np.sqrt(np.einsum("bi,bi->b", blocks, blocks) / size) / 2.0 ** (fmt.bits - 2)
+    return scales[scales > 0]
+
+
+def _require_most(weight: Weight, blocks: NDArray[np.float64], exponent: int) -> None:
+    """Raises WeightError when more than a twentieth of the blocks would lose their scales.
+
+    A few are left to the rounding: channels that training has switched off are small by any factor.
+    """
+    if blocks.size and float((blocks * 2.0**exponent < LOST).mean()) > 0.05:
+        tensor = weight.parts[0].tensor
+        raise WeightError(
+            f"the blocks of {weight.name} differ by a factor of {blocks.max() / blocks.min():.1g}, and float16, in "
+            "which their scales are stored, does not hold them together",
+            where=f"{tensor.name} in {tensor.file}",
+            remedy="Export with --precision fp32",
+        )
 
 
 def _size(weight: Weight, low: float, high: float) -> float:
