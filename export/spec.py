@@ -54,9 +54,13 @@ class BlockSparse:
         return self.dense_every is None or (layer + 1) % self.dense_every != 0
 
 
+EXPERTS_PER_TOKEN = 2
+"""Experts that see a token, in every layer that has any."""
+
+
 @dataclass(frozen=True)
 class Experts:
-    """A layer's MLP as `count` gated ones, two of which see a token; `export/graph/moe.py` says how they are chosen."""
+    """A layer's MLP as `count` gated ones; `export/graph/moe.py` says how the two that see a token are chosen."""
 
     count: int
     jitter: float
@@ -93,7 +97,7 @@ class DecoderSpec:
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, a gain only; or LayerNorm, with a bias."""
     mlp: Literal["gated_silu", "gelu_tanh", "gegelu", "experts"] = "gated_silu"
-    """down(silu(gate(x)) · up(x)); down(gelu(up(x))) with the tanh approximation of GELU; `export/graph/gegelu.py`; or
+    """down(silu(gate(x)) · up(x)); down(gelu(up(x))) with the tanh approximation of GELU; `export/graph/mlp.py`; or
     experts of the first kind, `intermediate_size` channels each."""
     experts: Experts | None = None
     """Given exactly where `mlp` says so."""

@@ -66,7 +66,7 @@ class GraphTraits:
     opset: int | None = None
     """Version of ONNX's operators it is fastest with; None: the one of all other graphs."""
     separate_attention: bool = False
-    """Its attention takes queries, keys and values apart and already rotated: see `separate_attention` of export."""
+    """Its attention takes queries, keys and values apart and already rotated; see `export/graph/attention.py`."""
     whole_prompts: bool = False
     """It computes several tokens only behind an empty cache, and takes the cache for empty when it gets several."""
     last_row: bool = False

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Float32 = NDArray[np.float32]
-GraphBuilder = Callable[[DecoderSpec, Layout, Recipe], "ir.Model"]
+BuildGraph = Callable[[DecoderSpec, Layout, Recipe], "ir.Model"]
 
 GRAPH = "model.onnx"
 RESERVE = 64 * 2**20
@@ -132,7 +132,7 @@ def _check(spec: DecoderSpec, sequences: Sequence[TokenIds]) -> int:
 
 
 @contextmanager
-def _session(part: Architecture, build: GraphBuilder) -> Iterator[Any]:
+def _session(part: Architecture, build: BuildGraph) -> Iterator[Any]:
     """A session on a part of the model, its float32 weights in a temporary file."""
     import onnx_ir as ir
     import onnxruntime as ort

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgephi.errors import EngineError
 from edgephi.export.families.rope import rope_table
-from edgephi.export.graph.builder import Emitter
-from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, model_of, single_layer
+from edgephi.export.graph.builder import GraphBuilder
+from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, single_layer
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.layout import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
 from edgephi.quantize.workers import worker_threads
@@ -37,7 +37,7 @@ def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
     return {name: weight for name, weight in architecture.weights.items() if name.startswith(prefix)}
 
 
-class _RecordingEmitter(Emitter):
+class RecordingBuilder(GraphBuilder):
     """Weights become inputs of the graph, and what a linear layer multiplies is remembered."""
 
     def __init__(self, layout: Layout, recipe: Recipe) -> None:
@@ -80,7 +80,7 @@ class LayerGraph:
         self._spec, self._stacks, recipe = part.spec, expert_stacks(part), make_recipe("fp32", 32)
         self._layout = plan_storage(part, recipe)
         self._layer, self._length = layer, length
-        emit = _RecordingEmitter(self._layout, recipe)
+        emit = RecordingBuilder(self._layout, recipe)
         inputs, outputs = emit_layer(emit, part.spec)
         self._recorded = {self._outside(weight): str(value.name) for weight, value in emit.linear_inputs.items()}
         self._used = set(emit.ports)
@@ -89,7 +89,7 @@ class LayerGraph:
         read = list({value.name: value for value in emit.linear_inputs.values()}.values())
         for value in read:
             value.type = ir.TensorType(emit.float)
-        model = model_of(emit, [*inputs, *emit.ports.values()], [*outputs, *read, ranges])
+        model = emit.model([*inputs, *emit.ports.values()], [*outputs, *read, ranges])
         options = ort.SessionOptions()
         # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
         options.intra_op_num_threads = 1
@@ -195,7 +195,7 @@ class LayerGraph:
         return {**feeds, MASK: mask, f"{past}.key": empty, f"{past}.value": empty}
 
 
-def _emit_ranges(emit: _RecordingEmitter) -> ir.Value:
+def _emit_ranges(emit: RecordingBuilder) -> ir.Value:
     """RANGES, float32 [linear layers + 1, 4]; computed only where it is asked for."""
     import onnx_ir as ir
 

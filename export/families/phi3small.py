@@ -1,6 +1,6 @@
 """Phi-3-small (8k and 128k): everything published as Phi3SmallForCausalLM.
 
-It differs from Phi-3 in most of its parts: LayerNorm with biases, a clamped GEGLU (`export/graph/gegelu.py`),
+It differs from Phi-3 in most of its parts: LayerNorm with biases, a clamped GEGLU (`export/graph/mlp.py`),
 block-sparse attention in every second layer (`export/graph/block_sparse.py`), muP scales, and q, k, v interleaved by
 group of heads. transformers has no class for it; the checkpoint carries its own.
 Source: Abdin et al. 2024, "Phi-3 Technical Report"; microsoft/Phi-3-small-8k-instruct, configuration_phi3_small.py and

@@ -14,8 +14,7 @@ from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.rope import stated_once
 from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
-from edgephi.export.graph.moe import PICKED
-from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
+from edgephi.export.spec import EXPERTS_PER_TOKEN, Architecture, Checkpoint, DecoderSpec, Experts
 
 DEFAULT_THETA = 1000000.0
 """PhimoeConfig's, unlike that of every other Phi."""
@@ -57,7 +56,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 def read_config(config: Config) -> DecoderSpec:
     """PhimoeConfig, of transformers 4 or 5, as a description of the decoder."""
     config.expect("hidden_act", "silu")
-    config.expect("num_experts_per_tok", PICKED)
+    config.expect("num_experts_per_tok", EXPERTS_PER_TOKEN)
     stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
     context = config.integer("max_position_embeddings")

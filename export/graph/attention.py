@@ -1,150 +1,125 @@
-"""Attention of one decoder layer, in the two forms that execution providers take: see `attention` and
-`separate_attention`."""
+"""Attention of one decoder layer, over one operator in the two forms that execution providers take."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.builder import MS, Emitter
+from edgephi.export.graph.builder import MS, GraphBuilder, KvCache
+from edgephi.export.graph.positions import Positions
 from edgephi.export.spec import DecoderSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-
-@dataclass(frozen=True)
-class KvCache:
-    """Keys and values of one layer, [batch, kv_heads, length, head_dim], as they come in and go out."""
-
-    past_key: ir.Value
-    past_value: ir.Value
-    present_key: ir.Value
-    present_value: ir.Value
+Inputs = list["ir.Value | None"]
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """The attention mask as GroupQueryAttention wants it."""
+def kv_cache(emit: GraphBuilder, spec: DecoderSpec, layer: int, rows: int | None = None) -> KvCache:
+    """A layer's cache as inputs and outputs of the graph.
 
-    last: ir.Value
-    """int32 [batch]: index of each sequence's last token."""
-    total: ir.Value
-    """int32 scalar: length of the longest sequence, past included."""
+    Args:
+        rows: of a cache of fixed length for one sequence, updated as a whole; None: it grows with the sequences.
+    """
+    batch, past, total = (1, rows, rows) if rows else ("batch_size", "past_sequence_length", "total_sequence_length")
 
-
-def kv_cache(emit: Emitter, spec: DecoderSpec, layer: int) -> KvCache:
-    def port(name: str, length: str) -> ir.Value:
-        return emit.port(name, ["batch_size", spec.kv_heads, length, spec.head_dim])
+    def port(name: str, length: str | int) -> ir.Value:
+        return emit.port(name, [batch, spec.kv_heads, length, spec.head_dim], emit.cache_type)
 
     return KvCache(
-        past_key=port(f"past_key_values.{layer}.key", "past_sequence_length"),
-        past_value=port(f"past_key_values.{layer}.value", "past_sequence_length"),
-        present_key=port(f"present.{layer}.key", "total_sequence_length"),
-        present_value=port(f"present.{layer}.value", "total_sequence_length"),
-    )
-
-
-def mask_lengths(emit: Emitter, mask: ir.Value) -> Lengths:
-    import onnx_ir as ir
-
-    base, int32 = "/model/attn_mask_reformat", {"to": int(ir.DataType.INT32)}
-    summed = emit.op("ReduceSum", f"{base}/ReduceSum", [mask, emit.int64("mask_axis", [1])], {"keepdims": 0})
-    last = emit.op("Sub", f"{base}/Sub", [summed, emit.int64("one", [1])])
-    shape = emit.op("Shape", f"{base}/Shape", [mask])
-    total = emit.op("Gather", f"{base}/Gather", [shape, emit.int64("length_axis", 1)], {"axis": 0})
-    return Lengths(
-        last=emit.op("Cast", f"{base}/Sub/Cast", [last], int32),
-        total=emit.op("Cast", f"{base}/Gather/Cast", [total], int32),
+        past_key=port(f"past_key_values.{layer}.key", past),
+        past_value=port(f"past_key_values.{layer}.value", past),
+        present_key=port(f"present.{layer}.key", total),
+        present_value=port(f"present.{layer}.value", total),
     )
 
 
 def attention(
-    emit: Emitter,
-    spec: DecoderSpec,
-    layer: int,
-    normed: ir.Value,
-    cache: KvCache,
-    lengths: Lengths,
-    rows: ir.Value | None,
-    visible: ir.Value | None,
+    emit: GraphBuilder, spec: DecoderSpec, layer: int, normed: ir.Value, cache: KvCache, positions: Positions
 ) -> ir.Value:
     """Rotary, KV cache update, causal (windowed, block-sparse) grouped-query attention and output projection.
 
-    One operator does it all, on the CPU and on WebGPU.
-
-    Args:
-        rows: int64 [batch, length], the rotary tables' row for each token; None: its position.
-        visible: what is added to the scores of a block-sparse layer.
+    [batch, length, hidden] to the same shape.
     """
-    base = _base(layer)
-    qkv = emit.linear(f"{base}/qkv_proj", normed, f"layers.{layer}.qkv.weight", f"layers.{layer}.qkv.bias")
-    tables = [emit.vector("cos_cache"), emit.vector("sin_cache")]
-    inputs = [qkv, None, None, cache.past_key, cache.past_value, lengths.last, lengths.total, *tables]
-    if rows is not None or visible is not None:
-        inputs.append(rows)
+    base = f"/model/layers.{layer}/attn"
+    opened = emit.open_cache(layer, cache)
+    form = _separate_inputs if emit.separate_attention else _packed_inputs
+    inputs = form(emit, spec, layer, normed, opened, positions)
+    name = f"{base}/GroupQueryAttention"
+    attended = emit.value(f"{name}/output_0", emit.attention_type)
+    outputs = [attended, opened.present_key, opened.present_value]
+    emit.node("GroupQueryAttention", name, inputs, outputs, _attributes(emit, spec), MS)
+    attended = emit.cast(name, attended, emit.attention_type, emit.float)
+    projected = emit.linear(f"{base}/o_proj", attended, f"layers.{layer}.o.weight", f"layers.{layer}.o.bias")
+    emit.close_cache(layer, opened, cache)
+    return projected
+
+
+def _attributes(emit: GraphBuilder, spec: DecoderSpec) -> dict[str, int | float]:
+    """Of GroupQueryAttention, as far as the target takes them."""
+    attributes: dict[str, int | float] = {
+        "num_heads": spec.heads,
+        "kv_num_heads": spec.kv_heads,
+        "scale": float(spec.head_dim**-0.5) if spec.attention_scale is None else spec.attention_scale,
+    }
+    if not emit.separate_attention:
+        attributes["do_rotary"] = 1
+    if emit.bare_attention:
+        # halves pair where nothing is said, and these targets' caches are no longer than a window
+        return attributes
+    if not emit.separate_attention:
+        attributes["rotary_interleaved"] = 0
+    if spec.sliding_window is not None:
+        # both count the position itself: equal numbers mean equal masks
+        attributes["local_window_size"] = spec.sliding_window
+    return attributes
+
+
+def _packed_inputs(
+    emit: GraphBuilder, spec: DecoderSpec, layer: int, normed: ir.Value, cache: KvCache, positions: Positions
+) -> Inputs:
+    """Of an operator that divides and rotates queries, keys and values itself."""
+    name = f"/model/layers.{layer}/attn/qkv_proj"
+    qkv = emit.linear(name, normed, f"layers.{layer}.qkv.weight", f"layers.{layer}.qkv.bias")
+    qkv = emit.cast(name, qkv, emit.float, emit.attention_type)
+    inputs: Inputs = [qkv, None, None, *_past(cache, positions), *_rotary_tables(emit)]
+    sparse = spec.block_sparse
+    visible = positions.visible if sparse and sparse.covers(layer) else None
+    if positions.rows is not None or visible is not None:
+        inputs.append(positions.rows)
     if visible is not None:
         inputs.append(visible)
-    return _attend(emit, spec, layer, inputs, cache, {"do_rotary": 1, "rotary_interleaved": 0})
+    return inputs
 
 
-def separate_attention(
-    emit: Emitter,
-    spec: DecoderSpec,
-    layer: int,
-    normed: ir.Value,
-    cache: KvCache,
-    lengths: Lengths,
-    rows: ir.Value | None,
-    visible: ir.Value | None,
-) -> ir.Value:
+def _separate_inputs(
+    emit: GraphBuilder, spec: DecoderSpec, layer: int, normed: ir.Value, cache: KvCache, positions: Positions
+) -> Inputs:
     """The same from three projections and two rotations, because DirectML's operator takes neither packed nor
     unrotated input. The projections are rows of the stored packed matrix, the same bytes. `rows` has to be given, and
     there is no block-sparse form.
 
     Source: microsoft/onnxruntime, DmlExecutionProvider/src/Operators/DmlOperatorGroupQueryAttention.cpp.
     """
-    assert rows is not None and visible is None
-    base, packed = _base(layer), f"layers.{layer}.qkv"
+    assert positions.rows is not None and positions.visible is None and emit.attention_type == emit.float
+    base, packed = f"/model/layers.{layer}/attn", f"layers.{layer}.qkv"
     query, keys = spec.query_size, spec.query_size + spec.kv_size
     parts = {"q": (0, query), "k": (query, keys), "v": (keys, keys + spec.kv_size)}
     projected = {
         part: emit.linear_rows(f"{base}/{part}_proj", normed, packed, span, ("qkv_proj", f"{part}_proj"))
         for part, span in parts.items()
     }
-    tables = [emit.vector("cos_cache"), emit.vector("sin_cache")]
+    tables = _rotary_tables(emit)
     for part, heads in (("q", spec.heads), ("k", spec.kv_heads)):
         partial = {"num_heads": heads, "rotary_embedding_dim": spec.rope.dim}
         attributes = {"interleaved": 0, **(partial if spec.rope.dim != spec.head_dim else {})}
-        inputs = [projected[part], rows, *tables]
+        inputs = [projected[part], positions.rows, *tables]
         projected[part] = emit.op("RotaryEmbedding", f"{base}/{part}_rotary/RotaryEmbedding", inputs, attributes, MS)
-    cached = [cache.past_key, cache.past_value, lengths.last, lengths.total]
-    return _attend(emit, spec, layer, [*projected.values(), *cached], cache, {})
+    return [*projected.values(), *_past(cache, positions)]
 
 
-def _attend(
-    emit: Emitter,
-    spec: DecoderSpec,
-    layer: int,
-    inputs: list[ir.Value | None],
-    cache: KvCache,
-    rotary: dict[str, int | float],
-) -> ir.Value:
-    base = _base(layer)
-    attributes: dict[str, int | float] = {
-        "num_heads": spec.heads,
-        "kv_num_heads": spec.kv_heads,
-        "scale": float(spec.head_dim**-0.5) if spec.attention_scale is None else spec.attention_scale,
-        **rotary,
-    }
-    if spec.sliding_window is not None:
-        # both count the position itself: equal numbers mean equal masks
-        attributes["local_window_size"] = spec.sliding_window
-    name = f"{base}/GroupQueryAttention"
-    attended = emit.value(f"{name}/output_0")
-    emit.node("GroupQueryAttention", name, inputs, [attended, cache.present_key, cache.present_value], attributes, MS)
-    return emit.linear(f"{base}/o_proj", attended, f"layers.{layer}.o.weight", f"layers.{layer}.o.bias")
+def _past(cache: KvCache, positions: Positions) -> list[ir.Value]:
+    return [cache.past_key, cache.past_value, positions.last, positions.total]
 
 
-def _base(layer: int) -> str:
-    return f"/model/layers.{layer}/attn"
+def _rotary_tables(emit: GraphBuilder) -> list[ir.Value]:
+    return [emit.vector(name, emit.attention_type) for name in ("cos_cache", "sin_cache")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.builder import Emitter
+from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.spec import BlockSparse, DecoderSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def prefill_chunk(spec: DecoderSpec) -> int | None:
 
 
 def visibility(
-    emit: Emitter, sparse: BlockSparse, heads: int, token_ids: ir.Value, last: ir.Value, total: ir.Value
+    emit: GraphBuilder, sparse: BlockSparse, heads: int, token_ids: ir.Value, last: ir.Value, total: ir.Value
 ) -> ir.Value:
     """0 where a head looks at a key and the lowest number where it does not, causality left to the operator.
 
@@ -58,7 +58,7 @@ def visibility(
 
 
 def _blocks(
-    emit: Emitter, size: int, base: str, token_ids: ir.Value, last: ir.Value, total: ir.Value
+    emit: GraphBuilder, size: int, base: str, token_ids: ir.Value, last: ir.Value, total: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """Block numbers, int64: of the queries [batch, 1, length, 1], of the keys [total]."""
     import onnx_ir as ir

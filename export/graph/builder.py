@@ -1,8 +1,12 @@
-"""Nodes, values and initializers of one graph: what every decoder block is written with."""
+"""Nodes, values and initializers of one graph: what every decoder block is written with.
+
+The blocks are written once. Where targets differ, the builder of a target says so by a trait, which a subclass sets.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
 
 DATA_FILE = "model.onnx.data"
 MS = "com.microsoft"
+MS_OPSET, IR_VERSION = 1, 10
 
 OPSET = 21
 POOLING_OPSET = 18
@@ -22,26 +27,71 @@ POOLING_OPSET = 18
 Attributes = Mapping[str, int | float | str | list[int]]
 
 
-class Emitter:
+@dataclass(frozen=True)
+class KvCache:
+    """Keys and values of one layer, [batch, kv_heads, length, head_dim], as they come in and go out."""
+
+    past_key: ir.Value
+    past_value: ir.Value
+    present_key: ir.Value
+    present_value: ir.Value
+
+
+class GraphBuilder:
     """The graph so far: nodes in order, and the initializers they use.
 
     Weights enter as references into the data file; nothing here holds or reads a weight. Initializer and node names
     follow onnxruntime-genai's builder, so that tools written for its graphs find their way.
+
+    Args:
+        opset: of ONNX's own operators.
+        separate_attention: attention takes queries, keys and values apart and already rotated.
     """
 
-    def __init__(self, layout: Layout, recipe: Recipe, data_file: str = DATA_FILE, opset: int = OPSET) -> None:
+    fused_norms = True
+    """RMSNorm and the addition before it are one operator."""
+    bare_attention = False
+    """Attention has no attributes beside its sizes, its scale and whether it rotates."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        recipe: Recipe,
+        data_file: str = DATA_FILE,
+        opset: int = OPSET,
+        separate_attention: bool = False,
+    ) -> None:
         import onnx_ir as ir
 
         self._ir = ir
         self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
-        self.opset = opset
+        self.opset, self.separate_attention = opset, separate_attention
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
-        self._cast: dict[str, ir.Value] = {}
+        self._cast: dict[tuple[str, ir.DataType], ir.Value] = {}
         self._with_means: dict[ir.Value, ir.Value] = {}
         self._made_zeros: dict[int, ir.Value] = {}
+
+    # --- what targets do differently
+
+    @property
+    def attention_type(self) -> ir.DataType:
+        """The float type attention computes in."""
+        return self.float
+
+    @property
+    def cache_type(self) -> ir.DataType:
+        """Element type of the KV cache's inputs and outputs."""
+        return self.attention_type
+
+    def open_cache(self, layer: int, cache: KvCache) -> KvCache:
+        """What attention takes and gives, for the graph's inputs and outputs."""
+        return cache
+
+    def close_cache(self, layer: int, opened: KvCache, cache: KvCache) -> None:
+        """Make the outputs from what attention gave."""
 
     # --- nodes
 
@@ -73,6 +123,15 @@ class Emitter:
         result = output if output is not None else self._ir.Value(name=f"{name}/output_0")
         self.node(op, name, inputs, [result], attributes, domain)
         return result
+
+    def cast(
+        self, name: str, value: ir.Value, have: ir.DataType, want: ir.DataType, output: ir.Value | None = None
+    ) -> ir.Value:
+        """The value in another type; nothing is emitted where it has that already."""
+        if have == want:
+            assert output is None, "nothing would write to it"
+            return value
+        return self.op("Cast", f"{name}/Cast", [value], {"to": int(want)}, output=output)
 
     def linear(
         self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
@@ -156,14 +215,14 @@ class Emitter:
         blocks = self.op("Reshape", f"{name}/Reshape", [value, shape])
         return self.op("ReduceMean", f"{name}/ReduceMean", [blocks, self.int64("block_axis", [-1])], {"keepdims": 0})
 
-    def in_float(self, tensor: StoredTensor) -> ir.Value:
-        """A stored float tensor in the graph's float type; onnxruntime casts constants while it loads."""
-        stored = self.stored(tensor)
-        if stored.dtype == self.float:
+    def in_float(self, tensor: StoredTensor, dtype: ir.DataType | None = None) -> ir.Value:
+        """A stored tensor in a float type, the graph's unless told; onnxruntime casts constants while it loads."""
+        stored, want = self.stored(tensor), dtype or self.float
+        if stored.dtype == want:
             return stored
-        if tensor.name not in self._cast:
-            self._cast[tensor.name] = self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(self.float)})
-        return self._cast[tensor.name]
+        if (tensor.name, want) not in self._cast:
+            self._cast[tensor.name, want] = self.op("Cast", f"{tensor.name}/Cast", [stored], {"to": int(want)})
+        return self._cast[tensor.name, want]
 
     def scales(self, matrix: StoredMatrix) -> ir.Value:
         """A matrix's scales in the graph's float type; what they were multiplied by is taken off while it loads."""
@@ -172,13 +231,13 @@ class Emitter:
         if not matrix.scale_exponent:
             return wide
         name = f"{matrix.scales.name}/Mul"
-        if name not in self._cast:
+        if (name, self.float) not in self._cast:
             assert (
                 self.float == self._ir.DataType.FLOAT
             )  # float16 does not hold the result: `export/weights/half_range.py`
             factor = self.scalar(f"scale_factor_{matrix.scale_exponent}", 2.0**-matrix.scale_exponent)
-            self._cast[name] = self.op("Mul", name, [wide, factor])
-        return self._cast[name]
+            self._cast[name, self.float] = self.op("Mul", name, [wide, factor])
+        return self._cast[name, self.float]
 
     def lookup(self, name: str, weight: str, ids: ir.Value) -> ir.Value:
         """Rows of a matrix by id; a quantized one shares its bytes with the head that multiplies by it."""
@@ -207,9 +266,9 @@ class Emitter:
 
     # --- values
 
-    def value(self, name: str) -> ir.Value:
-        """An intermediate value of the graph's float type."""
-        return self._ir.Value(name=name, type=self._ir.TensorType(self.float))
+    def value(self, name: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """An intermediate value, of the graph's float type unless told."""
+        return self._ir.Value(name=name, type=self._ir.TensorType(dtype or self.float))
 
     def absent(self) -> ir.Value:
         """An optional output that nobody reads."""
@@ -219,9 +278,9 @@ class Emitter:
         """An input or output of the graph."""
         return self._ir.Value(name=name, type=self._ir.TensorType(dtype or self.float), shape=self._ir.Shape(shape))
 
-    def vector(self, canonical: str) -> ir.Value:
-        """A norm gain, a bias or a rotary table, in the graph's float type."""
-        return self.in_float(self._layout.vectors[canonical])
+    def vector(self, canonical: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """A norm gain, a bias or a rotary table, in the graph's float type unless told."""
+        return self.in_float(self._layout.vectors[canonical], dtype)
 
     def stored(self, tensor: StoredTensor) -> ir.Value:
         """A place in the data file as an initializer."""
@@ -263,3 +322,17 @@ class Emitter:
         self.initializers[name] = self._ir.Value(
             name=name, type=self._ir.TensorType(dtype), shape=shape, const_value=data
         )
+
+    # --- the whole
+
+    def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], name: str = "main_graph") -> ir.Model:
+        """The nodes so far as a model."""
+        graph = self._ir.Graph(
+            inputs=inputs,
+            outputs=outputs,
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": self.opset, MS: MS_OPSET},
+            name=name,
+        )
+        return self._ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")

@@ -6,24 +6,22 @@ microsoft/onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.attention import attention, kv_cache, mask_lengths, separate_attention
-from edgephi.export.graph.block_sparse import visibility
-from edgephi.export.graph.builder import MS, OPSET, Emitter
-from edgephi.export.graph.head import last_rows
+from edgephi.export.graph.attention import kv_cache
+from edgephi.export.graph.builder import OPSET, GraphBuilder
+from edgephi.export.graph.head import embed, last_rows
 from edgephi.export.graph.head import logits as emit_logits
-from edgephi.export.graph.mlp import mlp
-from edgephi.export.graph.norms import add_and_norm, first_norm
-from edgephi.export.graph.rope_switch import rope_rows
+from edgephi.export.graph.layer import decoder_layers
+from edgephi.export.graph.norms import add_and_norm
+from edgephi.export.graph.positions import positions
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.weights.layout import Layout, Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-MS_OPSET, IR_VERSION = 1, 10
 
 
 def build_graph(
@@ -40,54 +38,32 @@ def build_graph(
     Args:
         recipe: its float type is what the graph computes in; what is stored in the other one is cast while it loads.
         opset: of ONNX's own operators; see `variants.cpu_opset`.
-        separate: the attention's form is `separate_attention`; the graph then has an input `position_ids`, unless it
-            chooses between two ropes itself.
+        separate: attention takes queries, keys and values apart; the graph then has an input `position_ids`, unless
+            it chooses between two ropes itself.
         last_row: logits of each sequence's last token only, [batch, 1, vocabulary]. onnxruntime-genai allocates what
             the output declares, so one graph cannot do both.
     """
     import onnx_ir as ir
 
-    emit = Emitter(layout, recipe, opset=opset)
+    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate)
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
-    caches = [kv_cache(emit, spec, layer) for layer in range(spec.layers)]
-    lengths = mask_lengths(emit, mask)
-    rope = rope_rows(emit, spec.long_rope, token_ids, lengths.last) if spec.long_rope else None
-    positions: list[ir.Value] = []
-    if separate and rope is None:
-        positions = [emit.port("position_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)]
-    rows = rope.rows if rope else next(iter(positions), None)
-    attend = separate_attention if separate else attention
-    sparse = spec.block_sparse
-    visible = visibility(emit, sparse, spec.heads, token_ids, lengths.last, lengths.total) if sparse else None
-    embedded = emit.lookup("/model/embed_tokens", "embed.weight", token_ids)
-    hidden = emit.scaled("/model/embed_tokens", embedded, spec.embedding_scale)
-    normed = first_norm(emit, spec, hidden)
-    for layer, cache in enumerate(caches):
-        seen = visible if sparse and sparse.covers(layer) else None
-        attended = attend(emit, spec, layer, normed, cache, lengths, rows, seen)
-        if spec.parallel:
-            fed = emit.op("Add", f"/model/layers.{layer}/Add", [attended, mlp(emit, spec, layer, normed)])
-        else:
-            hidden, normed = add_and_norm(emit, spec, f"layers.{layer}.post_norm", hidden, attended)
-            fed = mlp(emit, spec, layer, normed)
-        following = f"layers.{layer + 1}.input_norm" if layer + 1 < spec.layers else "norm"
-        hidden, normed = add_and_norm(emit, spec, following, hidden, fed)
+    caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
+    inputs, where = [token_ids, mask], positions(emit, spec, token_ids, mask)
+    if separate and where.rows is None:
+        where = replace(where, rows=emit.port("position_ids", ["batch_size", "sequence_length"], ir.DataType.INT64))
+        inputs.append(where.rows)
+    hidden, update = decoder_layers(emit, spec, embed(emit, spec, token_ids), caches, where)
+    _, normed = add_and_norm(emit, spec, "norm", hidden, update)
     if last_row:
-        normed = last_rows(emit, token_ids, lengths, normed)
+        normed = last_rows(emit, token_ids, where, normed)
     logits = emit.port("logits", ["batch_size", 1 if last_row else "sequence_length", spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)
-    past = [value for cache in caches for value in (cache.past_key, cache.past_value)]
-    graph = ir.Graph(
-        # an input that is an initializer as well may be left out
-        inputs=[token_ids, mask, *positions, *past, *([rope.switch] if rope else [])],
-        outputs=[logits, *(value for cache in caches for value in (cache.present_key, cache.present_value))],
-        nodes=emit.nodes,
-        initializers=list(emit.initializers.values()),
-        opset_imports={"": emit.opset, MS: MS_OPSET},
-        name="main_graph",
-    )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")
+    inputs += [value for cache in caches.values() for value in (cache.past_key, cache.past_value)]
+    if where.rope_switch is not None:
+        inputs.append(where.rope_switch)  # an input that is an initializer as well may be left out
+    present = [value for cache in caches.values() for value in (cache.present_key, cache.present_value)]
+    return emit.model(inputs, [logits, *present])
 
 
 def write_graph(

@@ -1,19 +1,25 @@
-"""The last step of a decoder: hidden states become logits."""
+"""The two ends of a decoder: token ids become hidden states, and hidden states become logits."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.builder import Emitter
+from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.spec import HEAD, DecoderSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgephi.export.graph.attention import Lengths
+    from edgephi.export.graph.positions import Positions
 
 
-def last_rows(emit: Emitter, token_ids: ir.Value, lengths: Lengths, normed: ir.Value) -> ir.Value:
+def embed(emit: GraphBuilder, spec: DecoderSpec, token_ids: ir.Value) -> ir.Value:
+    """Token ids, int64 [batch, length], to the hidden states before the first layer, [batch, length, hidden]."""
+    base = "/model/embed_tokens"
+    return emit.scaled(base, emit.lookup(base, "embed.weight", token_ids), spec.embedding_scale)
+
+
+def last_rows(emit: GraphBuilder, token_ids: ir.Value, positions: Positions, normed: ir.Value) -> ir.Value:
     """Hidden states [batch, 1, hidden] of each sequence's last token in this run.
 
     A prompt shorter than its neighbours in the batch is padded at its end: its last token is not in the last row.
@@ -21,7 +27,7 @@ def last_rows(emit: Emitter, token_ids: ir.Value, lengths: Lengths, normed: ir.V
     import onnx_ir as ir
 
     base = "/lm_head/last_row"
-    last = emit.op("Cast", f"{base}/Cast", [lengths.last], {"to": int(ir.DataType.INT64)})
+    last = emit.op("Cast", f"{base}/Cast", [positions.last], {"to": int(ir.DataType.INT64)})
     count = emit.op("Shape", f"{base}/Shape", [token_ids], {"start": 1, "end": 2})
     newest = emit.op("Sub", f"{base}/Sub", [count, emit.int64("one", [1])])
     index = emit.op("Min", f"{base}/Min", [last, newest])  # behind a cache there is no padding
@@ -29,14 +35,14 @@ def last_rows(emit: Emitter, token_ids: ir.Value, lengths: Lengths, normed: ir.V
     return emit.op("GatherND", f"{base}/GatherND", [normed, column], {"batch_dims": 1})
 
 
-def head_inputs(emit: Emitter, spec: DecoderSpec, normed: ir.Value) -> ir.Value:
+def head_inputs(emit: GraphBuilder, spec: DecoderSpec, normed: ir.Value) -> ir.Value:
     """What the head multiplies: normalized hidden states, where the decoder has it turned or scaled."""
     if spec.head_input:
         normed = emit.linear("/lm_head/input_proj", normed, "head_input.weight", "head_input.bias")
     return emit.scaled("/lm_head/scale", normed, spec.head_scale)
 
 
-def logits(emit: Emitter, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
+def logits(emit: GraphBuilder, spec: DecoderSpec, normed: ir.Value, output: ir.Value) -> None:
     """Write logits of every row of `normed` to `output`, the suppressed tokens' at the lowest number."""
     head = HEAD if emit.stores(HEAD) else "embed.weight"
     scaled = head_inputs(emit, spec, normed)

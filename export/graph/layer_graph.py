@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.attention import attention, kv_cache, mask_lengths
-from edgephi.export.graph.block_sparse import visibility
-from edgephi.export.graph.builder import MS, Emitter
-from edgephi.export.graph.decoder import IR_VERSION, MS_OPSET
+from edgephi.export.graph.attention import kv_cache
+from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.head import head_inputs
 from edgephi.export.graph.head import logits as emit_logits
-from edgephi.export.graph.mlp import mlp
-from edgephi.export.graph.norms import add_and_norm, first_norm, normalize
-from edgephi.export.graph.rope_switch import rope_rows
+from edgephi.export.graph.layer import decoder_layers
+from edgephi.export.graph.norms import normalize
+from edgephi.export.graph.positions import positions
 from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
 from edgephi.export.weights.layout import Layout, Recipe
 
@@ -57,42 +55,31 @@ def layer_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
 
     It has an (empty) KV cache as inputs, because the operator asks for one, and gives none back.
     """
-    emit = Emitter(layout, recipe)
-    return model_of(emit, *emit_layer(emit, spec))
+    emit = GraphBuilder(layout, recipe)
+    return emit.model(*emit_layer(emit, spec))
 
 
-def emit_layer(emit: Emitter, spec: DecoderSpec) -> tuple[list[ir.Value], list[ir.Value]]:
+def emit_layer(emit: GraphBuilder, spec: DecoderSpec) -> tuple[list[ir.Value], list[ir.Value]]:
     """Write the nodes of a `single_layer`; returns inputs and outputs as `layer_graph` describes them."""
     import onnx_ir as ir
 
     hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
     mask = emit.port(MASK, ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     cache = kv_cache(emit, spec, 0)
-    lengths = mask_lengths(emit, mask)
-    # of the token ids, these two read the length only, which hidden states have on the same axis
-    rope = rope_rows(emit, spec.long_rope, hidden, lengths.last) if spec.long_rope else None
-    sparse = spec.block_sparse
-    visible = visibility(emit, sparse, spec.heads, hidden, lengths.last, lengths.total) if sparse else None
-    normed = first_norm(emit, spec, hidden)
-    attended = attention(emit, spec, 0, normed, cache, lengths, rope.rows if rope else None, visible)
-    total = hidden
-    if spec.parallel:
-        fed = emit.op("Add", "/model/layers.0/Add", [attended, mlp(emit, spec, 0, normed)])
-    else:
-        total, normed = add_and_norm(emit, spec, "layers.0.post_norm", hidden, attended)
-        fed = mlp(emit, spec, 0, normed)
+    # of the token ids only the length is read, which hidden states have on the same axis
+    total, update = decoder_layers(emit, spec, hidden, {0: cache}, positions(emit, spec, hidden, mask))
     output = emit.port(HIDDEN_OUT, ["batch_size", "sequence_length", spec.hidden_size])
-    emit.op("Add", "/model/layers.0/residual/Add", [total, fed], output=output)
+    emit.op("Add", "/model/layers.0/residual/Add", [total, update], output=output)
     return [hidden, mask, cache.past_key, cache.past_value], [output]
 
 
 def end_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     """The graph of a `decoder_end`: HIDDEN_IN [batch, length, hidden] to LOGITS [batch, length, vocabulary]."""
-    emit = Emitter(layout, recipe)
+    emit = GraphBuilder(layout, recipe)
     hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
     logits = emit.port(LOGITS, ["batch_size", "sequence_length", spec.vocabulary_size])
     emit_logits(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden), logits)
-    return model_of(emit, [hidden], [logits])
+    return emit.model([hidden], [logits])
 
 
 def before_head(architecture: Architecture) -> Architecture:
@@ -104,28 +91,13 @@ def before_head(architecture: Architecture) -> Architecture:
 
 def before_head_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe) -> ir.Model:
     """The graph of `before_head`: HIDDEN_IN [batch, length, hidden] to HEAD_IN, which is what the head multiplies."""
-    emit = Emitter(layout, recipe)
+    emit = GraphBuilder(layout, recipe)
     hidden = emit.port(HIDDEN_IN, ["batch_size", "sequence_length", spec.hidden_size])
     given = head_inputs(emit, spec, normalize(emit, spec, "norm", "/model/final_norm/LayerNorm", hidden))
     output = emit.port(HEAD_IN, ["batch_size", "sequence_length", "head_columns"])
     emit.op("Identity", "/lm_head/input/Identity", [given], output=output)
-    return model_of(emit, [hidden], [output])
+    return emit.model([hidden], [output])
 
 
 def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {name: replace(weight, name=name) for name, weight in weights.items()}
-
-
-def model_of(emit: Emitter, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
-    """The nodes so far as a model."""
-    import onnx_ir as ir
-
-    graph = ir.Graph(
-        inputs=inputs,
-        outputs=outputs,
-        nodes=emit.nodes,
-        initializers=list(emit.initializers.values()),
-        opset_imports={"": emit.opset, MS: MS_OPSET},
-        name="main_graph",
-    )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgephi")

@@ -11,17 +11,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgephi.export.graph.builder import MS, Attributes, Emitter
-from edgephi.export.spec import DecoderSpec, Experts
+from edgephi.export.graph.builder import MS, Attributes, GraphBuilder
+from edgephi.export.spec import EXPERTS_PER_TOKEN, DecoderSpec, Experts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-PICKED = 2
-
 # SwiGLU as onnxruntime generalizes it: gate · sigmoid(alpha · gate) · (up + beta), gates in even channels
 _SWIGLU: Attributes = {
-    "k": PICKED,
+    "k": EXPERTS_PER_TOKEN,
     "activation_type": "swiglu",
     "swiglu_fusion": 1,
     "activation_alpha": 1.0,
@@ -29,16 +27,14 @@ _SWIGLU: Attributes = {
 }
 
 
-def experts_mlp(emit: Emitter, spec: DecoderSpec, layer: int, normed: ir.Value) -> ir.Value:
+def experts_mlp(emit: GraphBuilder, spec: DecoderSpec, layer: int, normed: ir.Value) -> ir.Value:
     """The weighted sum of both experts' outputs, [batch, length, hidden]; only experts with tokens are computed."""
     import onnx_ir as ir
 
     assert spec.experts is not None
     base = f"/model/layers.{layer}/moe"
     # in float32 whatever the graph computes in: rounding a score may choose another expert
-    wide = normed
-    if emit.float != ir.DataType.FLOAT:
-        wide = emit.op("Cast", f"{base}/router/Cast", [normed], {"to": int(ir.DataType.FLOAT)})
+    wide = emit.cast(f"{base}/router", normed, emit.float, ir.DataType.FLOAT)
     scores = emit.linear(f"{base}/router", wide, f"layers.{layer}.router.weight")
     weights = sparse_mixer(emit, spec.experts, f"{base}/mixer", scores)
     if emit.stack(f"layers.{layer}.experts.down.weight").format is None:
@@ -46,7 +42,7 @@ def experts_mlp(emit: Emitter, spec: DecoderSpec, layer: int, normed: ir.Value) 
     return _block_experts(emit, layer, base, normed, weights)
 
 
-def sparse_mixer(emit: Emitter, experts: Experts, base: str, scores: ir.Value) -> ir.Value:
+def sparse_mixer(emit: GraphBuilder, experts: Experts, base: str, scores: ir.Value) -> ir.Value:
     """[batch, length, experts] scores to weights: two of each token above 0, all others 0."""
     lowest = emit.op("Constant", f"{base}/lowest/Constant", [], {"value_float": -math.inf})
     zero = emit.op("Constant", f"{base}/zero/Constant", [], {"value_float": 0.0})
@@ -72,7 +68,7 @@ def sparse_mixer(emit: Emitter, experts: Experts, base: str, scores: ir.Value) -
     return emit.op("Add", f"{base}/Add", [first_weight, second_weight])
 
 
-def _block_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weights: ir.Value) -> ir.Value:
+def _block_experts(emit: GraphBuilder, layer: int, base: str, normed: ir.Value, weights: ir.Value) -> ir.Value:
     """QMoE: one row of weights a token says both which experts to compute and what to multiply them by.
 
     On a layer of Phi-3.5-MoE's size it decodes 3.6 times as fast as an If for each expert around MatMulNBits.
@@ -94,7 +90,7 @@ def _block_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weigh
     return emit.op("QMoE", f"{base}/QMoE", inputs, attributes, MS)
 
 
-def _float_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weights: ir.Value) -> ir.Value:
+def _float_experts(emit: GraphBuilder, layer: int, base: str, normed: ir.Value, weights: ir.Value) -> ir.Value:
     """MoE takes no weights, only scores whose softmax over the best two it computes: the weights' logarithms.
 
     That makes them sum to 1, and the output is multiplied by what they summed to before.
@@ -107,15 +103,13 @@ def _float_experts(emit: Emitter, layer: int, base: str, normed: ir.Value, weigh
     return emit.op("Mul", f"{base}/Mul", [mixed, _narrow(emit, f"{base}/ReduceSum", total)])
 
 
-def _rows(emit: Emitter, base: str, values: ir.Value) -> ir.Value:
+def _rows(emit: GraphBuilder, base: str, values: ir.Value) -> ir.Value:
     """[batch, length, experts] to [tokens, experts]."""
     return emit.op("Flatten", f"{base}/Flatten", [values], {"axis": -1})
 
 
-def _narrow(emit: Emitter, name: str, value: ir.Value) -> ir.Value:
+def _narrow(emit: GraphBuilder, name: str, value: ir.Value) -> ir.Value:
     """float32 to the graph's float type."""
     import onnx_ir as ir
 
-    if emit.float == ir.DataType.FLOAT:
-        return value
-    return emit.op("Cast", f"{name}/Cast", [value], {"to": int(emit.float)})
+    return emit.cast(name, value, ir.DataType.FLOAT, emit.float)

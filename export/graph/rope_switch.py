@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgephi.bundle import ROPE_SWITCH
-from edgephi.export.graph.builder import Emitter
+from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.spec import LongRope
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RopeRows:
     computes a long prompt in pieces gives 0, because the first pieces do not look long."""
 
 
-def rope_rows(emit: Emitter, long_rope: LongRope, token_ids: ir.Value, last: ir.Value) -> RopeRows:
+def rope_rows(emit: GraphBuilder, long_rope: LongRope, token_ids: ir.Value, last: ir.Value) -> RopeRows:
     """The rows for the tokens of one run.
 
     Args:
@@ -63,7 +63,7 @@ def rope_rows(emit: Emitter, long_rope: LongRope, token_ids: ir.Value, last: ir.
     return RopeRows(emit.op("Add", f"{base}/rows/Add", [column, steps]), switch)
 
 
-def _row_if_sound(emit: Emitter, is_long: ir.Value, past: ir.Value, limit: ir.Value) -> ir.Value:
+def _row_if_sound(emit: GraphBuilder, is_long: ir.Value, past: ir.Value, limit: ir.Value) -> ir.Value:
     """The long rope's first row; the run fails if the sequence is long and the cache is of a short one.
 
     ONNX has no assertion: Gather is asked for the second of one element, and its name says what is wrong.

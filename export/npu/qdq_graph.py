@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgephi.export.graph.attention import KvCache
-from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.graph.builder import DATA_FILE, KvCache
 from edgephi.export.npu.encodings import Encoding, Encodings
-from edgephi.export.npu.static_graph import Stage, StageEmitter, emit_stage
+from edgephi.export.npu.static_graph import Stage, StageBuilder, emit_stage
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
 
@@ -27,10 +26,10 @@ def qdq_stage_graph(spec: DecoderSpec, layout: Layout, recipe: Recipe, encodings
     Args:
         layout: of `plan_qdq_storage`.
     """
-    return emit_stage(QdqEmitter(layout, recipe, encodings), spec, stage)
+    return emit_stage(QdqBuilder(layout, recipe, encodings), spec, stage)
 
 
-class QdqEmitter(StageEmitter):
+class QdqBuilder(StageBuilder):
     """Linear layers quantize what they take and give, the KV cache holds 8 bits a number; between them is float16."""
 
     def __init__(self, layout: Layout, recipe: Recipe, encodings: Encodings) -> None:
@@ -40,6 +39,7 @@ class QdqEmitter(StageEmitter):
     def linear(
         self, name: str, value: ir.Value, weight: str, bias: str | None = None, output: ir.Value | None = None
     ) -> ir.Value:
+        assert bias is None or bias not in self._layout.vectors  # `require_expressible` lets none through
         encodings = self._encodings.linear[weight]
         matrix = self._layout.matrices[weight]
         single = {"to": int(self._ir.DataType.FLOAT)}
@@ -50,7 +50,7 @@ class QdqEmitter(StageEmitter):
         return self.op("Cast", f"{name}/output/Cast", [given], {"to": int(self.float)}, output=output)
 
     @property
-    def cached(self) -> ir.DataType:
+    def cache_type(self) -> ir.DataType:
         import onnx_ir as ir
 
         return ir.DataType.UINT8

@@ -20,7 +20,7 @@ from edgephi.export.checkpoint.config import Config
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe, expected_tensors, phimoe
 from edgephi.export.families.published import PUBLISHED
-from edgephi.export.graph.builder import Emitter
+from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.genai_config import write_genai_config
 from edgephi.export.graph.moe import sparse_mixer
 from edgephi.export.spec import Experts
@@ -130,7 +130,7 @@ def test_the_mixer_gives_the_two_weights_of_the_paper(jitter: float) -> None:
     import onnx_ir as ir
     import onnxruntime as ort
 
-    emit = Emitter(Layout({}, {}, 0), make_recipe("fp32", 32))
+    emit = GraphBuilder(Layout({}, {}, 0), make_recipe("fp32", 32))
     scores = emit.port("scores", [1, "tokens", 16])
     weights = sparse_mixer(emit, Experts(16, jitter), "/mixer", scores)
     weights.name, weights.type, weights.shape = "weights", scores.type, scores.shape
