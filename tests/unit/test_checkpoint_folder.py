@@ -226,7 +226,9 @@ def test_a_weight_in_a_type_that_is_not_read_is_named(dtype: type, checkpoint: P
 def test_no_link_out_of_the_folder_is_followed(file: str, checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / file).rename(tmp_path / "elsewhere")
     (checkpoint / file).symlink_to(tmp_path / "elsewhere")
-    assert "leaves its folder" in refused(checkpoint).what
+    error = refused(checkpoint)
+    assert "leaves its folder" in error.what and str(tmp_path / "elsewhere") in error.what
+    assert "cp -L" in error.remedy and "folder that holds it" in error.remedy
     (checkpoint / file).unlink()
     (checkpoint / file).symlink_to(file)  # a circle
     assert refused(checkpoint).remedy
