@@ -40,7 +40,7 @@ from edgephi.export.graph.rope_switch import write_long_rope_adapter
 from edgephi.export.graph.variants import computing_in_half, plan_variants, require_devices
 from edgephi.export.manifest import make_manifest
 from edgephi.export.output import check_apart, check_disk, check_output, staged
-from edgephi.export.plan import Plan, make_plan
+from edgephi.export.plan import Plan, make_plan, unused_text
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
@@ -179,6 +179,8 @@ def export(
                 "out, or --via",
             )
     if text is not None:
+        if npu is None and budget is None and (precision != "int4" or quantize == "rtn"):
+            raise unused_text()
         require_text_file(text)
     require_revision(source, revision)
     # what is wrong with the arguments themselves comes first: it stays wrong wherever the output goes

@@ -153,6 +153,8 @@ def test_the_function_tells_its_arguments() -> None:
         ({"devices": ["coreml"]}, UsageError, "coreml"),
         ({"calibration": "nosuch.txt"}, SourceError, "cannot be read"),
         ({"calibration": "."}, SourceError, "no file"),
+        ({"calibration": "nosuch.txt", "quantize": "rtn"}, UsageError, "only GPTQ"),
+        ({"calibration": "nosuch.txt", "precision": "int8"}, UsageError, "only GPTQ"),
         ({"revision": "main"}, UsageError, "hub id"),
         ({"bits": 4.5, "target_size": "1MB"}, UsageError, "two budgets"),
         ({"npu_numerics": "w4a16"}, UsageError, "for an NPU"),
