@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from edgephi.errors import OutputError
+from edgephi.files import said
 
 
 def cache_folder() -> Path:
@@ -16,6 +18,29 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     return own_folder(platformdirs.user_cache_path("edgephi", appauthor=False), "EDGEPHI_CACHE")
+
+
+def require_writable(folder: Path) -> None:
+    """Make the cache folder, and try it.
+
+    Raises:
+        OutputError: nothing can be written there; EDGEPHI_CACHE can name another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise unusable(problem, folder) from problem
+
+
+def unusable(problem: OSError, folder: Path) -> OutputError:
+    """The error for what the system said about the cache folder."""
+    return OutputError(
+        f"the cache folder cannot be used: {said(problem)}",
+        where=folder,
+        remedy="Check its permissions and the disk's space, or name another folder in EDGEPHI_CACHE",
+    )
 
 
 def own_folder(found: Path, variable: str) -> Path:

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from edgephi.devices.providers import all_providers, check_options, provider
 from edgephi.devices.providers.base import PowerMode
 from edgephi.errors import DeviceError
+from edgephi.files import said
 
 if TYPE_CHECKING:
     from edgephi.devices.detect import Machine
@@ -160,7 +161,7 @@ def load_profile(name: str | Path) -> Profile:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise _wrong(f"the profile cannot be read: {error}", path) from error
+            raise _wrong(f"the profile cannot be read: {said(error)}", path) from error
         return parse_profile(text, path)
     own = {file.name.removesuffix(".toml"): file for file in _own_files()}
     if str(name) not in own:

@@ -88,10 +88,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
+        if folder.is_file():
+            raise _is_file(folder)
         raise BundleError(
             "there is no such bundle", where=folder, remedy="Make one with `edgephi export SOURCE --output DIR`"
         )
     if not path.is_file():
+        if is_checkpoint(folder):
+            raise BundleError(CHECKPOINT, where=folder, remedy=EXPORT_FIRST)
         raise BundleError(
             f"this folder has no {MANIFEST}", where=folder, remedy="Name a folder that `edgephi export` wrote"
         )
@@ -109,6 +113,33 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"the manifest cannot be used: {error.what}", where=path, remedy=error.remedy) from error
     except ValidationError as error:
         raise BundleError(f"the manifest cannot be used: {first_problem(error)}", where=path, remedy=remedy) from error
+
+
+CHECKPOINT = "this is a checkpoint, and no bundle yet"
+EXPORT_FIRST = "Export it first: `edgephi export SOURCE --output DIR`, then name that DIR"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds weights that `edgephi export` may read, and no graph."""
+    return (folder / "config.json").is_file() and not (folder / GENAI_CONFIG).is_file()
+
+
+def _is_file(path: Path) -> BundleError:
+    if is_gguf(path):
+        return BundleError("this is a GGUF file, and no bundle yet", where=path, remedy=EXPORT_FIRST)
+    what = "this is a file, and a bundle is a folder"
+    if (path.parent / MANIFEST).is_file():
+        return BundleError(what, where=path, remedy=f"Name its folder, {path.parent}")
+    return BundleError(what, where=path, remedy="Name a folder that `edgephi export` wrote")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, or is at least called one."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"
+    except OSError:
+        return path.suffix.lower() == ".gguf"
 
 
 def check_bundle(

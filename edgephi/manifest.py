@@ -114,6 +114,10 @@ class Recipe(Strict):
     calibration: CalibrationText | None = None
 
 
+UNREAD = "it does not read the tokenizer"
+"""Begins the one difference of a reader that reads no text at all."""
+
+
 class TokenizerFacts(Strict):
     """How the tokenizer and the chat template came out of the export's check."""
 
@@ -127,12 +131,19 @@ class TokenizerFacts(Strict):
     @property
     def sentences(self) -> tuple[str, ...]:
         """All of it for a person; empty when there is nothing to know."""
-        roles = f"the chat template leaves out messages of the roles {', '.join(self.dropped_roles)}"
-        other = f"{self.compared_with or 'stock onnxruntime-genai'} reads differently: {'; '.join(self.differences)}"
+        roles = f"the chat template leaves out {' and '.join(self.dropped_roles)} messages"
+        other = f"stock {self.compared_with or 'onnxruntime-genai'}"
+        if any(said.startswith(UNREAD) for said in self.differences):
+            split = f"{other} cannot use this tokenizer ({'; '.join(self.differences)}); edgephi can"
+        else:
+            split = (
+                f"{other} splits some texts into other tokens than edgephi ({'; '.join(self.differences)}); edgephi "
+                "itself follows the published tokenizer"
+            )
         return (
             *self.notes,
             *([roles] if self.dropped_roles else []),
-            *([other] if self.differences else []),
+            *([split] if self.differences else []),
         )
 
 

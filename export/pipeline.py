@@ -11,16 +11,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
-from typing import Literal
+from typing import Literal, get_args
 
 import edgephi
+from edgephi.arguments import (
+    require_choice,
+    require_flag,
+    require_integer,
+    require_number,
+    require_path,
+    require_text,
+    require_texts,
+    wrong,
+)
 from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, NpuNumerics, describe_file, write_manifest
 from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import SourceError, UsageError
 from edgephi.export.calibrate.budget import Mix, make_budget, settle
 from edgephi.export.calibrate.gptq import pack_with_gptq
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
-from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
+from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens, require_text_file
+from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.graph.block_sparse import prefill_chunk
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
@@ -29,7 +40,7 @@ from edgephi.export.graph.rope_switch import write_long_rope_adapter
 from edgephi.export.graph.variants import computing_in_half, plan_variants, require_devices
 from edgephi.export.manifest import make_manifest
 from edgephi.export.output import check_apart, check_disk, check_output, staged
-from edgephi.export.plan import Plan, make_plan
+from edgephi.export.plan import Plan, make_plan, unused_text
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
@@ -120,11 +131,26 @@ def export(
     An export that was interrupted (Ctrl-C, a kill) continues from its last whole layer when it is called again with the
     same arguments, and gives the same bytes.
     """
+    _check_types(source, output, revision, calibration, devices, on_progress)
+    require_choice("precision", precision, get_args(Precision))
+    require_choice("quantize", quantize, get_args(Quantize))
+    require_choice("via", via, ("edgephi", "optimum"))
+    if npu_numerics is not None:
+        require_choice("npu_numerics", npu_numerics, get_args(NpuNumerics))
+    for name, flag in (("force", force), ("rotate", rotate), ("npu_share_weights", npu_share_weights)):
+        require_flag(name, flag)
+    if bits is not None:
+        bits = require_number("bits", bits)
+    if target_size is not None and not isinstance(target_size, str):
+        target_size = require_integer("target_size", target_size)
+    block_size, head_bits = require_integer("block_size", block_size), require_integer("head_bits", head_bits)
+    accuracy_level, seed = require_integer("accuracy_level", accuracy_level), require_integer("seed", seed)
     refuse_path(SourceError, source, calibration)
     output = Path(output)
-    check_output(output, force)
     if seed < 0:
         raise UsageError(f"the seed is {seed}", remedy="Choose 0 or more")
+    if not 0 <= accuracy_level <= 4:
+        raise UsageError(f"the accuracy level is {accuracy_level}", remedy="Choose 0 to 4; 4 is fast")
     recipe = make_recipe(precision, block_size, accuracy_level, quantize, seed if rotate else None, head_bits)
     budget = make_budget(bits, target_size)
     if budget is not None and (precision, block_size) != ("int4", 32):
@@ -132,15 +158,37 @@ def export(
             "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
         )
     text = None if calibration is None else Path(calibration)
-    if npu := hexagon_target(devices):
-        from edgephi.export.npu.pipeline import export_for_npu
-
+    npu = hexagon_target(devices)
+    if npu:
         if via != "edgephi" or budget is not None or recipe.head is not None:
             raise UsageError(
                 "the NPU's graphs have one size of block and a head in 8 bits, and are edgephi's own",
                 remedy="Leave --bits, --target-size, --head-bits and --via out",
             )
-        check_apart(source, output)
+    elif npu_numerics is not None or npu_share_weights:
+        asked = npu_numerics or "sharing weights between prompt and token graphs"
+        raise UsageError(f"{asked} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
+    else:
+        require_devices(devices)
+    if via == "optimum":
+        plain = budget is None and text is None and recipe.head is None and not rotate
+        if set(devices) != {"cpu"} or quantize == "gptq" or not plain:
+            raise UsageError(
+                "optimum's graph is for the CPU, and its weights are only rounded",
+                remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
+                "out, or --via",
+            )
+    if text is not None:
+        if npu is None and budget is None and (precision != "int4" or quantize == "rtn"):
+            raise unused_text()
+        require_text_file(text)
+    require_revision(source, revision)
+    # what is wrong with the arguments themselves comes first: it stays wrong wherever the output goes
+    check_output(output, force)
+    check_apart(source, output)
+    if npu:
+        from edgephi.export.npu.pipeline import export_for_npu
+
         return export_for_npu(
             source,
             output,
@@ -154,25 +202,27 @@ def export(
             force=force,
             on_progress=on_progress,
         )
-    if npu_numerics is not None or npu_share_weights:
-        asked = npu_numerics or "sharing weights between prompt and token graphs"
-        raise UsageError(f"{asked} is for an NPU", remedy="Add --device snapdragon-x-elite, or leave it out")
-    require_devices(devices)
     if via == "optimum":
-        plain = budget is None and text is None and recipe.head is None and not rotate
-        if set(devices) != {"cpu"} or quantize == "gptq" or not plain:
-            raise UsageError(
-                "optimum's graph is for the CPU, and its weights are only rounded",
-                remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
-                "out, or --via",
-            )
         from edgephi.export.optimum.export import export_via_optimum
 
-        check_apart(source, output)
         return export_via_optimum(source, output, recipe, revision=revision, force=force, on_progress=on_progress)
-    check_apart(source, output)
     plan = make_plan(source, recipe, revision=revision, devices=devices, budget=budget, calibration=text, seed=seed)
     return _carry_out(plan, output, force, devices, on_progress)
+
+
+def _check_types(
+    source: object, output: object, revision: object, calibration: object, devices: object, on_progress: object
+) -> None:
+    """Raises UsageError for arguments of another type than `export` names."""
+    require_path("source", source, "the path of a checkpoint, ollama:NAME, or a hub id, as a text")
+    require_path("output", output)
+    if revision is not None:
+        require_text("revision", revision, "a branch, tag or commit, as a text")
+    if calibration is not None:
+        require_path("calibration", calibration)
+    require_texts("devices", devices, "a list of names, such as ['cpu', 'webgpu']")
+    if on_progress is not None and not callable(on_progress):
+        raise wrong("on_progress", on_progress, "a function that takes a Progress")
 
 
 def _carry_out(

@@ -90,10 +90,7 @@ def make_plan(
     if recipe.quantize == "gptq" or budget is not None or integers:
         text = CalibrationSource(calibration, seed)
     elif calibration is not None:
-        raise UsageError(
-            "only GPTQ and a budget need a calibration text",
-            remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
-        )
+        raise unused_text()
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     variants = plan_variants(devices, architecture.spec, layout, recipe)
@@ -108,6 +105,14 @@ def make_plan(
         variants,
         text,
         mix,
+    )
+
+
+def unused_text() -> UsageError:
+    """The error for a calibration text that nothing would read."""
+    return UsageError(
+        "only GPTQ and a budget need a calibration text",
+        remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgephi.bundle import GENAI_CONFIG
+from edgephi.bundle import CHECKPOINT, EXPORT_FIRST, GENAI_CONFIG, is_checkpoint, is_gguf
 from edgephi.child import call
 from edgephi.errors import BundleError, DeviceError
 from edgephi.files import JSON_LIMIT, parse_json, read_file, read_json_object, require_inside, unreadable
@@ -144,8 +144,13 @@ def _open(folder: Path, graph: str) -> list[Problem]:
     remedy = "Fetch the folder again; if it is whole, do not use it"
 
     def may_read(location: str) -> bool:
-        require_inside(path.parent / location, folder, BundleError, remedy)
-        return True
+        data = path.parent / location
+        require_inside(data, folder, BundleError, remedy)
+        try:  # onnxruntime's own words for a file it may not read name every cause but that
+            with data.open("rb"):
+                return True
+        except OSError as problem:
+            raise unreadable(problem, data, BundleError, remedy) from problem
 
     try:
         require_inside(path, folder, BundleError, remedy)
@@ -183,7 +188,14 @@ def _binaries(path: Path, contexts: Sequence[bytes]) -> list[Problem]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / GENAI_CONFIG
     remedy = "Name a folder for onnxruntime-genai"
+    if not folder.exists():
+        raise BundleError("there is no such folder", where=folder, remedy=remedy)
+    if folder.is_file():
+        file = "a GGUF file" if is_gguf(folder) else "a file"
+        raise BundleError(f"this is {file}, and no folder", where=folder, remedy=remedy)
     if not path.is_file():
+        if is_checkpoint(folder):
+            raise BundleError(CHECKPOINT, where=folder, remedy=EXPORT_FIRST)
         raise BundleError(f"there is no {GENAI_CONFIG}", where=folder, remedy=remedy)
     require_inside(path, folder, BundleError, remedy)
     return read_json_object(path, error=BundleError, remedy=remedy, limit=CONFIG_LIMIT)

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
+from edgephi.arguments import require_flag, require_integer, require_path, require_text
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
@@ -66,10 +67,19 @@ def load(
         DeviceError: the device cannot run the bundle; its `step` says how far it came.
         EngineError: onnxruntime-genai refuses it.
         OutputError: prepacked is `now`, and the cache cannot be written.
+        UsageError: an argument of another type, or outside its range.
     """
+    require_path("folder", folder, "the path of a bundle, as a text or a pathlib.Path")
+    require_path("device", device, "'auto', 'cpu', 'gpu', 'npu', or a device profile")
+    require_flag("fallback", fallback)
+    require_flag("verify", verify)
+    if spinning is not None:
+        require_flag("spinning", spinning)
     refuse_path(BundleError, folder, device)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
+    if threads is not None:
+        require_integer("threads", threads)
+        if threads < 1:
+            raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)
@@ -221,10 +231,11 @@ class Model:
         """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
 
         Raises:
-            PromptError: the text is empty or longer than the context.
+            PromptError: no text, an empty one, or one that is longer than the context.
             UsageError: a sampling argument outside its range.
             EngineError: the model is closed.
         """
+        require_text("prompt", prompt, "the prompt as one text", PromptError)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], sampling)
 
@@ -240,8 +251,10 @@ class Model:
         """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
 
         Raises:
-            UsageError: a sampling argument outside its range.
+            UsageError: a sampling argument outside its range, or a system message that is no text.
         """
+        if system is not None:
+            require_text("system", system, "the system message as one text")
         return Session(self, Sampling(max_new_tokens, temperature, top_p, seed), system)
 
     def close(self) -> None:

@@ -103,10 +103,10 @@ def prepacking(asked: Prepacking | None) -> Prepacking:
     Raises:
         UsageError: neither is one of the three words.
     """
-    chosen = asked or os.environ.get(SWITCH) or "auto"
-    if chosen not in get_args(Prepacking):
+    chosen = asked if asked is not None else os.environ.get(SWITCH) or "auto"
+    if not isinstance(chosen, str) or chosen not in get_args(Prepacking):
         raise UsageError(
-            f"prepacked is {chosen!r}", where=None if asked else SWITCH, remedy="Choose auto, now or never"
+            f"prepacked is {chosen!r}", where=SWITCH if asked is None else None, remedy="Choose auto, now or never"
         )
     return chosen  # type: ignore[return-value]  # one of the words
 

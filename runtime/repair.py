@@ -32,6 +32,12 @@ def write_repaired(folder: Path, output: Path, diagnosis: Diagnosis) -> None:
             holds a link that leaves it, a link to a folder, or something else than files and folders.
         OutputError: the output exists, lies inside the folder, or cannot be written.
     """
+    if not diagnosis.problems:
+        raise BundleError(
+            "nothing is wrong with this folder, so --fix has nothing to take out",
+            where=folder,
+            remedy="Use it as it is",
+        )
     if diagnosis.repaired is None:
         raise BundleError(
             "no key of the configuration can be taken out to make this folder readable",

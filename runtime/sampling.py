@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.arguments import require_integer, require_number
 from edgephi.errors import EngineError, UsageError
 
 Chooser = Callable[[NDArray[np.float32]], int]
@@ -26,7 +27,7 @@ class Sampling:
         seed: of the random numbers; None draws a new one for every answer.
 
     Raises:
-        UsageError: a value outside its range.
+        UsageError: a value of another type, or outside its range.
     """
 
     max_new_tokens: int = 512
@@ -35,6 +36,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        require_integer("max_new_tokens", self.max_new_tokens)
+        require_number("temperature", self.temperature)
+        require_number("top_p", self.top_p)
+        if self.seed is not None:
+            require_integer("seed", self.seed)
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}", remedy="Ask for at least 1 token")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -54,7 +60,8 @@ def chooser(sampling: Sampling) -> Chooser:
     if sampling.temperature == 0:
         return _greedy
     rng = np.random.default_rng(sampling.seed)
-    return lambda logits: _draw(logits, sampling.temperature, sampling.top_p, rng)
+    temperature, top_p = float(sampling.temperature), float(sampling.top_p)
+    return lambda logits: _draw(logits, temperature, top_p, rng)
 
 
 def _greedy(logits: NDArray[np.float32]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgephi.arguments import require_text
+from edgephi.errors import PromptError
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.engines.genai import Engine
 from edgephi.runtime.sampling import Sampling
@@ -41,9 +43,10 @@ class Session:
         enter the conversation.
 
         Raises:
-            PromptError: the conversation is longer than the context, or the template refuses it.
+            PromptError: no text, the conversation is longer than the context, or the template refuses it.
             EngineError: the model is closed.
         """
+        require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
         self._settle()
         messages = (*self._messages, user_message(text))
         prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)

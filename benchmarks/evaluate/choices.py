@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgephi.errors import SourceError, UsageError
+from edgephi.files import said
 
 Encode = Callable[[str], list[int]]
 Item = TypeVar("Item", bound=BaseModel)
@@ -145,7 +146,7 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"the file cannot be read: {error}", where=path, remedy="Name a file of UTF-8 text"
+            f"the file cannot be read: {said(error)}", where=path, remedy="Name a file of UTF-8 text"
         ) from error
     # not splitlines: a text may hold line separators of its own
     return [line for line in text.split("\n") if line.strip()]

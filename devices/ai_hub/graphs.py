@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgephi.bundle import FileEntry, Manifest, check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, HubError, UsageError
+from edgephi.files import said
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,7 +221,7 @@ def read_inputs(path: Path, graph: HubGraph) -> Mapping[str, NDArray[np.generic]
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"the inputs cannot be read: {error}", where=path, remedy=remedy) from error
+        raise UsageError(f"the inputs cannot be read: {said(error)}", where=path, remedy=remedy) from error
     wanted = {spec.name: spec for spec in graph.inputs}
     if arrays.keys() != wanted.keys():
         odd = sorted(arrays.keys() ^ wanted.keys())

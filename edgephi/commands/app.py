@@ -13,7 +13,7 @@ import typer
 import edgephi
 from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, hub, inspect, verify
 from edgephi.commands.interrupts import INTERRUPTED, TERMINATED, Terminated, as_exceptions
-from edgephi.commands.streams import guard_streams
+from edgephi.commands.streams import ReaderGone, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 
@@ -68,6 +68,8 @@ def main() -> None:
     except (KeyboardInterrupt, Terminated) as ended:
         interrupted = isinstance(ended, KeyboardInterrupt)
         _fail("interrupted" if interrupted else "terminated", INTERRUPTED if interrupted else TERMINATED)
+    except ReaderGone:
+        sys.exit(1)
     except Exception as error:
         shown = getattr(error, "show", None)
         if shown is not None:  # Typer's, of which there are two families: its own click, and click itself

@@ -108,7 +108,10 @@ def print_stream(stream: Stream) -> Answer:
 def statistics(answer: Answer) -> str:
     """One line about an answer: tokens, times, how it ended."""
     reused = f" ({answer.reused_tokens} from the cache)" if answer.reused_tokens else ""
-    parts = [f"{answer.prompt_tokens} prompt tokens{reused}", f"{answer.new_tokens} new"]
+    parts = [
+        f"{answer.prompt_tokens} prompt token{'' if answer.prompt_tokens == 1 else 's'}{reused}",
+        f"{answer.new_tokens} new",
+    ]
     if answer.time_to_first_token_s is not None:
         parts.append(f"first after {answer.time_to_first_token_s:.2f} s")
     if answer.decode_tokens_per_s is not None:

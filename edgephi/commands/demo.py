@@ -78,7 +78,7 @@ def _bundle(weights: Path | None) -> Path:
     from edgephi.bundle import check_bundle, read_manifest, sha256_of
     from edgephi.commands.console import byte_progress
     from edgephi.demo_weights import demo_weights, weights_in_wheel
-    from edgephi.devices.cache import cache_folder
+    from edgephi.devices.cache import cache_folder, require_writable, unusable
     from edgephi.errors import BundleError, SourceError
 
     cache = cache_folder()
@@ -91,6 +91,9 @@ def _bundle(weights: Path | None) -> Path:
         return folder
     except BundleError:
         pass  # not made yet, or damaged: either way it is made now
+    except OSError as problem:
+        raise unusable(problem, cache) from problem
+    require_writable(cache)
     if weights is None:
         with byte_progress("fetching weights") as advance_to:
             source = demo_weights(cache, advance_to)

@@ -57,7 +57,8 @@ def doctor(
         facts, findings = _folder(folder, output)
         place, refusal = _placement(folder if output is None else output, device)
         facts["placement"] = place and place.as_json()
-        findings += refusal
+        # the same fault may stop both, and once is enough
+        findings += [one for one in refusal if (one.what, one.where) not in {(f.what, f.where) for f in findings}]
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         print_json(facts | {"findings": [asdict(one) for one in findings], "errors": errors})

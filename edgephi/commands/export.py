@@ -158,11 +158,11 @@ def export(
     ]
     if (choice := manifest.recipe.quantize) is not None:
         facts.append(f"{choice.picked}: {choice.reason}")
-    if manifest.tokenizer is not None:
-        facts += manifest.tokenizer.sentences
     if manifest.npu is not None:
         facts += _npu_facts(manifest.npu)
-    stdout().print(printable(f"{output}: {'; '.join(facts)}"), soft_wrap=True)
+    notes = [] if manifest.tokenizer is None else [f"note: {sentence}" for sentence in manifest.tokenizer.sentences]
+    for line in (f"{output}: {'; '.join(facts)}", *notes):
+        stdout().print(printable(line), soft_wrap=True)
     stderr().print(
         f"exported in {time.perf_counter() - started:.1f} s, peak memory {format_bytes(peak_resident_bytes())}",
         style="dim",
@@ -191,9 +191,10 @@ def _npu_facts(npu: NpuFacts) -> list[str]:
 def exporting() -> Iterator[Callable[[Progress], None]]:
     """A bar on the terminal, in bytes of the source; yields what an export tells its progress to.
 
-    After Ctrl-C it says that nothing is lost; the exit status is the command's (130).
+    After Ctrl-C and SIGTERM it says that nothing is lost; the exit status is the command's (130, 143).
     """
     from edgephi.commands.console import byte_progress
+    from edgephi.commands.interrupts import TERMINATED, Terminated
 
     try:
         with byte_progress("exporting") as advance_to:
@@ -201,3 +202,6 @@ def exporting() -> Iterator[Callable[[Progress], None]]:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last whole layer", err=True)
         raise
+    except Terminated:
+        typer.echo("terminated; the same command goes on from the last whole layer", err=True)
+        raise typer.Exit(TERMINATED) from None

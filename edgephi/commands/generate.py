@@ -27,11 +27,12 @@ def generate(
     The prompt is put through the model's chat template if it has one; --raw sends the text as it is. Ctrl-C ends the
     answer (exit status 130).
 
-    With --json, one object: text, prompt_tokens, reused_tokens, new_tokens, token_ids, finish ("stop", "length" or
-    "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s, templated (whether the
-    chat template was used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider
-    (that computed the prompt), provider (that computed the answer's tokens) and passed_over (sentences about those that
-    --fallback left behind).
+    With --json, one object: text, prompt_tokens, reused_tokens (of the prompt, found in the KV cache),
+    recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
+    ("stop", "length" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
+    templated (whether the chat template was used), threads, spinning (on, because: whether idle threads waited
+    actively), prefill_provider (that computed the prompt), provider (that computed the answer's tokens) and passed_over
+    (sentences about those that --fallback left behind).
     """
     from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.runtime.model import load

@@ -90,8 +90,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     revision = f" at {source.revision}" if source.revision else ""
     yield "Source", f"{source.kind} {source.name}{revision}"
     if (tokenizer := manifest.tokenizer) is not None:
-        alike = f"read alike by {tokenizer.compared_with}" if tokenizer.compared_with else "not compared"
-        yield "Tokenizer", "; ".join([*tokenizer.sentences, *([] if tokenizer.differences else [alike])])
+        # what there is nothing to know about is not mentioned
+        for number, sentence in enumerate(tokenizer.sentences):
+            yield "" if number else "Tokenizer", sentence
     if manifest.quality is not None:
         yield "Quality", _quality(manifest.quality)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())

@@ -11,7 +11,9 @@ from typing import TextIO
 
 from edgephi.errors import OutputError
 
-_READ = "Read all of it, or send it to a file"
+
+class ReaderGone(OutputError):
+    """Whoever read standard output went away, as `head` does when it has seen enough: nothing to tell anybody."""
 
 
 class _Stream(io.TextIOWrapper):
@@ -43,7 +45,7 @@ class _Stream(io.TextIOWrapper):
             # Windows says EINVAL
             gone = error.errno in (errno.EPIPE, errno.EINVAL)
             if gone:
-                raise OutputError("the reader of standard output went away", remedy=_READ) from error
+                raise ReaderGone("the reader of standard output went away", remedy="Read all of it") from error
             what = f"standard output takes no more: {error.strerror or error}"
             raise OutputError(what, remedy="Free disk space, or send the output elsewhere") from error
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
-from edgephi.templates.dropped import is_whole, refuse_dropped
+from edgephi.templates.dropped import is_whole, refuse_dropped, refuse_form, refuse_media
 from edgephi.templates.values import Message as Message
 from edgephi.templates.values import template_values
 
@@ -134,9 +134,14 @@ class ChatTemplate:
         given = self._values(messages, tools, add_generation_prompt, variables or {})
         self.check()
         where = ", ".join(str(message["role"]) for message in messages[:8])
+        refuse_media(given)
         try:
             time = _Time()
-            text = self._text(given, time)
+            try:
+                text = self._text(given, time)
+            except _Refused:
+                refuse_form(given, lambda changed: self._try(changed, time))
+                raise
             refuse_dropped(given, lambda marked: self._try(marked, time), self._accepted)
         except _Refused as refused:
             raise PromptError(

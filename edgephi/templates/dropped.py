@@ -22,6 +22,7 @@ Render = Callable[[Given], str | None]
 REMEMBERED = 1_000
 """Forms of conversations known to be rendered whole, before the list is begun again."""
 _MEDIA = ("image", "audio", "video", "file")
+_PARTS = "a list of parts like {'type': 'text', 'text': 'Hello'}"
 _OWN = "Leave it out, or send a raw prompt that is written as this model expects it"
 
 
@@ -55,7 +56,6 @@ def refuse_dropped(given: Given, render: Render, known: set[bytes]) -> None:
         known: forms of conversations that were rendered whole before; this one is added.
     """
     messages = _list(given["messages"])
-    _refuse_media(messages)
     marks = _Marks()
     marked = _mark(given, messages, marks)
     form = blake2b(json.dumps(marked).encode(), digest_size=16).digest()
@@ -67,6 +67,46 @@ def refuse_dropped(given: Given, render: Render, known: set[bytes]) -> None:
     if len(known) >= REMEMBERED:
         known.clear()
     known.add(form)
+
+
+def refuse_form(given: Given, render: Render) -> None:
+    """Raises PromptError when a template refuses contents in one form and takes them in the other.
+
+    For a conversation that the template refused, often in Python's words: a text added to a list. Where the other form
+    does not help either, something else is wrong, and nothing is raised here.
+    """
+    messages = _list(given["messages"])
+    for index, message in enumerate(messages):
+        content = _object(message).get("content")
+        if content is None or isinstance(content, str):
+            continue
+        if is_whole({**given, "messages": [_as_text(each) for each in messages]}, render):
+            held = "a list of parts" if isinstance(content, list) else f"a value of type {type(content).__name__}"
+            raise PromptError(
+                f"the chat template takes content as one text, and this message holds {held}",
+                where=f"message {index}",
+                remedy="Give its content as one text",
+            )
+        return
+    if is_whole({**given, "messages": [_in_parts(each) for each in messages]}, render):
+        raise PromptError(
+            "the chat template takes content as a list of parts, and the messages hold texts",
+            where="messages",
+            remedy=f"Give each content as {_PARTS}",
+        )
+
+
+def _as_text(message: object) -> dict[str, object]:
+    """The message with its content, if it is no text, as one."""
+    known = _object(message)
+    content = known.get("content")
+    return {**known, "content": "a"} if content is not None and not isinstance(content, str) else dict(known)
+
+
+def _in_parts(message: object) -> dict[str, object]:
+    known = _object(message)
+    content = known.get("content")
+    return {**known, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(known)
 
 
 def is_whole(given: Given, render: Render) -> bool:
@@ -118,7 +158,7 @@ def _other_form(given: Given, messages: list[object], index: int, render: Render
     message = _object(messages[index])
     content = message["content"]
     other = "a" if isinstance(content, list) else [{"type": "text", "text": "a"}]
-    form = "one text" if isinstance(content, list) else "a list of parts like {'type': 'text', 'text': 'Hello'}"
+    form = "one text" if isinstance(content, list) else _PARTS
     changed = [{**_object(each), "content": other} if each is message else each for each in messages]
     marks = _Marks()
     text = render(_mark({**given, "messages": changed}, changed, marks))
@@ -130,8 +170,9 @@ def _other_form(given: Given, messages: list[object], index: int, render: Render
     return _OWN
 
 
-def _refuse_media(messages: list[object]) -> None:
-    for index, message in enumerate(messages):
+def refuse_media(given: Given) -> None:
+    """Raises PromptError for a picture, sound or file in a message, whatever the template would make of it."""
+    for index, message in enumerate(_list(given["messages"])):
         for part in _list(_object(message).get("content")):
             kind = str(_object(part).get("type", ""))
             if "text" not in _object(part) and any(word in kind for word in _MEDIA):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgephi.export.calibrate.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.data_file import Journal, write_refusal
+from edgephi.files import said
 from edgephi.text_encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
@@ -22,6 +24,7 @@ SEQUENCES, LENGTH = 32, 256
 TEXT_LIMIT = 64 * 2**20
 TOKENS_FILE = "calibration.npy"
 SAMPLING_FOLDER = "calibration"
+_NAME_TEXT = "Name a file of UTF-8 text"
 SELF = "the model's own, sampled"
 
 
@@ -136,12 +139,23 @@ def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.in
     return np.array(ids[: sequences * length], np.int64).reshape(sequences, length)
 
 
+def require_text_file(file: Path) -> None:
+    """Raises SourceError for a calibration text that is not there, or no file; it is not read yet."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise SourceError("the calibration text is no file", where=file, remedy=_NAME_TEXT)
+    except (OSError, ValueError) as error:
+        what = f"the calibration text cannot be read: {said(error)}"
+        raise SourceError(what, where=file, remedy=_NAME_TEXT) from error
+
+
 def _read(file: Path) -> str:
+    require_text_file(file)
     try:
         if file.stat().st_size > TEXT_LIMIT:
             raise SourceError("the calibration text is larger than 64 MB", where=file, remedy="Take a few pages of it")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"the calibration text cannot be read: {error}", where=file, remedy="Name a file of UTF-8 text"
+            f"the calibration text cannot be read: {said(error)}", where=file, remedy=_NAME_TEXT
         ) from error

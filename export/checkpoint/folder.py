@@ -11,7 +11,7 @@ from pathlib import Path
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError
 from edgephi.export.checkpoint.causes import MERGE
 from edgephi.export.checkpoint.config import shown
-from edgephi.files import read_json_object, require_inside, unreadable
+from edgephi.files import NO_LINK, read_json_object, require_inside, unreadable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,7 +54,7 @@ def read_object(path: Path, limit: int) -> dict[str, object]:
     Raises:
         SourceError: the file is a link out of the folder, too large, or no JSON object that every reader reads alike.
     """
-    require_inside(path, path.parent, SourceError, "Put the file itself into the folder")
+    require_inside(path, path.parent, SourceError, NO_LINK)
     return read_json_object(path, error=SourceError, remedy=AGAIN, limit=limit)
 
 

@@ -21,7 +21,7 @@ from edgephi.export.checkpoint.config import shown
 from edgephi.export.checkpoint.folder import AGAIN, CONFIG, INDEX, SINGLE, is_file, no_weights, read_config, read_object
 from edgephi.export.checkpoint.tensors import PLAIN_TYPES, UNREAD_TYPES, stored_bytes, unread_type
 from edgephi.export.spec import Checkpoint, TensorRef
-from edgephi.files import parse_json, refuse_lfs_pointer, require_inside, require_regular, unreadable
+from edgephi.files import NO_LINK, parse_json, refuse_lfs_pointer, require_inside, require_regular, unreadable
 
 HEADER_LIMIT = 16 * 2**20
 """Bytes of a header, of all headers of a checkpoint together, and of the index. The format allows 100 MB; Phi-3.5-MoE's
@@ -131,7 +131,7 @@ def read_header(file: Path) -> list[TensorRef]:
 
 def _read_header(file: Path, limit: int) -> tuple[list[TensorRef], int]:
     """Tensors, and bytes of the header, which may have `limit`."""
-    require_inside(file, file.parent, SourceError, "Put the file itself into the folder")
+    require_inside(file, file.parent, SourceError, NO_LINK)
     require_regular(file, SourceError, AGAIN)
     try:
         with file.open("rb") as stream:
@@ -159,6 +159,9 @@ def _check_start(file: Path, start: bytes, size: int, length: int, limit: int) -
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
         what = "the file is a pickled PyTorch file by another name, which can run code when loaded"
         raise SourceError(what, where=file, remedy="Take the safetensors version of the checkpoint")
+    if start.startswith(b"GGUF"):
+        what = "the file is a GGUF file by another name"
+        raise SourceError(what, where=file, remedy=f"Name the file itself: {file}")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         what = "the file is a web page, saved in place of the weights"
         raise SourceError(what, where=file, remedy="Download the file itself, with the hub's own tools")

@@ -16,6 +16,15 @@ from edgephi.export.spec import Checkpoint
 from edgephi.files import refuse_lfs_pointer, unreadable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PAGE = re.compile(
+    rf"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({_HUB_ID.pattern})"
+    r"(?:/(?:tree|blob|resolve|raw)/([^/?#\s]+))?(?:[/?#].*)?$",
+    re.IGNORECASE,
+)
+_OLLAMA_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?ollama\.com/(?:library/)?([\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?)/?$", re.IGNORECASE
+)
+_NAME_ONE = "Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct"
 
 # weights, configuration and tokenizer; no pickled weights, no code
 _HUB_FILES = [
@@ -49,32 +58,61 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
         UsageError: a revision of something that has none.
     """
     name = str(source)
+    require_revision(source, revision)
     if name.startswith(SCHEME):
-        _refuse_revision(revision, name, "An Ollama model's version is its tag: write ollama:NAME:TAG")
         model = find_ollama_model(name)
         return replace(open_gguf(model.file), name=f"{SCHEME}{model.name}", revision=model.digest)
     path = Path(source)
     kind = _kind_of(path)
-    if kind is not None:
-        _refuse_revision(revision, name, "Leave --revision out, or name the repository by its hub id")
     if kind == "file":
         return _open_file(path)
     if kind == "folder":
         return open_folder(path)
+    _refuse_address(name)
     if path.is_absolute() or not _HUB_ID.fullmatch(name):
         raise SourceError(
             "there is no such file or folder, and it is no hub id",
             where=_cut(name),
-            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
+            remedy=_NAME_ONE,
         )
     folder = _download(name, revision)
     # the cache keeps a snapshot in a folder named after its commit
     return open_folder(folder, kind="hub", name=name, revision=folder.name)
 
 
-def _refuse_revision(revision: str | None, name: str, remedy: str) -> None:
-    if revision is not None:
-        raise UsageError(f"a revision ({revision}) belongs to a hub id, and this is none", where=name, remedy=remedy)
+def require_revision(source: str | Path, revision: str | None) -> None:
+    """Refuse a source that names nothing, and a revision of what has none; nothing is opened.
+
+    Raises:
+        UsageError: it is empty, or has no revisions.
+        SourceError: the system does not let us know what lies there.
+    """
+    name = str(source)
+    if not name.strip():
+        raise UsageError("the source is empty", remedy=f"{_NAME_ONE}; `.` is the current folder")
+    if revision is None:
+        return
+    if name.startswith(SCHEME):
+        remedy = "An Ollama model's version is its tag: write ollama:NAME:TAG"
+    elif _kind_of(Path(source)) is not None:
+        remedy = "Leave --revision out, or name the repository by its hub id"
+    else:
+        return
+    raise UsageError(f"a revision ({revision}) belongs to a hub id, and this is none", where=name, remedy=remedy)
+
+
+def _refuse_address(name: str) -> None:
+    """Raises SourceError for the address of a page, and says which hub id belongs to it."""
+    if (found := _HUB_PAGE.match(name)) is not None:
+        at = f" with --revision {found[2]}" if found[2] and found[2] != "main" else ""
+        raise SourceError("this is the address of a page", where=_cut(name), remedy=f"Write {found[1]}{at}")
+    if (found := _OLLAMA_PAGE.match(name)) is not None:
+        model = found[1]
+        remedy = f"Fetch it with `ollama pull {model}`, then write {SCHEME}{model}"
+        raise SourceError("this is the address of a page", where=_cut(name), remedy=remedy)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        what = "this is an address, and only hub ids are downloaded"
+        raise SourceError(what, where=_cut(name), remedy=f"Download it yourself, or: {_NAME_ONE}")
 
 
 def _kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -154,7 +192,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise SourceError(
             "there is no such folder here, and it is no hub id",
             where=_cut(name),
-            remedy="Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct",
+            remedy=_NAME_ONE,
         ) from error
     except Exception as error:  # of the hub's client, its HTTP library and the system
         # the first line only: the rest may quote request headers

@@ -20,6 +20,7 @@ from edgephi.errors import DeviceError, TokenizerError
 from edgephi.export.tokenizer.check import QUESTIONS
 from edgephi.export.tokenizer.files import TokenizerFiles, write
 from edgephi.export.tokenizer.genai_child import DONE, STARTED
+from edgephi.manifest import UNREAD
 
 SECONDS = 30.0
 """For the child process; it takes half a second."""
@@ -83,7 +84,7 @@ def compare_with_genai(files: TokenizerFiles, where: object) -> TokenizerFacts:
     version = answer.get("version")
     against = None if version is None else f"onnxruntime-genai {version}"
     if (fault := answer.get("fault")) is not None:
-        return _facts(files, against, (f"it does not read the tokenizer: {fault}"[:300],))
+        return _facts(files, against, (f"{UNREAD}: {fault}"[:300],))
     same = answer["same"]
     return _facts(files, against, tuple(probe.name for probe, alike in zip(probes, same, strict=True) if not alike))
 

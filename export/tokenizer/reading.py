@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgephi.errors import EdgephiError, SourceError, TokenizerError
 from edgephi.export.tokenizer.files import JsonValue
-from edgephi.files import JSON_LIMIT, parse_json, read_file, require_inside
+from edgephi.files import JSON_LIMIT, NO_LINK, parse_json, read_file, require_inside
 from edgephi.known_patterns import known_steps
 from edgephi.text_encoder import encoder
 from edgephi.tokenizer_bounds import bound_parts, guarded
@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
         SourceError: it is unreadable, larger than 64 MiB, a Git LFS pointer, a link that leaves the folder, or no
             UTF-8 without a byte order mark.
     """
-    require_inside(path, path.parent, SourceError, "Put the file itself into the folder")
+    require_inside(path, path.parent, SourceError, NO_LINK)
     try:
         size = path.stat().st_size
     except OSError:

@@ -59,6 +59,12 @@ def test_a_page_or_an_archive_in_place_of_the_weights_is_named(start: bytes, che
     assert "web page" in refused(checkpoint).what or "pickled" in refused(checkpoint).what
 
 
+def test_a_gguf_file_by_another_name_is_called_one(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"GGUF\x03\0\0\0" + bytes(200))
+    error = refused(checkpoint)
+    assert "GGUF file" in error.what and error.remedy == f"Name the file itself: {checkpoint / 'model.safetensors'}"
+
+
 def test_an_adapter_names_its_base_model(tmp_path: Path) -> None:
     adapter = {"base_model_name_or_path": "microsoft/Phi-4-mini-instruct", "peft_type": "LORA"}
     folder = put(tmp_path / "lora", adapter_config__json=adapter, adapter_model__safetensors=b"x")
@@ -226,7 +232,9 @@ def test_a_weight_in_a_type_that_is_not_read_is_named(dtype: type, checkpoint: P
 def test_no_link_out_of_the_folder_is_followed(file: str, checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / file).rename(tmp_path / "elsewhere")
     (checkpoint / file).symlink_to(tmp_path / "elsewhere")
-    assert "leaves its folder" in refused(checkpoint).what
+    error = refused(checkpoint)
+    assert "leaves its folder" in error.what and str(tmp_path / "elsewhere") in error.what
+    assert "cp -L" in error.remedy and "folder that holds it" in error.remedy
     (checkpoint / file).unlink()
     (checkpoint / file).symlink_to(file)  # a circle
     assert refused(checkpoint).remedy

@@ -182,3 +182,39 @@ def test_facts_about_real_templates(shared_data: Path) -> None:
     assert facts("phi-3-medium") == TemplateFacts(text=True, parts=False, system=False, tools=None, turns=True)
     with_tools = TemplateFacts(text=True, parts=False, system=True, tools="system message", turns=True)
     assert facts("phi-4-mini") == facts("phi-4-mini-reasoning") == with_tools
+
+
+ADDS = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+INDEXES = (
+    "{% for m in messages %}{{ m.content[0]['text'] + '' if m.content[0].text else raise_exception('no') }}{% endfor %}"
+)
+PARTS = [{"type": "text", "text": "Hello"}]
+
+
+@pytest.mark.parametrize("content", [PARTS, ["Hello"], [], 5, {"text": "Hello"}])
+def test_a_template_that_adds_texts_takes_no_other_content(content: object) -> None:
+    with pytest.raises(PromptError, match="takes content as one text") as refused:
+        render(ADDS, {}, [ASK, ANSWER, {"role": "user", "content": content}])
+    assert (refused.value.where, refused.value.remedy) == ("message 2", "Give its content as one text")
+    assert "Error" not in str(refused.value)
+
+
+def test_a_template_that_insists_on_parts_says_so() -> None:
+    with pytest.raises(PromptError, match="as a list of parts") as refused:
+        render(INDEXES, {}, [ASK])
+    assert "'type': 'text'" in refused.value.remedy
+    assert render(INDEXES, {}, [{"role": "user", "content": PARTS}]) == "Hello"
+
+
+def test_what_no_other_form_mends_is_told_in_the_templates_words() -> None:
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + ADDS
+    for content in ("Hello", PARTS):
+        with pytest.raises(PromptError, match="refuses these messages: system first"):
+            render(strict, {}, [{"role": "user", "content": content}])
+
+
+def test_a_picture_is_refused_whatever_the_template_does() -> None:
+    picture = {"role": "user", "content": [*PARTS, {"type": "image_url", "image_url": {"url": "x"}}]}
+    for source in (ADDS, EVERY, INDEXES):
+        with pytest.raises(PromptError, match="only text is read here"):
+            render(source, {}, [picture])

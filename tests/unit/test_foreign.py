@@ -65,6 +65,8 @@ def og_reads(folder: Path) -> bool:
 def test_a_folder_this_runtime_reads_has_no_problems(folder: Path) -> None:
     found = diagnose(folder)
     assert (found.graphs, found.problems, found.unknown, found.repaired) == (("model.onnx",), (), (), None)
+    with pytest.raises(BundleError, match="nothing is wrong"):
+        write_repaired(folder, folder.parent / "mine", found)
 
 
 def test_unknown_keys_are_all_named_and_taken_out_in_a_copy(folder: Path, tmp_path: Path) -> None:

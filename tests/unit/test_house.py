@@ -28,6 +28,7 @@ TEMPLATES = {
 }
 ENCODERS = {"edgephi.text_encoder", "edgephi.tokenizer_child"}
 FOUNDATION = {
+    "edgephi.arguments",
     "edgephi.child",
     "edgephi.errors",
     "edgephi.files",

@@ -87,3 +87,26 @@ def test_what_the_hubs_client_raises_is_a_sentence(error: Exception, monkeypatch
     with pytest.raises(SourceError, match="the download failed") as caught:
         open_source("microsoft/phi-2")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("https://huggingface.co/microsoft/Phi-4-mini-instruct", "Write microsoft/Phi-4-mini-instruct."),
+        ("http://www.huggingface.co/microsoft/phi-2/?x=1", "Write microsoft/phi-2."),
+        ("huggingface.co/microsoft/phi-2#use", "Write microsoft/phi-2."),
+        ("https://hf.co/microsoft/phi-2/tree/main", "Write microsoft/phi-2."),
+        (
+            "https://huggingface.co/microsoft/phi-2/blob/abc12/config.json",
+            "Write microsoft/phi-2 with --revision abc12.",
+        ),
+        ("hf://microsoft/phi-2", "Write microsoft/phi-2."),
+        ("https://ollama.com/library/phi4-mini:3.8b", "ollama:phi4-mini:3.8b."),
+        ("https://example.org/model.gguf", "Download it yourself"),
+    ],
+)
+def test_the_address_of_a_page_names_the_hub_id(name: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="address") as raised:
+        open_source(name)
+    assert remedy in str(raised.value)
