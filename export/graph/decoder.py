@@ -51,8 +51,8 @@ def build_graph(
     caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
     inputs, where = [token_ids, mask], positions(emit, spec, token_ids, mask)
     if separate and where.rows is None:
-        where = replace(where, rows=emit.port("position_ids", ["batch_size", "sequence_length"], ir.DataType.INT64))
-        inputs.append(where.rows)
+        inputs.append(emit.port("position_ids", ["batch_size", "sequence_length"], ir.DataType.INT64))
+        where = replace(where, rows=inputs[-1])
     hidden, update = decoder_layers(emit, spec, embed(emit, spec, token_ids), caches, where)
     _, normed = add_and_norm(emit, spec, "norm", hidden, update)
     if last_row:

@@ -39,4 +39,6 @@ class TokenBuilder(GraphBuilder):
 
     @property
     def attention_type(self) -> ir.DataType:
-        return self._ir.DataType.FLOAT16
+        import onnx_ir as ir
+
+        return ir.DataType.FLOAT16

@@ -77,9 +77,9 @@ def fit_to_half(architecture: Architecture, layout: Layout) -> Layout:
         )
         for name, found in sizes.items()
     }
-    for name, found in blocks.items():
-        for member in (member for member, group in together.items() if group == name):
-            _require_most(architecture.weights[member], np.concatenate(found), exponents[name])
+    for member, group in together.items():
+        if group in blocks:
+            _require_most(architecture.weights[member], np.concatenate(blocks[group]), exponents[group])
     for name, matrix in matrices.items():
         exponent = exponents.get(together[name], 0)
         if matrix.format is None and matrix.codes.dtype == "float16":
@@ -204,7 +204,7 @@ def block_scales(values: Float32, fmt: BlockFormat) -> NDArray[np.float64]:
     size = fmt.block_size
     wide = np.where(np.isfinite(values), values, 0).astype(np.float64)
     blocks = np.pad(wide, ((0, 0), (0, -wide.shape[1] % size))).reshape(-1, size)
-    scales = np.sqrt(np.einsum("bi,bi->b", blocks, blocks) / size) / 2.0 ** (fmt.bits - 2)
+    scales: NDArray[np.float64] = np.sqrt(np.einsum("bi,bi->b", blocks, blocks) / size) / 2.0 ** (fmt.bits - 2)
     return scales[scales > 0]
 
 
