@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.checkpoint.config import Config, shown
-from edgephi.export.families.rope import scaling_section, stated_once
+from edgephi.export.families.rope import ORIGINAL, scaling_section, stated_once, type_key
 from edgephi.export.spec import DecoderSpec
 
 _SIZES = {
@@ -243,6 +243,8 @@ def check_traced(config: Config) -> None:
     stated_once(config, "partial_rotary_factor")
     section = scaling_section(config)
     if section is not None:
+        if section.text(type_key(section), "default") not in ("default", "linear", "dynamic"):
+            stated_once(config, ORIGINAL)
         for key in ("factor", "rope_theta", "partial_rotary_factor", "attention_factor"):
             if section.has(key):
                 section.positive(key)

@@ -57,7 +57,7 @@ def read_config(config: Config) -> DecoderSpec:
     if scaling is not None and not config.has("original_max_position_embeddings"):
         # transformers reads the key at the top level only, and takes the first Phi-3's where it is missing
         scaling.expect("original_max_position_embeddings", PHI3_FIRST_CONTEXT)
-    rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
+    rope, long_rope = ropes_from_config(config, sizes.head_dim, context, reads_mscale=False)
     spec = plain_decoder(
         "phi3",
         sizes,

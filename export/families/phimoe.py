@@ -12,13 +12,10 @@ from dataclasses import replace
 from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.rope import stated_once
+from edgephi.export.families.rope import DEFAULTS, ORIGINAL, scaling_section, stated_once
 from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
 from edgephi.export.graph.moe import PICKED
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
-
-DEFAULT_THETA = 1000000.0
-"""PhimoeConfig's, unlike that of every other Phi."""
 
 MAX_EXPERTS = 256
 
@@ -65,7 +62,10 @@ def read_config(config: Config) -> DecoderSpec:
     if not 0 <= jitter < 1:
         raise config.refusal("router_jitter_noise", jitter, "a fraction is needed")
     if not stated_once(config, "rope_theta").has("rope_theta"):
-        config = Config({**config.values, "rope_theta": DEFAULT_THETA}, config.where)
+        config = Config({**config.values, "rope_theta": DEFAULTS["phimoe", "rope_theta"]}, config.where)
+    if (scaling := scaling_section(config)) is not None and scaling.has("short_factor"):
+        # transformers 4 decides by the section's length which factor scales the angles, and 5 by the top level's
+        stated_once(config, ORIGINAL)
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     bias = config.boolean("attention_bias", False)
     spec = plain_decoder(

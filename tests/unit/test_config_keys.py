@@ -185,6 +185,13 @@ def test_a_long_or_deep_value_is_cut_in_the_message(fixtures: Path, tmp_path: Pa
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}}, "rope_sc"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000"),
+        (
+            {
+                "original_max_position_embeddings": 32,
+                "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
+            },
+            "original_max_position_embeddings is 32",
+        ),
     ],
 )
 def test_the_route_through_optimum_refuses_what_it_would_read_over(changes: dict[str, object], named: str) -> None:
