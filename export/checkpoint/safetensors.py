@@ -7,7 +7,8 @@ The header is read here rather than by the safetensors package, because that pac
 What belongs to the model is what the index says, as in transformers: a shard may hold more. A folder with an index of
 shards and a model.safetensors beside it holds two models, of which transformers takes the second without a word; that
 is refused. An index none of whose shards is there is no second model: `save_pretrained` removes old shards and leaves
-their index, and the one file is the model. Holes between tensors, which the format forbids, hurt nobody and are let through.
+their index, and the one file is the model. Holes between tensors, which the format forbids, hurt nobody and are let
+through.
 """
 
 from __future__ import annotations
