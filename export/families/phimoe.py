@@ -13,7 +13,7 @@ from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.rope import DEFAULTS, ORIGINAL, scaling_section, stated_once
-from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
+from edgephi.export.families.sizes import expect_activation, plain_decoder, read_sizes, read_window
 from edgephi.export.graph.moe import PICKED
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec, Experts
 
@@ -53,7 +53,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 
 def read_config(config: Config) -> DecoderSpec:
     """PhimoeConfig, of transformers 4 or 5, as a description of the decoder."""
-    config.expect("hidden_act", "silu")
+    expect_activation(config, "silu")
     config.expect("num_experts_per_tok", PICKED)
     stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
