@@ -211,8 +211,9 @@ def _tensor(file: Path, size: int, data: int, name: str, shape: tuple[int, ...],
             f"tensor {name} is stored as {storage}", where=file, remedy=f"Use a file in {', '.join(READABLE)}"
         )
     if storage not in PLAIN_TYPES and len(shape) == 1:
+        plain = ", ".join(each for each in READABLE if each in PLAIN_TYPES)
         raise WeightError(
-            f"tensor {name} is a vector stored as {storage}, and vectors are read in {', '.join(PLAIN_TYPES)}",
+            f"tensor {name} is a vector stored as {storage}, and vectors are read in {plain}",
             where=file,
             remedy="Convert the model again with a current llama.cpp, which keeps norms and biases in F32",
         )

@@ -6,7 +6,9 @@ The header is read here rather than by the safetensors package, because that pac
 
 What belongs to the model is what the index says, as in transformers: a shard may hold more. A folder with an index of
 shards and a model.safetensors beside it holds two models, of which transformers takes the second without a word; that
-is refused. Holes between tensors, which the format forbids, hurt nobody and are let through.
+is refused. An index none of whose shards is there is no second model: `save_pretrained` removes old shards and leaves
+their index, and the one file is the model. Holes between tensors, which the format forbids, hurt nobody and are let
+through.
 """
 
 from __future__ import annotations
@@ -76,13 +78,18 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     single = is_file(folder / SINGLE)
     if is_file(folder / INDEX):
         shards = _shards(folder)
+        there = [file.name for file in shards if is_file(file)]
+        if single and not there:
+            return {folder / SINGLE: None}
         if single and folder / SINGLE not in shards:
-            first = min(file.name for file in shards)
             raise SourceError(
-                f"there is {SINGLE}, and {INDEX}, which names {first}: two models in one folder",
+                f"there is {SINGLE}, and {INDEX}, which names {there[0]}: two models in one folder",
                 where=folder,
                 remedy=f"Remove {SINGLE}, or the index with its shards, whichever is the older one",
             )
+        if missing := [file.name for file in shards if file.name not in there]:
+            what = f"the index names {missing[0]}, which is not there"
+            raise SourceError(what, where=folder / INDEX, remedy=f"Download {missing[0]} as well")
         return {file: set(names) for file, names in shards.items()}
     if single:
         return {folder / SINGLE: None}
@@ -90,6 +97,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
 
 
 def _shards(folder: Path) -> dict[Path, list[str]]:
+    """The files that the index names, by name, and the tensors of each; whether they are there is not looked at."""
     index = read_object(folder / INDEX, HEADER_LIMIT)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -109,10 +117,6 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
         if not name.endswith(".safetensors"):
             what = f"the index names {shown(name)}, which is no safetensors file"
             raise SourceError(what, where=folder / INDEX, remedy="Take the safetensors version of the checkpoint")
-        if not is_file(folder / name):
-            raise SourceError(
-                f"the index names {name}, which is not there", where=folder / INDEX, remedy=f"Download {name} as well"
-            )
     return {folder / name: shards[name] for name in sorted(shards)}
 
 

@@ -18,11 +18,11 @@ from edgephi.files import unreadable
 
 Float32 = NDArray[np.float32]
 
-PLAIN_TYPES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of one value. Everything else that is read is a GGUF block type."""
+PLAIN_TYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+"""Bytes of one value; float64 is rounded to float32. Everything else that is read is a GGUF block type."""
 
 UNREAD_TYPES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "I32": 4}
-UNREAD_TYPES |= {"U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
+UNREAD_TYPES |= {"U32": 4, "I64": 8, "U64": 8, "C64": 8}
 """Types of safetensors files that a buffer nobody reads may have, and no weight; bytes of one value."""
 
 
@@ -53,6 +53,7 @@ def read_rows(ref: TensorRef, start: int, stop: int) -> Float32:
 
     Raises:
         SourceError: the file ends before the rows do.
+        WeightError: a float64 that is finite there and would not be as float32.
     """
     raw = read_raw_rows(ref, start, stop).reshape(-1)
     shape = (stop - start, *ref.shape[1:])
@@ -60,9 +61,23 @@ def read_rows(ref: TensorRef, start: int, stop: int) -> Float32:
         return raw.view("<f4").reshape(shape)
     if ref.storage == "F16":
         return raw.view("<f2").astype(np.float32).reshape(shape)
+    if ref.storage == "F64":
+        return _narrowed(raw.view("<f8"), ref).reshape(shape)
     if ref.storage == "BF16":
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)
     return _dequantize(raw, ref.storage).reshape(shape)
+
+
+def _narrowed(values: NDArray[np.float64], ref: TensorRef) -> Float32:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if np.any(np.isinf(narrow) & np.isfinite(values)):
+        raise WeightError(
+            f"tensor {ref.name} holds float64 values beyond what float32 holds",
+            where=ref.file,
+            remedy="Save the checkpoint in float32 or bfloat16, and see whether it still answers",
+        )
+    return narrow
 
 
 def read_raw_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.uint8]:

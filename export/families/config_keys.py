@@ -16,7 +16,8 @@ from collections.abc import Mapping
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.checkpoint.config import Config, shown
-from edgephi.export.families.rope import scaling_section, stated_once
+from edgephi.export.families.rope import ORIGINAL, scaling_section, stated_once, type_key
+from edgephi.export.families.sizes import SAME_ACTIVATION
 from edgephi.export.spec import DecoderSpec
 
 _SIZES = {
@@ -75,15 +76,18 @@ _WITHOUT_EFFECT = {
     "library_name", "license", "model_id", "model_name", "name", "name_or_path", "params_dtype", "pipeline_tag", "tags",
     "torch_dtype", "trust_remote_code", "use_bfloat16",
     # what a call returns, how much memory it takes, which kernel computes it
-    "attention_softmax_in_fp32", "chunk_size_feed_forward", "flash_attn", "fp32_residual_connection",
-    "gradient_checkpointing", "is_decoder", "keys_to_ignore_at_inference", "output_attentions", "output_hidden_states",
+    "attention_softmax_in_fp32", "base_model_pp_plan", "base_model_tp_plan", "chunk_size_feed_forward", "flash_attn",
+    "flash_rotary", "fp32_residual_connection", "fused_dense", "gradient_checkpointing", "pp_plan", "tp_plan",
+    "is_decoder", "keys_to_ignore_at_inference", "output_attentions", "output_hidden_states",
     "output_router_logits", "reorder_and_upcast_attn", "residual_dtype", "residual_in_fp32", "return_dict",
     "sequence_parallel", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_cache", "use_flash_attn",
-    "use_flash_attention", "use_flash_attention_2", "use_liger_kernel", "use_reentrant_checkpointing",
+    "use_flash_attention", "use_flash_attention_2", "use_kernels", "use_liger_kernel", "use_reentrant_checkpointing",
     "use_return_dict", "use_sdpa", "use_xformers",
     # tensor parallel products are the same products; transformers has ignored the key since 4.50
     "pretraining_tp", "tensor_parallel", "tp_size",
-    # training
+    # training, LongLoRA's shifted attention and adapters that are merged or refused by their tensors among it
+    "fan_in_fan_out", "group_size_ratio", "init_lora_weights", "layers_to_transform", "modules_to_save",
+    "normalize_reward", "target_modules", "value_head_prefix", "z_loss_enabled",
     "gradient_checkpointing_kwargs", "initializer_factor", "initializer_range", "input_jitter_noise", "label_smoothing",
     "loss_type", "neftune_noise_alpha", "rescale_layer", "router_z_loss_coef", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "use_unsloth", "z_loss",
@@ -91,6 +95,10 @@ _WITHOUT_EFFECT = {
     "classifier_activation", "classifier_bias", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
     "task_specific_params", "tf_legacy_loss",
     # tokens and generation
+    "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind",
+    "cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile",
+    "dola_layers", "is_assistant", "low_memory", "max_cache_len", "max_matching_ngram_size", "prefill_chunk_size",
+    "prompt_lookup_num_tokens", "speculation_type", "target_lookbehind", "use_mtp", "use_model_defaults",
     "bad_words_ids", "begin_suppress_tokens", "bos_token", "chat_template", "constraints", "diversity_penalty",
     "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "eos_token",
     "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "guidance_scale",
@@ -174,21 +182,30 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """Keys that change what a decoder computes, with the values that do not; null and empty ones never do."""
 
+_OTHER_NAMES = {
+    "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+}  # fmt: skip
 _EPSILONS = {"layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps"}
-_DECIDED_LATER = _EPSILONS | {
-    "activation",
-    "activation_function",
-    "attention_multiplier",
-    "hidden_activation",
-    "layer_types",
-    "max_window_layers",
-    "parallel_attn",
-    "parallel_residual",
-    "query_pre_attn_scalar",
-    "sliding_window",
-    "use_parallel_residual",
-    "use_sliding_window",
-}
+_DECIDED_LATER = (
+    _EPSILONS
+    | _OTHER_NAMES.keys()
+    | {
+        "activation",
+        "activation_function",
+        "attention_multiplier",
+        "hidden_activation",
+        "layer_types",
+        "max_window_layers",
+        "parallel_attn",
+        "parallel_residual",
+        "query_pre_attn_scalar",
+        "rotary_dim",
+        "sliding_window",
+        "use_parallel_residual",
+        "use_sliding_window",
+    }
+)
 """Neutral or not as the rest of the configuration says; see `_contradicts`."""
 
 _KNOWS_BETTER = (
@@ -243,6 +260,8 @@ def check_traced(config: Config) -> None:
     stated_once(config, "partial_rotary_factor")
     section = scaling_section(config)
     if section is not None:
+        if section.text(type_key(section), "default") not in ("default", "linear", "dynamic"):
+            stated_once(config, ORIGINAL)
         for key in ("factor", "rope_theta", "partial_rotary_factor", "attention_factor"):
             if section.has(key):
                 section.positive(key)
@@ -255,6 +274,11 @@ def _contradicts(config: Config, family: str, key: str, value: object, spec: Dec
         case _ if key in _EPSILONS:  # another family's word for it
             (own,) = _EPSILONS & _READ[family]
             return None if config.has(own) else f"{family} models have {own}"
+        case _ if key in _OTHER_NAMES:  # as the first Phi and GPT-2 have them
+            own = _OTHER_NAMES[key]
+            return None if value == config.values.get(own) else f"{own} is {shown(config.values.get(own))}"
+        case "rotary_dim":
+            return None if value == spec.rope.dim else f"{spec.rope.dim} channels of a head are rotated"
         case "sliding_window":  # of a family that has none
             fits = isinstance(value, int) and value >= spec.context_length
             return None if fits or config.values.get("use_sliding_window") is False else "this family has no window"
@@ -268,7 +292,9 @@ def _contradicts(config: Config, family: str, key: str, value: object, spec: Dec
             return None if same else f"all layers are built with {kind}"
         case "activation" | "activation_function" | "hidden_activation":
             gated = key == "activation" and value == "swiglu" and spec.mlp == "gated_silu"  # as Falcon 3 has it
-            return None if gated or value == config.values.get("hidden_act") else "hidden_act says otherwise"
+            stated = config.values.get("hidden_act")
+            same = any(value in names and stated in names for names in SAME_ACTIVATION.values())
+            return None if gated or same or value == stated else "hidden_act says otherwise"
         case "attention_multiplier":
             exact = spec.head_dim**-0.5
             near = isinstance(value, float) and abs(value - exact) <= 1e-6 * exact

@@ -11,7 +11,7 @@ from dataclasses import replace
 from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.rope import rope_from_config, stated_once
-from edgephi.export.families.sizes import plain_decoder, read_sizes
+from edgephi.export.families.sizes import DEFAULT_CONTEXT, expect_activation, plain_decoder, read_sizes
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 
@@ -39,7 +39,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 
 def read_config(config: Config) -> DecoderSpec:
     """LlamaConfig, of transformers 4 or 5, as a description of the decoder."""
-    config.expect("hidden_act", "silu")
+    expect_activation(config, "silu")
     # transformers rotates whole heads whatever this says, or stops over it, depending on the rope type
     stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
@@ -47,7 +47,7 @@ def read_config(config: Config) -> DecoderSpec:
     spec = plain_decoder(
         "llama",
         sizes,
-        context_length=config.integer("max_position_embeddings"),
+        context_length=config.integer("max_position_embeddings", DEFAULT_CONTEXT),
         norm_epsilon=config.positive("rms_norm_eps", 1e-6),
         rope=rope_from_config(config, sizes.head_dim),
         tied_embedding=config.boolean("tie_word_embeddings", False),

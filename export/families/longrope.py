@@ -19,14 +19,19 @@ TYPES = ("longrope", "su")
 """The second is how Phi-3 was first published."""
 
 
-def ropes_from_config(config: Config, head_dim: int, context: int) -> tuple[Rope, LongRope | None]:
+def ropes_from_config(
+    config: Config, head_dim: int, context: int, *, reads_mscale: bool = True
+) -> tuple[Rope, LongRope | None]:
     """The rope, and the one that replaces it in long sequences where the model has two.
 
     Reads what `rope_from_config` reads, and in addition the types "longrope" and "su": `short_factor` and `long_factor`
     (a number for each pair of rotated channels), `attention_factor`, or `short_mscale` and `long_mscale` (Phi-3.5-MoE).
+    For two places that give different original lengths the caller has to decide; the top level counts here.
 
     Args:
         context: longest sequence the model is for, in tokens. Up to the original length, the short factors do.
+        reads_mscale: False for Phi3ForCausalLM, which transformers 4 and 5 scale by the attention factor whatever
+            `short_mscale` and `long_mscale` say.
 
     Raises:
         UnsupportedModelError: a key is missing or holds a value that cannot be; the message names it.
@@ -44,7 +49,8 @@ def ropes_from_config(config: Config, head_dim: int, context: int) -> tuple[Rope
         numbers = np.asarray(scaling.numbers(factors, len(wavelengths)), np.float32)
         if not numbers.min() > 0:
             raise scaling.refusal(factors, float(numbers.min()), "factors above 0 are needed")
-        return checked_rope(config, np.float32(1.0) / (numbers * wavelengths), scaling.positive(mscale, scale))
+        own = scaling.positive(mscale, scale) if reads_mscale else scale
+        return checked_rope(config, np.float32(1.0) / (numbers * wavelengths), own)
 
     short, long = rope("short_factor", "short_mscale"), rope("long_factor", "long_mscale")
     return short, LongRope(original, long) if context > original else None

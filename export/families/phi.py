@@ -11,12 +11,9 @@ from dataclasses import replace
 
 from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.rope import rope_from_config, stated_once
-from edgephi.export.families.sizes import plain_decoder, read_sizes
+from edgephi.export.families.rope import DEFAULTS, rope_from_config, stated_once
+from edgephi.export.families.sizes import DEFAULT_CONTEXT, expect_activation, plain_decoder, read_sizes
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
-
-DEFAULT_ROTARY_FACTOR = 0.5
-"""PhiConfig's, unlike that of every other family."""
 
 
 def describe(checkpoint: Checkpoint) -> Architecture:
@@ -42,15 +39,17 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 
 def read_config(config: Config) -> DecoderSpec:
     """PhiConfig, of transformers 4 or 5, as a description of the decoder."""
-    config.expect("hidden_act", "gelu_new")
+    expect_activation(config, "gelu_new")
     config.expect("qk_layernorm", False)
     sizes = read_sizes(config)
     if not stated_once(config, "partial_rotary_factor").has("partial_rotary_factor"):
-        config = Config({**config.values, "partial_rotary_factor": DEFAULT_ROTARY_FACTOR}, config.where)
+        config = Config(
+            {**config.values, "partial_rotary_factor": DEFAULTS["phi", "partial_rotary_factor"]}, config.where
+        )
     spec = plain_decoder(
         "phi",
         sizes,
-        context_length=config.integer("max_position_embeddings"),
+        context_length=config.integer("max_position_embeddings", DEFAULT_CONTEXT),
         # not rms_norm_eps: this family has a key of its own
         norm_epsilon=config.positive("layer_norm_eps", 1e-5),
         rope=rope_from_config(config, sizes.head_dim),

@@ -12,7 +12,7 @@ from edgephi.export.checkpoint.gguf_rope import PHI3_FIRST_CONTEXT
 from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
 from edgephi.export.families.rope import scaling_section
-from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
+from edgephi.export.families.sizes import expect_activation, plain_decoder, read_sizes, read_window
 from edgephi.export.spec import Architecture, Checkpoint, DecoderSpec
 
 
@@ -47,7 +47,7 @@ def _claim_stacked(claims: Claims, ours: str, block: str, fused: str, rows: tupl
 
 def read_config(config: Config) -> DecoderSpec:
     """Phi3Config, of transformers 4 or 5, as a description of the decoder."""
-    config.expect("hidden_act", "silu")
+    expect_activation(config, "silu")
     config.expect("attention_bias", False)
     config.expect("mlp_bias", False)
     config.expect("lm_head_bias", False)
@@ -57,7 +57,7 @@ def read_config(config: Config) -> DecoderSpec:
     if scaling is not None and not config.has("original_max_position_embeddings"):
         # transformers reads the key at the top level only, and takes the first Phi-3's where it is missing
         scaling.expect("original_max_position_embeddings", PHI3_FIRST_CONTEXT)
-    rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
+    rope, long_rope = ropes_from_config(config, sizes.head_dim, context, reads_mscale=False)
     spec = plain_decoder(
         "phi3",
         sizes,

@@ -15,6 +15,7 @@ from math import gcd
 from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
+from edgephi.export.families.rope import ORIGINAL, scaling_section, stated_once
 from edgephi.export.families.sizes import MAX_LAYERS, Sizes, plain_decoder, read_sizes
 from edgephi.export.spec import Architecture, BlockSparse, Checkpoint, DecoderSpec
 
@@ -62,6 +63,8 @@ def read_config(config: Config) -> DecoderSpec:
     common = Config({**config.values, "intermediate_size": inner, "rope_theta": theta}, config.where)
     sizes = read_sizes(common)
     context = config.integer("max_position_embeddings")
+    if (scaling := scaling_section(common)) is not None and scaling.has("short_factor"):
+        stated_once(common, ORIGINAL)  # the published code reads the section's, other programs the top level's
     rope, long_rope = ropes_from_config(common, sizes.head_dim, context)
     width = config.positive("mup_width_multiplier")
     scale = config.positive("mup_attn_multiplier") / sizes.head_dim if config.boolean("mup_use_scaling") else None

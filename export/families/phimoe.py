@@ -12,12 +12,9 @@ from dataclasses import replace
 from edgephi.export.checkpoint.config import Config
 from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.naming import Claims
-from edgephi.export.families.rope import stated_once
-from edgephi.export.families.sizes import plain_decoder, read_sizes, read_window
+from edgephi.export.families.rope import DEFAULTS, ORIGINAL, scaling_section, stated_once
+from edgephi.export.families.sizes import expect_activation, plain_decoder, read_sizes, read_window
 from edgephi.export.spec import EXPERTS_PER_TOKEN, Architecture, Checkpoint, DecoderSpec, Experts
-
-DEFAULT_THETA = 1000000.0
-"""PhimoeConfig's, unlike that of every other Phi."""
 
 MAX_EXPERTS = 256
 
@@ -55,7 +52,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
 
 def read_config(config: Config) -> DecoderSpec:
     """PhimoeConfig, of transformers 4 or 5, as a description of the decoder."""
-    config.expect("hidden_act", "silu")
+    expect_activation(config, "silu")
     config.expect("num_experts_per_tok", EXPERTS_PER_TOKEN)
     stated_once(config, "partial_rotary_factor").expect("partial_rotary_factor", 1.0)
     sizes = read_sizes(config)
@@ -64,7 +61,10 @@ def read_config(config: Config) -> DecoderSpec:
     if not 0 <= jitter < 1:
         raise config.refusal("router_jitter_noise", jitter, "a fraction is needed")
     if not stated_once(config, "rope_theta").has("rope_theta"):
-        config = Config({**config.values, "rope_theta": DEFAULT_THETA}, config.where)
+        config = Config({**config.values, "rope_theta": DEFAULTS["phimoe", "rope_theta"]}, config.where)
+    if (scaling := scaling_section(config)) is not None and scaling.has("short_factor"):
+        # transformers 4 decides by the section's length which factor scales the angles, and 5 by the top level's
+        stated_once(config, ORIGINAL)
     rope, long_rope = ropes_from_config(config, sizes.head_dim, context)
     bias = config.boolean("attention_bias", False)
     spec = plain_decoder(

@@ -21,9 +21,12 @@ _KEYS_OF = {
     "longrope": {"attention_factor", "factor", "long_factor", "long_mscale", "short_factor", "short_mscale"},
 }
 _KEYS_OF["su"] = _KEYS_OF["longrope"]
+ORIGINAL = "original_max_position_embeddings"
+DEFAULTS = {("phi", "partial_rotary_factor"): 0.5, ("phimoe", "rope_theta"): 1000000.0}
+"""What PhiConfig and PhimoeConfig take where nothing is said; every other class takes 1.0 and 10,000."""
 _ANY_TYPE = {
     "finetuned",
-    "original_max_position_embeddings",
+    ORIGINAL,
     "partial_rotary_factor",
     "rope_theta",
     "rope_type",
@@ -44,7 +47,7 @@ def rope_from_config(config: Config, head_dim: int) -> Rope:
         if kind == "linear":
             inv_freq = inv_freq / np.float32(scaling.positive("factor"))
         elif kind == "llama3":
-            inv_freq = _llama3(inv_freq, scaling)
+            inv_freq = _llama3(inv_freq, scaling, stated_once(config, ORIGINAL).integer(ORIGINAL))
         elif kind == "factors":
             divisors = np.asarray(scaling.numbers("factors", len(inv_freq)), np.float32)
             inv_freq = np.divide(inv_freq, divisors, dtype=np.float32)
@@ -80,8 +83,9 @@ def _plain(config: Config, section: Config) -> dict[str, object]:
     said = {key: value for key, value in section.values.items() if value is not None}
     said["rope_type"] = section.text(type_key(section), "default")
     said.pop("type", None)
-    said.setdefault("rope_theta", config.values.get("rope_theta"))
-    said.setdefault("partial_rotary_factor", config.values.get("partial_rotary_factor"))
+    for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0)):
+        default = DEFAULTS.get((str(config.values.get("model_type")), key), default)
+        said.setdefault(key, config.values[key] if config.has(key) else default)
     return said
 
 
@@ -110,7 +114,7 @@ def powers_of_theta(config: Config, head_dim: int) -> NDArray[np.float32]:
 def stated_once(config: Config, key: str) -> Config:
     """Where a key of the rope stands: in the rope's section, as transformers 5 has it, or at the top level.
 
-    transformers 4 reads the top level and 5 the section, so both may say it only if they say the same.
+    transformers 4 and 5 do not read the same one of the two, so both may say it only if they say the same.
     """
     section = scaling_section(config)
     if section is None or not section.has(key):
@@ -138,11 +142,14 @@ def checked_rope(config: Config, inv_freq: NDArray[np.float32], scale: float = 1
     return make_rope(inv_freq, scale)
 
 
-def _llama3(inv_freq: NDArray[np.float32], scaling: Config) -> NDArray[np.float32]:
-    """Slow channels are stretched by `factor`, fast ones kept, those between are blended (Llama 3.1 release notes)."""
+def _llama3(inv_freq: NDArray[np.float32], scaling: Config, context: int) -> NDArray[np.float32]:
+    """Slow channels are stretched by `factor`, fast ones kept, those between are blended (Llama 3.1 release notes).
+
+    Args:
+        context: tokens of the sequences that the model was first trained with.
+    """
     factor = scaling.positive("factor")
     low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
-    context = scaling.integer("original_max_position_embeddings")
     if high <= low:
         raise scaling.refusal("high_freq_factor", high, f"it must exceed low_freq_factor {low}")
     turns = context * inv_freq / np.float32(2 * math.pi)

@@ -11,6 +11,16 @@ MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024
 """Far beyond any published decoder; a damaged file asks for more and would be built for hours."""
 
 
+DEFAULT_CONTEXT = 2048
+"""Tokens, where LlamaConfig or PhiConfig leaves `max_position_embeddings` out, as the first Llama's did."""
+SAME_ACTIVATION = {
+    "silu": ("silu", "swish"),
+    # all four are tanh's approximation of GELU, with constants that differ in the last digits at most
+    "gelu_new": ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
+}
+"""Names that transformers' activations.py gives to one function, by the name that edgephi's families know."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     hidden: int
@@ -39,6 +49,13 @@ def read_sizes(config: Config) -> Sizes:
         intermediate=config.integer("intermediate_size"),
         vocabulary=config.integer("vocab_size"),
     )
+
+
+def expect_activation(config: Config, name: str) -> None:
+    """`hidden_act` is absent, or a name of this function."""
+    value = config.values.get("hidden_act")
+    if value is not None and value not in SAME_ACTIVATION[name]:
+        raise config.refusal("hidden_act", value, f"edgephi builds {' or '.join(SAME_ACTIVATION[name])}")
 
 
 def read_window(config: Config, context_length: int) -> int | None:

@@ -5,7 +5,8 @@ A fast tokenizer of transformers (4.57 and 5.24 alike: `PreTrainedTokenizerBase.
 
 1. tokens of `added_tokens_decoder` in tokenizer_config.json, by id, whose text or flags differ from tokenizer.json's;
    where tokenizer_config.json has no such key, those of added_tokens.json that tokenizer.json lacks;
-2. the tokens with a role (begin, end, padding …) that are no added tokens yet;
+2. the tokens with a role (begin, end, padding …) that are no added tokens yet; here the first two of them, if the
+   embedding is known to have a row;
 3. `additional_special_tokens`.
 
 A token that the vocabulary holds keeps its id and gets the flags; another one gets the next free id, whatever the files
@@ -72,7 +73,7 @@ def add_tokens(
     limit = rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else 2**32
     without_row: list[str] = []
     before = len(tokenizer.get_added_tokens_decoder())
-    for token in _named_beside(parsed, folder):
+    for token in _named_beside(parsed, folder, rows_known=limit < 2**32):
         known = tokenizer.token_to_id(token.content)
         if known is None and not token.needed:
             continue
@@ -121,7 +122,7 @@ def _entries(tokenizer: Tokenizer) -> list[JsonValue]:
     ]
 
 
-def _named_beside(parsed: Mapping[str, JsonValue], folder: Path) -> Iterator[_Token]:
+def _named_beside(parsed: Mapping[str, JsonValue], folder: Path, *, rows_known: bool) -> Iterator[_Token]:
     config_path, map_path = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config, roles = read_optional(config_path), read_optional(map_path)
     decoder = config.get("added_tokens_decoder")
@@ -139,8 +140,9 @@ def _named_beside(parsed: Mapping[str, JsonValue], folder: Path) -> Iterator[_To
     for source, path in ((config, config_path), (roles if decoder is None else {}, map_path)):
         for role in _ROLES:
             if (one := _content(source.get(role))) is not None:
-                # padding that nobody needs is not worth a row; an end that is missing is an error of its own
-                yield _Token(one, {**_flags(source.get(role), path), "special": True}, None, path, needed=False)
+                # padding that nobody needs is not worth a row; an end that gets none is an error of its own
+                needed = rows_known and role in ("bos_token", "eos_token")
+                yield _Token(one, {**_flags(source.get(role), path), "special": True}, None, path, needed=needed)
     for source, path in ((config, config_path), (roles if decoder is None else {}, map_path)):
         for content, flags in _special(source, path, roles=False):
             yield _Token(content, {**flags, "special": True}, None, path)

@@ -48,7 +48,8 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     (`edgephi.export.tokenizer.added_tokens`). Begin, end and padding ids come from generation_config.json, then
     config.json, then tokenizer_config.json / special_tokens_map.json; end ids are the union of all of them and of the
     token with which the chat template closes an assistant's message. Padding and unknown tokens that do not exist are
-    left out: nobody needs them.
+    left out: nobody needs them. So are a begin id that no token has and, where others end an answer, an end id of a
+    row of the embedding without a token; a note says so.
 
     Raises:
         SourceError: a file is too large (64 MiB), unreadable or malformed, or a link that leaves the folder.
@@ -76,6 +77,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
 
     ids = _ConfiguredIds(folder, tokenizer, names)
     ends, begins, pads = (ids.all_of(role) for role in ("eos_token", "bos_token", "pad_token"))
+    notes += tuple(ids.notes)
     conversation = None
     if template is not None:
         with ChatTemplate(template, names) as compiled:
@@ -129,10 +131,22 @@ class _ConfiguredIds:
         paths = (folder / "generation_config.json", folder / "config.json")
         self._configs = [(path, read_optional(path)) for path in paths]
         self._tokens_from = folder / "tokenizer_config.json"
+        rows = dict(self._configs)[folder / "config.json"].get("vocab_size")
+        self._rows = rows if isinstance(rows, int) and not isinstance(rows, bool) else 0
+        self.notes: list[str] = []
+        """What was left out, in sentences."""
 
     def all_of(self, role: str) -> list[int]:
         """Every id stated for `role`, first source first, without repetition."""
-        found = [token for path, config in self._configs for token in self._stated(path, config, f"{role}_id")]
+        key = f"{role}_id"
+        found: list[int] = []
+        left_out: list[tuple[int, Path]] = []
+        for path, config in self._configs:
+            for token in self._stated(path, config, key):
+                if self._is_id(token):
+                    found.append(token)
+                else:
+                    left_out.append((token, path))
         name = self._names.get(role)
         if name is not None:
             token_id = self._tokenizer.token_to_id(name)
@@ -143,22 +157,25 @@ class _ConfiguredIds:
                     remedy="Take tokenizer.json and tokenizer_config.json from the same checkpoint",
                 )
             found.append(token_id)
+        if role == "eos_token" and left_out and not found:
+            raise _no_id(key, *left_out[0])
+        if role != "pad_token":
+            self.notes += [f"left out: {key} {token} of {path.name}, which no token has" for token, path in left_out]
         return list(dict.fromkeys(found))
 
     def _stated(self, path: Path, config: Mapping[str, JsonValue], key: str) -> list[int]:
+        """The ids that one file states, those among them that no token has and nobody needs."""
         value = config.get(key)
         stated = value if isinstance(value, list) else [] if value is None else [value]
         ids: list[int] = []
         for token in stated:
-            if not self._is_id(token):
-                # -1, an id of another vocabulary or one of a row without a token: padding that nobody needs
-                if key == "pad_token_id" and isinstance(token, int) and not isinstance(token, bool) and token < 2**32:
-                    continue
-                raise TokenizerError(
-                    f"{key} is {reprlib.repr(token)}, which is no id of the tokenizer",
-                    where=path,
-                    remedy=f"Correct {key} in {path.name} or take tokenizer.json from the same checkpoint",
-                )
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise _no_id(key, token, path)
+            # -1, an id of another vocabulary or one of a row without a token; an answer that should end cannot do so
+            # by the first two, which come from another model
+            needed = not -(2**32) < token < 2**32 if key != "eos_token_id" else not 0 <= token < self._rows
+            if needed and not self._is_id(token):
+                raise _no_id(key, token, path)
             ids.append(token)
         return ids
 
@@ -167,6 +184,14 @@ class _ConfiguredIds:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
             return False
         return self._tokenizer.id_to_token(value) is not None
+
+
+def _no_id(key: str, token: JsonValue, path: Path) -> TokenizerError:
+    return TokenizerError(
+        f"{key} is {reprlib.repr(token)}, which is no id of the tokenizer",
+        where=path,
+        remedy=f"Correct {key} in {path.name} or take tokenizer.json from the same checkpoint",
+    )
 
 
 def _missing(folder: Path) -> TokenizerError:

@@ -82,10 +82,6 @@ def test_a_head_that_repeats_the_embedding_is_stored_once(precision: str, fixtur
     plain = build_graph(fixtures / "llama-tied", tmp_path / "plain", precision)  # type: ignore[arg-type]
     for name, change in (("same", same_head(np.float32)), ("wider", same_head(np.float64))):
         folder = changed(fixtures / "llama-tied", tmp_path / name, change)
-        if name == "wider":  # float64 is no weight's type
-            with pytest.raises(WeightError, match=r"lm_head\.weight has dtype 'F64'"):
-                describe(open_folder(folder))
-            continue
         again = build_graph(folder, tmp_path / f"{name}-out", precision)  # type: ignore[arg-type]
         for file in plain.parent.iterdir():
             assert (again.parent / file.name).read_bytes() == file.read_bytes()

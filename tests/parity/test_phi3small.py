@@ -188,6 +188,19 @@ def test_longrope_takes_the_factors_of_the_whole_length(tmp_path: Path) -> None:
         assert distance(used(config, Decoder(graph).feed(ids)), reference) < FP32_TOLERANCE
 
 
+def test_two_original_lengths_are_refused() -> None:
+    """The published code reads the one in the section, other programs the one at the top level."""
+    scaling = {
+        "type": "su",
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 32,
+    }
+    config = {**BASE, "rope_scaling": scaling, "original_max_position_embeddings": 16}
+    with pytest.raises(UnsupportedModelError, match="original_max_position_embeddings is 16: in"):
+        read_config(Settings(config, "config.json"))
+
+
 def test_fp16_stays_within_half_precision_of_the_reference(tmp_path: Path) -> None:
     weights, ids = random_weights(BASE, 0), token_ids(BASE)
     graph = build_graph(write_checkpoint(BASE, weights, tmp_path / "source"), tmp_path / "graph", "fp16")

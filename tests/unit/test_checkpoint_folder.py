@@ -15,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from edgephi.errors import EdgephiError, SourceError, UnsupportedModelError, WeightError
 from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
+from edgephi.export.spec import TensorRef
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 
@@ -216,12 +218,28 @@ def test_weights_that_zero3_left_empty_are_named(checkpoint: Path) -> None:
     assert name in error.what and "zero_to_fp32" in error.remedy
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.float64, ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint16, ml_dtypes.float8_e4m3fn])
 def test_a_weight_in_a_type_that_is_not_read_is_named(dtype: type, checkpoint: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     shape = load_file(checkpoint / "model.safetensors")[name].shape
     error = refused(resaved(checkpoint, **{name: np.ones(shape, dtype)}))
     assert isinstance(error, WeightError) and name in error.what and "dtype" in error.what
+
+
+def test_float64_is_read_as_float32(checkpoint: Path) -> None:
+    """Checkpoints that numpy or a training in double precision saved; float32 is what a graph computes with."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = load_file(checkpoint / "model.safetensors")[name].astype(np.float64) * (1 + 1e-12)
+
+    def query() -> TensorRef:
+        folder = resaved(checkpoint, **{name: values})
+        return describe(open_folder(folder)).weights["layers.0.qkv.weight"].parts[0].tensor
+
+    assert query().storage == "F64"
+    assert np.array_equal(read_rows(query(), 1, 5), values[1:5].astype(np.float32))
+    values[3, 2] = 1e300
+    with pytest.raises(WeightError, match=f"{name} holds float64 values beyond"):
+        read_rows(query(), 0, 5)
 
 
 # -- links and permissions ---------------------------------------------------------------------------------------------

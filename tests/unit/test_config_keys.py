@@ -40,6 +40,13 @@ LEFT_BEHIND: dict[str, object] = {
     "top_p": 1.0, "torch_dtype": "float16", "torchscript": False, "transformers_version": "4.44.0",
     "transformers.js_config": {"dtype": "q4"}, "typical_p": 1.0, "unsloth_fixed": True, "unsloth_version": "2024.9",
     "use_bfloat16": False, "use_cache": False, "use_sliding_window": False, "sliding_window": 131072,
+    "cache_implementation": "static", "assistant_confidence_threshold": 0.4, "assistant_lookbehind": 10,
+    "compile_config": {"mode": "default"}, "disable_compile": True, "dola_layers": "low", "is_assistant": True,
+    "low_memory": True, "max_matching_ngram_size": 2, "prefill_chunk_size": 512, "prompt_lookup_num_tokens": 10,
+    "target_lookbehind": 10, "tp_plan": "auto", "base_model_tp_plan": {"layers.*.mlp.up_proj": "colwise"},
+    "use_kernels": True, "group_size_ratio": 0.25, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"],
+    "value_head_prefix": "score", "normalize_reward": False, "z_loss_enabled": False, "flash_rotary": False,
+    "fused_dense": False, "n_embd": 48, "n_head": 3, "n_layer": 2, "rotary_dim": 16, "hidden_activation": "swish",
     "activation": "swiglu", "mlp_bias": False, "qk_layer_norms": False, "something_new": None, "and_empty": [],
 }  # fmt: skip
 
@@ -54,6 +61,31 @@ def spec_of(source: Path, folder: Path, **changes: object) -> DecoderSpec:
 def test_what_older_libraries_and_tools_leave_behind_changes_nothing(fixtures: Path, tmp_path: Path) -> None:
     plain = describe(open_folder(fixtures / "llama-tied")).spec
     assert spec_of(fixtures / "llama-tied", tmp_path / "c", **LEFT_BEHIND) == plain
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("llama-tied", "swish"),
+        ("phi3-mha", "swish"),
+        ("phimoe", "swish"),
+        ("phi-parallel", "gelu_fast"),
+        ("phi-parallel", "gelu_pytorch_tanh"),
+        ("phi-parallel", "gelu_python_tanh"),
+    ],
+)
+def test_an_activation_may_have_any_of_its_names(case: str, name: str, fixtures: Path, tmp_path: Path) -> None:
+    """transformers' activations.py gives them one function; constants differ in the last digits at most."""
+    assert spec_of(fixtures / case, tmp_path / "c", hidden_act=name) == describe(open_folder(fixtures / case)).spec
+    with pytest.raises(UnsupportedModelError, match="hidden_act is 'gelu'"):
+        spec_of(fixtures / case, tmp_path / "d", hidden_act="gelu")
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "phi-parallel"])
+def test_a_length_that_is_left_out_is_transformers_default(case: str, fixtures: Path, tmp_path: Path) -> None:
+    """The first Llama was published so."""
+    spec = spec_of(fixtures / case, tmp_path / "c", max_position_embeddings=None, max_sequence_length=2048)
+    assert spec.context_length == 2048
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -100,6 +132,9 @@ def test_published_models_are_not_refused_for_a_key(model: str) -> None:
         ("scale_attn_weights", False),
         ("use_parallel_residual", True),
         ("hidden_activation", "gelu"),
+        ("n_embd", 128),
+        ("n_layer", 3),
+        ("rotary_dim", 8),
         ("hidden_act", "gelu"),
         ("norm_type", "layernorm"),
         ("position_embedding_type", "absolute"),
@@ -185,6 +220,13 @@ def test_a_long_or_deep_value_is_cut_in_the_message(fixtures: Path, tmp_path: Pa
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}}, "rope_sc"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000"),
+        (
+            {
+                "original_max_position_embeddings": 32,
+                "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
+            },
+            "original_max_position_embeddings is 32",
+        ),
     ],
 )
 def test_the_route_through_optimum_refuses_what_it_would_read_over(changes: dict[str, object], named: str) -> None:

@@ -38,6 +38,51 @@ def test_what_templates_want_first_does_not_hide_the_end(before: str, content: s
         assert end_of_turn(template, ("<|im_end|>", "<|endoftext|>")) == EndOfTurn(("<|im_end|>",), rendered=True)
 
 
+ROLES = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|im_start|>", "<|im_end|>")
+TURN = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+NEXT = "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+USER = "{% if messages[-1].role != 'user' %}{{ raise_exception('the user speaks last') }}{% endif %}"
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+
+
+@pytest.mark.parametrize("before", ["", "<s>", SYSTEM, USER, SYSTEM + USER, "<s><|system|>\nBe brief.<|end|>\n"])
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        (TURN + "{% if not loop.last %}<|end|>\n{% endif %}" + NEXT, "<|end|>"),
+        (TURN + "{% if not (loop.last and m.role == 'assistant') %}<|end|>\n{% endif %}" + NEXT, "<|end|>"),
+        # the words that begin an answer are always written, and no end
+        (TURN + "{% if not loop.last %}<|end|>{% endif %}\n{% endfor %}<|assistant|>\n", "<|end|>"),
+        (TURN + "{% if m.role == 'assistant' and not loop.last %}</s>\n{% endif %}" + NEXT, "</s>"),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{% if not loop.first %}<|end|>\n{% endif %}<|user|>\n"
+            "{{ m.content }}<|end|>\n<|assistant|>\n{% else %}{{ m.content }}{% endif %}{% endfor %}",
+            "<|end|>",
+        ),
+        (CHATML + "{% if not loop.last %}<|im_end|>\n{% endif %}{% endfor %}", "<|im_end|>"),
+        # nothing ends an answer: what follows begins the next question
+        (TURN + "\n" + NEXT, None),
+        (CHATML + "\n{% endfor %}", None),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
+    ],
+)
+def test_an_answer_that_stays_open_at_the_end_is_closed_before_a_question(
+    before: str, source: str, end: str | None
+) -> None:
+    if "<|im_start|>" in source:
+        before = before.replace("<|system|>", "<|im_start|>system").replace("<|end|>", "<|im_end|>")
+    assert end_of_turn_tokens(before + source, ROLES, {}) == ((end,) if end else ())
+
+
+@pytest.mark.parametrize(
+    "content", ['"{{ m.content }}"', "{{ m.content | upper }}", "{{ m.content }}.", "“{{ m.content }}”"]
+)
+def test_marks_and_capitals_do_not_hide_the_end(content: str) -> None:
+    source = "{% for m in messages %}<|{{ m.role }}|>" + content + "<|end|>\n{% endfor %}"
+    assert end_of_turn_tokens(source, ROLES, {}) == ("<|end|>",)
+
+
 def test_a_generation_block_does_not_hide_the_end() -> None:
     source = "{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}<|im_end|>{% endfor %}"
     assert end_of_turn_tokens(source, TOKENS, {}) == ("</s>",)

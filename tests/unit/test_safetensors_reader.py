@@ -77,6 +77,19 @@ def test_an_index_naming_an_absent_shard_is_named(fixtures: Path, tmp_path: Path
         open_folder(folder)
 
 
+def test_an_index_whose_shards_are_gone_is_no_second_model(fixtures: Path, checkpoint: Path) -> None:
+    """save_pretrained in shards and then in one file removes the shards and leaves their index."""
+    alone = open_folder(checkpoint)
+    index = checkpoint / "model.safetensors.index.json"
+    shutil.copy(fixtures / "llama-gqa" / index.name, index)
+    again = open_folder(checkpoint)
+    assert (again.tensors, again.files) == (alone.tensors, alone.files)
+    # one shard is enough for another model, whole or not
+    shutil.copy(sorted((fixtures / "llama-gqa").glob("model-*.safetensors"))[1], checkpoint)
+    with pytest.raises(SourceError, match="two models"):
+        open_folder(checkpoint)
+
+
 @pytest.mark.parametrize("name", ["../x.safetensors", "a/b.safetensors", "/etc/passwd", "c:\\x.safetensors", ".."])
 def test_an_index_cannot_name_files_outside_the_folder(checkpoint: Path, name: str) -> None:
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))

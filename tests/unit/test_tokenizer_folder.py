@@ -151,6 +151,34 @@ class TestConfiguration:
         assert files.eos_token_ids == (9, 6, 8)
         assert (files.bos_token_id, files.pad_token_id) == (7, 9)
 
+    @pytest.mark.parametrize("bos", [-1, 10, 300, 128_000])
+    def test_a_begin_that_no_token_has_is_left_out_with_a_note(self, tmp_path: Path, bos: int) -> None:
+        folder = folder_with(tmp_path, config={"eos_token_id": 6, "bos_token_id": bos, "vocab_size": 320})
+        files = tokenizer_from_folder(folder)
+        assert (files.bos_token_id, files.eos_token_ids) == (None, (6,))
+        assert files.notes == (f"left out: bos_token_id {bos} of config.json, which no token has",)
+
+    def test_an_end_of_a_row_without_a_token_is_left_out_where_others_end_an_answer(self, tmp_path: Path) -> None:
+        files = tokenizer_from_folder(folder_with(tmp_path, config={"eos_token_id": [6, 300], "vocab_size": 320}))
+        assert files.eos_token_ids == (6,)
+        assert files.notes == ("left out: eos_token_id 300 of config.json, which no token has",)
+        named: dict[str, Any] = {"tokenizer_config": {}}
+        for ends, beyond in ([300], 300), ([6, 320], 320):
+            config = {"eos_token_id": ends, "vocab_size": 320}
+            with pytest.raises(TokenizerError, match=f"eos_token_id is {beyond}"):
+                tokenizer_from_folder(folder_with(tmp_path, config=config, **named))
+
+    def test_an_end_that_only_has_a_name_gets_the_next_row(self, tmp_path: Path) -> None:
+        """As in transformers, for a fine-tune of a model whose embedding has rows to spare."""
+        config = {"eos_token": "<|new_end|>", "chat_template": CHATML.replace("<|im_end|>", "<|new_end|>")}
+        files = tokenizer_from_folder(folder_with(tmp_path, tokenizer_config=config, config={"vocab_size": 320}))
+        size = files.vocabulary_size
+        assert files.eos_token_ids == (size - 1,)
+        assert loaded(files).encode("a<|new_end|>").ids[-1] == size - 1
+        assert any("transformers adds 1 token" in note for note in files.notes)
+        with pytest.raises(TokenizerError, match=r"'<\|new_end\|>' an id; .* the embedding has"):
+            tokenizer_from_folder(folder_with(tmp_path, tokenizer_config=config, config={"vocab_size": size - 1}))
+
     def test_special_tokens_may_be_written_as_added_tokens(self, tmp_path: Path) -> None:
         config = {"eos_token": added(6, "<|endoftext|>"), "bos_token": None}
         special = {"pad_token": added(9, "<|end|>"), "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
