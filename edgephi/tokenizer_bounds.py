@@ -32,6 +32,13 @@ LONGEST_TOKEN = 1_024
 """Characters of an added token; onnxruntime-genai goes one call deeper for each."""
 MOST_ADDED = 2_000_000
 """Characters of all added tokens: the automaton that finds them takes about 100 bytes for each."""
+MOST_ADDED_TOKENS = 300_000
+"""Added tokens; speech models add 65,536 codes to a language model's, and each takes 1 kB."""
+MOST_VALUES = 10_000
+"""Objects, lists and values of normalizer, pre-tokenizer, post-processor or decoder; published ones have some hundreds.
+A post-processor's list of ids is written around every text."""
+MOST_PIECES = 3_000_000
+"""Bytes of all pieces of a Unigram model, which takes 340 in memory for each; 250,000 published ones have 1,800,000."""
 
 _STEPS = ("normalizers", "pretokenizers", "decoders", "processors")
 _COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
@@ -58,13 +65,16 @@ def bound_parts(parts: Mapping[str, object], refuse: Callable[[str], EdgephiErro
     """Check the parts of a parsed tokenizer.json before the library reads it.
 
     Args:
-        parts: normalizer, pre_tokenizer, post_processor, decoder and added_tokens by name, as far as there are any.
+        parts: normalizer, pre_tokenizer, post_processor, decoder and added_tokens by name, as far as there are any, and
+            the model where its vocabulary is a list.
         refuse: makes the error.
 
     Raises:
         EdgephiError: made by `refuse` from what exceeds which bound.
     """
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if _more_than(MOST_VALUES, parts.get(name)):
+            raise refuse(f"the {name} has more than {MOST_VALUES:,} values")
         steps = _steps(parts.get(name))
         if steps is None:
             raise refuse(f"the {name}, or a step of it, is no object")
@@ -86,9 +96,35 @@ def bound_parts(parts: Mapping[str, object], refuse: Callable[[str], EdgephiErro
         if regex not in KNOWN_PATTERNS:
             raise refuse(f"the decoder has a regular expression of its own, {str(regex)[:60]!r}")
     _bound_added(parts.get("added_tokens"), refuse)
+    _bound_pieces(parts.get("model"), refuse)
+
+
+def _bound_pieces(model: object, refuse: Callable[[str], EdgephiError]) -> None:
+    """Check a Unigram model, whose pieces the library keeps letter by letter, each with a table of what may follow."""
+    pieces = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(pieces, list):
+        return
+    texts = (piece[0] for piece in pieces if isinstance(piece, list) and piece)
+    # surrogates are refused elsewhere, and counted here
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts if isinstance(text, str))
+    if size > MOST_PIECES:
+        raise refuse(f"the model's pieces have {size:,} bytes, more than {MOST_PIECES:,}")
+
+
+def _more_than(most: int, part: object) -> bool:
+    """Whether a part holds more values than that, however deep."""
+    left, count = [part], 0
+    while left and count <= most:
+        one = left.pop()
+        inner = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else []
+        count += len(inner)
+        left += inner if count <= most else []
+    return count > most
 
 
 def _bound_added(tokens: object, refuse: Callable[[str], EdgephiError]) -> None:
+    if isinstance(tokens, list) and len(tokens) > MOST_ADDED_TOKENS:
+        raise refuse(f"there are {len(tokens):,} added tokens, more than {MOST_ADDED_TOKENS:,}")
     characters = 0
     for token in tokens if isinstance(tokens, list) else []:
         text = token.get("content") if isinstance(token, dict) else None

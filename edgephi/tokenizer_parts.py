@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from edgephi.errors import EdgephiError
-from edgephi.files import parse_json
+from edgephi.files import MOST_CONTAINERS, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,6 +21,8 @@ _KEY = re.compile(r'[ \t\r\n]*"([a-z_]+)"[ \t\r\n]*:[ \t\r\n]*')
 _COMMA = re.compile(r"[ \t\r\n]*,")
 # letters that are written as escapes, as no writer of JSON does: a key could hide in them
 _HIDDEN = re.compile(r"\\u00[2-7]")
+# Unigram's vocabulary is a list: what it takes to read is another matter
+_LIST = re.compile(r'"vocab"[ \t\r\n]*:[ \t\r\n]*\[')
 _VALUE = re.compile(r'[ \t\r\n]*:[ \t\r\n]*[\[{"]')
 
 
@@ -29,7 +31,7 @@ class _Twice(ValueError):
 
 
 def tokenizer_parts(text: str, where: object, error: type[EdgephiError], remedy: str) -> dict[str, object]:
-    """The parts of a tokenizer.json by name; the model may be left out.
+    """The parts of a tokenizer.json by name; a model whose vocabulary is an object may be left out.
 
     Files have the model last. Where it is not, or where another part could hide behind it, the whole file is read.
 
@@ -71,12 +73,12 @@ def _head(text: str) -> dict[str, object] | None:
     decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
     head: dict[str, object] = {}
     place = len(text) - len(text.lstrip(" \t\r\n"))
-    if not text.startswith("{", place):
+    if not text.startswith("{", place) or text.count("{") + text.count("[") > MOST_CONTAINERS:
         return None
     try:
         while (key := _KEY.match(text, place + 1)) is not None:
             if key[1] == "model":
-                return None if _goes_on(text, key.end()) else head
+                return None if _goes_on(text, key.end()) or _LIST.search(text, key.end()) else head
             if key[1] in head:
                 return None
             head[key[1]], place = decode(text, key.end())

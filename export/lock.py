@@ -52,8 +52,11 @@ def _acquire(path: Path) -> int:
             raise _no_lock("it is a link", path)
         descriptor = os.open(path, flags, 0o666)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise _no_lock("it is no regular file", path)
+            if found.st_nlink > 1:
+                raise _no_lock("it is a file that has another name too", path)
             content = _CONTENT.fullmatch(os.read(descriptor, 64))
             if content is None:
                 raise _no_lock("it holds something else", path)

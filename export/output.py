@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
+from edgephi.contents import READ_BY_NAME
 from edgephi.errors import EdgephiError, OutputError, SourceError
 from edgephi.export.lock import locked
 from edgephi.export.weights.data_file import JOURNAL, Journal, write_refusal
 from edgephi.files import is_link, refuse_path, unreadable
 
+_NAMES = READ_BY_NAME | {MANIFEST}
+_ENDINGS = (".onnx", ".onnx.data", ".onnx_adapter")
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
 _NO_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[ .]$')
@@ -160,9 +163,16 @@ def _require_ours(partial: Path) -> None:
         return
     ours = not is_link(partial) and partial.is_dir()
     if ours:
-        journal = partial / JOURNAL
-        marked = (journal.is_file() and not is_link(journal)) or (partial / MANIFEST).is_file()
-        ours = marked or not any(partial.iterdir())
+        # whoever owns a folder can put links into it at any moment
+        if hasattr(os, "geteuid") and partial.lstat().st_uid != os.geteuid():
+            raise OutputError(
+                "the folder in which an export keeps its unfinished bundle belongs to another user",
+                where=partial,
+                remedy="Choose another --output, or have its owner remove it",
+            )
+        left = {entry.name for entry in partial.iterdir()} - {JOURNAL}
+        ours = Journal.stands_at(partial / JOURNAL, empty=not left) or _holds_bundle(partial)
+        ours = ours or (not left and not os.path.lexists(partial / JOURNAL))
     if not ours:
         raise OutputError(
             "this stands where an export keeps its unfinished bundle, and is none",
@@ -203,7 +213,15 @@ def bundle_files(folder: Path) -> list[Path]:
 
 
 def _holds_bundle(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() or (folder / GENAI_CONFIG).is_file()
+    """Whether an export made this; or another program, when there is nothing that is no part of a bundle."""
+    if (folder / MANIFEST).is_file():
+        with (folder / MANIFEST).open("rb") as stream:
+            if stream.read(1) == b"{":
+                return True
+    # a bundle with a damaged manifest is replaced as well
+    return ((folder / GENAI_CONFIG).is_file() or (folder / MANIFEST).is_file()) and all(
+        entry.is_file() and (entry.name in _NAMES or entry.name.endswith(_ENDINGS)) for entry in folder.iterdir()
+    )
 
 
 def _replaced(output: Path) -> Path:

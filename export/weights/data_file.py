@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from edgephi.bundle import sha256_of
 from edgephi.errors import OutputError
 from edgephi.export.weights.layout import Layout, StoredTensor
-from edgephi.files import is_link, remedy_for
+from edgephi.files import is_link, remedy_for, replace_file
 
 JOURNAL = "export.journal"
 JOURNAL_LIMIT = 64 * 2**20
 READ_AT_ONCE = 4 * 2**20
+_FIRST_WORDS = "edgephi export "
 
 Piece = tuple[int, int, str]
 """Offset and length of bytes of the data file, and their SHA-256."""
@@ -184,31 +185,39 @@ def boot_identity() -> str:
 class Journal:
     """Which groups of weights (a layer, the embedding, the head) are in the data file, whole, and which files are.
 
-    The first line is a key of everything that decides the bytes (arguments, source files, layout) and of the machine's
-    current start. Each other line has hashes of the group's bytes, as JSON, and after them the group's name. A journal
-    with another key or malformed lines, or none, means starting anew. Written bytes survive the death of the process,
-    not that of the machine; to survive that too they would have to be forced to the disk after every layer, which cost
-    more than the export itself (SmolLM2 on a busy disk: 12 s instead of 4).
+    The first line says whose it is and has a key of everything that decides the bytes (arguments, source files, layout)
+    and of the machine's current start. Each other line has hashes of the group's bytes, as JSON, and after them the
+    group's name. A journal with another key or malformed lines, or none, means starting anew. Written bytes survive the
+    death of the process, not that of the machine; to survive that too they would have to be forced to the disk after
+    every layer, which cost more than the export itself (SmolLM2 on a busy disk: 12 s instead of 4).
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
         self._lock = Lock()
-        first = f"{key} {boot_identity()}"
+        first = _first_line(key)
         groups = _read_journal(path, first)
         self.continues = groups is not None
         self.done: dict[str, Vouched] = groups or {}
         """By group. That bytes are as they were then is for the caller to find out: `DataFile.holds`, `holds_files`."""
         lines = [first, *(_line(group, vouched) for group, vouched in self.done.items())]
-        try:  # anew in any case: the last line may have been cut off by the interruption
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise write_refusal(error, path) from error
+        # anew in any case: the last line may have been cut off by the interruption
+        text = "".join(f"{line}\n" for line in lines)
+        replace_file(path, text.encode(), "Free disk space or choose another --output")
+
+    @staticmethod
+    def stands_at(path: Path, *, empty: bool) -> bool:
+        """Whether an export's journal is there, damaged or not; with `empty` also one to which nothing was written."""
+        if is_link(path) or not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            start = stream.read(2 * len(_FIRST_WORDS))
+        return _FIRST_WORDS.encode() in start or (empty and not start)
 
     @staticmethod
     def names_left(path: Path, key: str) -> frozenset[str] | None:
         """Files that the journal of an interrupted export vouches for; None: this key cannot go on from it."""
-        groups = _read_journal(path, f"{key} {boot_identity()}")
+        groups = _read_journal(path, _first_line(key))
         if groups is None:
             return None
         return frozenset(name for vouched in groups.values() if isinstance(vouched, Mapping) for name in vouched)
@@ -239,6 +248,10 @@ class Journal:
                 for name, sha256 in vouched.items()
             )
         return False
+
+
+def _first_line(key: str) -> str:
+    return f"{_FIRST_WORDS}{key} {boot_identity()}"
 
 
 def _line(group: str, vouched: Vouched) -> str:

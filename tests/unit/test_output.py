@@ -79,6 +79,76 @@ def test_a_lock_that_is_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / ".out.lock").read_text() == "dependencies"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have owners on POSIX")
+def test_an_unfinished_bundle_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path / ".out.partial")
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(OutputError, match="another user"):
+        stage(tmp_path / "out", keeps=frozenset({"data"}))
+    assert (tmp_path / ".out.partial" / "data").read_text() == "ours"
+
+
+@pytest.mark.parametrize("content", ["dear diary\n", "", "{}", "edgephi\n"])
+def test_a_journal_of_somebody_else_does_not_make_a_folder_ours(content: str, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / JOURNAL).write_text(content)
+    (partial / "thesis.txt").write_text("years")
+    with pytest.raises(OutputError, match="is none"):
+        stage(tmp_path / "out")
+    assert (partial / "thesis.txt").read_text() == "years"
+
+
+def test_a_journal_to_which_nothing_was_written_yet_is_ours(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / JOURNAL).touch()
+    stage(tmp_path / "out")
+    assert (tmp_path / "out" / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("content", ["", "edgephi 4711\n"])
+def test_a_lock_that_is_another_name_of_a_file_is_refused(content: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(content)
+    os.link(elsewhere, tmp_path / ".out.lock")
+    with pytest.raises(OutputError, match="another name"):
+        stage(tmp_path / "out")
+    assert elsewhere.read_text() == content and (tmp_path / ".out.lock").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "letters", ".git"])
+def test_force_does_not_remove_a_folder_that_holds_more_than_a_bundle_of_another_program(
+    name: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    for part in (GENAI_CONFIG, "model.onnx", "model.onnx.data", "tokenizer.json"):
+        (output / part).touch()
+    (output / name).mkdir() if name != "thesis.txt" else (output / name).touch()
+    with pytest.raises(OutputError, match="no bundle"):
+        stage(output, force=True)
+    assert (output / name).exists() and (output / GENAI_CONFIG).exists()
+
+
+def test_force_does_not_remove_a_folder_whose_edgephi_json_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST).write_text("my notes")
+    (tmp_path / "out" / "thesis.txt").write_text("years")
+    with pytest.raises(OutputError, match="no bundle"):
+        stage(tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_force_replaces_a_bundle_of_another_program(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    for part in (GENAI_CONFIG, "model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"):
+        (output / part).touch()
+    stage(output, force=True)
+    assert [path.name for path in output.iterdir()] == [MANIFEST]
+
+
 def interrupted(partial: Path, key: str = "key") -> None:
     """What a killed export leaves."""
     partial.mkdir()

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 
+from edgephi.errors import TokenizerError
 from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
+from edgephi.runtime.text_stream import TextStream
 from edgephi.runtime.tokenizer import Tokenizer
 
 NAMES = ["phi-2", "phi-3-mini", "phi-3-medium"]
@@ -101,3 +104,66 @@ def test_a_decoder_of_another_kind(shared_data: Path, tmp_path: Path) -> None:
     parsed["decoder"]["decoders"] = [{"type": "Replace", "pattern": {"String": "\u0001"}, "content": " "}, *steps]
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed), encoding="utf-8")
     check(Tokenizer(tmp_path), 500)
+
+
+SPACES = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+FALLBACK = {"type": "ByteFallback"}
+FUSE = {"type": "Fuse"}
+PREFIXED = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+def strip(start: int, stop: int = 0) -> object:
+    return {"type": "Strip", "content": " ", "start": start, "stop": stop}
+
+
+def sequence(*steps: object) -> object:
+    return {"type": "Sequence", "decoders": list(steps)}
+
+
+DECODERS: dict[str, object] = {
+    "Phi-3": sequence(SPACES, FALLBACK, FUSE, strip(1)),
+    "two spaces off": sequence(SPACES, FALLBACK, FUSE, strip(2)),
+    "both ends": sequence(SPACES, FALLBACK, FUSE, strip(1, 1)),
+    "two off the end": sequence(SPACES, FALLBACK, FUSE, strip(0, 2)),
+    "no fuse": sequence(SPACES, FALLBACK),
+    "spaces last": sequence(FALLBACK, FUSE, SPACES),
+    "spaces behind bytes": sequence(FALLBACK, SPACES, FUSE, strip(1)),
+    "nested": sequence(sequence(SPACES, FALLBACK), sequence(FUSE, strip(1))),
+    "Metaspace": PREFIXED,
+    "bytes, then Metaspace": sequence(FALLBACK, PREFIXED),
+    "Metaspace behind a fuse": sequence(FALLBACK, FUSE, PREFIXED),
+    "only bytes": FALLBACK,
+    "a letter that grows": sequence(
+        SPACES, FALLBACK, FUSE, {"type": "Replace", "pattern": {"String": "b"}, "content": "bb"}
+    ),
+    "byte level": BYTE_LEVEL,
+    "byte level, both ends": sequence(BYTE_LEVEL, strip(1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_of_every_known_step_however_long_a_run_of_bytes_is(name: str) -> None:
+    words = ["a", "▁", "▁a", "b", "▁the", " y", "é", "漢", "Ġz", "Ċ", "<0x0A", "▁▁"]
+    vocabulary = {text: row for row, text in enumerate([*(f"<0x{byte:02X}>" for byte in range(256)), *words])}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    tokenizer = tokenizers.Tokenizer.from_str(
+        json.dumps({"version": "1.0", "added_tokens": [], "decoder": DECODERS[name], "model": model})
+    )
+    rng = random.Random(3)
+    sentence = list(("漢字かな交じり文" * 9).encode())  # 216 bytes
+    others = range(256, len(vocabulary))
+    compared = 0
+    for _ in range(400):
+        around = [[rng.choice(others) for _ in range(rng.randrange(4))] for _ in range(2)]
+        broken = [rng.randrange(128, 256) for _ in range(rng.randrange(90))]
+        ids = [*around[0], *rng.choice([sentence, broken, sentence + broken]), *around[1], 257, 256]
+        try:
+            decoded = tokenizer.decode(ids)
+        except BaseException as problem:  # Strip panics at an empty text
+            assert type(problem).__name__ == "PanicException"
+            continue
+        stream = TextStream(tokenizer, lambda said: TokenizerError(said, remedy=""))
+        assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == decoded, ids
+        compared += 1
+    assert compared > 300

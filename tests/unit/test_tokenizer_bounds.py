@@ -40,6 +40,15 @@ def replacing(content: str, times: int) -> object:
     return {"type": "Sequence", "normalizers": [one] * times}
 
 
+def around_with(ids: list[int]) -> object:
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "z", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"z": {"id": "z", "ids": ids, "tokens": ["z"] * len(ids)}},
+    }
+
+
 LOOKING_BACK = words(r"(a|a)+$")
 """Oniguruma gives up on "aaaa…b" with it: the library panics."""
 AT_AN_EMPTY_TEXT = setting(
@@ -66,6 +75,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "many repetitions in a row": (words(r"a*a*a*a*a*a*b"), "in a row"),
     "a text that grows": (setting("normalizer", replacing("a" * 99, 9)), "times longer"),
     "many steps": (setting("normalizer", replacing("a", 100)), "steps"),
+    "a post-processor of a million ids": (setting("post_processor", around_with([1] * 1_000_000)), "10,000 values"),
+    "many added tokens": (
+        lambda parsed: parsed["added_tokens"].extend({"id": 101 + row, **added(f"{row:x}")} for row in range(300_001)),
+        "added tokens, more than",
+    ),
     "a long added token": (lambda parsed: parsed["added_tokens"].append({"id": 101, **added("x" * 2_000)}), "2,000 ch"),
 }
 
@@ -128,13 +142,7 @@ def test_padding_to_a_fixed_length_does_not_fill_memory(tmp_path: Path) -> None:
 
 
 def test_an_id_that_the_post_processor_writes_counts(tmp_path: Path) -> None:
-    around = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "z", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"z": {"id": "z", "ids": [999_999], "tokens": ["z"]}},
-    }
-    files = tokenizer_from_folder(checkpoint(tmp_path, setting("post_processor", around)))
+    files = tokenizer_from_folder(checkpoint(tmp_path, setting("post_processor", around_with([999_999]))))
     assert files.vocabulary_size == 1_000_000
 
 
@@ -194,3 +202,32 @@ def test_no_link_out_of_the_folder_is_followed(tmp_path: Path, name: str) -> Non
     (folder / name).symlink_to(secret)
     with pytest.raises(SourceError, match="leaves its folder"):
         tokenizer_from_folder(folder)
+
+
+UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], *([str(row) * 40, -1.0] for row in range(20_000))]}
+UNIGRAMS: dict[str, str] = {
+    "as the library writes it": json.dumps(UNIGRAM),
+    "without its type": json.dumps({key: value for key, value in UNIGRAM.items() if key != "type"}),
+    "its type behind": json.dumps(dict(reversed(UNIGRAM.items()))),
+    "an escaped key": json.dumps(UNIGRAM).replace('"vocab"', '"\\u0076ocab"'),
+}
+
+
+@pytest.mark.parametrize("name", UNIGRAMS)
+def test_a_unigram_model_of_long_pieces_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
+    """The library takes 340 bytes of this process for each of its letters."""
+    whole = json.loads(tokenizer_json(setting("pre_tokenizer", None), setting("added_tokens", [])))
+    del whole["model"]
+    text = json.dumps(whole)[:-1] + f', "model": {UNIGRAMS[name]}' + "}"
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"pieces have .* bytes, more than"):
+        Tokenizer(tmp_path)
+
+
+def test_a_unigram_model_of_plain_size_is_read(tmp_path: Path) -> None:
+    pieces = [["<unk>", 0.0], ["a", -1.0], ["ab", -1.5]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}
+    folder = checkpoint(tmp_path, setting("model", model), setting("pre_tokenizer", None), setting("added_tokens", []))
+    tokenizer = Tokenizer(folder)
+    assert tokenizer.encode("aba") == [2, 1]
+    tokenizer.close()
