@@ -7,6 +7,7 @@ runtime does it, and looked at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from edgephi.templates.chat_template import ChatTemplate, Message
 
 _QUESTION = "edgephi-question"
 _ANSWER = "edgephi-answer"
+_NEXT = "edgephi-another"
 _SYSTEM = "edgephi-system"
 
 # Consulted only when a template renders no conversation: names that mean the end of a turn in every model that has them
@@ -38,33 +40,46 @@ class EndOfTurn:
 def end_of_turn(template: ChatTemplate, added_tokens: Collection[str]) -> EndOfTurn:
     """How a chat template ends an answer.
 
-    Several conversations are tried, because templates want a system message or contents as lists; the first that is
-    rendered with the answer in it decides.
+    Two places are looked at: behind an answer at the end of a conversation, and behind an answer that another question
+    follows. Some templates leave the last answer open, so that it can be continued, and close it only before the next
+    question. For each place several conversations are tried, because templates want a system message or contents as
+    lists; the first that is rendered with the answer in it decides.
 
     Args:
         added_tokens: text of every token that is matched as a whole; only these can end a turn.
 
     Returns:
-        The first added token after the answer (white space between them is allowed), or nothing.
+        For each place the first added token after the answer, if there is one. A token that also stands before the
+        first message, such as <|user|> or <s>, opens the next question and ends nothing.
 
     Raises:
         TokenizerError: the template is not valid Jinja, or takes more time, memory or text than it may.
         DeviceError: no child process can be started to render it (step `process`).
     """
     rendered = False
-    for messages, add_generation_prompt in _conversations():
-        text = template.attempt(messages, add_generation_prompt=add_generation_prompt)
-        if text is None:
-            continue
-        rendered = True
-        _, found, rest = text.rpartition(_ANSWER)
-        if found:
-            rest = rest.lstrip()
-            # Longest first: <|end|> must not hide <|end|>_of_something.
-            closing = [token for token in added_tokens if token.strip() and rest.startswith(token)]
-            return EndOfTurn((max(closing, key=len),) if closing else (), rendered=True)
+    found: list[str] = []
+    opens_another = False
+    for goes_on in (False, True):
+        for messages, add_generation_prompt in _conversations(goes_on):
+            text = template.attempt(messages, add_generation_prompt=add_generation_prompt)
+            if text is None:
+                continue
+            rendered = True
+            around = _around_the_answer(text, goes_on)
+            if around is None:
+                continue
+            before, behind = around
+            token = _first_of(added_tokens, behind)
+            if token is None or (goes_on and token in _before_the_messages(text)):
+                break
+            if goes_on and opens_another:
+                found.clear()
+            found.append(token)
+            # what stands right before the answer as well may only ask for another one
+            opens_another = before.rstrip().endswith(behind.strip())
+            break
     if rendered:
-        return EndOfTurn((), rendered=True)
+        return EndOfTurn(tuple(dict.fromkeys(found)), rendered=True)
     known = tuple(token for token in _WELL_KNOWN if token in template.source and token in added_tokens)
     return EndOfTurn(known, rendered=False)
 
@@ -82,16 +97,46 @@ def end_of_turn_tokens(
         return end_of_turn(compiled, added_tokens).tokens
 
 
-def _conversations() -> Iterator[tuple[list[Message], bool]]:
-    """Conversations with an answer, the plainest first, and whether the words that start another one are asked for."""
-    turns = {"user": _QUESTION, "assistant": _ANSWER}
+def _conversations(goes_on: bool) -> Iterator[tuple[list[Message], bool]]:
+    """Conversations with an answer, the plainest first, and whether the words that start another one are asked for.
+
+    Args:
+        goes_on: whether another question follows the answer.
+    """
+    turns = [("user", _QUESTION), ("assistant", _ANSWER), *([("user", _NEXT)] if goes_on else [])]
     for add_generation_prompt in (False, True):
         for in_parts in (False, True):
-            for opening in ({}, {"system": _SYSTEM}):
+            for opening in ([], [("system", _SYSTEM)]):
                 yield (
                     [
                         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
-                        for role, text in {**opening, **turns}.items()
+                        for role, text in [*opening, *turns]
                     ],
                     add_generation_prompt,
                 )
+
+
+def _around_the_answer(text: str, goes_on: bool) -> tuple[str, str] | None:
+    """What stands before the answer and behind it, up to the next question if there is one; None if it is not found."""
+    answers = list(re.finditer(_ANSWER, text, re.IGNORECASE))  # some templates write capitals
+    if not answers:
+        return None
+    before, behind = text[: answers[-1].start()], text[answers[-1].end() :]
+    if not goes_on:
+        return before, behind
+    question = re.search(_NEXT, behind, re.IGNORECASE)
+    return (before, behind[: question.start()]) if question else None
+
+
+def _before_the_messages(text: str) -> str:
+    return re.split(f"{_SYSTEM}|{_QUESTION}|{_ANSWER}", text, maxsplit=1, flags=re.IGNORECASE)[0]
+
+
+def _first_of(tokens: Collection[str], text: str) -> str | None:
+    """The token that begins first; of several the longest, because <|end|> must not hide <|end|>_of_something."""
+    places = {token: text.find(token) for token in tokens if token.strip()}
+    return min(
+        (token for token, place in places.items() if place >= 0),
+        key=lambda token: (places[token], -len(token)),
+        default=None,
+    )
