@@ -92,9 +92,13 @@ def _probes(files: TokenizerFiles) -> list[_Probe]:
     """Texts as they reach the model: under a chat template, questions in a conversation."""
     probes = [_Probe(name, text) for name, text in _TEXTS]
     probes += [_Probe(f"white space beside {token!r}", text) for token, text in _beside(files)]
-    if QUESTIONS[0] not in files.conversation:
+    if not files.conversation:
         return probes
-    asked = [_Probe(probe.name, files.conversation.replace(QUESTIONS[0], probe.text)) for probe in probes]
+    # a template may write one of the questions in another way, without line breaks or in quotes
+    question = next((question for question in QUESTIONS if question in files.conversation), None)
+    asked = probes
+    if question is not None:
+        asked = [_Probe(probe.name, files.conversation.replace(question, probe.text)) for probe in probes]
     return [
         _Probe("a conversation", files.conversation),
         *asked,
