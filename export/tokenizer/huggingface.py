@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from edgephi.errors import TokenizerError
 from edgephi.export.tokenizer.added_tokens import add_tokens, promote, require_rows
 from edgephi.export.tokenizer.check import converse, ends_of_turn, findings, mendable, spelled_markers
+from edgephi.export.tokenizer.config_words import apply_config_words, unheeded_ends
 from edgephi.export.tokenizer.files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles, few
 from edgephi.export.tokenizer.pre_tokenizers import readable_by_genai
 from edgephi.export.tokenizer.reading import encoding, largest_id, read_object, read_optional, read_text
@@ -63,8 +64,9 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     template = _chat_template(config, config_path, folder / "chat_template.jinja")
     # cutting and padding are leftovers of training; what pads to a fixed length can fill memory
     plain = {key: None if key in ("truncation", "padding") else value for key, value in source.items()}
-    parsed = readable_by_genai(plain, path, chat=template is not None)
-    notes: tuple[str, ...] = ()
+    model_type = read_optional(folder / "config.json").get("model_type")
+    worded, notes = apply_config_words(plain, config, model_type, config_path)
+    parsed = readable_by_genai(worded, path, chat=template is not None)
     model = parsed.get("model")
     if isinstance(model, dict) and model.get("dropout"):
         parsed = {**parsed, "model": {**model, "dropout": None}}
@@ -73,6 +75,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     tokenizer, parsed = beside.tokenizer, beside.parsed
     notes += beside.notes
     names, unneeded = _special_tokens(config, config_path, folder / "special_tokens_map.json", tokenizer)
+    notes += unheeded_ends(config, names, tokenizer, path)
 
     ids = _ConfiguredIds(folder, tokenizer, names)
     ends, begins, pads = (ids.all_of(role) for role in ("eos_token", "bos_token", "pad_token"))
