@@ -28,6 +28,8 @@ SECONDS = 30.0
 _TEXTS = (
     ("plain text", "The quick brown fox, aged 42, can't jump over 'the' lazy dog. It costs 3.50 (or more)!"),
     ("text that begins with a space", " leading space"),
+    ("text that begins with a no-break or an ideographic space", "\u3000\u00a0indented"),
+    ("a no-break space behind a space", "about \u00a0five \u00a0 or six\u00a0seven"),
     ("several spaces before a digit", "a  1   22"),
     ("spaces and new lines", "def f(x):\n\tif x:\n\t\treturn  x\n\n    # end \n"),
     ("letters outside of ASCII", "Größe naïve 漢字かな 한국어 مرحبا नमस्ते 😀👍🏽"),
