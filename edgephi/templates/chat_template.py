@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
-from edgephi.templates.dropped import is_whole, refuse_dropped, refuse_form, refuse_media
+from edgephi.templates.dropped import dropped_messages, is_whole, refuse_dropped, refuse_form, refuse_media
 from edgephi.templates.values import Message as Message
 from edgephi.templates.values import template_values
 
@@ -179,6 +179,11 @@ class ChatTemplate:
         """Whether the template renders a conversation and leaves nothing out; the errors are those of `attempt`."""
         given, time = self._values(messages, tools, True, {}), _Time()
         return self._about_itself(lambda: is_whole(given, lambda marked: self._try(marked, time)))
+
+    def dropped(self, messages: Sequence[Message]) -> tuple[int, ...] | None:
+        """Numbers of the messages the template leaves out, see `edgephi.templates.dropped`; errors as of `attempt`."""
+        given, time = self._values(messages, None, True, {}), _Time()
+        return self._about_itself(lambda: dropped_messages(given, lambda marked: self._try(marked, time)))
 
     def close(self) -> None:
         """End the child process; rendering again starts another."""

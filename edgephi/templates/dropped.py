@@ -9,7 +9,7 @@ another: only when that changes nothing was it left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -120,18 +120,25 @@ def is_whole(given: Given, render: Render) -> bool:
     return True
 
 
-def _refuse_missing(text: str, marks: _Marks, given: Given, messages: list[object], render: Render) -> None:
-    def used(marker: str) -> bool:
-        return marker in text or render(_mark(given, messages, _Marks(other=marker))) != text
+def dropped_messages(given: Given, render: Render) -> tuple[int, ...] | None:
+    """Numbers of the messages whose content the template leaves out, or quotes as a list; None if it refuses markers.
 
-    for (what, index), markers in marks.of.items():
-        if what == "content" and any(used(call) for call in marks.of.get(("tool_calls", index), [])):
-            continue
-        quoted = any(f"'text': '{marker}" in text or f"['{marker}" in text for marker in markers)
-        if not quoted and all(used(marker) for marker in markers):
-            continue
+    What it changes on the way, such as line breaks, letters or quotation marks, is not left out.
+    """
+    messages = _list(given["messages"])
+    marks = _Marks()
+    text = render(_mark(given, messages, marks))
+    if text is None:
+        return None
+    missing = _missing(text, marks, given, messages, render)
+    return tuple(index for what, index, _ in missing if what == "content" and index is not None)
+
+
+def _refuse_missing(text: str, marks: _Marks, given: Given, messages: list[object], render: Render) -> None:
+    for what, index, quoted in _missing(text, marks, given, messages, render):
         if index is None:
-            raise _tools_dropped(not any(used(marker) for marker in markers), given, render)
+            used = _usage(text, given, messages, render)
+            raise _tools_dropped(not any(used(marker) for marker in marks.of[what, index]), given, render)
         role = f"the message of the role {str(_object(messages[index])['role'])[:60]!r}"
         if what != "content":
             told, remedy = f"leaves out the {what} of {role}", _OWN
@@ -139,6 +146,24 @@ def _refuse_missing(text: str, marks: _Marks, given: Given, messages: list[objec
             how = "takes content as one text, and would quote the list in" if quoted else "leaves out"
             told, remedy = f"{how} {role}", _other_form(given, messages, index, render)
         raise PromptError(f"the chat template {told}", where=f"message {index}", remedy=remedy)
+
+
+def _missing(
+    text: str, marks: _Marks, given: Given, messages: list[object], render: Render
+) -> Iterator[tuple[str, int | None, bool]]:
+    """The keys of `_Marks.of` that the text lacks, each with whether a list is quoted in it."""
+    used = _usage(text, given, messages, render)
+    for (what, index), markers in marks.of.items():
+        if what == "content" and any(used(call) for call in marks.of.get(("tool_calls", index), [])):
+            continue
+        quoted = any(f"'text': '{marker}" in text or f"['{marker}" in text for marker in markers)
+        if quoted or not all(used(marker) for marker in markers):
+            yield what, index, quoted
+
+
+def _usage(text: str, given: Given, messages: list[object], render: Render) -> Callable[[str], bool]:
+    """What tells whether the text, rendered with markers, depends on one of them."""
+    return lambda marker: marker in text or render(_mark(given, messages, _Marks(other=marker))) != text
 
 
 def _tools_dropped(all_of_them: bool, given: Given, render: Render) -> PromptError:

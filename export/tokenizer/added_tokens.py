@@ -11,19 +11,23 @@ A fast tokenizer of transformers (4.57 and 5.24 alike: `PreTrainedTokenizerBase.
 
 A token that the vocabulary holds keeps its id and gets the flags; another one gets the next free id, whatever the files
 say. Where they say something else, the checkpoint contradicts itself, and that is an error here.
+
+Tools add padding and other tokens without giving the embedding rows for them. No model can have been trained with such
+a token: it is left out where nothing needs it, and an error where something does.
 """
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgephi.errors import EdgephiError, TokenizerError
 from edgephi.export.tokenizer.files import JsonValue, few
-from edgephi.export.tokenizer.reading import read_optional
+from edgephi.export.tokenizer.reading import load, read_optional
 from edgephi.tokenizer_bounds import LONGEST_TOKEN, guarded
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 ADDED_TOKENS = "added_tokens.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SAME_CHECKPOINT = "Take the tokenizer files and the weights from the same checkpoint"
 
 
 @dataclass(frozen=True)
@@ -52,59 +57,144 @@ class _Token:
     needed: bool = True
 
 
-def add_tokens(
-    tokenizer: Tokenizer, parsed: dict[str, JsonValue], folder: Path, template: str | None
-) -> tuple[dict[str, JsonValue], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Added:
+    """What became of the files beside tokenizer.json.
+
+    Attributes:
+        tokenizer: the library's reading of `parsed`.
+        parsed: tokenizer.json with the same added tokens.
+        left_out: texts of tokens for which the embedding has no row.
+        notes: what a reader of the bundle should know.
+    """
+
+    tokenizer: Tokenizer
+    parsed: dict[str, JsonValue]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def add_tokens(parsed: dict[str, JsonValue], path: Path, folder: Path, template: str | None) -> Added:
     """Add to a tokenizer what the files beside tokenizer.json add.
 
     Args:
-        tokenizer: the library's reading of `parsed`; it is changed.
         parsed: tokenizer.json.
+        path: the file it was read from, for errors.
         folder: the checkpoint.
         template: the chat template, which tells whether a token matters.
 
-    Returns:
-        tokenizer.json with the same added tokens, and what a reader of the bundle should know.
-
     Raises:
-        TokenizerError: a file is malformed, gives a token an id that another one has, or an id beyond the embedding.
+        TokenizerError: a file is malformed, gives a token an id that another one has, or an id beyond the embedding to
+            a token that is needed; or the library refuses the tokenizer.
     """
     rows = read_optional(folder / "config.json").get("vocab_size")
     limit = rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else 2**32
-    without_row: list[str] = []
+    needs = _Needs(parsed, folder, template)
+    tokenizer = load(parsed, path)
+    left_out = [
+        token.content
+        for row, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if row >= limit and not needs.token(token.content, row)
+    ]
+    if left_out:
+        parsed = _without(parsed, left_out)
+        tokenizer = load(parsed, path)
     before = len(tokenizer.get_added_tokens_decoder())
     for token in _named_beside(parsed, folder, rows_known=limit < 2**32):
         known = tokenizer.token_to_id(token.content)
-        if known is None and not token.needed:
+        if token.content in left_out or (known is None and not token.needed):
             continue
         _require_id(tokenizer, token, known)
-        if known is None and token.stated_id is None:
-            next_id = _next_id(tokenizer)
-            if next_id >= limit and token.content not in (template or ""):
-                without_row.append(token.content)
+        if known is None:
+            row = _next_id(tokenizer) + len(left_out)
+            # the ids of those left out are not given to others
+            if row >= limit and token.stated_id in (None, row) and not needs.token(token.content, row):
+                left_out.append(token.content)
                 continue
         if not _has(tokenizer, token):
             _add(tokenizer, token)
         given = tokenizer.token_to_id(token.content)
         if given is None or given >= limit or token.stated_id not in (None, given):
             raise _contradiction(token, f"it would become {given}, and the embedding has {limit:,} rows")
-    notes = [f"left out, because the embedding has no row for them: {few(without_row)}"] if without_row else []
-    added = tokenizer.get_added_tokens_decoder()
-    entries = _entries(tokenizer)
+    notes = _notes(tokenizer, parsed, before)
+    if left_out:
+        notes = (f"left out, because the embedding has no row for them: {few(left_out)}", *notes)
     stated = parsed.get("added_tokens") or []
+    entries = _entries(tokenizer)
     assert isinstance(stated, list)  # the library read it
-    if _by_id(stated) == entries:
-        return parsed, tuple(notes)
-    if len(added) > before:
-        count = len(added) - before
-        notes.append(
-            f"transformers adds {count} token{'s'[: count > 1]} that tokenizer.json lacks, and so does this bundle"
+    parsed = parsed if _by_id(stated) == entries else {**parsed, "added_tokens": entries}
+    return Added(tokenizer, parsed, tuple(left_out), notes)
+
+
+def require_rows(left_out: Collection[str], written: str, where: Path) -> None:
+    """Raises TokenizerError when a chat template writes a token that was left out.
+
+    Args:
+        written: a conversation without its messages.
+    """
+    for token in left_out:
+        if token in written:
+            raise TokenizerError(
+                f"the chat template writes {token!r}, and the embedding has no row for it",
+                where=where,
+                remedy=_SAME_CHECKPOINT,
+            )
+
+
+class _Needs:
+    """Which tokens something depends on: the template, the ends of a text, or the tokenizer itself."""
+
+    def __init__(self, parsed: Mapping[str, JsonValue], folder: Path, template: str | None) -> None:
+        model = parsed.get("model")
+        self._template = template or ""
+        self._around = json.dumps(parsed.get("post_processor"), ensure_ascii=False)
+        self._texts = {model.get("unk_token")} if isinstance(model, dict) else set()
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            source = read_optional(folder / name)
+            roles = [role for role in _ROLES if role in ("bos_token", "eos_token") or role in self._template]
+            self._texts |= {_content(source.get(role)) for role in roles}
+        self._ids: set[int] = set()
+        for name in ("config.json", "generation_config.json"):
+            source = read_optional(folder / name)
+            for value in (source.get("bos_token_id"), source.get("eos_token_id")):
+                self._ids |= {row for row in [*_list(value), value] if isinstance(row, int)}
+
+    def token(self, content: str, row: int) -> bool:
+        """Whether the token of this text and id is needed."""
+        quoted = json.dumps(content, ensure_ascii=False)
+        return row in self._ids or content in self._texts or content in self._template or quoted in self._around
+
+
+def _without(parsed: Mapping[str, JsonValue], left_out: Collection[str]) -> dict[str, JsonValue]:
+    """tokenizer.json without some of its added tokens, which its vocabulary may hold too."""
+    kept: list[JsonValue] = [
+        entry
+        for entry in _list(parsed.get("added_tokens"))
+        if not (isinstance(entry, dict) and entry.get("content") in left_out)
+    ]
+    model = parsed.get("model")
+    if isinstance(model, dict) and isinstance(vocabulary := model.get("vocab"), dict):
+        model = {**model, "vocab": {text: row for text, row in vocabulary.items() if text not in left_out}}
+    return {**parsed, "added_tokens": kept, "model": model}
+
+
+def _notes(tokenizer: Tokenizer, parsed: Mapping[str, JsonValue], before: int) -> tuple[str, ...]:
+    """What the files beside tokenizer.json changed, in sentences.
+
+    Args:
+        before: how many added tokens tokenizer.json has.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    stated = _list(parsed.get("added_tokens"))
+    if _by_id(stated) == _entries(tokenizer):
+        return ()
+    if (count := len(added) - before) > 0:
+        return (
+            f"transformers adds {count} token{'s'[: count > 1]} that tokenizer.json lacks, and so does this bundle",
         )
-    elif {_id(entry) for entry in stated} != set(added):
-        notes.append("the ids of added tokens are those of the tokenizers library, not the ones in tokenizer.json")
-    else:
-        notes.append("flags of added tokens are those of tokenizer_config.json, as in transformers")
-    return {**parsed, "added_tokens": entries}, tuple(notes)
+    if {_id(entry) for entry in stated} != set(added):
+        return ("the ids of added tokens are those of the tokenizers library, not the ones in tokenizer.json",)
+    return ("flags of added tokens are those of tokenizer_config.json, as in transformers",)
 
 
 def promote(tokenizer: Tokenizer, parsed: dict[str, JsonValue], markers: tuple[str, ...]) -> dict[str, JsonValue]:
@@ -261,5 +351,5 @@ def _contradiction(token: _Token, what: str) -> TokenizerError:
     return TokenizerError(
         f"{token.where.name} gives the token {token.content!r} {stated}; {what}",
         where=token.where,
-        remedy="Take the tokenizer files and the weights from the same checkpoint",
+        remedy=_SAME_CHECKPOINT,
     )

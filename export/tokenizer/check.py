@@ -32,6 +32,7 @@ _NAMED = re.compile(r"<[|｜].*[|｜]>|<(?:start|end)_of_\w+>")
 _SYSTEM = "Answer briefly:\nin 2 lines"
 QUESTIONS = ("What is 12 + 30?\n\nSay  it in Größe, 漢字 and 😀", "And 7 x 6, in 'words'?")
 _ANSWER = "It is 42.\n- forty-two\n\treally"
+_WORD = "edgephi-answer"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Conversation:
 
     Attributes:
         text: the conversation, ready for an answer; "" when the template takes no conversation.
-        contents: the messages' texts that are in it.
+        contents: the messages' texts that are in it as they were given.
         closing: what the template writes after an answer at the end.
         dropped_roles: roles whose messages the template leaves out.
     """
@@ -73,22 +74,34 @@ def converse(template: ChatTemplate) -> Conversation:
         for in_parts in (False, True):
             messages = list(_messages(with_system, in_parts))
             text = template.attempt(messages)
-            if text is None or QUESTIONS[1] not in text:
+            if text is None:
                 continue
-            said = [("system", _SYSTEM), ("user", QUESTIONS[0]), ("assistant", _ANSWER), ("user", QUESTIONS[1])]
-            dropped = [role for role, content in said if content not in text]
+            said = [content for _, content in _said(with_system)]
+            missing = template.dropped(messages)
+            if missing is None:
+                missing = tuple(index for index, content in enumerate(said) if content not in text)
+            if len(said) - 1 in missing:
+                continue
+            dropped = [] if with_system else ["system"]
+            dropped += [str(messages[index]["role"]) for index in missing]
             if with_system and dropped == ["system"]:
                 dropped_without = template.attempt(list(_messages(False, in_parts)))
                 text = dropped_without if dropped_without is not None else text
-            ended = template.attempt(messages[:-1], add_generation_prompt=False)
-            _, found, closing = (ended or "").rpartition(_ANSWER)
             return Conversation(
                 text,
-                tuple(content for _, content in said if content in text),
-                closing if found else "",
+                tuple(content for content in said if content in text),
+                _closing(template, with_system, in_parts),
                 tuple(dict.fromkeys(dropped)),
             )
     return Conversation("", (), "", ())
+
+
+def _closing(template: ChatTemplate, with_system: bool, in_parts: bool) -> str:
+    """What follows an answer of one word, in which a template has nothing to replace but its letters."""
+    messages = list(_messages(with_system, in_parts, answer=_WORD))[:-1]
+    text = template.attempt(messages, add_generation_prompt=False) or ""
+    answers = list(re.finditer(_WORD, text, re.IGNORECASE))
+    return text[answers[-1].end() :] if answers else ""
 
 
 def ends_of_turn(template: ChatTemplate, added: Collection[str]) -> tuple[str, ...]:
@@ -157,9 +170,14 @@ def findings(
     return tuple(found)
 
 
-def _messages(with_system: bool, in_parts: bool) -> Iterator[Message]:
+def _said(with_system: bool, answer: str = _ANSWER) -> list[tuple[str, str]]:
+    """Roles and texts of the conversation."""
     said = [("system", _SYSTEM)] if with_system else []
-    for role, text in [*said, ("user", QUESTIONS[0]), ("assistant", _ANSWER), ("user", QUESTIONS[1])]:
+    return [*said, ("user", QUESTIONS[0]), ("assistant", answer), ("user", QUESTIONS[1])]
+
+
+def _messages(with_system: bool, in_parts: bool, answer: str = _ANSWER) -> Iterator[Message]:
+    for role, text in _said(with_system, answer):
         yield {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
 
 

@@ -29,6 +29,8 @@ SECONDS = 30.0
 _TEXTS = (
     ("plain text", "The quick brown fox, aged 42, can't jump over 'the' lazy dog. It costs 3.50 (or more)!"),
     ("text that begins with a space", " leading space"),
+    ("text that begins with a no-break or an ideographic space", "\u3000\u00a0indented"),
+    ("a no-break space behind a space", "about \u00a0five \u00a0 or six\u00a0seven"),
     ("several spaces before a digit", "a  1   22"),
     ("spaces and new lines", "def f(x):\n\tif x:\n\t\treturn  x\n\n    # end \n"),
     ("letters outside of ASCII", "Größe naïve 漢字かな 한국어 مرحبا नमस्ते 😀👍🏽"),
@@ -93,9 +95,13 @@ def _probes(files: TokenizerFiles) -> list[_Probe]:
     """Texts as they reach the model: under a chat template, questions in a conversation."""
     probes = [_Probe(name, text) for name, text in _TEXTS]
     probes += [_Probe(f"white space beside {token!r}", text) for token, text in _beside(files)]
-    if QUESTIONS[0] not in files.conversation:
+    if not files.conversation:
         return probes
-    asked = [_Probe(probe.name, files.conversation.replace(QUESTIONS[0], probe.text)) for probe in probes]
+    # a template may write one of the questions in another way, without line breaks or in quotes
+    question = next((question for question in QUESTIONS if question in files.conversation), None)
+    asked = probes
+    if question is not None:
+        asked = [_Probe(probe.name, files.conversation.replace(question, probe.text)) for probe in probes]
     return [
         _Probe("a conversation", files.conversation),
         *asked,

@@ -7,7 +7,7 @@ tokenizer.json. What it drops is restored here from what the name and the vocabu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from edgephi.export.tokenizer.check import Conversation, converse, ends_of_turn, findings, named_markers
@@ -52,8 +52,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
             f"tokenizer.ggml.model is {kind!r}, neither 'gpt2' nor 'llama'",
             remedy="Export from the model's safetensors folder, which has tokenizer.json",
         )
-    named = {fields.integer(key) for key in (*_ROLE_KEYS.values(), *_END_KEYS)}
-    vocabulary = fields.vocabulary(named)
+    named = {fields.integer(key) for key in (_ROLE_KEYS["bos_token"], *_END_KEYS)}
+    vocabulary = fields.vocabulary(named, {fields.integer(_ROLE_KEYS[role]) for role in ("pad_token", "unk_token")})
     texts = {token_id: text for text, token_id in vocabulary.ids.items()}
     # padding and the unknown token are used by nobody: one that does not exist is none
     stated = {
@@ -74,6 +74,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object], where: str) -> Tokenizer
         with ChatTemplate(template, {role: texts[token_id] for role, token_id in roles.items()}) as compiled:
             conversation = converse(compiled)
             vocabulary, mended = _with_special_markers(vocabulary, conversation)
+            _require_one_row(fields, vocabulary, mended, named)
             if mended:
                 notes.append(f"{few(mended)} are special tokens here; the file has them as words")
             added = {text for text, _ in vocabulary.of_type(*SPECIAL_TYPES)}
@@ -125,6 +126,16 @@ def _with_special_markers(
     )
     special = {vocabulary.ids[marker]: TokenType.CONTROL for marker in mended}
     return replace(vocabulary, types={**vocabulary.types, **special}), mended
+
+
+def _require_one_row(
+    fields: GgufFields, vocabulary: GgufVocabulary, markers: Collection[str], named: Collection[int | None]
+) -> None:
+    """Raises TokenizerError when a marker that the file has as a word stands in two rows and no key names one."""
+    tokens = fields.texts("tokenizer.ggml.tokens") or []
+    for row in vocabulary.repeated:
+        if tokens[row] in markers and (kept := vocabulary.ids[tokens[row]]) not in named:
+            raise fields.ambiguous(tokens[row], kept, row)
 
 
 @dataclass(frozen=True)

@@ -112,22 +112,31 @@ class GgufFields:
             raise self.error(f"{key} holds values that are not finite numbers")
         return scores
 
-    def vocabulary(self, named: Collection[int | None] = ()) -> GgufVocabulary:
+    def vocabulary(
+        self, named: Collection[int | None] = (), named_for_less: Collection[int | None] = ()
+    ) -> GgufVocabulary:
         """`tokens` and `token_type`, without the converter's padding rows.
 
         Args:
-            named: ids that other keys name; of two rows with one text these are kept.
+            named: ids that begin and end texts; of two rows with one text these are kept.
+            named_for_less: ids of padding and the unknown token, which are kept where no other is named.
 
         Raises:
-            TokenizerError: a list is missing or of another length, or a token is too long.
+            TokenizerError: a list is missing or of another length, a token is too long, or two special tokens have one
+                text and nothing tells which of them the model knows.
         """
         key = "tokenizer.ggml.tokens"
         tokens = self.texts(key)
         if not tokens:
             raise self.error(f"{key} is missing or empty")
         types = self._types(len(tokens))
+
+        def rank(row: int) -> tuple[bool, bool, bool]:
+            return row in named, row in named_for_less, types[row] in SPECIAL_TYPES
+
         ids: dict[str, int] = {}
         repeated: list[int] = []
+        doubtful: dict[str, tuple[int, int]] = {}
         for token_id, stated in enumerate(tokens):
             if types[token_id] is TokenType.UNUSED and stated == f"[PAD{token_id}]":
                 continue
@@ -136,14 +145,28 @@ class GgufFields:
             text = stated or f"[EMPTY_{token_id}]"
             first = ids.get(text)
             if first is not None:
-                kept = max(first, token_id, key=lambda row: (row in named, types[row] in SPECIAL_TYPES, -row))
+                kept = max(first, token_id, key=lambda row: (*rank(row), -row))
+                if types[token_id] in SPECIAL_TYPES and rank(first) == rank(token_id):
+                    doubtful[text] = (first, token_id)
+                elif kept == token_id:
+                    doubtful.pop(text, None)
                 repeated.append(first if kept == token_id else token_id)
                 if kept == first:
                     continue
             ids[text] = token_id
+        for text, (first, second) in doubtful.items():
+            raise self.ambiguous(text, first, second)
         ids = dict(sorted(ids.items(), key=lambda item: item[1]))
         return GgufVocabulary(
             ids, {token_id: types[token_id] for token_id in ids.values()}, len(tokens), tuple(repeated)
+        )
+
+    def ambiguous(self, text: str, first: int, second: int) -> TokenizerError:
+        """The error for two special tokens with one text."""
+        return self.error(
+            f"tokenizer.ggml.tokens has the special token {text!r} in the rows {first} and {second}, "
+            "and no key tells which of them the model knows",
+            remedy="Convert the model anew, or export from its safetensors folder, which has tokenizer.json",
         )
 
     def _types(self, length: int) -> list[TokenType]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from edgephi.errors import TokenizerError
-from edgephi.export.tokenizer.added_tokens import add_tokens, promote
+from edgephi.export.tokenizer.added_tokens import add_tokens, promote, require_rows
 from edgephi.export.tokenizer.check import converse, ends_of_turn, findings, mendable, spelled_markers
+from edgephi.export.tokenizer.config_words import apply_config_words, unheeded_ends
 from edgephi.export.tokenizer.files import SPECIAL_TOKEN_ROLES, JsonValue, TokenizerFiles, few
 from edgephi.export.tokenizer.pre_tokenizers import readable_by_genai
-from edgephi.export.tokenizer.reading import encoding, largest_id, load, read_object, read_optional, read_text
+from edgephi.export.tokenizer.reading import encoding, largest_id, read_object, read_optional, read_text
 from edgephi.export.tokenizer.tiktoken import RANK_FILE, tokenizer_from_ranks
 from edgephi.templates.chat_template import ChatTemplate
 
@@ -64,16 +65,18 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     template = _chat_template(config, config_path, folder / "chat_template.jinja")
     # cutting and padding are leftovers of training; what pads to a fixed length can fill memory
     plain = {key: None if key in ("truncation", "padding") else value for key, value in source.items()}
-    parsed = readable_by_genai(plain, path, chat=template is not None)
-    notes: tuple[str, ...] = ()
+    model_type = read_optional(folder / "config.json").get("model_type")
+    worded, notes = apply_config_words(plain, config, model_type, config_path)
+    parsed = readable_by_genai(worded, path, chat=template is not None)
     model = parsed.get("model")
     if isinstance(model, dict) and model.get("dropout"):
         parsed = {**parsed, "model": {**model, "dropout": None}}
         notes += ("merges were left out at random, as in training; here none is",)
-    tokenizer = load(parsed, path)
-    parsed, beside = add_tokens(tokenizer, parsed, folder, template)
-    notes += beside
+    beside = add_tokens(parsed, path, folder, template)
+    tokenizer, parsed = beside.tokenizer, beside.parsed
+    notes += beside.notes
     names, unneeded = _special_tokens(config, config_path, folder / "special_tokens_map.json", tokenizer)
+    notes += unheeded_ends(config, names, tokenizer, path)
 
     ids = _ConfiguredIds(folder, tokenizer, names)
     ends, begins, pads = (ids.all_of(role) for role in ("eos_token", "bos_token", "pad_token"))
@@ -82,6 +85,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     if template is not None:
         with ChatTemplate(template, names) as compiled:
             conversation = converse(compiled)
+            require_rows(beside.left_out, conversation.between(), config_path)
             with encoding(tokenizer, parsed, path) as encode:
                 spelled = spelled_markers(conversation, tokenizer, encode)
             if mended := mendable(spelled, tokenizer):
@@ -99,7 +103,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
         )
     return TokenizerFiles(
         tokenizer_json=json.dumps(parsed, ensure_ascii=False),
-        tokenizer_config=_bundle_config(config, names, unneeded, template),
+        tokenizer_config=_bundle_config(config, names, unneeded, template, beside.left_out),
         chat_template=template,
         bos_token_id=begins[0] if begins else None,
         eos_token_ids=tuple(dict.fromkeys(ends)),
@@ -259,12 +263,19 @@ def _chat_template(config: Mapping[str, JsonValue], config_path: Path, jinja_pat
 
 
 def _bundle_config(
-    config: Mapping[str, JsonValue], names: Mapping[str, str], unneeded: Collection[str], template: str | None
+    config: Mapping[str, JsonValue],
+    names: Mapping[str, str],
+    unneeded: Collection[str],
+    template: str | None,
+    without_row: Collection[str],
 ) -> dict[str, JsonValue]:
     """tokenizer_config.json in the forms onnxruntime-genai reads: strings for tokens and template, a class it knows."""
     # auto_map and tiktoken_file point at files of the checkpoint, which a bundle does not carry.
     left_out = {"auto_map", "tiktoken_file", "chat_template", *unneeded}
     bundle = {key: value for key, value in config.items() if key not in left_out}
+    if without_row:
+        bundle = {key: _without_tokens(value, without_row) for key, value in bundle.items()}
+        bundle = {key: value for key, value in bundle.items() if value not in without_row}
     bundle.update(names)
     name = bundle.get("tokenizer_class")
     if not isinstance(name, str) or name.removesuffix("Fast") not in _KNOWN_CLASSES:
@@ -272,3 +283,16 @@ def _bundle_config(
     if template is not None:
         bundle["chat_template"] = template
     return bundle
+
+
+def _without_tokens(value: JsonValue, left_out: Collection[str]) -> JsonValue:
+    """A list or an object of tokens without some of them; anything else as it is."""
+
+    def kept(token: JsonValue) -> bool:
+        return (token.get("content") if isinstance(token, dict) else token) not in left_out
+
+    if isinstance(value, list):
+        return [token for token in value if kept(token)]
+    if isinstance(value, dict):
+        return {key: token for key, token in value.items() if kept(token)}
+    return value

@@ -124,8 +124,8 @@ def _unusable(said: str, where: Path | str) -> TokenizerError:
     )
 
 
-def largest_id(tokenizer: Tokenizer, where: object) -> int:
-    """The largest id that a text can become, those that the post-processor writes around it included."""
+def around_a_text(tokenizer: Tokenizer, where: object) -> list[int]:
+    """The ids that the post-processor writes around a text."""
 
     def refuse(said: str) -> EdgephiError:
         return TokenizerError(
@@ -135,5 +135,9 @@ def largest_id(tokenizer: Tokenizer, where: object) -> int:
         )
 
     with guarded(refuse):
-        around = tokenizer.encode("").ids
-        return max(*tokenizer.get_vocab(with_added_tokens=True).values(), *around, 0)
+        return list(tokenizer.encode("").ids)
+
+
+def largest_id(tokenizer: Tokenizer, where: object) -> int:
+    """The largest id that a text can become, those that the post-processor writes around it included."""
+    return max(*tokenizer.get_vocab(with_added_tokens=True).values(), *around_a_text(tokenizer, where), 0)

@@ -88,6 +88,37 @@ def test_a_generation_block_does_not_hide_the_end() -> None:
     assert end_of_turn_tokens(source, TOKENS, {}) == ("</s>",)
 
 
+BOTH = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+MARKED = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        MARKED + "{% if not loop.last %}<|im_end|>\n{% endif %}{% endfor %}",
+        MARKED + "{% if not (loop.last and m.role == 'assistant') %}<|im_end|>{% endif %}{% endfor %}<|assistant|>",
+        BOTH + MARKED + "{% if not loop.last %}<|im_end|>{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'user' %}{% if not loop.first %}<|im_end|>{% endif %}<|user|>"
+        "{{ m.content }}<|im_end|><|assistant|>{% else %}{{ m.content }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{{ '' if loop.first else ' <|im_end|>' }}{{ m.content[0].text }}{% endfor %}",
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('user last') }}{% endif %}" + MARKED + "<|im_end|>"
+        "{% endfor %}",
+        MARKED.replace("{{ m.content }}", '"{{ m.content }}".') + "<|im_end|>{% endfor %}",
+        MARKED.replace("{{ m.content }}", "{{ m.content | upper }}") + "<|im_end|>{% endfor %}",
+    ],
+)
+def test_an_end_that_does_not_stand_right_behind_the_last_answer(source: str) -> None:
+    tokens = (*TOKENS, "<|user|>", "<|assistant|>", "<|system|>")
+    assert end_of_turn_tokens(source, tokens, {}) == ("<|im_end|>",)
+
+
+@pytest.mark.parametrize("last", ["", "{% if loop.last %}</s>{% endif %}"])
+def test_what_opens_the_next_question_ends_nothing(last: str) -> None:
+    source = MARKED + last + "{% endfor %}"
+    expected = ("</s>",) if last else ()
+    assert end_of_turn_tokens(source, (*TOKENS, "<|user|>", "<|assistant|>"), {}) == expected
+
+
 def test_a_template_that_refuses_everything_is_told_apart() -> None:
     with ChatTemplate("{{ raise_exception('never') }}<|im_end|>", {}) as template:
         assert end_of_turn(template, TOKENS) == EndOfTurn(("<|im_end|>",), rendered=False)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgephi.errors import TokenizerError
-from edgephi.export.tokenizer.files import TokenizerFiles, write
+from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary, write
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from tests.unit.tokenizer_cases import genai_tokenizer
 
@@ -121,7 +121,8 @@ def test_a_contradiction_is_an_error_that_names_the_token(
 def test_a_token_beyond_the_embedding_is_an_error_by_name(tmp_path: Path) -> None:
     size = len(REFERENCE["nothing beside"]["files"]["tokenizer"]["model"]["vocab"])
     decoder = {str(row): added(f"<|x{row}|>") for row in range(size, ROWS + 1)}
-    folder = folder_of(tmp_path, "nothing beside", tokenizer_config=configured(added_tokens_decoder=decoder))
+    config = configured(added_tokens_decoder=decoder, eos_token=f"<|x{ROWS}|>")
+    folder = folder_of(tmp_path, "nothing beside", tokenizer_config=config)
     with pytest.raises(TokenizerError, match=rf"'<\|x{ROWS}\|>'.*{ROWS} rows"):
         tokenizer_from_folder(folder)
 
@@ -131,6 +132,59 @@ def test_special_tokens_without_a_row_that_nothing_uses_are_left_out(tmp_path: P
     files = tokenizer_from_folder(folder_of(tmp_path, "nothing beside", tokenizer_config=config))
     assert files.vocabulary_size == ROWS
     assert any("left out" in note for note in files.notes)
+
+
+def without_row(folder: Path, place: str, token: str = "[PAD]", **config: Any) -> Path:
+    """A checkpoint whose embedding has rows for all but one token, which stands in one of four places."""
+    tokenizer = json.loads(json.dumps(REFERENCE["nothing beside"]["files"]["tokenizer"]))
+    size = len(tokenizer["model"]["vocab"])
+    more: dict[str, Any] = {"config": {"vocab_size": size}, "tokenizer": tokenizer}
+    if place == "added_tokens.json":
+        more["added_tokens"] = {token: size}
+    elif place == "added_tokens_decoder":
+        decoder = {str(row): added(text) for text, row in tokenizer["model"]["vocab"].items() if row < 2}
+        config["added_tokens_decoder"] = {**decoder, str(size): added(token)}
+    else:
+        tokenizer["added_tokens"].append({"id": size, **added(token)})
+        if place == "vocabulary":
+            tokenizer["model"]["vocab"][token] = size
+    return folder_of(folder, "nothing beside", tokenizer_config=configured(**config), **more)
+
+
+PLACES = ("added_tokens.json", "added_tokens_decoder", "tokenizer.json", "vocabulary")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("role", ["pad_token", "sep_token", None])
+def test_a_token_without_a_row_that_nothing_needs_is_left_out(tmp_path: Path, place: str, role: str | None) -> None:
+    folder = without_row(tmp_path, place, **({role: "[PAD]"} if role else {}))
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    files = tokenizer_from_folder(folder)
+    assert files.vocabulary_size == rows
+    assert files.pad_token_id == files.eos_token_ids[0]
+    assert any("left out" in note and "[PAD]" in note for note in files.notes)
+    assert "[PAD]" not in json.dumps(files.tokenizer_config)
+    assert max(loaded(files).encode("a[PAD]!").ids) < rows
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<|x|>"},
+        {"chat_template": "{% for m in messages %}{{ m.content }}</s><|x|>{% endfor %}"},
+        {"chat_template": "{% for m in messages %}{{ m.content }}</s>{{ '<|' ~ 'x' ~ '|>' }}{% endfor %}"},
+        {
+            "chat_template": "{% for m in messages %}{{ m.content }}</s>{{ pad_token }}{% endfor %}",
+            "pad_token": "<|x|>",
+        },
+    ],
+)
+def test_one_that_is_needed_is_an_error(tmp_path: Path, place: str, config: dict[str, Any]) -> None:
+    folder = without_row(tmp_path, place, "<|x|>", **config)
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    with pytest.raises(TokenizerError):
+        require_vocabulary(tokenizer_from_folder(folder), rows, "here")
 
 
 @pytest.mark.parametrize(

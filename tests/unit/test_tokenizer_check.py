@@ -101,6 +101,32 @@ class TestMessages:
         assert files.dropped_roles == ("system",)
         assert "the chat template leaves out system messages" in facts(files).sentences
 
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "{{ m.content | replace('\\n', ' ') }}",
+            "{{ m.content.split('\\n') | join('\\n> ') }}",
+            "{{ m.content | indent(2) }}",
+            "{{ m | tojson }}",
+            "{{ m.content | upper }}",
+            "{{ m.content.split() | join(' ') }}",
+        ],
+    )
+    def test_a_message_that_is_written_in_another_way_is_not_left_out(self, tmp_path: Path, written: str) -> None:
+        template = "{% for m in messages %}[{{ m.role }}]" + written + "</s>{% endfor %}"
+        files = tokenizer_from_folder(checkpoint(tmp_path, template))
+        assert files.dropped_roles == ()
+        assert files.conversation.count("</s>") == 4
+
+    def test_neither_is_one_beside_a_message_that_is(self, tmp_path: Path) -> None:
+        template = NO_SYSTEM.replace("{{ m.content }}", "{{ m.content | replace('\n', ' ') }}")
+        assert tokenizer_from_folder(checkpoint(tmp_path, template)).dropped_roles == ("system",)
+
+    def test_letters_that_end_a_rewritten_answer_are_refused(self, tmp_path: Path) -> None:
+        template = CHATML.replace("{{ m.content }}", "{{ m.content | replace('\n', ' ') }}")
+        with pytest.raises(TokenizerError, match="no answer would end"):
+            tokenizer_from_folder(checkpoint(tmp_path, template))
+
     def test_phi_3_medium_leaves_out_the_system_message_and_phi_3_mini_does_not(self, shared_data: Path) -> None:
         roles = {
             name: tokenizer_from_folder(shared_data / "tokenizers" / name).dropped_roles
@@ -121,6 +147,12 @@ class TestReaders:
         found = facts(tokenizer_from_folder(shared_data / "tokenizers" / "phi-2"))
         assert (found.differences, found.sentences) == ((), ())
         assert found.compared_with is not None
+
+    def test_a_conversation_without_line_breaks_is_compared_too(self, tmp_path: Path) -> None:
+        template = "{% for m in messages %}<|x|>{{ m.content | replace('\n', ' ') }}</s>{% endfor %}"
+        decoder = {str(size()): added("<|x|>", single_word=True)}
+        source = checkpoint(tmp_path, template, config={"added_tokens_decoder": decoder})
+        assert "a conversation" in facts(tokenizer_from_folder(source)).differences
 
     @pytest.mark.parametrize("flag", ["lstrip", "single_word"])
     def test_flags_that_onnxruntime_genai_does_not_know_are_written_down(self, tmp_path: Path, flag: str) -> None:
@@ -143,6 +175,24 @@ class TestReaders:
             "the chat template leaves out system and assistant messages",
             "stock onnxruntime-genai cannot use this tokenizer (it does not read the tokenizer: why); edgephi can",
         )
+
+    def test_so_are_spaces_outside_of_ascii(self, shared_data: Path, tmp_path: Path) -> None:
+        files = tokenizer_from_folder(shared_data / "tokenizers" / "phi-3-mini")
+        write(files, tmp_path)
+        genai, tokenizer = genai_tokenizer(tmp_path), Tokenizer.from_str(files.tokenizer_json)
+        texts = {
+            "text that begins with a no-break or an ideographic space": ("\u3000今日は", "\u00a0Hi", "\u2003Hi"),
+            "a no-break space behind a space": ("a \u00a0b",),
+        }
+        recorded = facts(files).differences
+        for name, examples in texts.items():
+            conversations = [f"<|user|>\n{text}<|end|>\n<|assistant|>\n" for text in examples]
+            differing = [
+                list(genai.encode(text)) != tokenizer.encode(text, add_special_tokens=False).ids
+                for text in conversations
+            ]
+            # a version of onnxruntime-genai that reads them alike has nothing to be recorded
+            assert (name in recorded) == any(differing), name
 
     def test_so_is_a_tokenizer_it_cannot_read(self, tmp_path: Path) -> None:
         folder = checkpoint(tmp_path)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from edgephi.errors import TokenizerError
 from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
-from tests.unit.test_tokenizer_gguf import CONTROL, NORMAL, UNUSED, loaded, phi, small
+from tests.unit.test_tokenizer_gguf import CONTROL, NORMAL, UNUSED, USER_DEFINED, loaded, phi, small
 
 
 class TestWhatNobodyNeeds:
@@ -46,6 +47,11 @@ class TestWhatNobodyNeeds:
         assert files.notes
         assert files.vocabulary_size == kept + 1
 
+    @pytest.mark.parametrize("key", ["ggml__padding_token_id", "ggml__unknown_token_id"])
+    def test_padding_in_two_rows_is_the_one_that_its_key_names(self, key: str) -> None:
+        files = tokenizer_from_gguf(twice("<pad>", CONTROL, **{key: 8}), "some.gguf")
+        assert loaded(files).token_to_id("<pad>") == 8
+
     @pytest.mark.parametrize("pre", ["falcon3", "smaug-bpe"])
     def test_llama_3s_words_under_other_names(self, pre: str) -> None:
         assert WORD_SPLITS[pre] == WORD_SPLITS["llama-bpe"]
@@ -55,6 +61,45 @@ class TestWhatNobodyNeeds:
         assert metadata is not None
         renamed = {**metadata, "tokenizer.ggml.pre": "llama-bpe"}
         assert tokenizer_from_gguf(metadata, "f") == tokenizer_from_gguf(renamed, "f")
+
+
+def twice(text: str, kind: int, **changes: object) -> dict[str, object]:
+    """A file that has a text in the rows 7 and 8."""
+    metadata = small(**changes)
+    metadata["tokenizer.ggml.tokens"] = ["<|endoftext|>", "<|im_end|>", "a", "b", "Ġ", "1", "ab", text, text]
+    metadata["tokenizer.ggml.token_type"] = [CONTROL, CONTROL, 1, 1, 1, 1, 1, kind, kind]
+    metadata["tokenizer.ggml.merges"] = ["a b"]
+    return metadata
+
+
+MARKED = "{% for m in messages %}{{ m.content }}<|x|>{% endfor %}"
+
+
+class TestOneMarkerInTwoRows:
+    @pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED, NORMAL, 0])
+    def test_is_refused_where_nothing_names_one_of_them(self, kind: int) -> None:
+        with pytest.raises(TokenizerError, match=r"'<\|x\|>' in the rows 7 and 8"):
+            tokenizer_from_gguf(twice("<|x|>", kind, chat_template=MARKED), "some.gguf")
+
+    def test_is_refused_where_two_keys_name_one_each(self) -> None:
+        named = {"ggml__eot_token_id": 7, "ggml__eom_token_id": 8}
+        with pytest.raises(TokenizerError, match="rows 7 and 8"):
+            tokenizer_from_gguf(twice("<|x|>", CONTROL, **named), "some.gguf")
+
+    @pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED, NORMAL])
+    @pytest.mark.parametrize("row", [7, 8])
+    def test_is_the_one_that_a_key_names(self, kind: int, row: int) -> None:
+        metadata = twice("<|x|>", kind, chat_template=MARKED, ggml__eot_token_id=row)
+        files = tokenizer_from_gguf(metadata, "some.gguf")
+        assert loaded(files).encode("a<|x|>").ids == [2, row]
+        assert row in files.eos_token_ids
+
+    def test_is_the_named_one_of_three(self) -> None:
+        metadata = twice("<|x|>", CONTROL, ggml__eot_token_id=8)
+        tokens: list[str] = metadata["tokenizer.ggml.tokens"]  # type: ignore[assignment]
+        metadata["tokenizer.ggml.tokens"] = [*tokens[:5], "<|x|>", *tokens[6:]]
+        metadata["tokenizer.ggml.token_type"] = [CONTROL, CONTROL, 1, 1, 1, CONTROL, 1, CONTROL, CONTROL]
+        assert loaded(tokenizer_from_gguf(metadata, "some.gguf")).encode("a<|x|>").ids == [2, 8]
 
 
 @pytest.mark.parametrize("kind", [NORMAL, 0, UNUSED])
