@@ -152,7 +152,7 @@ def _open(folder: Path, graph: str) -> list[Problem]:
         names = read_graph_names(path, error=BundleError, remedy=remedy)
         if names.compiled:  # for another provider: it is not opened
             return _binaries(path, names.contexts)
-        check_graph(path, may_read=may_read, any_domain=True, error=BundleError, remedy=remedy)
+        check_graph(path, may_read=may_read, any_domain=True, may_repeat=True, error=BundleError, remedy=remedy)
         call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
     except BundleError as error:
         return [Problem(error.what, error.where or str(path), error.remedy)]
