@@ -108,7 +108,7 @@ def twin_options() -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions
+    options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 

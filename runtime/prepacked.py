@@ -323,7 +323,7 @@ def _save(graph: Path, target: Path) -> bool:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; that the result is for this machine alone is known
+    options.log_severity_level = 4  # errors come as exceptions; that the result is for this machine alone is known
     options.optimized_model_filepath = str(target / GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")

@@ -80,6 +80,7 @@ def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, pre
     """The content of genai_config.json."""
     session: dict[str, object] = {
         "log_id": "onnxruntime-genai",
+        "log_severity_level": 4,  # a stranger's names would reach the terminal as they are; errors come as exceptions
         "provider_options": [],
         "intra_op_num_threads": threads,
         "session.model_external_initializers_file_folder_path": weights,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from edgephi.errors import BundleError
 from edgephi.graph_file import check_graph
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_hostile_bundle import every_route_refuses, put
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,65 @@ def test_a_graph_of_countless_parts_is_given_up(bundle: Path) -> None:
     with pytest.raises(BundleError, match="more parts"):
         check_bundle(bundle, read_manifest(bundle), every_byte=True)
     assert time.perf_counter() - started < 30
+
+
+# what onnxruntime says of a graph
+
+NAME = "\x1b]0;owned\x07\x1b[31mIntact\u202e"
+
+
+def with_a_name(graph: Path, where: str) -> bytes:
+    """A bundle's graph of which onnxruntime has something to say: while it loads (`input`), or when it fails."""
+    model = onnx.load(graph, load_external_data=False)
+    if where == "input":  # "initializer … appears in graph inputs"
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), NAME))
+        model.graph.input.append(helper.make_tensor_value_info(NAME, TensorProto.FLOAT, [1]))
+    else:
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[list(last.output).index("logits")] = "their_before"
+        model.graph.initializer.append(numpy_helper.from_array(np.array(10**6, np.int64), "their_far"))
+        model.graph.node.extend(
+            [
+                helper.make_node("ReduceSum", ["input_ids"], ["their_sum"], keepdims=0),
+                helper.make_node("Add", ["their_sum", "their_far"], ["their_index"]),
+                helper.make_node("Gather", ["their_before", "their_index"], ["their_one"], axis=2, name=NAME),
+                helper.make_node("ReduceSum", ["their_one"], ["their_all"], keepdims=0),
+                helper.make_node("Add", ["their_before", "their_all"], ["logits"]),
+            ]
+        )
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("where", ["input", "run"])
+@pytest.mark.parametrize("verb", ["generate", "evaluate", "doctor"])
+def test_no_name_of_a_graph_reaches_the_terminal_as_it_is(bundle: Path, tmp_path: Path, where: str, verb: str) -> None:
+    for name in ("model.onnx", "model_last_row.onnx"):
+        put(bundle, name, with_a_name(bundle / name, where))
+    text = tmp_path / "text.txt"
+    text.write_text("a text of a few words, and of some more\n" * 20)
+    arguments = {
+        "generate": ["a", "--raw", "--max-new-tokens", "2", "--device", "cpu"],
+        "evaluate": ["--text", str(text), "--windows", "1", "--window-length", "8"],
+        "doctor": ["--device", "cpu"],
+    }[verb]
+    command = [sys.executable, "-m", "edgephi", verb, str(bundle), *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert not set(NAME) & set("\x1b\x07\u202e") & set(said), said[-600:]
+    if where == "run" and verb != "doctor":
+        assert (done.returncode and "Error" in said) or "error" in said
+    assert "Traceback" not in said
+
+
+def test_every_session_keeps_onnxruntimes_words_from_the_terminal() -> None:
+    """Their errors are exceptions too. A child's stderr is a pipe, and what is quoted from it is escaped."""
+    in_children = {"export/npu/compile_child.py", "export/npu/compile_pair.py", "export/optimum/trace.py"}
+    loud = [
+        name
+        for package in ("edgephi", "export", "runtime", "devices", "benchmarks")
+        for file in (PROJECT / package).rglob("*.py")
+        if (source := file.read_text(encoding="utf-8")).count("SessionOptions()")
+        > source.count(".log_severity_level = 4") + source.count("SessionOptions = SessionOptions()")
+        and (name := file.relative_to(PROJECT).as_posix()) not in in_children
+    ]
+    assert not loud
