@@ -41,6 +41,7 @@ from edgephi.npu_facts import NpuProof as NpuProof
 from edgephi.npu_facts import NpuStage as NpuStage
 from edgephi.records import first_problem
 
+TOKENIZER = "tokenizer.json"
 ROPE_SWITCH = "rope_switch"
 """Graph input of a model with two ropes, int64 [1] and optional: the longest sequence that takes the short one."""
 LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
@@ -120,13 +121,15 @@ def check_bundle(
 ) -> None:
     """Compare a folder with its manifest, and refuse what could harm whoever loads it.
 
-    Every file is present, regular, inside the folder and of its size; hashes are compared of all files, or of small
-    ones. JSON has no key twice; the configuration has keys a bundle needs and no others; graphs name no file but the
-    bundle's own. Nothing lies in the folder that a library would open and the manifest does not list.
+    The manifest lists what every bundle has. Every file is present, regular, inside the folder and of its size; hashes
+    are compared of all files, or of small ones. JSON has no key twice; the configuration has keys a bundle needs and no
+    others; graphs name no file but the bundle's own. Nothing lies in the folder that a library would open and the
+    manifest does not list.
 
     Raises:
         BundleError: naming the first file that differs.
     """
+    _require_complete(folder, manifest)
     for entry in manifest.files:
         _check_file(folder, entry, every_byte, on_bytes)
     plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
@@ -135,6 +138,22 @@ def check_bundle(
         plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}
         compiled = {stage.graph: stage.binary for stage in npu.stages}
     check_contents(folder, frozenset(entry.path for entry in manifest.files), plain, compiled)
+
+
+def _require_complete(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest that lists less than every bundle has: what it does not list, nobody compares."""
+    needed = {GENAI_CONFIG, TOKENIZER}
+    if manifest.model.rope_switch is not None and manifest.npu is None:
+        needed.add(LONG_ROPE_ADAPTER)
+    missing = sorted(needed - {entry.path for entry in manifest.files})
+    if not manifest.graphs and manifest.npu is None:
+        missing = ["graph for any device"]
+    if missing:
+        raise BundleError(
+            f"the manifest lists no {missing[0]}, without which no bundle works",
+            where=folder / MANIFEST,
+            remedy="Copy the folder again, or export the model again",
+        )
 
 
 def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Callable[[int], None] | None) -> None:
