@@ -24,6 +24,7 @@ from edgephi.runtime.model import load
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_bundle import edit
 from tests.unit.test_bundle import make_bundle as make_empty_bundle
+from tests.unit.test_contract import RECORD
 
 CONFIG = "genai_config.json"
 
@@ -303,3 +304,21 @@ def test_a_circle_of_links_is_an_error_and_no_exception_of_the_system(bundle: Pa
     (bundle / "tokenizer.json").symlink_to(bundle / "tokenizer.json")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         check_bundle(bundle, read_manifest(bundle), every_byte=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "count", "match"),
+    [(2**31 - 1, 1, "the vocabulary has"), (512, 1, "the vocabulary"), (3, 5000, "context")],
+)
+def test_a_golden_answer_the_model_cannot_give_is_an_error_of_the_bundle(
+    bundle: Path, token: int, count: int, match: str
+) -> None:
+    with load(bundle, "cpu", prepacked="never") as model:
+        prompt = model.tokenizer.decode([5], special=True)
+        ids = model.tokenizer.encode(prompt, special=True)
+        token = max(token, model.manifest.model.vocabulary_size) if count == 1 else token
+    answer = {"prompt": prompt, "prompt_ids": ids, "token_ids": [token] * count, "margins": [1.0] * count}
+    edit(bundle, lambda record: record.update(quality=RECORD | {"golden": [answer]}))
+    verified = CliRunner().invoke(app, ["verify", str(bundle), "--run", "--device", "cpu"])
+    assert isinstance(verified.exception, BundleError), verified.output
+    assert match in verified.exception.what
