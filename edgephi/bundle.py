@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from edgephi.contents import check_contents
 from edgephi.errors import BundleError
-from edgephi.files import parse_json, read_file, replace_file, unreadable
+from edgephi.files import parse_json, read_file, replace_file, require_inside, unreadable
 from edgephi.genai_config import GENAI_CONFIG as GENAI_CONFIG
 from edgephi.manifest import MANIFEST as MANIFEST
 from edgephi.manifest import BudgetFacts as BudgetFacts
@@ -85,13 +85,15 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and validate edgephi.json.
 
     Raises:
-        BundleError: not a folder, no manifest, or one this version does not understand.
+        BundleError: not a folder, no manifest, a link out of the folder, or one this version does not understand.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(
             "there is no such bundle", where=folder, remedy="Make one with `edgephi export SOURCE --output DIR`"
         )
+    if os.path.lexists(path):
+        require_inside(path, folder, BundleError, "Replace the link by its file, or export the model again")
     if not path.is_file():
         raise BundleError(
             f"this folder has no {MANIFEST}", where=folder, remedy="Name a folder that `edgephi export` wrote"
@@ -177,6 +179,24 @@ def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Call
             raise changed(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, in older Pythons
         raise unreadable(error, path, BundleError, copy_again) from error
+
+
+def read_unchanged(path: Path, sha256: str | None) -> bytes:
+    """A file's bytes, for a library that is to get just what was checked: it may have been replaced since.
+
+    Args:
+        sha256: the manifest's; None: not compared.
+
+    Raises:
+        BundleError: the file is gone, or these are other bytes.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path, BundleError, "Copy it again, or export the model again") from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise changed(path)
+    return data
 
 
 def changed(path: Path) -> BundleError:

@@ -236,7 +236,7 @@ def test_verify_says_what_it_checked(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"{len(FILES)} files" in result.stdout
     as_json = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
-    assert json.loads(as_json.stdout) == {"files": 3, "bytes": sum(map(len, FILES.values())), "intact": True}
+    assert json.loads(as_json.stdout) == {"files": len(FILES), "bytes": sum(map(len, FILES.values())), "intact": True}
 
 
 def test_verify_fails_on_a_changed_byte(tmp_path: Path) -> None:
@@ -293,3 +293,26 @@ def refused_everywhere(folder: Path, match: str) -> None:
         load(folder, "cpu")
     verified = CliRunner().invoke(app, ["verify", str(folder)])
     assert isinstance(verified.exception, BundleError), verified.output
+
+
+@pytest.mark.parametrize("target", ["file", "missing", "itself"])
+def test_a_manifest_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, target: str) -> None:
+    folder, outside = tmp_path / "bundle", tmp_path / "outside.json"
+    make_bundle(folder)
+    manifest = folder / "edgephi.json"
+    if target == "file":
+        outside.write_bytes(manifest.read_bytes())
+    manifest.unlink()
+    manifest.symlink_to(manifest if target == "itself" else outside)
+    with pytest.raises(BundleError) as caught:
+        read_manifest(folder)
+    assert target != "file" or "link that leaves its folder" in caught.value.what
+
+
+def test_a_manifest_in_the_cache_of_hugging_face_is_a_link_to_its_neighbour(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    manifest = make_bundle(folder)
+    blobs.mkdir()
+    (folder / "edgephi.json").rename(blobs / "1")
+    (folder / "edgephi.json").symlink_to("../../blobs/1")
+    assert read_manifest(folder) == manifest
