@@ -31,7 +31,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, sha256_of
+from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, read_unchanged, sha256_of
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
@@ -239,18 +239,20 @@ def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
     found = []
     for file in manifest.files:
         if file.bytes > HASH_AT_LOAD_UP_TO:
-            path = (folder / file.path).resolve()
-            stat = path.stat()
-            found.append(
-                _Known(
-                    path=str(path),
-                    bytes=stat.st_size,
-                    mtime_ns=stat.st_mtime_ns,
-                    ctime_ns=stat.st_ctime_ns,
-                    number=stat.st_ino,
-                )
-            )
+            found.append(_identity(folder / file.path))
     return tuple(found)
+
+
+def _identity(path: Path) -> _Known:
+    path = path.resolve()
+    stat = path.stat()
+    return _Known(
+        path=str(path),
+        bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        number=stat.st_ino,
+    )
 
 
 def _require_hashes(folder: Path, manifest: Manifest) -> None:
@@ -292,15 +294,18 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
         BundleError: the bundle's weights are not those of its manifest.
         EngineError: onnxruntime refuses the graph.
     """
-    mine = _weights(folder, manifest)
+    mine, before = _weights(folder, manifest), _identity(folder / graph)
     if not every_byte:
         _require_hashes(folder, manifest)
+    read_unchanged(folder / graph, next(file.sha256 for file in manifest.files if file.path == graph))
     bundle = str(folder.resolve())
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
         sound = _save(folder / graph, scratch)
-        if _weights(folder, manifest) != mine:  # written to between the hash and onnxruntime's reading
+        if (
+            _weights(folder, manifest) != mine or _identity(folder / graph) != before
+        ):  # written to between the hash and onnxruntime's reading
             raise changed(folder)
         if not sound:
             return False

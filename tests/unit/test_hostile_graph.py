@@ -19,6 +19,8 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.errors import BundleError
 from edgephi.graph_file import check_graph
+from edgephi.runtime.model import load
+from edgephi.runtime.placement import placement
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_hostile_bundle import every_route_refuses, put
 
@@ -262,3 +264,27 @@ def test_every_session_keeps_onnxruntimes_words_from_the_terminal() -> None:
         and (name := file.relative_to(PROJECT).as_posix()) not in in_children
     ]
     assert not loud
+
+
+@pytest.mark.parametrize("prepacked", ["never", "now"])
+@pytest.mark.parametrize("route", ["load", "placement"])
+def test_a_graph_that_was_replaced_after_the_check_is_not_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepacked: Any, route: str
+) -> None:
+    monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "cache"))
+
+    def check_and_replace(folder: Path, *arguments: Any, **named: Any) -> None:
+        check_bundle(folder, *arguments, **named)
+        model = onnx.load(folder / "model_last_row.onnx", load_external_data=False)
+        model.producer_name = "somebody"
+        (folder / "model_last_row.onnx").write_bytes(model.SerializeToString())
+
+    monkeypatch.setattr(
+        f"edgephi.runtime.{'model' if route == 'load' else 'placement'}.check_bundle", check_and_replace
+    )
+    with pytest.raises(BundleError, match="was changed"):
+        if route == "load":
+            load(bundle, "cpu", prepacked=prepacked).close()
+        else:
+            placement(bundle)
+    assert not list((tmp_path / "cache").glob("prepacked/*/model.onnx"))
