@@ -236,23 +236,15 @@ def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: boo
 
 def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
     """The files that a load does not hash, as they lie on the disk now."""
-    found = []
-    for file in manifest.files:
-        if file.bytes > HASH_AT_LOAD_UP_TO:
-            found.append(_identity(folder / file.path))
-    return tuple(found)
+    large = (file.path for file in manifest.files if file.bytes > HASH_AT_LOAD_UP_TO)
+    return tuple(_identity(folder / path) for path in large)
 
 
 def _identity(path: Path) -> _Known:
     path = path.resolve()
     stat = path.stat()
-    return _Known(
-        path=str(path),
-        bytes=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        ctime_ns=stat.st_ctime_ns,
-        number=stat.st_ino,
-    )
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    return _Known(path=str(path), bytes=stat.st_size, number=stat.st_ino, **times)
 
 
 def _require_hashes(folder: Path, manifest: Manifest) -> None:
