@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from edgephi.contents import check_contents
 from edgephi.errors import BundleError
-from edgephi.files import parse_json, read_file, replace_file, unreadable
+from edgephi.files import parse_json, read_file, replace_file, require_inside, unreadable
 from edgephi.genai_config import GENAI_CONFIG as GENAI_CONFIG
 from edgephi.manifest import MANIFEST as MANIFEST
 from edgephi.manifest import BudgetFacts as BudgetFacts
@@ -41,6 +41,7 @@ from edgephi.npu_facts import NpuProof as NpuProof
 from edgephi.npu_facts import NpuStage as NpuStage
 from edgephi.records import first_problem
 
+TOKENIZER = "tokenizer.json"
 ROPE_SWITCH = "rope_switch"
 """Graph input of a model with two ropes, int64 [1] and optional: the longest sequence that takes the short one."""
 LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
@@ -84,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and validate edgephi.json.
 
     Raises:
-        BundleError: not a folder, no manifest, or one this version does not understand.
+        BundleError: not a folder, no manifest, a link out of the folder, or one this version does not understand.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -93,6 +94,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             "there is no such bundle", where=folder, remedy="Make one with `edgephi export SOURCE --output DIR`"
         )
+    if os.path.lexists(path):
+        require_inside(path, folder, BundleError, "Replace the link by its file, or export the model again")
     if not path.is_file():
         if is_checkpoint(folder):
             raise BundleError(CHECKPOINT, where=folder, remedy=EXPORT_FIRST)
@@ -151,13 +154,15 @@ def check_bundle(
 ) -> None:
     """Compare a folder with its manifest, and refuse what could harm whoever loads it.
 
-    Every file is present, regular, inside the folder and of its size; hashes are compared of all files, or of small
-    ones. JSON has no key twice; the configuration has keys a bundle needs and no others; graphs name no file but the
-    bundle's own. Nothing lies in the folder that a library would open and the manifest does not list.
+    The manifest lists what every bundle has. Every file is present, regular, inside the folder and of its size; hashes
+    are compared of all files, or of small ones. JSON has no key twice; the configuration has keys a bundle needs and no
+    others; graphs name no file but the bundle's own. Nothing lies in the folder that a library would open and the
+    manifest does not list.
 
     Raises:
         BundleError: naming the first file that differs.
     """
+    _require_complete(folder, manifest)
     for entry in manifest.files:
         _check_file(folder, entry, every_byte, on_bytes)
     plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
@@ -166,6 +171,22 @@ def check_bundle(
         plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}
         compiled = {stage.graph: stage.binary for stage in npu.stages}
     check_contents(folder, frozenset(entry.path for entry in manifest.files), plain, compiled)
+
+
+def _require_complete(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest that lists less than every bundle has: what it does not list, nobody compares."""
+    needed = {GENAI_CONFIG, TOKENIZER}
+    if manifest.model.rope_switch is not None and manifest.npu is None:
+        needed.add(LONG_ROPE_ADAPTER)
+    missing = sorted(needed - {entry.path for entry in manifest.files})
+    if not manifest.graphs and manifest.npu is None:
+        missing = ["graph for any device"]
+    if missing:
+        raise BundleError(
+            f"the manifest lists no {missing[0]}, without which no bundle works",
+            where=folder / MANIFEST,
+            remedy="Copy the folder again, or export the model again",
+        )
 
 
 def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Callable[[int], None] | None) -> None:
@@ -189,6 +210,24 @@ def _check_file(folder: Path, entry: FileEntry, every_byte: bool, on_bytes: Call
             raise changed(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, in older Pythons
         raise unreadable(error, path, BundleError, copy_again) from error
+
+
+def read_unchanged(path: Path, sha256: str | None) -> bytes:
+    """A file's bytes, for a library that is to get just what was checked: it may have been replaced since.
+
+    Args:
+        sha256: the manifest's; None: not compared.
+
+    Raises:
+        BundleError: the file is gone, or these are other bytes.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path, BundleError, "Copy it again, or export the model again") from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise changed(path)
+    return data
 
 
 def changed(path: Path) -> BundleError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,12 @@ DEEPEST = 48
 """Messages within messages: protobuf itself ends at 100; a subgraph is three of them."""
 MOST_FIELDS = 4_000_000
 """That are visited, about five seconds; SmolLM2's graph has 7,000 of them."""
+DEEPEST_CALLS = 32
+"""Functions that call functions; torch's exporters nest three."""
+MOST_NODES = 1_000_000
+"""With every call of a function replaced by what it holds, as onnxruntime does while it loads."""
+ONCE = frozenset({"If"})
+"""Operators whose inner graphs run once. Loop, Scan, SequenceMap and BeamSearch run theirs as often as they say."""
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 """Operators that onnxruntime's own kernels compute."""
 FORBIDDEN_METADATA = frozenset({"ort_config"})
@@ -50,6 +57,12 @@ class GraphNames:
     """`ep_cache_context` of every EPContext node: the name of a binary, or the binary itself."""
     compiled: bool = False
     """Whether there is an EPContext node."""
+    repeats: set[str] = field(default_factory=set)
+    """Operators that run an inner graph as often as they are told."""
+    functions: dict[tuple[str, str], Counter[tuple[str, str]]] = field(default_factory=dict)
+    """The graph's own, by domain and name, and how often each calls which operator."""
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The same of the graph, and while a function is read of that function."""
     fields: int = 0
     """How many were visited."""
 
@@ -82,15 +95,18 @@ def check_graph(
     may_read: Callable[[str], bool],
     may_run: Callable[[str], bool] | None = None,
     any_domain: bool = False,
+    may_repeat: bool = False,
     error: type[EdgephiError],
     remedy: str,
 ) -> GraphNames:
-    """Refuse a graph that names something else than its folder's files.
+    """Refuse a graph that names something else than its folder's files, or that a few bytes make endless.
 
     Args:
         may_read: whether the graph may read weights from a file of this name, relative to its folder.
         may_run: the same of binaries that its EPContext nodes run; None: there may be no such node.
         any_domain: operators of any domain; onnxruntime refuses those it does not know.
+        may_repeat: the graph may have loops, and functions up to `MOST_NODES`: for who loads it in a child with a limit
+            of time. Bundles have neither; a stranger's could run for ever, and nothing ends native code in a thread.
 
     Raises:
         error: as `read_graph_names`, or naming what is refused.
@@ -105,6 +121,11 @@ def check_graph(
             raise refusal(f"the graph reads weights from {location[:200]!r}, which is no file of this folder")
     if (unknown := sorted(names.domains - DOMAINS)) and not any_domain:
         raise refusal(f"the graph has operators of the domain {unknown[0][:200]!r}, which no bundle needs")
+    if names.functions and not may_repeat:
+        name = min(names.functions)[1]
+        raise refusal(f"the graph defines functions of its own, such as {name[:200]!r}, which no bundle needs")
+    if names.repeats and not may_repeat:
+        raise refusal(f"the graph repeats a part of itself: the operator {min(names.repeats)[:200]!r}")
     if options := sorted(names.metadata & FORBIDDEN_METADATA):
         raise refusal(f"the graph brings session options of its own: metadata {options[0]!r}")
     if names.compiled and may_run is None:
@@ -139,8 +160,7 @@ def parse_graph_names(data: memoryview) -> GraphNames:
     if bytes(data[4:8]) == b"ORTM":
         raise _Malformed("it is in onnxruntime's own format")
     names = GraphNames()
-    functions: set[str] = set()
-    graphs = 0
+    calls, graphs = names.calls, 0
     for number, part in _messages(data, names):
         if number == 7:
             graphs += 1
@@ -148,12 +168,46 @@ def parse_graph_names(data: memoryview) -> GraphNames:
         elif number == 14:
             names.metadata.add(_text(part, 1, names))
         elif number == 25:
-            functions.add(_text(part, 10, names))
-            _nodes(part, 7, names, 1)
+            _function(part, names)
+            names.calls = calls
     if not graphs:
         raise _Malformed("it has no graph")
-    names.domains -= functions
+    names.domains -= {domain for domain, _ in names.functions}
+    _require_finite(names)
     return names
+
+
+def _function(data: memoryview, names: GraphNames) -> None:
+    key = _operator(_text(data, 10, names), _text(data, 1, names))
+    names.calls = names.functions.setdefault(key, Counter())  # those of one name, for several types, count together
+    _nodes(data, 7, names, 1)
+    for number, part in _messages(data, names):
+        if number == 11:  # what an attribute is where a call does not say
+            _attribute(part, names, 1)
+
+
+def _require_finite(names: GraphNames) -> None:
+    """Refuse functions that call one another for ever, or so often that the graph would have `MOST_NODES`."""
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(calls: Counter[tuple[str, str]], depth: int) -> int:
+        if depth > DEEPEST_CALLS:
+            raise _Malformed("its functions call one another too deeply")
+        nodes = 0
+        for operator, times in calls.items():
+            if operator in names.functions and operator not in sizes:
+                sizes[operator] = size(names.functions[operator], depth + 1)
+            nodes += times * sizes.get(operator, 1)
+        if nodes > MOST_NODES:
+            raise _Malformed("its functions hold more nodes than any model needs")
+        return nodes
+
+    if names.functions:
+        size(names.calls, 0)
+
+
+def _operator(domain: str, name: str) -> tuple[str, str]:
+    return ("" if domain == "ai.onnx" else domain), name
 
 
 def _graph(data: memoryview, names: GraphNames, depth: int) -> None:
@@ -171,23 +225,28 @@ def _nodes(data: memoryview, field_number: int, names: GraphNames, depth: int) -
     for number, node in _messages(data, names):
         if number != field_number:
             continue
-        operator, domain, contexts = "", "", []
+        operator, domain, contexts, inner = "", "", [], False
         for part_number, part in _messages(node, names):
             if part_number == 4:
                 operator = _utf8(part)
             elif part_number == 7:
                 domain = _utf8(part)
             elif part_number == 5:
-                contexts += _attribute(part, names, depth)
+                said, has_graph = _attribute(part, names, depth)
+                contexts += said
+                inner |= has_graph
         names.domains.add(domain)
+        names.calls[_operator(domain, operator)] += 1
+        if inner and (_operator(domain, operator)[0] or operator not in ONCE):
+            names.repeats.add(operator)
         if operator == EP_CONTEXT:
             names.compiled = True
             names.contexts += contexts
 
 
-def _attribute(data: memoryview, names: GraphNames, depth: int) -> list[bytes]:
-    """Goes through an attribute; what it says of a compiled binary."""
-    name, said = "", []
+def _attribute(data: memoryview, names: GraphNames, depth: int) -> tuple[list[bytes], bool]:
+    """Goes through an attribute; what it says of a compiled binary, and whether it holds a graph."""
+    name, said, inner = "", [], False
     for number, part in _messages(data, names):
         if number == 1:
             name = _utf8(part)
@@ -196,11 +255,12 @@ def _attribute(data: memoryview, names: GraphNames, depth: int) -> list[bytes]:
         elif number in (5, 10):
             _tensor(part, names)
         elif number in (6, 11):
+            inner = True
             _graph(part, names, depth + 1)
         elif number in (22, 23):
             _sparse(part, names)
     # a binary that lies in the graph may have gigabytes; the beginning tells it from a name
-    return [bytes(value[:4096]) for value in said] if name == "ep_cache_context" else []
+    return ([bytes(value[:4096]) for value in said] if name == "ep_cache_context" else []), inner
 
 
 def _sparse(data: memoryview, names: GraphNames) -> None:

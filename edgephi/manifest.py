@@ -177,7 +177,9 @@ class GoldenAnswer(Strict):
     prompt: str
     prompt_ids: tuple[TokenId, ...] = Field(min_length=1)
     token_ids: tuple[TokenId, ...] = Field(min_length=1)
-    margins: tuple[Finite, ...] = Field(description="logit of each token less that of the second best")
+    margins: tuple[Annotated[Finite, Field(ge=0)], ...] = Field(
+        description="logit of each token less that of the second best"
+    )
 
     @model_validator(mode="after")
     def _one_margin_a_token(self) -> GoldenAnswer:

@@ -63,9 +63,14 @@ def diagnose(folder: Path) -> Diagnosis:
     config = _read(folder)
     where = str(folder / GENAI_CONFIG)
     if refused := tuple(refused_keys(config)):
-        # not even parsed by onnxruntime-genai
-        return Diagnosis((), tuple(Problem(what, f"{where}: {key}", REMOVE) for key, what in refused), (), None)
-    problems: list[Problem] = []
+        # not even parsed by onnxruntime-genai; what needs no library is looked at all the same
+        problems = [Problem(what, f"{where}: {key}", REMOVE) for key, what in refused]
+        graphs, missing = _files(folder, config)
+        problems += [*_beside(folder), *missing]
+        for graph in graphs:
+            problems += _look(folder, graph)[0]
+        return Diagnosis(graphs, tuple(problems), (), None)
+    problems = []
     answer: dict[str, Any] = {"unknown": [], "error": None, "text": None}
     try:
         found = call("edgephi.runtime.foreign:probe_config", {"text": json.dumps(config)}, timeout_s=60, where=where)
@@ -132,14 +137,15 @@ def open_graph(path: str) -> list[str]:
     if any(node.op_type == "EPContext" for node in model.graph.node):
         return []
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     return [one.name for one in session.get_inputs()]
 
 
-def _open(folder: Path, graph: str) -> list[Problem]:
+def _look(folder: Path, graph: str) -> tuple[list[Problem], bool]:
+    """Reads a graph's names; what is wrong with them, and whether onnxruntime may be given the graph."""
     path = folder / graph
     remedy = "Fetch the folder again; if it is whole, do not use it"
 
@@ -156,11 +162,20 @@ def _open(folder: Path, graph: str) -> list[Problem]:
         require_inside(path, folder, BundleError, remedy)
         names = read_graph_names(path, error=BundleError, remedy=remedy)
         if names.compiled:  # for another provider: it is not opened
-            return _binaries(path, names.contexts)
-        check_graph(path, may_read=may_read, any_domain=True, error=BundleError, remedy=remedy)
-        call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
+            return _binaries(path, names.contexts), False
+        check_graph(path, may_read=may_read, any_domain=True, may_repeat=True, error=BundleError, remedy=remedy)
     except BundleError as error:
-        return [Problem(error.what, error.where or str(path), error.remedy)]
+        return [Problem(error.what, error.where or str(path), error.remedy)], False
+    return [], True
+
+
+def _open(folder: Path, graph: str) -> list[Problem]:
+    path = folder / graph
+    problems, may_open = _look(folder, graph)
+    if not may_open:
+        return problems
+    try:
+        call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
     except DeviceError as error:
         said = error.what.split("[ONNXRuntimeError] : ")[-1]
         newer = "IR version" in said or "opset" in said.lower()

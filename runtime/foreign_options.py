@@ -4,8 +4,9 @@ onnxruntime-genai hands every session option that it does not know to onnxruntim
 provider. Some load a library, some write a file wherever they are told to, so a list of what is allowed is the only one
 that does not miss one.
 
-Sources: microsoft/onnxruntime-genai, src/config.cpp; microsoft/onnxruntime,
-include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h.
+Sources: microsoft/onnxruntime-genai, src/config.cpp, src/models/model.cpp (an `enable_profiling` of "" writes a file
+too); microsoft/onnxruntime, include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h, and the options
+of each provider under onnxruntime/core/providers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ HARMLESS_OPTIONS = frozenset(
         "log_id",
         "log_severity_level",
         "log_verbosity_level",
+        "mlas.disable_kleidiai",
+        "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        "optimization.disable_specified_optimizers",
+        "optimization.enable_gelu_approximation",
         "provider_options",
+        "session.disable_aot_function_inlining",
         "session.disable_cpu_ep_fallback",
         "session.disable_prepacking",
         "session.disable_quant_qdq",
@@ -46,6 +52,7 @@ HARMLESS_OPTIONS = frozenset(
         "session.force_spinning_stop",
         "session.inter_op.allow_spinning",
         "session.intra_op.allow_spinning",
+        "session.intra_op_thread_affinities",
         "session.qdq_matmulnbits_accuracy_level",
         "session.set_denormal_as_zero",
         "session.use_device_allocator_for_initializers",
@@ -56,21 +63,49 @@ HARMLESS_OPTIONS = frozenset(
 """Session options that neither load code nor name a file; onnxruntime takes any other key as well."""
 HARMLESS_OF_PROVIDERS = frozenset(
     {
+        "AllowLowPrecisionAccumulationOnGPU",
+        "EnableOnSubgraphs",
+        "MLComputeUnits",
+        "ModelFormat",
+        "RequireStaticInputShapes",
+        "SpecializationStrategy",
+        "arena_extend_strategy",
+        "cudnn_conv1d_pad_to_nc1d",
+        "cudnn_conv_algo_search",
+        "cudnn_conv_use_max_workspace",
+        "device_filter",
         "device_filtering_options",
         "device_id",
+        "device_index",
         "device_type",
+        "disable_metacommands",
         "do_copy_in_default_stream",
         "enable_cuda_graph",
+        "enable_graph_capture",
+        "enable_hip_graph",
         "enable_skip_layer_norm_strict_mode",
+        "fuse_conv_bias",
+        "gpu_mem_limit",
         "hardware_device_id",
         "hardware_device_type",
         "hardware_vendor_id",
+        "intra_op_num_threads",
+        "miopen_conv_exhaustive_search",
+        "miopen_conv_use_max_workspace",
         "name",
         "options",
+        "performance_preference",
+        "prefer_nhwc",
+        "sdpa_kernel",
+        "tunable_op_enable",
+        "tunable_op_max_tuning_duration_ms",
+        "tunable_op_tuning_enable",
+        "use_ep_level_unified_stream",
         "use_tf32",
     }
 )
-"""Options of providers that edgephi has no table of."""
+"""Options of providers that edgephi has no table of: numbers, switches and words. Left out are paths (CoreML's
+ModelCacheDirectory) and addresses (CUDA's user_compute_stream, gpu_external_alloc)."""
 CODE_KEYS = frozenset({"custom_ops_library", "library_path", "backend_path", "op_packages"})
 """A shared library is loaded from where these say, wherever they stand."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.bundle import GoldenAnswer
-from edgephi.errors import EngineError, QualityError
+from edgephi.bundle import MANIFEST, GoldenAnswer
+from edgephi.errors import BundleError, EngineError, QualityError
 from edgephi.runtime.model import Model
 
 PROMPTS = (
@@ -93,7 +93,7 @@ def reproduce(model: Model, golden: Sequence[GoldenAnswer]) -> Reproduction:
 
     Raises:
         QualityError: a prompt is cut into other tokens than it was.
-        PromptError: a recorded token is outside the vocabulary.
+        BundleError: a recorded token is outside the vocabulary, or the answer longer than the context.
     """
     flips: list[Flip] = []
     shift = 0.0
@@ -119,12 +119,17 @@ def reproduce(model: Model, golden: Sequence[GoldenAnswer]) -> Reproduction:
 def _forced(model: Model, answer: GoldenAnswer) -> list[NDArray[np.float32]]:
     """Logits for each of an answer's tokens, given the ones before it, computed a token at a time as in decoding."""
     rows: list[NDArray[np.float32]] = []
-    engine = model.open_engine(len(answer.prompt_ids) + len(answer.token_ids))
+    length = len(answer.prompt_ids) + len(answer.token_ids)
+    if length > model.context_length:
+        raise _impossible(model, f"an answer of {length:,} tokens, and the context holds {model.context_length:,}")
+    engine = model.open_engine(length)
     try:
         engine.prefill(answer.prompt_ids, lambda: False)
         for token in answer.token_ids:
 
             def take(logits: NDArray[np.float32], token: int = token) -> int:
+                if token >= len(logits):
+                    raise _impossible(model, f"the token {token:,}, and the vocabulary has {len(logits):,}")
                 rows.append(logits.copy())
                 return token
 
@@ -132,6 +137,14 @@ def _forced(model: Model, answer: GoldenAnswer) -> list[NDArray[np.float32]]:
     finally:
         engine.close()
     return rows
+
+
+def _impossible(model: Model, what: str) -> BundleError:
+    return BundleError(
+        f"the quality contract holds {what}",
+        where=model.folder / MANIFEST,
+        remedy="Evaluate the bundle again and --record it, or export the model again",
+    )
 
 
 def _best_two(logits: NDArray[np.float32]) -> tuple[int, int]:

@@ -157,7 +157,8 @@ class Model:
             if place.choice.provider == "cpu" and graph is not None:
                 found.append(prepack(folder, manifest, answering(graph), packing, every_byte=every_byte))
             mapped = found[0].folder if found else None
-            return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped)
+            hashes = {file.path: file.sha256 for file in manifest.files}
+            return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped, hashes=hashes)
 
         model = cls(folder, manifest, place, config, open_weights, count)
         model.prepacked = found[0] if found else model.prepacked

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgephi.bundle import check_bundle, read_manifest
+from edgephi.bundle import check_bundle, read_manifest, read_unchanged
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError
 from edgephi.runtime.config import answering, read_genai_config
@@ -89,11 +89,14 @@ def placement(folder: Path) -> Placement:
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     read_genai_config(folder, manifest)
-    graph = folder / answering(manifest.graph_for("cpu") or manifest.graphs[0])
+    name = answering(manifest.graph_for("cpu") or manifest.graphs[0])
+    graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
+    model = read_unchanged(graph, hashes[name])
     options = twin_options()
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=[CPU], enable_fallback=0)
+        session = onnxruntime.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
         return read_placement(session, graph, (CPU,))
     except Exception as error:
         raise EngineError(
@@ -108,7 +111,7 @@ def twin_options() -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions
+    options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 

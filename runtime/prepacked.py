@@ -31,7 +31,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, sha256_of
+from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, read_unchanged, sha256_of
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
@@ -236,21 +236,15 @@ def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: boo
 
 def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
     """The files that a load does not hash, as they lie on the disk now."""
-    found = []
-    for file in manifest.files:
-        if file.bytes > HASH_AT_LOAD_UP_TO:
-            path = (folder / file.path).resolve()
-            stat = path.stat()
-            found.append(
-                _Known(
-                    path=str(path),
-                    bytes=stat.st_size,
-                    mtime_ns=stat.st_mtime_ns,
-                    ctime_ns=stat.st_ctime_ns,
-                    number=stat.st_ino,
-                )
-            )
-    return tuple(found)
+    large = (file.path for file in manifest.files if file.bytes > HASH_AT_LOAD_UP_TO)
+    return tuple(_identity(folder / path) for path in large)
+
+
+def _identity(path: Path) -> _Known:
+    path = path.resolve()
+    stat = path.stat()
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    return _Known(path=str(path), bytes=stat.st_size, number=stat.st_ino, **times)
 
 
 def _require_hashes(folder: Path, manifest: Manifest) -> None:
@@ -292,15 +286,18 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
         BundleError: the bundle's weights are not those of its manifest.
         EngineError: onnxruntime refuses the graph.
     """
-    mine = _weights(folder, manifest)
+    mine, before = _weights(folder, manifest), _identity(folder / graph)
     if not every_byte:
         _require_hashes(folder, manifest)
+    read_unchanged(folder / graph, next(file.sha256 for file in manifest.files if file.path == graph))
     bundle = str(folder.resolve())
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
         sound = _save(folder / graph, scratch)
-        if _weights(folder, manifest) != mine:  # written to between the hash and onnxruntime's reading
+        if (
+            _weights(folder, manifest) != mine or _identity(folder / graph) != before
+        ):  # written to between the hash and onnxruntime's reading
             raise changed(folder)
         if not sound:
             return False
@@ -323,7 +320,7 @@ def _save(graph: Path, target: Path) -> bool:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; that the result is for this machine alone is known
+    options.log_severity_level = 4  # errors come as exceptions; that the result is for this machine alone is known
     options.optimized_model_filepath = str(target / GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")

@@ -37,7 +37,7 @@ def same_answers(plain: InferenceSession, packed: Path) -> bool:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # they are done
     mapped = onnxruntime.InferenceSession(packed, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     for length in LENGTHS:

@@ -88,8 +88,10 @@ class OgLoop:
 
         if self._model is None:
             og.disable_telemetry_events()
-            config = read_genai_config(self._folder, read_manifest(self._folder))
-            with og_config(self._folder, config, self._place, self._threads, all_rows=True) as settings:
+            manifest = read_manifest(self._folder)
+            config = read_genai_config(self._folder, manifest)
+            hashes = {file.path: file.sha256 for file in manifest.files}
+            with og_config(self._folder, config, self._place, self._threads, all_rows=True, hashes=hashes) as settings:
                 self._model = og.Model(settings)
             require_device(self._model.device_type, self._place)
         return self._model

@@ -167,6 +167,7 @@ def _runner(graph: Any, fed: np.ndarray[Any, Any], threads: int) -> Callable[[],
     imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()

@@ -63,6 +63,7 @@ class GraphLogits:
                 remedy="Take shorter windows",
             )
         options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
         options.intra_op_num_threads = decode_threads()
         # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -133,6 +133,7 @@ def _open(graph: Path, *, optimized: bool) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = decode_threads()
     # fusions would compute the layers otherwise than they are written. Embedding and head run on a PC's CPU anyway, and
     # onnxruntime 1.31's MatMulNBits gives zeros when its scales are a Cast that was not folded: the head's are

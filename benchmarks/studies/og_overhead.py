@@ -285,6 +285,7 @@ def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> 
     place = _place(bundle)
     assert place.choice.graph is not None
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = threads or place.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.choice.spinning.on else "0")
     if profile is not None:

@@ -152,7 +152,7 @@ def _session(part: Architecture, build: BuildGraph) -> Iterator[Any]:
         ir.save(build(part.spec, layout, recipe), folder / GRAPH)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False  # kept for every length otherwise
         # packed weights would be a copy of the layer; unpacked, they stay pages of the file

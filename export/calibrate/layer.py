@@ -91,6 +91,7 @@ class LayerGraph:
             value.type = ir.TensorType(emit.float)
         model = emit.model([*inputs, *emit.ports.values()], [*outputs, *read, ranges])
         options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
         # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
         options.intra_op_num_threads = 1
         # an arena keeps the largest of everything it ever held

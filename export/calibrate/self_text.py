@@ -70,6 +70,7 @@ def _sample(
     tokens = np.empty(shape, np.int64)
     try:
         options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
         # groups run side by side, each on one thread: neither depends on how many cores there are
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -64,7 +64,7 @@ def _on_the_cpu(graph: str, feed: Mapping[str, Array]) -> dict[str, Array]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # fusions would compute the layers otherwise than they are written
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -34,6 +34,7 @@ from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.layout import Recipe
+from edgephi.graph_file import check_graph
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
 """Distributions the extra `optimum` installs."""
@@ -104,6 +105,7 @@ def export_via_optimum(
             decoder = _decoder(ports, report)
             weights = rewrite(model, recipe)
             ir.save(model, folder / GRAPH_FILE)
+            _require_loadable(folder / GRAPH_FILE)
             reporter = Reporter(weights.source_bytes, on_progress)
             write_weights(weights, folder / DATA_FILE, min(4, os.cpu_count() or 1), reporter)
         write_genai_config(decoder, tokenizer, folder, position_ids=ports.position_ids, shared_cache=False)
@@ -123,6 +125,16 @@ def export_via_optimum(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _require_loadable(graph: Path) -> None:
+    """Raises UnsupportedModelError for a traced graph that no bundle may hold: it has loops, or operators of others."""
+    check_graph(
+        graph,
+        may_read=lambda name: name == DATA_FILE,
+        error=UnsupportedModelError,
+        remedy="Choose a model whose traced graph has neither loops nor operators of a library's own",
+    )
 
 
 def _installed_versions() -> dict[str, str]:

@@ -76,6 +76,8 @@ def rewrite(model: ir.Model, recipe: Recipe) -> TracedWeights:
     """
     import onnx_ir.passes.common as passes
 
+    if model.functions:
+        passes.InlinePass()(model)  # bundles have no functions of their own
     # traced constants can be nodes, even of a branch, with their bytes in the traced graph's data
     passes.LiftConstantsToInitializersPass(size_limit=0)(model)
     passes.LiftSubgraphInitializersToMainGraphPass()(model)

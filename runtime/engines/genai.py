@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgephi.bundle import LONG_ROPE_ADAPTER
+from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
-from edgephi.errors import DeviceError, EngineError, PromptError
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
@@ -106,6 +106,7 @@ class OgModel:
         threads: int,
         rope_switch: int | None = None,
         prepacked: Path | None = None,
+        hashes: Mapping[str, str] | None = None,
     ) -> None:
         import onnxruntime_genai as og
 
@@ -118,12 +119,13 @@ class OgModel:
         if prepacked is not None:
             remedy = f"Set {SWITCH}=never, and delete this folder"
         with _og_errors(prepacked or folder, remedy):
-            with og_config(folder, config, place, threads, prepacked) as settings:
+            with og_config(folder, config, place, threads, prepacked, hashes=hashes) as settings:
                 self._model: Any = og.Model(settings)
             require_device(self._model.device_type, place)
             self._adapters: Any = None
             if rope_switch is not None:
                 self._adapters = og.Adapters(self._model)
+                read_unchanged(folder / LONG_ROPE_ADAPTER, (hashes or {}).get(LONG_ROPE_ADAPTER))
                 self._adapters.load(str(folder / LONG_ROPE_ADAPTER), LONG_ROPE_ADAPTER)
 
     def require_open(self) -> None:
@@ -295,7 +297,7 @@ def _og_errors(where: object, remedy: str) -> Iterator[None]:
     """og raises RuntimeError and MemoryError; say what it said, in edgephi's form."""
     try:
         yield
-    except (EngineError, DeviceError):
+    except (BundleError, EngineError, DeviceError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:600] or type(error).__name__

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgephi.bundle import GENAI_CONFIG
+from edgephi.bundle import GENAI_CONFIG, read_unchanged
 from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError, EngineError
 from edgephi.genai_config import GenaiConfig
@@ -35,6 +35,7 @@ def og_config(
     prepacked: Path | None = None,
     *,
     all_rows: bool = False,
+    hashes: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
     """og's configuration of a bundle: the graph, provider, options and device that were proved, and nothing else.
 
@@ -47,8 +48,10 @@ def og_config(
         config: its checked configuration.
         prepacked: the folder `runtime/prepacked.py` made of the graph.
         all_rows: logits for every token, which og needs to verify drafts.
+        hashes: SHA-256 of the bundle's files by path; the graph that og gets is held against them once more.
 
     Raises:
+        BundleError: the graph was replaced since it was checked.
         DeviceError: og does not load the provider's library; step `library`.
         EngineError: there is no room for the file.
     """
@@ -56,9 +59,10 @@ def og_config(
 
     choice = place.choice
     assert choice.graph is not None, "the NPU's graphs are not og's"
-    graph = folder / (choice.graph.file if all_rows else answering(choice.graph))
+    name = choice.graph.file if all_rows else answering(choice.graph)
+    graph, expected = folder / name, (hashes or {}).get(name)
     if prepacked is not None:
-        graph = prepacked / GRAPH
+        graph, expected = prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
     with _scratch(graph.parent) as (scratch, weights):
         # og's parser knows no \uXXXX, which a path with other letters than ASCII's would be written in
         text = json.dumps(_settings(config, place, threads, weights, prepacked is not None), ensure_ascii=False)
@@ -69,7 +73,7 @@ def og_config(
             raise EngineError(what, where=graph.parent, remedy=remedy) from error
         (scratch / GENAI_CONFIG).write_bytes(data)
         settings = og.Config(str(scratch))
-        model = graph.read_bytes()
+        model = read_unchanged(graph, expected)
         settings.add_model_data(GRAPH, model)
         _choose_device(settings, place)
         yield settings
@@ -80,6 +84,7 @@ def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, pre
     """The content of genai_config.json."""
     session: dict[str, object] = {
         "log_id": "onnxruntime-genai",
+        "log_severity_level": 4,  # a stranger's names would reach the terminal as they are; errors come as exceptions
         "provider_options": [],
         "intra_op_num_threads": threads,
         "session.model_external_initializers_file_folder_path": weights,

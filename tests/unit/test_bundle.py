@@ -16,10 +16,18 @@ from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
 from edgephi.commands.app import app
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError
+from edgephi.runtime.model import load
 
 GRAPH = b"\x08\x0a\x3a\x03\x12\x01g"
 """An ONNX model, in protobuf: IR version 10 and a graph called g, without nodes."""
-FILES = {"model.onnx": GRAPH, "model.onnx.data": bytes(range(256)) * 40, "tokenizer/extra.json": b"{}"}
+CONFIG = {"model": {"type": "llama", "context_length": 2048, "vocab_size": 1000, "eos_token_id": 2, "decoder": {}}}
+FILES = {
+    "model.onnx": GRAPH,
+    "model.onnx.data": bytes(range(256)) * 40,
+    "tokenizer/extra.json": b"{}",
+    "tokenizer.json": b"{}",
+    "genai_config.json": json.dumps(CONFIG).encode(),
+}
 
 
 def make_bundle(folder: Path) -> Manifest:
@@ -226,9 +234,9 @@ def test_verify_says_what_it_checked(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     result = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "3 files" in result.stdout
+    assert f"{len(FILES)} files" in result.stdout
     as_json = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
-    assert json.loads(as_json.stdout) == {"files": 3, "bytes": sum(map(len, FILES.values())), "intact": True}
+    assert json.loads(as_json.stdout) == {"files": len(FILES), "bytes": sum(map(len, FILES.values())), "intact": True}
 
 
 def test_verify_fails_on_a_changed_byte(tmp_path: Path) -> None:
@@ -256,3 +264,55 @@ def test_inspect_shows_the_manifest_and_believes_no_markup(tmp_path: Path) -> No
     assert record["bits_per_weight"] == 5.0
     assert record["stored_bytes"] == sum(map(len, FILES.values()))
     assert record["source"]["revision"] == "abc"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "genai_config.json"])
+def test_a_manifest_that_lists_less_than_every_bundle_has_is_refused(tmp_path: Path, name: str) -> None:
+    make_bundle(tmp_path)
+    (tmp_path / name).unlink()
+    edit(tmp_path, lambda record: record.update(files=[one for one in record["files"] if one["path"] != name]))
+    refused_everywhere(tmp_path, f"lists no {name}")
+
+
+def test_a_bundle_without_a_graph_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda record: record.update(graphs=[]))
+    refused_everywhere(tmp_path, "lists no graph")
+
+
+def test_a_model_with_two_ropes_needs_its_adapter(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda record: record["model"].update(rope_switch=1024))
+    refused_everywhere(tmp_path, "lists no long_rope.onnx_adapter")
+
+
+def refused_everywhere(folder: Path, match: str) -> None:
+    with pytest.raises(BundleError, match=match):
+        check_bundle(folder, read_manifest(folder), every_byte=False)
+    with pytest.raises(BundleError, match=match):
+        load(folder, "cpu")
+    verified = CliRunner().invoke(app, ["verify", str(folder)])
+    assert isinstance(verified.exception, BundleError), verified.output
+
+
+@pytest.mark.parametrize("target", ["file", "missing", "itself"])
+def test_a_manifest_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, target: str) -> None:
+    folder, outside = tmp_path / "bundle", tmp_path / "outside.json"
+    make_bundle(folder)
+    manifest = folder / "edgephi.json"
+    if target == "file":
+        outside.write_bytes(manifest.read_bytes())
+    manifest.unlink()
+    manifest.symlink_to(manifest if target == "itself" else outside)
+    with pytest.raises(BundleError) as caught:
+        read_manifest(folder)
+    assert target != "file" or "link that leaves its folder" in caught.value.what
+
+
+def test_a_manifest_in_the_cache_of_hugging_face_is_a_link_to_its_neighbour(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    manifest = make_bundle(folder)
+    blobs.mkdir()
+    (folder / "edgephi.json").rename(blobs / "1")
+    (folder / "edgephi.json").symlink_to("../../blobs/1")
+    assert read_manifest(folder) == manifest

@@ -59,6 +59,8 @@ def test_a_contract_comes_back_as_it_was_written(manifest: Manifest, tmp_path: P
         {"golden": []},
         {"golden": [RECORD["golden"][0] | {"margins": [1.0]}]},
         {"golden": [RECORD["golden"][0] | {"prompt_ids": []}]},
+        {"golden": [RECORD["golden"][0] | {"margins": [0.25, -1e-9]}]},
+        {"golden": [RECORD["golden"][0] | {"margins": [-1e300, 3.0]}]},
         {"text": RECORD["text"] | {"sha256": "x"}},
         {"surprise": 1},
     ],

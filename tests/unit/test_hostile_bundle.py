@@ -13,10 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import edgephi
@@ -27,6 +24,7 @@ from edgephi.runtime.model import load
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_bundle import edit
 from tests.unit.test_bundle import make_bundle as make_empty_bundle
+from tests.unit.test_contract import RECORD
 
 CONFIG = "genai_config.json"
 
@@ -227,98 +225,6 @@ def test_a_file_no_manifest_lists_is_not_read(bundle: Path, name: str) -> None:
     load(bundle, "cpu", prepacked="never").close()
 
 
-# graphs
-
-
-def graph_with(**changes: Any) -> bytes:
-    """A small model that reads `w` from model.onnx.data, changed."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
-    location = changes.get("location", "model.onnx.data")
-    onnx.external_data_helper.set_external_data(weight, location, offset=0, length=4)
-    weight.ClearField("raw_data")
-    node = helper.make_node("Add", ["x", "w"], ["y"])
-    if "op" in changes:
-        node = helper.make_node(changes["op"], ["x", "w"], ["y"], domain=changes["domain"])
-    initializers = [weight]
-    if changes.get("where") == "attribute":
-        node = helper.make_node("Constant", [], ["y"], value=weight)
-        initializers = []
-    if changes.get("where") == "subgraph":
-        inner = helper.make_graph(
-            [], "inner", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [1])], [weight]
-        )
-        node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
-        initializers = []
-    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:], initializers))
-    if changes.get("where") == "function":
-        inner_node = helper.make_node("Constant", [], ["y"], value=weight)
-        opset = [helper.make_opsetid("", 21)]
-        model.functions.append(helper.make_function("mine", "F", [], ["y"], [inner_node], opset))
-        model.graph.ClearField("initializer")
-    for key, value in changes.get("metadata", {}).items():
-        model.metadata_props.add(key=key, value=value)
-    return bytes(model.SerializeToString())
-
-
-@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph", "function"])
-@pytest.mark.parametrize(
-    "location",
-    [
-        "../secret",
-        "/etc/passwd",
-        "secret",
-        "C:\\secret",
-        "*/_ORT_MEM_ADDR_/*",
-        "a/../../secret",
-        "",
-        "./model.onnx.data",
-    ],
-)
-def test_a_graph_reads_weights_from_the_manifests_files_alone(bundle: Path, location: str, where: str) -> None:
-    (bundle / "secret").write_bytes(b"0123")
-    put(bundle, "model.onnx", graph_with(location=location, where=where))
-    with pytest.raises(BundleError, match="reads weights from"):
-        check_bundle(bundle, read_manifest(bundle), every_byte=True)
-
-
-def test_weights_beside_the_graph_are_read(bundle: Path) -> None:
-    for where in ("initializer", "attribute", "subgraph", "function"):
-        put(bundle, "model.onnx", graph_with(where=where))
-        check_bundle(bundle, read_manifest(bundle), every_byte=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"op": "EPContext", "domain": "com.microsoft"}, "EPContext"),
-        ({"op": "Mine", "domain": "theirs"}, "domain 'theirs'"),
-        ({"metadata": {"ort_config": "{}"}}, "session options of its own"),
-    ],
-)
-def test_a_graph_that_asks_for_more_than_kernels_is_refused(bundle: Path, changes: dict[str, Any], match: str) -> None:
-    put(bundle, "model.onnx", graph_with(**changes))
-    every_route_refuses(bundle, match)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\x00", b"\x3a\xff\xff\xff\xff\x0f", b"\xff" * 40, b"\x18\x00\x00\x00ORTM" + b"\x00" * 40, b"{}"],
-    ids=["empty", "field 0", "cut", "varint", "ORT format", "text"],
-)
-def test_what_is_no_onnx_graph_reaches_no_library(bundle: Path, content: bytes) -> None:
-    put(bundle, "model.onnx", content)
-    every_route_refuses(bundle, "graph")
-
-
-def test_a_graph_of_countless_parts_is_given_up(bundle: Path) -> None:
-    put(bundle, "model.onnx", b"\x3a\x80\x80\x80\x08" + b"\x0a\x00" * (2**24 // 2))
-    started = time.perf_counter()
-    with pytest.raises(BundleError, match="more parts"):
-        check_bundle(bundle, read_manifest(bundle), every_byte=True)
-    assert time.perf_counter() - started < 30
-
-
 # the manifest
 
 
@@ -398,3 +304,21 @@ def test_a_circle_of_links_is_an_error_and_no_exception_of_the_system(bundle: Pa
     (bundle / "tokenizer.json").symlink_to(bundle / "tokenizer.json")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         check_bundle(bundle, read_manifest(bundle), every_byte=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "count", "match"),
+    [(2**31 - 1, 1, "the vocabulary has"), (512, 1, "the vocabulary"), (3, 5000, "context")],
+)
+def test_a_golden_answer_the_model_cannot_give_is_an_error_of_the_bundle(
+    bundle: Path, token: int, count: int, match: str
+) -> None:
+    with load(bundle, "cpu", prepacked="never") as model:
+        prompt = model.tokenizer.decode([5], special=True)
+        ids = model.tokenizer.encode(prompt, special=True)
+        token = max(token, model.manifest.model.vocabulary_size) if count == 1 else token
+    answer = {"prompt": prompt, "prompt_ids": ids, "token_ids": [token] * count, "margins": [1.0] * count}
+    edit(bundle, lambda record: record.update(quality=RECORD | {"golden": [answer]}))
+    verified = CliRunner().invoke(app, ["verify", str(bundle), "--run", "--device", "cpu"])
+    assert isinstance(verified.exception, BundleError), verified.output
+    assert match in verified.exception.what

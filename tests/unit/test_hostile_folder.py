@@ -19,6 +19,7 @@ from edgephi.commands.app import app
 from edgephi.errors import BundleError, OutputError
 from edgephi.runtime import repair
 from edgephi.runtime.foreign import Diagnosis, diagnose
+from edgephi.runtime.foreign_options import refused_keys
 from edgephi.runtime.repair import write_repaired
 from tests.unit.test_foreign import config, graph, write
 from tests.unit.test_foreign import folder as folder  # the fixture
@@ -43,6 +44,9 @@ def diagnosis(folder: Path) -> Diagnosis:
 HARMFUL: list[dict[str, Any]] = [
     {"session_options": {"optimized_model_filepath": "x"}},
     {"session_options": {"enable_profiling": "x"}},
+    {"session_options": {"enable_profiling": ""}},  # onnxruntime-genai writes a file then too
+    {"session_options": {"provider_options": [{"CoreML": {"ModelCacheDirectory": "x"}}]}},
+    {"session_options": {"provider_options": [{"cuda": {"user_compute_stream": "1"}}]}},
     {"session_options": {"session.collect_node_memory_stats_to_file": "x"}},
     {"session_options": {"ep.context_file_path": "x"}},
     {"session_options": {"config_entries": {"session.optimized_model_external_initializers_file_name": "x"}}},
@@ -89,6 +93,39 @@ def test_the_options_other_builders_write_are_no_problem(folder: Path) -> None:
     }
     write(folder, config(session_options=options))
     assert diagnose(folder).problems == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mlas.enable_gemm_fastmath_arm64_bfloat16": "1"},
+        {"provider_options": [{"CoreML": {"MLComputeUnits": "ALL", "ModelFormat": "MLProgram"}}]},
+        {"provider_options": [{"rocm": {"tunable_op_enable": "1", "tunable_op_tuning_enable": "1"}}]},
+        {"provider_options": [{"cuda": {"gpu_mem_limit": "1000000", "cudnn_conv_algo_search": "HEURISTIC"}}]},
+        {"provider_options": [{"dml": {"device_index": "0", "disable_metacommands": "1"}}]},
+        {"provider_options": [{"XNNPACK": {"intra_op_num_threads": "4"}}]},
+    ],
+    ids=json.dumps,
+)
+def test_numbers_and_switches_of_providers_are_no_harm(options: dict[str, Any]) -> None:
+    assert not list(refused_keys(config(session_options=options)))
+
+
+def test_a_refused_key_hides_no_other_problem(folder: Path, no_child: None) -> None:
+    write(folder, config(filename="missing.onnx", session_options={"enable_profiling": "x"}))
+    (folder / "tokenizer_config.json").write_text('{"a": 1, "a": 2}')
+    said = " ".join(one.what for one in diagnose(folder).problems)
+    assert "enable_profiling" in said
+    assert "stands twice" in said
+    assert "file is missing" in said
+
+
+def test_the_graphs_of_a_refused_configuration_are_read_and_not_opened(folder: Path, no_child: None) -> None:
+    write(folder, config(session_options={"enable_profiling": "x"}))
+    (folder / "model.onnx").write_bytes(b"no graph")
+    found = diagnose(folder)
+    assert found.graphs == ("model.onnx",)
+    assert any("no ONNX graph" in one.what for one in found.problems)
 
 
 def test_a_repeated_key_reaches_no_library(folder: Path, no_child: None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgephi.errors import UnsupportedModelError, UsageError
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.optimum.export import _require_loadable
 from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
 from edgephi.export.optimum.traced_decoder import Ports, read_ports
 from edgephi.export.weights.layout import make_recipe
@@ -255,3 +257,31 @@ def test_an_unknown_family_is_told_about_optimum(fixtures: Path, tmp_path: Path)
     with pytest.raises(UnsupportedModelError, match="model_type is 'gpt_neox'") as caught:
         edgephi.export(source, tmp_path / "bundle")
     assert "--via optimum" in caught.value.remedy
+
+
+def test_functions_of_a_traced_graph_are_written_out_because_bundles_have_none(tmp_path: Path) -> None:
+    path, _ = traced_graph(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    sin = helper.make_node("Sin", ["a"], ["b"])
+    opsets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("traced", "wave", ["a"], ["b"], [sin], opsets))
+    model.opset_import.append(helper.make_opsetid("traced", 1))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("wave", ["before"], ["logits"], domain="traced"))
+    path.write_bytes(model.SerializeToString())
+    written = ir.load(path)
+    rewrite(written, make_recipe("fp32", 32))
+    ir.save(written, tmp_path / "model.onnx")
+    _require_loadable(tmp_path / "model.onnx")
+    found = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert not found.functions
+    assert found.graph.node[-1].op_type == "Sin"
+
+
+def test_a_traced_graph_with_a_loop_is_refused_before_it_becomes_a_bundle(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    body = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "body", [], [value])
+    loop = helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)
+    onnx.save(helper.make_model(helper.make_graph([loop], "g", [], [value])), tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedModelError, match="repeats"):
+        _require_loadable(tmp_path / "model.onnx")
