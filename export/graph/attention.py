@@ -83,7 +83,9 @@ def _packed_inputs(
     qkv = emit.cast(name, qkv, emit.float, emit.attention_type)
     inputs: Inputs = [qkv, None, None, *_past(cache, positions), *_rotary_tables(emit)]
     sparse = spec.block_sparse
-    visible = positions.visible if sparse and sparse.covers(layer) else None
+    covered = sparse is not None and sparse.covers(layer)
+    assert positions.visible is not None or not covered, "a sparse layer would look at all keys"
+    visible = positions.visible if covered else None
     if positions.rows is not None or visible is not None:
         inputs.append(positions.rows)
     if visible is not None:
