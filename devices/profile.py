@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from edgephi.devices.providers import all_providers, check_options, provider
 from edgephi.devices.providers.base import PowerMode
-from edgephi.errors import DeviceError
-from edgephi.files import said
+from edgephi.errors import DeviceError, SourceError
+from edgephi.files import parse_toml, read_argument
 
 if TYPE_CHECKING:
     from edgephi.devices.detect import Machine
@@ -159,9 +158,9 @@ def load_profile(name: str | Path) -> Profile:
     path = Path(name)
     if path.suffix == ".toml":
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _wrong(f"the profile cannot be read: {said(error)}", path) from error
+            text = read_argument(path, "the profile", error=SourceError)
+        except SourceError as error:
+            raise _wrong(error.what, path) from error
         return parse_profile(text, path)
     own = {file.name.removesuffix(".toml"): file for file in _own_files()}
     if str(name) not in own:
@@ -182,11 +181,12 @@ def own_profiles() -> tuple[Profile, ...]:
 def parse_profile(text: str, where: object) -> Profile:
     """Read a profile's TOML; raises as `load_profile` does."""
     try:
-        written = tomllib.loads(text)
+        written: dict[str, Any] = parse_toml(text)
+    except ValueError as error:
+        raise _wrong(f"the profile is not TOML: {error}", where) from error
+    try:
         # pydantic's strict mode takes JSON's arrays for tuples, not Python's lists
         profile = Profile.model_validate_json(json.dumps(written))
-    except tomllib.TOMLDecodeError as error:
-        raise _wrong(f"the profile is not TOML: {error}", where) from error
     except ValidationError as error:
         findings = [_finding(one["loc"], one["type"], one["msg"]) for one in error.errors()]
         raise _wrong("; ".join(findings), where) from error

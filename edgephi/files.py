@@ -24,6 +24,8 @@ from edgephi.errors import EdgephiError, OutputError
 
 JSON_LIMIT = 64 * 2**20
 """Bytes of the largest JSON file that is read: a tokenizer of 200,000 tokens takes 16 MB."""
+ARGUMENT_LIMIT = 256 * 2**20
+"""Bytes of a text that a person names."""
 LONGEST_INTEGER = 40
 """Digits. Sizes and ids have 20 at most; Python's own limit of 4,300 is an exception of another kind."""
 MOST_CONTAINERS = 2_000_000
@@ -128,6 +130,40 @@ def require_regular(path: Path, error: type[EdgephiError], remedy: str) -> None:
         raise unreadable(problem, path, error, remedy) from problem
     if not stat.S_ISREG(mode):
         raise error("this is no regular file", where=path, remedy=remedy)
+
+
+def read_argument(path: Path, what: str, *, error: type[EdgephiError], limit: int = ARGUMENT_LIMIT) -> str:
+    """The text of a file that a person named in an argument, its line breaks as \\n.
+
+    Args:
+        what: the file is, for the error: "the profile".
+
+    Raises:
+        error: see `read_file`, or it is no UTF-8. A pipe is refused, because some of these files are read twice.
+    """
+    remedy = "Name a file of UTF-8 text"
+    try:
+        text = read_file(path, limit=limit, error=error, remedy=remedy).decode("utf-8")
+    except error as problem:
+        raise error(f"{what} cannot be read: {problem.what}", where=path, remedy=problem.remedy) from problem
+    except UnicodeDecodeError as problem:
+        said = f"it is no UTF-8 at byte {problem.start:,}"
+        raise error(f"{what} cannot be read: {said}", where=path, remedy=remedy) from problem
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """A TOML document.
+
+    Raises:
+        ValueError: it is none, its arrays are nested too deeply to be read, or an integer is too long.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except RecursionError as problem:
+        raise ValueError("it is nested too deeply to be read") from problem
 
 
 def require_inside(path: Path, folder: Path, error: type[EdgephiError], remedy: str) -> None:

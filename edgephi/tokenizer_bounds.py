@@ -11,9 +11,11 @@ patterns that are not known to take time in proportion to the text run in a chil
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from edgephi.errors import EdgephiError
 from edgephi.known_patterns import KNOWN_PATTERNS, regexes
@@ -46,17 +48,66 @@ _COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _ATOM = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
+_alone = False
+_turned_away = threading.Lock()
+
+
+def hide_panics() -> None:
+    """From now on keep the lines that Rust writes to standard error about a panic, of which an error is made here.
+
+    For a command, whose standard error is its own: it has one sentence to say. In a program that uses the package the
+    descriptor is not ours to turn away.
+    """
+    global _alone
+    _alone = True
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keep what is written to the descriptor of standard error meanwhile, unless the library panics."""
+    import tempfile
+
+    # another thread, or a call around this one, has turned it away already
+    if not _turned_away.acquire(blocking=False):
+        yield
+        return
+    try:
+        with ExitStack() as stack:
+            kept = stack.enter_context(tempfile.TemporaryFile())
+            shown = os.dup(2)
+            stack.callback(os.close, shown)
+            os.dup2(kept.fileno(), 2)
+            try:
+                yield
+            except BaseException as problem:
+                if _is_panic(problem):
+                    kept.truncate(0)
+                raise
+            finally:
+                os.dup2(shown, 2)
+                kept.seek(0)
+                with suppress(OSError):
+                    os.write(2, kept.read())
+    finally:
+        _turned_away.release()
+
+
+def _is_panic(problem: BaseException) -> bool:
+    return type(problem).__name__ == "PanicException"
+
+
 @contextmanager
 def guarded(error: Callable[[str], EdgephiError]) -> Iterator[None]:
     """Turn whatever the library raises, a panic included, into what `error` makes of its text."""
     try:
-        yield
+        with _without_panics() if _alone else nullcontext():
+            yield
     except EdgephiError:
         raise
     except Exception as problem:  # the library raises plain Exception
         raise error(_said(problem)) from problem
     except BaseException as problem:
-        if type(problem).__name__ != "PanicException":
+        if not _is_panic(problem):
             raise
         raise error(_said(problem)) from problem
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgephi.errors import BundleError
+from edgephi.files import read_file
 from edgephi.records import first_problem
 
 REPORT_LIMIT = 64 * 2**20
@@ -239,7 +240,8 @@ def read_report(path: Path) -> Report:
     try:
         if path.stat().st_size > REPORT_LIMIT:
             raise BundleError("the report is implausibly large", where=path, remedy="Measure again")
-        return Report.model_validate_json(path.read_bytes())
+        remedy = "Name a report.json of `edgephi bench`"
+        return Report.model_validate_json(read_file(path, limit=REPORT_LIMIT, error=BundleError, remedy=remedy))
     except OSError as error:
         raise BundleError(
             f"the report cannot be read: {error.strerror or error}",

@@ -7,7 +7,6 @@ numbers out of range are errors.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgephi.benchmarks.bench.results import Strict
 from edgephi.errors import UsageError
+from edgephi.files import parse_toml, read_file
 from edgephi.records import RelativePath, first_problem
 
 BUILT_IN = Path(__file__).parent / "workloads"
@@ -151,9 +151,11 @@ def read_workload(name_or_file: str) -> Workload:
         )
     source = _read(path)
     try:
-        content = Content.model_validate(tomllib.loads(source.decode("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        written = parse_toml(source.decode("utf-8"))
+    except ValueError as error:
         raise UsageError(f"the workload is not TOML: {error}", where=path, remedy="Correct the file") from error
+    try:
+        content = Content.model_validate(written)
     except ValidationError as error:
         raise UsageError(f"{first_problem(error)}", where=path, remedy="Correct this key of the workload") from error
     digest = hashlib.sha256(source)
@@ -180,7 +182,7 @@ def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > FILE_LIMIT:
             raise UsageError("the file is implausibly large", where=path, remedy="Use one of at most 4 MB")
-        return path.read_bytes()
+        return read_file(path, limit=FILE_LIMIT, error=UsageError, remedy="Put the file itself beside the workload")
     except OSError as error:
         raise UsageError(
             f"the file cannot be read: {error.strerror or error}", where=path, remedy="Put it beside the workload"

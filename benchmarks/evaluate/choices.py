@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgephi.errors import SourceError, UsageError
-from edgephi.files import said
+from edgephi.files import read_argument
 
 Encode = Callable[[str], list[int]]
 Item = TypeVar("Item", bound=BaseModel)
@@ -142,12 +142,7 @@ def choose(questions: Sequence[Question], given: Sequence[Candidate], likelihood
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"the file cannot be read: {said(error)}", where=path, remedy="Name a file of UTF-8 text"
-        ) from error
+    text = read_argument(path, "the file of questions", error=SourceError)
     # not splitlines: a text may hold line separators of its own
     return [line for line in text.split("\n") if line.strip()]
 

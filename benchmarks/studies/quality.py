@@ -23,7 +23,7 @@ from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import MANIFEST, check_bundle, folder_bytes, read_manifest
 from edgephi.errors import EngineError, SourceError, TokenizerError, UsageError
-from edgephi.files import said
+from edgephi.files import read_argument
 
 Float64 = NDArray[np.float64]
 Logits = NDArray[np.float32] | NDArray[np.float16]
@@ -186,12 +186,7 @@ def tokenize(folders: Sequence[Path], text: Path, count: int) -> NDArray[np.int6
     """The first `count` tokens of a text, the same for all bundles: perplexities of different tokens do not compare."""
     from edgephi.runtime.tokenizer import Tokenizer
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"the text cannot be read: {said(error)}", where=text, remedy="Name a file of UTF-8 text"
-        ) from error
+    content = read_argument(text, "the text", error=SourceError)
     agreed: list[int] | None = None
     for folder in folders:
         path = folder / "tokenizer.json"

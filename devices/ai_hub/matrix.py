@@ -22,7 +22,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -32,6 +31,7 @@ from pydantic import Field, ValidationError, model_validator
 from edgephi.devices.ai_hub.graphs import HubGraph, hub_graphs, read_inputs, require_sendable
 from edgephi.devices.ai_hub.state import Kind, Step
 from edgephi.errors import UsageError
+from edgephi.files import parse_toml, read_argument
 from edgephi.records import Strict, first_problem
 
 MATRIX_LIMIT = 2**20
@@ -81,14 +81,13 @@ def read_matrix(path: Path) -> Matrix:
         UsageError: it is missing or malformed.
     """
     remedy = "Write one as `edgephi hub run --help` describes"
+    text = read_argument(path, "the matrix", error=UsageError, limit=MATRIX_LIMIT)
     try:
-        if path.stat().st_size > MATRIX_LIMIT:
-            raise UsageError("the matrix is implausibly large", where=path, remedy=remedy)
-        return Matrix.model_validate(_tuples(tomllib.loads(path.read_text(encoding="utf-8"))), strict=True)
-    except OSError as error:
-        raise UsageError(f"the matrix cannot be read: {error.strerror or error}", where=path, remedy=remedy) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        written = parse_toml(text)
+    except ValueError as error:
         raise UsageError(f"the matrix is no TOML: {error}", where=path, remedy=remedy) from error
+    try:
+        return Matrix.model_validate(_tuples(written), strict=True)
     except ValidationError as error:
         raise UsageError(f"the matrix cannot be used: {first_problem(error)}", where=path, remedy=remedy) from error
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgephi.devices.ai_hub.report import JobRecord
 from edgephi.errors import BundleError
-from edgephi.files import replace_file, unwritable
+from edgephi.files import read_file, replace_file, unwritable
 from edgephi.records import Sha256, Strict, first_problem
 
 STATE = "state.json"
@@ -111,7 +111,7 @@ def read_state(path: Path) -> FleetState:
     try:
         if path.stat().st_size > STATE_LIMIT:
             raise BundleError("the state file is implausibly large", where=path, remedy=remedy)
-        return FleetState.model_validate_json(path.read_bytes())
+        return FleetState.model_validate_json(read_file(path, limit=STATE_LIMIT, error=BundleError, remedy=remedy))
     except OSError as error:
         raise BundleError(
             f"the state of the run cannot be read: {error.strerror or error}", where=path, remedy=remedy

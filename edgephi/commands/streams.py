@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from edgephi.errors import OutputError
+from edgephi.tokenizer_bounds import hide_panics
 
 
 class ReaderGone(OutputError):
@@ -72,6 +73,7 @@ def guard_streams() -> None:
     if sys.stdout is None:
         raise OutputError("standard output is closed", remedy="Leave it open, or send it to a file")
     sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr, required=False)
+    hide_panics()
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")

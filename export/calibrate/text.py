@@ -16,7 +16,7 @@ from edgephi.export.calibrate.self_text import sample_text, sampling_layout
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.data_file import Journal, write_refusal
-from edgephi.files import said
+from edgephi.files import read_argument, said
 from edgephi.text_encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
@@ -150,12 +150,4 @@ def require_text_file(file: Path) -> None:
 
 
 def _read(file: Path) -> str:
-    require_text_file(file)
-    try:
-        if file.stat().st_size > TEXT_LIMIT:
-            raise SourceError("the calibration text is larger than 64 MB", where=file, remedy="Take a few pages of it")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"the calibration text cannot be read: {said(error)}", where=file, remedy=_NAME_TEXT
-        ) from error
+    return read_argument(file, "the calibration text", error=SourceError, limit=TEXT_LIMIT)

@@ -5,6 +5,7 @@ A person named the folder because a model lies in it, so the error says what doe
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,12 +90,17 @@ def is_file(path: Path) -> bool:
     """Whether there is a file to read.
 
     Raises:
-        SourceError: the system does not let us know.
+        SourceError: something else has its name, a pipe or a folder; or the system does not let us know.
     """
     try:
-        return path.is_file()
-    except OSError as problem:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as problem:
         raise unreadable(problem, path, SourceError, "Check the folder's name and permissions") from problem
+    if not stat.S_ISREG(mode):
+        raise SourceError("this is no regular file", where=path, remedy="Remove it, or put the file itself there")
+    return True
 
 
 def _no_config(folder: Path) -> EdgephiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -118,10 +119,10 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
 def _tokenizer_json(folder: Path) -> tuple[Path, dict[str, JsonValue]]:
     """tokenizer.json, or what Phi-3-small has in its place, and the file it was read from."""
     path, ranks = folder / "tokenizer.json", folder / RANK_FILE
-    if path.is_file() or path.is_symlink():
+    if os.path.lexists(path):  # what is no regular file is refused where it is read
         return path, read_object(path)
     # the special tokens are Phi-3-small's own: the same file serves other models with others
-    if ranks.is_file() and read_optional(folder / "config.json").get("model_type") == "phi3small":
+    if os.path.lexists(ranks) and read_optional(folder / "config.json").get("model_type") == "phi3small":
         return ranks, tokenizer_from_ranks(read_text(ranks), ranks)
     raise _missing(folder)
 
@@ -242,7 +243,7 @@ def _special_tokens(
 
 def _chat_template(config: Mapping[str, JsonValue], config_path: Path, jinja_path: Path) -> str | None:
     """chat_template.jinja, which wins in transformers too; else the configuration's one, or its one called default."""
-    if jinja_path.is_file() or jinja_path.is_symlink():
+    if os.path.lexists(jinja_path):
         return read_text(jinja_path)
     value = config.get("chat_template")
     if value is None or isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,8 @@ def read_object(path: Path) -> dict[str, JsonValue]:
 
 
 def read_optional(path: Path) -> dict[str, JsonValue]:
-    """The same, empty where there is no such file; a link to nowhere is an error."""
-    return read_object(path) if path.is_file() or path.is_symlink() else {}
+    """The same, empty where there is nothing of that name; a link to nowhere, a pipe or a folder is an error."""
+    return read_object(path) if os.path.lexists(path) else {}
 
 
 Encode = Callable[[str], list[int]]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -18,6 +19,10 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
 from edgephi.export.spec import TensorRef
+from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
+from tests.unit.test_tokenizer_bounds import checkpoint as tokenizer_folder
+
+no_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 
@@ -272,3 +277,42 @@ def test_a_file_that_goes_while_it_is_read_is_an_error(checkpoint: Path) -> None
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"model\.safetensors"):
         read_weight(architecture.weights["norm.weight"])
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, pytest.param(pipe, marks=no_pipes)], ids=["folder", "pipe"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json", "quantize_config.json"],
+)
+def test_what_is_no_file_but_has_the_name_of_one_is_an_error(
+    name: str, make: Callable[[Path], None], checkpoint: Path
+) -> None:
+    (checkpoint / name).unlink(missing_ok=True)
+    make(checkpoint / name)
+    error = refused(checkpoint)
+    assert error.what == "this is no regular file" and error.where == str(checkpoint / name)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, pytest.param(pipe, marks=no_pipes)], ids=["folder", "pipe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ],
+)
+def test_and_of_a_file_of_the_tokenizer(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(SourceError, match="no regular file") as raised:
+        tokenizer_from_folder(folder)
+    assert raised.value.where == str(folder / name)

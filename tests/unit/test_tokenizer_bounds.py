@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +234,29 @@ def test_a_unigram_model_of_plain_size_is_read(tmp_path: Path) -> None:
     tokenizer = Tokenizer(folder)
     assert tokenizer.encode("aba") == [2, 1]
     tokenizer.close()
+
+
+COMMAND = """
+import os, sys
+from pathlib import Path
+from edgephi.commands.streams import guard_streams
+from edgephi.errors import EdgephiError
+from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.tokenizer_bounds import guarded
+guard_streams()
+try:
+    Tokenizer(Path(sys.argv[1])).encode("a", special=True)
+except EdgephiError as error:
+    print(error)
+with guarded(str):
+    os.write(2, b"a driver's words")
+"""
+
+
+@pytest.mark.parametrize("change", [WHILE_IT_IS_READ, AT_AN_EMPTY_TEXT], ids=["read", "encoded"])
+def test_a_command_says_one_sentence_about_a_panic_and_keeps_other_words(tmp_path: Path, change: Change) -> None:
+    environment = os.environ | {"RUST_BACKTRACE": "1"}
+    command = [sys.executable, "-c", COMMAND, str(checkpoint(tmp_path, change))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "the tokenizer" in done.stdout
+    assert done.stderr == "a driver's words"
