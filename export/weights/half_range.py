@@ -195,8 +195,10 @@ def _sampled_blocks(weight: Weight, fmt: BlockFormat) -> NDArray[np.float64]:
         count = part.stop - part.start
         places = {count * (2 * index + 1) // (2 * SAMPLED_BLOCKS) for index in range(SAMPLED_BLOCKS)}
         rows = [read_rows(part.tensor, part.start + place, part.start + place + 1) for place in sorted(places)]
-        found.append(block_scales(_as_used(weight, np.concatenate(rows)), fmt))
-    return np.concatenate(found)
+        values = _as_used(weight, np.concatenate(rows))
+        if values.ndim == 2:  # else a rotation's own matrix, made of a vector: its rows are all of one size
+            found.append(block_scales(values, fmt))
+    return np.concatenate([np.empty(0), *found])
 
 
 def block_scales(values: Float32, fmt: BlockFormat) -> NDArray[np.float64]:

@@ -111,4 +111,4 @@ def test_doctor_repairs_a_folder_in_a_copy(tmp_path: Path) -> None:
         "placement": None,
     }
     assert edgephi("doctor", mine).returncode == 0
-    refused(edgephi("doctor", tmp_path / "nowhere"), "genai_config.json")
+    refused(edgephi("doctor", tmp_path / "nowhere"), "there is no such folder")

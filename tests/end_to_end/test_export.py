@@ -161,9 +161,9 @@ def test_no_tokenizer_is_an_error_before_any_work(checkpoint: Path, tmp_path: Pa
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
-    tokenizer = TOKENIZER | {"added_tokens": [added_token(26, "</s>"), added_token(5000, "<extra>")]}
-    tokenizer["model"] = dict(TOKENIZER["model"])  # type: ignore[call-overload]
-    tokenizer["model"]["vocab"] = TOKENIZER["model"]["vocab"] | {"<extra>": 5000}  # type: ignore[index]
+    tokenizer = TOKENIZER | {"model": dict(TOKENIZER["model"])}  # type: ignore[call-overload]
+    tokenizer["model"]["vocab"] = TOKENIZER["model"]["vocab"] | {"ab": 5000}  # type: ignore[index]
+    tokenizer["model"]["merges"] = [["a", "b"]]  # type: ignore[index]
     (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TokenizerError, match="5,001"):
         edgephi.export(checkpoint, tmp_path / "out")

@@ -50,3 +50,9 @@ def test_blocks_that_no_power_of_two_brings_together_are_refused(tmp_path: Path)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(WeightError, match="does not hold them together"):
         edgephi.export(folder, tmp_path / "bundle", precision="int8")
+
+
+def test_a_rotation_adds_matrices_that_have_no_blocks_to_look_at(fixtures: Path, tmp_path: Path, text: Path) -> None:
+    """The tied head of a rotated decoder is turned by a matrix that is made of a vector."""
+    fixture("llama-tied")(tmp_path / "checkpoint")
+    assert exported(tmp_path / "checkpoint", tmp_path / "bundle", text, precision="int8", rotate=True).is_file()
