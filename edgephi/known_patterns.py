@@ -123,7 +123,7 @@ def known_steps(parts: Mapping[str, object]) -> bool:
             kind, text = step.get("type"), step.get("String")
             if kind is None and not {"Regex", "String"} & set(step):
                 return False
-            if kind is not None and kind not in _STEPS:
+            if kind is not None and not (isinstance(kind, str) and kind in _STEPS):
                 return False
             if isinstance(text, str) and len(text) > _LONGEST_STRING:
                 return False

@@ -359,3 +359,9 @@ class TestExport:
         with pytest.raises(PromptError, match="takes more than 2 s"):
             tokenize([checkpoint(tmp_path, words(HOSTILE))], text, 10)
         assert not children()
+
+
+@pytest.mark.parametrize("kind", [[], {}, ["NFC"], 3, True])
+def test_a_step_whose_type_is_no_text_is_not_known(kind: object) -> None:
+    assert not known_steps({"normalizer": {"type": kind}})
+    assert not known_steps({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": kind}]}})
