@@ -102,7 +102,7 @@ def test_names_that_windows_reserves() -> None:
 
 def test_an_output_that_holds_the_source_is_refused(source: Path, bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source, tmp_path / "all" / "source"))
-    (tmp_path / "all" / "genai_config.json").touch()  # so that --force would replace it
+    (tmp_path / "all" / MANIFEST).write_text("{}")  # so that --force would replace it
     for output, reason in ((folder, "no bundle"), (tmp_path / "all", "not apart")):
         with pytest.raises(OutputError, match=reason):
             edgephi.export(folder, output, force=True)

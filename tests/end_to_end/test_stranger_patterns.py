@@ -14,6 +14,7 @@ from edgephi import load
 from edgephi.bundle import describe_file, read_manifest, write_manifest
 from edgephi.errors import EngineError, PromptError, TokenizerError
 from edgephi.export.pipeline import export
+from tests.processes import children_that_run
 from tests.tiny_phi import PHI_3, tiny_phi
 
 WORD = chr(0x4E10)
@@ -42,7 +43,7 @@ def change(folder: Path, part: str, value: object) -> None:
 
 def children() -> list[psutil.Process]:
     gc.collect()
-    return psutil.Process().children()
+    return children_that_run("edgephi.tokenizer_child")
 
 
 def test_a_text_is_refused_after_five_seconds_and_the_model_goes_on(bundle: Path) -> None:

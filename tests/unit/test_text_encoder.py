@@ -28,7 +28,7 @@ from edgephi.known_patterns import KNOWN_PATTERNS, known_steps
 from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.tokenizer_bounds import bound_parts
 from edgephi.tokenizer_parts import tokenizer_parts
-from tests.processes import gone_within
+from tests.processes import children_that_run, gone_within
 from tests.unit.test_tokenizer_added import added
 from tests.unit.test_tokenizer_bounds import Change, checkpoint, in_model, setting, tokenizer_json, words
 
@@ -44,7 +44,7 @@ CHATML = (
 
 def children() -> list[psutil.Process]:
     gc.collect()  # tokenizers of earlier tests
-    return psutil.Process().children()
+    return children_that_run("edgephi.tokenizer_child")
 
 
 def normalizing(pattern: str, content: str = "x") -> Change:
