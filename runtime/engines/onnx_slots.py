@@ -1,0 +1,271 @@
+"""Which sequence has which place in the pool of KV caches, and what becomes of what it leaves there.
+
+One thread at a time is in here: everything runs inside of the engine's scheduler.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.devices.memory import return_freed_memory
+from edgephi.runtime.engines.base import CAPACITY_STEP, capacity_for, common_prefix
+from edgephi.runtime.engines.onnx_graph import DecoderGraph, KvPool
+from edgephi.runtime.prefix_cache import PrefixCache, PrefixStatistics, Rows
+
+if TYPE_CHECKING:
+    from onnxruntime import RunOptions
+
+    from edgephi.runtime.engines.onnx import OnnxSequence
+
+Kind = tuple[bool, str | None]
+"""Long rope or short, and the scope: what two sequences have in common that share a prefix."""
+
+WORTH_KEEPING = 16
+"""Fewer tokens are not kept: finding them again gains less than keeping them costs."""
+RESTS_AFTER_S = 1.0
+"""A sequence that was not asked for so long may lose its slot to another thread's."""
+KEPT_CAPACITY = 16 * CAPACITY_STEP
+"""A pool for longer sequences is given back when all of them have ended."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the pool."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    """Whose keys and values are there; the list of the sequence that has the slot."""
+    kind: Kind = (False, None)
+    owner: OnnxSequence | None = None
+    used: float = 0.0
+
+
+class Slots:
+    """The pool, its slots and the prefix cache of one model.
+
+    Args:
+        most: slots; they are made when they are needed.
+        context_length: no sequence is longer.
+        rope_switch: longest sequence that takes the short rope, in a model with two.
+        prefix_bytes: limit of the prefix cache.
+    """
+
+    def __init__(
+        self, graph: DecoderGraph, *, most: int, context_length: int, rope_switch: int | None, prefix_bytes: int
+    ) -> None:
+        self._graph, self._pool = graph, KvPool(graph)
+        self._most, self._context_length, self._rope_switch = most, context_length, rope_switch
+        self._slots: list[Slot] = []
+        self._prefixes = PrefixCache(prefix_bytes)
+        self._lookups = self._hits = self._prompt_tokens = self._reused_tokens = 0
+        self.lock = threading.Lock()
+        """Held while a sequence begins a call, and while it loses its slot: not both at once."""
+
+    @property
+    def statistics(self) -> PrefixStatistics:
+        """What was found of prompts, and what is kept."""
+        cache = self._prefixes
+        return PrefixStatistics(
+            lookups=self._lookups,
+            hits=self._hits,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            stored_tokens=cache.stored_tokens,
+            stored_bytes=cache.stored_bytes,
+            limit_bytes=cache.limit_bytes,
+            pinned=cache.pinned,
+            evicted_tokens=cache.evicted_tokens,
+        )
+
+    def count(self, prompt_tokens: int, reused: int) -> None:
+        """Enter a prompt into the statistics."""
+        self._lookups += 1
+        self._hits += reused > 0
+        self._prompt_tokens += prompt_tokens
+        self._reused_tokens += reused
+
+    def place(self, sequence: OnnxSequence, wanted: Sequence[int], kind: Kind, held: Rows | None) -> bool:
+        """Give a sequence a slot with the longest part of `wanted` that can be found.
+
+        Args:
+            held: rows of the sequence's own for the first of these tokens.
+
+        Returns:
+            False: every slot is in use.
+        """
+        self._shrink(sequence.capacity)
+        slot = self._choose(sequence, wanted, kind)
+        if slot is None:
+            return False
+        with self.lock:
+            if slot.owner is not None and slot.owner is not sequence:
+                if slot.owner.busy:
+                    return False
+                slot.owner.lose_slot()
+            slot.owner = None
+        if 0 <= sequence.slot != slot.index:
+            self.release(sequence)
+        common = common_prefix(slot.tokens, wanted) if slot.kind == kind else 0
+        self._remember(slot, common)
+        if self._pool.capacity < sequence.capacity:
+            self._enlarge(len(self._slots), sequence.capacity)
+        found, pieces = self._prefixes.match(kind, wanted)
+        if held is not None and min(held.shape[2], len(wanted)) > found:
+            found = min(held.shape[2], len(wanted))
+            pieces = [held[:, :, :found]]
+        # the list may be that of a sequence that has lost the slot, so this is another one
+        slot.tokens, slot.kind = slot.tokens[:common], kind
+        if found > common:
+            start = 0
+            for piece in pieces:
+                skipped = min(max(common - start, 0), piece.shape[2])
+                self._pool.write(slot.index, start + skipped, piece[:, :, skipped:])
+                start += piece.shape[2]
+            slot.tokens = list(wanted[:found])
+        slot.used = time.monotonic()
+        sequence.take_slot(slot.index, slot.tokens, is_long=kind[0])
+        slot.owner = sequence
+        return True
+
+    def release(self, sequence: OnnxSequence) -> None:
+        """Take a sequence's slot; the next one may begin with what is there. Any thread may call it."""
+        for slot in tuple(self._slots):
+            if slot.owner is sequence:
+                if slot.kind[1] is None:
+                    slot.tokens = []
+                else:
+                    slot.tokens = list(slot.tokens)
+                slot.owner = None
+
+    def read(self, slot: int, length: int) -> Rows:
+        """A copy of the first rows of a slot."""
+        return self._pool.read(slot, 0, length)
+
+    def pin(self, slot: int) -> Callable[[], None]:
+        """Keep what a slot holds until the function that is returned is called, inside of the scheduler."""
+        place = self._slots[slot]
+        return self._prefixes.pin(place.kind, place.tokens, lambda start, stop: self._pool.read(slot, start, stop))
+
+    def prefill(
+        self, slot: int, tokens: Sequence[int], start: int, options: RunOptions | None
+    ) -> NDArray[np.float32]:
+        """Compute tokens of one sequence behind its first `start`; logits [vocabulary] of the last."""
+        place = self._slots[slot]
+        ids = np.asarray(tokens, np.int64)[None]
+        logits = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options)[0, -1]
+        place.tokens[start:] = tokens
+        place.used = time.monotonic()
+        return logits.astype(np.float32)  # a copy: the memory is that of the next run
+
+    def verify(self, slot: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """As `prefill`, with logits [tokens, vocabulary] of all of them."""
+        place = self._slots[slot]
+        ids, rows = np.asarray(tokens, np.int64)[None], np.arange(len(tokens), dtype=np.int64)
+        logits = self._pool.run(slot, ids, [start], rows=rows, long_rope=place.kind[0])[0]
+        place.tokens[start:] = tokens
+        place.used = time.monotonic()
+        return logits.astype(np.float32)
+
+    def step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
+        """One token for each sequence, `OnnxSequence.entering`; logits [vocabulary] each.
+
+        One that was closed meanwhile gets none, and finds out by itself.
+        """
+        entering = {sequence.slot: sequence.entering for sequence in sequences if sequence.slot >= 0}
+        logits = {-1: np.empty(0, np.float32)}
+        for window in self._windows([self._slots[index] for index in entering]):
+            first, last = window[0].index, window[-1].index
+            ids, past = np.zeros((last - first + 1, 1), np.int64), []
+            for row, slot in enumerate(self._slots[first : last + 1]):
+                if slot.index in entering:
+                    ids[row], start = entering[slot.index]
+                    past.append(start)
+                else:  # a bystander: what is written behind its tokens, the next one overwrites
+                    past.append(len(slot.tokens))
+            computed = self._pool.run(first, ids, past, long_rope=window[0].kind[0])
+            for slot in window:
+                token, start = entering[slot.index]
+                logits[slot.index] = computed[slot.index - first, -1].astype(np.float32)
+                slot.tokens[start:] = [token]
+                slot.used = time.monotonic()
+        return [logits.get(sequence.slot, logits[-1]) for sequence in sequences]
+
+    def free(self) -> None:
+        """Give all memory back."""
+        self._prefixes.clear()
+        self._slots = []
+        self._pool.free()
+
+    def _windows(self, slots: Sequence[Slot]) -> list[list[Slot]]:
+        """What one run takes: slots of one rope, with nothing between them that must not be computed with them."""
+        windows: list[list[Slot]] = []
+        for slot in sorted(slots, key=lambda one: one.index):
+            if windows:
+                before = windows[-1][-1]
+                between = self._slots[before.index + 1 : slot.index]
+                long_rope = slot.kind[0]
+                if before.kind[0] == long_rope and all(self._may_stand_by(other, long_rope) for other in between):
+                    windows[-1].append(slot)
+                    continue
+            windows.append([slot])
+        return windows
+
+    def _may_stand_by(self, slot: Slot, long_rope: bool) -> bool:
+        """Whether a run may add a token to a slot that did not ask: there is room, and its rope is the run's."""
+        length = len(slot.tokens)
+        fits = self._rope_switch is None or length < self._rope_switch or long_rope
+        return length < self._pool.capacity and fits and (not length or slot.kind[0] == long_rope)
+
+    def _choose(self, sequence: OnnxSequence, wanted: Sequence[int], kind: Kind) -> Slot | None:
+        shared = {
+            slot.index: common_prefix(slot.tokens, wanted) if slot.kind == kind else 0
+            for slot in self._slots
+            if slot.owner is None or slot.owner is sequence
+        }
+        best = max(shared, key=lambda index: (shared[index], -len(self._slots[index].tokens), -index), default=None)
+        if best is not None:
+            return self._slots[best]
+        if len(self._slots) < self._most:
+            self._enlarge(len(self._slots) + 1, sequence.capacity)
+            return self._slots[-1]
+        now, me = time.monotonic(), threading.get_ident()
+        resting = [
+            slot
+            for slot in self._slots
+            if slot.owner is not None
+            and not slot.owner.busy
+            and (slot.owner.thread == me or now - slot.used > RESTS_AFTER_S)
+        ]
+        return min(resting, key=lambda slot: slot.used, default=None)
+
+    def _remember(self, slot: Slot, common: int) -> None:
+        """Keep what the slot holds beyond what its next owner begins with."""
+        tokens = slot.tokens
+        if slot.kind[1] is None or len(tokens) - common < WORTH_KEEPING:
+            return
+        if len(tokens) * self._graph.bytes_per_token <= self._prefixes.limit_bytes:
+            self._prefixes.insert(slot.kind, tokens, lambda start, stop: self._pool.read(slot.index, start, stop))
+
+    def _enlarge(self, slots: int, needed: int) -> None:
+        capacity = self._pool.capacity
+        if needed > capacity:  # doubled, so that a conversation is not copied at every turn
+            capacity = max(needed, min(capacity_for(2 * capacity, self._context_length), self._context_length))
+        self._pool.grow(slots, capacity, [len(slot.tokens) for slot in self._slots])
+        self._slots += [Slot(index) for index in range(len(self._slots), slots)]
+
+    def _shrink(self, needed: int) -> None:
+        """Give back what a long sequence needed, once nobody has a slot."""
+        if self._pool.capacity <= max(KEPT_CAPACITY, needed) or any(slot.owner for slot in self._slots):
+            return
+        for slot in self._slots:
+            self._remember(slot, 0)
+        self._slots = []
+        self._pool.free()
+        return_freed_memory()

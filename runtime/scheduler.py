@@ -1,0 +1,164 @@
+"""Who computes when several threads ask one model: one of them at a time, for itself and for all that wait.
+
+No thread runs in the background. Whoever asks and finds nobody computing computes, first come first served; single
+tokens of several sequences, which are cheap together, are taken in one go. So a caller waits for at most one piece of
+somebody else's prompt, and a lone caller pays nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Made = TypeVar("Made")
+
+WAIT_S, WAIT_SHARE = 0.002, 0.25
+"""How long a step waits for those that took part in the last one: seconds, and as a share of what the last one took. A
+thread needs about 0.1 ms to come back for its next token; one that does not come is not waited for again."""
+
+
+@dataclass(eq=False)
+class _Job(Generic[Item, Result]):
+    alone: Callable[[], object] | None = None
+    """Computed by itself; None: a step of `item`."""
+    item: Item | None = None
+    done: bool = False
+    result: object = None
+    error: Exception | None = None
+
+
+@dataclass
+class Statistics:
+    """What was computed since the model was loaded."""
+
+    steps: int = 0
+    """Runs of single tokens."""
+    stepped: int = 0
+    """Tokens they computed; over `steps`, the mean size of a batch."""
+    pieces: int = 0
+    """Everything else: pieces of prompts, copies of caches."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """Steps by the number of their sequences."""
+
+
+class Scheduler(Generic[Item, Result]):
+    """The order of one model's work.
+
+    Args:
+        step: computes one token for each of several items; at most `most` at once, no item twice.
+    """
+
+    def __init__(self, step: Callable[[Sequence[Item]], Sequence[Result]], most: int) -> None:
+        self._step, self._most = step, most
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job[Item, Result]] = deque()
+        self._busy = False
+        self._expected: set[Item] = set()
+        self._last_s = 0.0
+        self.statistics = Statistics()
+
+    def alone(self, work: Callable[[], Made]) -> Made:
+        """Run a function while nothing else is computed, in some caller's thread.
+
+        Raises:
+            Exception: what the function raises.
+        """
+        return self._submit(_Job(alone=work))  # type: ignore[return-value]  # what `work` returns
+
+    def step(self, item: Item) -> Result:
+        """The item's next token, in one run with those of others that ask at the same time.
+
+        Raises:
+            Exception: what the step raises, to all that took part.
+        """
+        return self._submit(_Job(item=item))  # type: ignore[return-value]  # what `_step` returns
+
+    def leave(self, item: Item) -> None:
+        """No further step waits for this item."""
+        with self._changed:
+            self._expected.discard(item)
+            self._changed.notify_all()
+
+    def _submit(self, job: _Job[Item, Result]) -> object:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify_all()
+            try:
+                while self._busy and not job.done:
+                    self._changed.wait()
+            except BaseException:  # Ctrl-C: nobody will read the result
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                raise
+            if not job.done:
+                self._busy = True
+        if not job.done:
+            self._lead(job)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _lead(self, mine: _Job[Item, Result]) -> None:
+        try:
+            while not mine.done:
+                self._compute(self._next())
+        finally:
+            with self._changed:
+                self._busy = False
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                self._changed.notify_all()
+
+    def _next(self) -> list[_Job[Item, Result]]:
+        """The jobs to compute now; there is at least one."""
+        with self._changed:
+            if self._waiting[0].alone is not None:
+                return [self._waiting.popleft()]
+            deadline = perf_counter() + max(WAIT_S, WAIT_SHARE * self._last_s)
+            while True:
+                steps = [job for job in self._waiting if job.alone is None]
+                left = deadline - perf_counter()
+                missing = self._expected.difference(job.item for job in steps)
+                if not missing or len(steps) < len(self._waiting) or left <= 0:
+                    break
+                self._changed.wait(left)
+            chosen = steps[: self._most]
+            for job in chosen:
+                self._waiting.remove(job)
+            self._expected = {job.item for job in chosen if job.item is not None}
+            return chosen
+
+    def _compute(self, jobs: list[_Job[Item, Result]]) -> None:
+        started = perf_counter()
+        try:
+            if jobs[0].alone is not None:
+                self.statistics.pieces += 1
+                results: Sequence[object] = [jobs[0].alone()]
+            else:
+                items = [job.item for job in jobs if job.item is not None]
+                results = self._step(items)
+                self.statistics.steps += 1
+                self.statistics.stepped += len(items)
+                self.statistics.sizes[len(items)] = self.statistics.sizes.get(len(items), 0) + 1
+                self._last_s = perf_counter() - started
+        except Exception as error:
+            with self._changed:
+                for job in jobs:
+                    job.error, job.done = error, True
+                self._changed.notify_all()
+        except BaseException:
+            # Ctrl-C in the thread that computes for all: the others' work is done again by one of them
+            with self._changed:
+                self._waiting.extendleft(reversed(jobs))
+            raise
+        else:
+            with self._changed:
+                for job, result in zip(jobs, results, strict=True):
+                    job.result, job.done = result, True
+                self._changed.notify_all()
