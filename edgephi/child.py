@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import BinaryIO
 
-from edgephi.errors import DeviceError
+from edgephi.errors import DeviceError, EdgephiError, one_line
 
 REMEDY = "Run `edgephi doctor`; if it finds nothing, another version of this provider or its driver may help"
 
@@ -131,13 +131,14 @@ def _serve(function: str) -> None:
         answer = {"value": getattr(import_module(module), name)(**arguments)}
     except DeviceError as error:
         answer = {"error": {"what": error.what, "where": error.where, "remedy": error.remedy, "step": error.step}}
+    except EdgephiError as error:
+        answer = {"error": {"what": error.what, "where": error.where, "remedy": error.remedy, "step": "process"}}
     except Exception as error:
-        said = " ".join(str(error).split())[:600]
         answer = {
             "error": {
-                "what": f"{type(error).__name__}: {said}",
-                "where": getattr(error, "where", None),
-                "remedy": getattr(error, "remedy", REMEDY),
+                "what": f"{type(error).__name__}: {one_line(error)}",
+                "where": None,
+                "remedy": REMEDY,
                 "step": "process",
             }
         }

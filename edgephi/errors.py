@@ -7,6 +7,8 @@ and what to do next. The command prints them on one line; programs read the attr
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Step = Literal["wheel", "library", "device", "driver", "options", "profile", "graph", "nodes", "process"]
@@ -37,6 +39,15 @@ LONGEST_PART = 1_000
 
 def _bounded(text: str) -> str:
     return printable(text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…")
+
+
+LONGEST_QUOTE = 600
+"""Characters of what a library said that stand in a message."""
+
+
+def one_line(error: BaseException) -> str:
+    """What a library or the system said, at most `LONGEST_QUOTE` characters on one line; its class if nothing."""
+    return " ".join(str(error).split())[:LONGEST_QUOTE] or type(error).__name__
 
 
 class EdgephiError(Exception):
@@ -108,6 +119,24 @@ class PromptError(EdgephiError):
 
 class EngineError(EdgephiError):
     """The runtime refused the graph or failed while running it."""
+
+
+@contextmanager
+def library_errors(said_by: str, *, where: object = None, remedy: str) -> Iterator[None]:
+    """Whatever a library raises becomes an EngineError with its words; edgephi's own errors pass.
+
+    Native libraries raise classes with no common base, so every exception is meant; also usable as a decorator.
+
+    Args:
+        said_by: the library, or what it did not do: what stands before its words.
+        where, remedy: of the error.
+    """
+    try:
+        yield
+    except EdgephiError:
+        raise
+    except Exception as problem:
+        raise EngineError(f"{said_by}: {one_line(problem)}", where=where, remedy=remedy) from problem
 
 
 class DeviceError(EdgephiError):

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
-from edgephi.errors import EdgephiError
+from edgephi.errors import EdgephiError, one_line
 from edgephi.known_patterns import KNOWN_PATTERNS, regexes
 
 MOST_STEPS = 64
@@ -105,11 +105,11 @@ def guarded(error: Callable[[str], EdgephiError]) -> Iterator[None]:
     except EdgephiError:
         raise
     except Exception as problem:  # the library raises plain Exception
-        raise error(_said(problem)) from problem
+        raise error(one_line(problem)) from problem
     except BaseException as problem:
         if not _is_panic(problem):
             raise
-        raise error(_said(problem)) from problem
+        raise error(one_line(problem)) from problem
 
 
 def bound_parts(parts: Mapping[str, object], refuse: Callable[[str], EdgephiError]) -> None:
@@ -254,7 +254,3 @@ def _fault(pattern: str) -> str | None:
 def _endless(pattern: str, place: int) -> bool:
     """Whether a repetition without an upper end stands here."""
     return bool(re.compile(r"[*+]|\{\d*,\}").match(pattern, place))
-
-
-def _said(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:300] or type(problem).__name__

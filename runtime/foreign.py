@@ -20,6 +20,7 @@ from edgephi.errors import BundleError, DeviceError
 from edgephi.files import JSON_LIMIT, parse_json, read_file, read_json_object, require_inside, unreadable
 from edgephi.genai_config import CONFIG_LIMIT
 from edgephi.graph_file import check_graph, is_plain, read_graph_names
+from edgephi.ort import open_session, session_options
 from edgephi.runtime.foreign_options import dictionaries, refused_keys
 
 TIMEOUT_S = 600
@@ -131,16 +132,12 @@ def open_graph(path: str) -> list[str]:
         The inputs' names; empty for a graph of another provider, which is not opened.
     """
     import onnx
-    import onnxruntime
 
     model = onnx.load(path, load_external_data=False)
     if any(node.op_type == "EPContext" for node in model.graph.node):
         return []
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    options = session_options(optimizations="none", prepacking=False)
+    session = open_session(path, options, where=path, remedy="Fetch the folder again")
     return [one.name for one in session.get_inputs()]
 
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.bundle import check_bundle, read_manifest, read_unchanged
 from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import EngineError
+from edgephi.errors import library_errors
+from edgephi.ort import CPU, open_session, session_options
 from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.graph_facts import GraphFacts, read_graph
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CPU = "CPUExecutionProvider"
 LOOKUPS = frozenset({"Gather", "com.microsoft::GatherBlockQuantized"})
 
 
@@ -83,8 +83,6 @@ def placement(folder: Path) -> Placement:
         BundleError: the folder is not an intact bundle.
         EngineError: onnxruntime refuses the graph.
     """
-    import onnxruntime
-
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
@@ -92,32 +90,15 @@ def placement(folder: Path) -> Placement:
     name = answering(manifest.graph_for("cpu") or manifest.graphs[0])
     graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
     model = read_unchanged(graph, hashes[name])
-    options = twin_options()
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
+    options = session_options(prepacking=False, record_placement=True, data_folder=graph.parent)
+    remedy = "Check the bundle with `edgephi verify`"
+    session = open_session(model, options, where=graph, remedy=remedy)
+    with library_errors("onnxruntime", where=graph, remedy=remedy):
         return read_placement(session, graph, (CPU,))
-    except Exception as error:
-        raise EngineError(
-            f"onnxruntime: {' '.join(str(error).split())[:600]}",
-            where=graph,
-            remedy="Check the bundle with `edgephi verify`",
-        ) from error
-
-
-def twin_options() -> onnxruntime.SessionOptions:
-    """Session options of a twin: it records who took what, and keeps its warnings to itself."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return options
 
 
 def read_placement(session: onnxruntime.InferenceSession, graph: Path, requested: tuple[str, ...]) -> Placement:
-    """The division of a session that was made with `twin_options`, with the reasons as far as the graph tells them."""
+    """The division of a session that was made to record it, with the reasons as far as the graph tells them."""
     assigned: dict[str, list[Any]] = {}
     for part in session.get_provider_graph_assignment_info():
         assigned.setdefault(part.ep_name, []).extend(part.get_nodes())

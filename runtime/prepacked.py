@@ -36,8 +36,9 @@ from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import runtime_wheels
-from edgephi.errors import BundleError, EngineError, OutputError, UsageError
+from edgephi.errors import BundleError, OutputError, UsageError, library_errors
 from edgephi.files import unreadable
+from edgephi.ort import open_session, session_options
 from edgephi.records import Sha256, Strict
 from edgephi.runtime.prepacked_proof import same_answers
 
@@ -317,25 +318,16 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
 
 def _save(graph: Path, target: Path) -> bool:
     """Let onnxruntime optimize a graph, pack its constants and write both; whether these compute the same."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions; that the result is for this machine alone is known
-    options.optimized_model_filepath = str(target / GRAPH)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    options = session_options(save_packed=(target / GRAPH, WEIGHTS))
+    remedy = f"Check the bundle with `edgephi verify`, and the space in {target.parent}"
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-        return same_answers(session, target / GRAPH)
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        raise EngineError(
-            f"onnxruntime: {' '.join(str(error).split())[:600]}",
-            where=graph,
-            remedy=f"Check the bundle with `edgephi verify`, and the space in {target.parent}",
-        ) from error
+        plain = open_session(graph, options, where=graph, remedy=remedy)
+        done = session_options(optimizations="none")
+        packed = open_session(target / GRAPH, done, where=graph, remedy=remedy)
+        with library_errors("onnxruntime", where=graph, remedy=remedy):
+            return same_answers(plain, packed)
     finally:
-        session = None
+        plain = packed = None
         return_freed_memory()  # as much as two plain loads would hold
 
 

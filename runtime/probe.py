@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgephi.child import call
 from edgephi.devices.providers import DeviceInfo, provider, register
-from edgephi.errors import DeviceError
-from edgephi.runtime.placement import Placement, from_json, read_placement, twin_options
+from edgephi.errors import DeviceError, EngineError, library_errors, one_line
+from edgephi.ort import open_session, session_options
+from edgephi.runtime.placement import Placement, from_json, read_placement
 
 if TYPE_CHECKING:
     import onnxruntime
 
+_UPDATE = "Update the provider's wheel and the device's driver, or load the bundle with --device cpu"
 TIMEOUT_S = 900.0
 """A software GPU compiles the shaders of a small model for more than a minute."""
 
@@ -59,20 +61,18 @@ def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[s
 
 def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str]) -> dict[str, Any]:
     """The child's side of `prove`."""
-    import onnxruntime
-
     path = Path(graph)
     device = pick_device(short, register(short), kinds)
     raw = device.raw
     assert raw is not None, "registered in this process"
-    settings = twin_options()
-    settings.add_provider_for_devices([raw], options)
+    settings = session_options(device=raw, device_options=options, record_placement=True)
+    refusal = f"{device.provider} does not load the graph"
     try:
-        session = onnxruntime.InferenceSession(path, settings, enable_fallback=0)
-        session.disable_fallback()
-        placed = read_placement(session, path, (device.provider,))
-    except Exception as error:
-        raise _refused(f"{device.provider} does not load the graph: {_said(error)}", path) from error
+        session = open_session(path, settings, where=path, remedy=_UPDATE, refusal=refusal)
+        with library_errors(refusal, where=path, remedy=_UPDATE):
+            placed = read_placement(session, path, (device.provider,))
+    except EngineError as error:
+        raise _refused(error.what, path) from error
     require_placed(placed, path)
     compute_one_token(session, path, device.provider)
     facts = Device(
@@ -138,19 +138,15 @@ def compute_one_token(session: onnxruntime.InferenceSession, graph: Path, name: 
     try:
         (logits,) = session.run(["logits"], feeds)
     except Exception as error:
-        raise _refused(f"{name} does not run the graph: {_said(error)}", graph) from error
+        raise _refused(f"{name} does not run the graph: {one_line(error)}", graph) from error
     if not np.isfinite(logits).all():
         raise _refused(f"{name} computes logits that are not finite", graph)
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
 
 
 def _refused(what: str, graph: Path) -> DeviceError:
     return DeviceError(
         what,
         where=graph.name,
-        remedy="Update the provider's wheel and the device's driver, or load the bundle with --device cpu",
+        remedy=_UPDATE,
         step="nodes",
     )

@@ -11,7 +11,7 @@ from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
 from edgephi.bundle import read_manifest
 from edgephi.devices.providers import graph_traits
-from edgephi.errors import EngineError
+from edgephi.errors import library_errors
 from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.dispatch import Place
 from edgephi.runtime.engines.genai_settings import og_config, require_device
@@ -44,13 +44,8 @@ class OgLoop:
             EngineError: onnxruntime-genai refuses the bundle or fails.
             DeviceError: it is not on the device that was asked for.
         """
-        try:
+        with library_errors("onnxruntime-genai", where=case.name, remedy="Check the bundle with `edgephi verify`"):
             return self._run(case)
-        except (RuntimeError, MemoryError) as error:
-            said = " ".join(str(error).split())[:600] or type(error).__name__
-            raise EngineError(
-                f"onnxruntime-genai: {said}", where=case.name, remedy="Check the bundle with `edgephi verify`"
-            ) from error
 
     def close(self) -> None:
         """Free the weights."""

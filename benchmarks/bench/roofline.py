@@ -15,6 +15,7 @@ import numpy as np
 
 from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Metric, Roofline, figure
 from edgephi.benchmarks.bench.work import Work
+from edgephi.ort import open_session, session_options
 
 REPETITIONS = 12
 """Of each ceiling, at each of the two moments it is measured."""
@@ -161,15 +162,16 @@ def _matmul_nbits(threads: int, bits: int, block_size: int) -> Callable[[], None
 
 def _runner(graph: Any, fed: np.ndarray[Any, Any], threads: int) -> Callable[[], None]:
     """A session of a graph, its input and output bound: one call computes once."""
-    import onnxruntime
     from onnx import helper
 
     imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(
+        model.SerializeToString(),
+        session_options(threads=threads),
+        where=graph.name,
+        remedy="Reinstall onnxruntime, or measure without the roofline",
+    )
     binding = session.io_binding()
     binding.bind_cpu_input("x", fed)
     binding.bind_output("y")

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.devices.cpu import decode_threads
-from edgephi.errors import BundleError, EngineError, UsageError
+from edgephi.errors import BundleError, EngineError, UsageError, library_errors
 from edgephi.files import read_json_object, require_inside
 from edgephi.graph_file import check_graph
+from edgephi.ort import open_session, session_options
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -25,6 +26,7 @@ DTYPES = {
 PAST = "past_key_values."
 CONFIG_LIMIT = 4 * 2**20
 SIZE_LIMIT = 1 << 16
+_EXPORT_AGAIN = "Export the model again"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,6 @@ class GraphLogits:
     """
 
     def __init__(self, folder: Path, window_length: int, *, residuals: bool = False) -> None:
-        import onnxruntime as ort
-
         self.folder = folder
         decoder = _read_config(folder)
         if window_length > decoder.context_length:
@@ -62,22 +62,17 @@ class GraphLogits:
                 where=folder,
                 remedy="Take shorter windows",
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.intra_op_num_threads = decode_threads()
-        # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = False
         self.residuals: tuple[str, ...] = ()
         """Outputs with the hidden states behind each layer; none in a graph that edgephi did not build."""
         graph: str | bytes = str(decoder.graph)
         if residuals:
             graph, self.residuals = _with_residuals(decoder.graph)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base but this
-            raise _failure("onnxruntime refuses the graph", error, decoder.graph) from error
+        # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
+        options = session_options(
+            threads=decode_threads(), spinning=False, arena=False, data_folder=folder if residuals else None
+        )
+        refusal = "onnxruntime refuses the graph"
+        self._session = open_session(graph, options, where=decoder.graph, remedy=_EXPORT_AGAIN, refusal=refusal)
         self._types = {value.name: DTYPES.get(value.type) for value in self._session.get_inputs()}
         empty = (1, decoder.kv_heads, 0, decoder.head_size)
         self._past = {
@@ -112,10 +107,8 @@ class GraphLogits:
         count = len(ids)
         batch = {"input_ids": ids, "attention_mask": np.ones(count, np.int64), "position_ids": np.arange(count)}
         feeds = {name: values[None].astype(self._types[name]) for name, values in batch.items() if name in self._types}
-        try:
+        with library_errors("onnxruntime failed", where=self.folder, remedy=_EXPORT_AGAIN):
             values: list[NDArray[Any]] = self._session.run(outputs, {**feeds, **self._past})
-        except Exception as error:  # as above; a missing input is a ValueError that names it
-            raise _failure("onnxruntime failed", error, self.folder) from error
         return values
 
 
@@ -139,18 +132,13 @@ def _with_residuals(path: Path) -> tuple[bytes, tuple[str, ...]]:
     return model.SerializeToString(), tuple(sums)
 
 
-def _failure(what: str, error: Exception, where: Path) -> EngineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return EngineError(f"{what}: {reason[:200]}", where=where, remedy="Export the model again")
-
-
 def _read_config(folder: Path) -> _Decoder:
     path = folder / GENAI_CONFIG
     if not path.is_file():
         raise BundleError(
             f"this folder has no {GENAI_CONFIG}", where=folder, remedy="Name a folder that `edgephi export` wrote"
         )
-    content = read_json_object(path, error=BundleError, remedy="Export the model again", limit=CONFIG_LIMIT)
+    content = read_json_object(path, error=BundleError, remedy=_EXPORT_AGAIN, limit=CONFIG_LIMIT)
     try:
         model: Any = content["model"]
         decoder = model["decoder"]
@@ -164,17 +152,17 @@ def _read_config(folder: Path) -> _Decoder:
         raise BundleError(
             f"the configuration does not describe a decoder: {type(error).__name__} {error}",
             where=path,
-            remedy="Export the model again",
+            remedy=_EXPORT_AGAIN,
         ) from error
     # an empty cache has no values, but NumPy still refuses sizes that are negative or overflow
     if not (0 < found.kv_heads <= SIZE_LIMIT and 0 < found.head_size <= SIZE_LIMIT):
-        raise BundleError("the KV cache has an impossible size", where=path, remedy="Export the model again")
+        raise BundleError("the KV cache has an impossible size", where=path, remedy=_EXPORT_AGAIN)
     if not found.graph.resolve().is_relative_to(folder.resolve()) or not found.graph.is_file():
-        raise BundleError("the graph is not in the folder", where=found.graph, remedy="Export the model again")
+        raise BundleError("the graph is not in the folder", where=found.graph, remedy=_EXPORT_AGAIN)
 
     def may_read(location: str) -> bool:
-        require_inside(found.graph.parent / location, folder, BundleError, "Export the model again")
+        require_inside(found.graph.parent / location, folder, BundleError, _EXPORT_AGAIN)
         return True
 
-    check_graph(found.graph, may_read=may_read, any_domain=True, error=BundleError, remedy="Export the model again")
+    check_graph(found.graph, may_read=may_read, any_domain=True, error=BundleError, remedy=_EXPORT_AGAIN)
     return found

@@ -22,6 +22,7 @@ from edgephi.export.plan import Plan
 from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import Report, pack_weights
+from edgephi.ort import open_session, session_options
 
 Hidden = NDArray[np.float16]
 
@@ -130,14 +131,7 @@ def _write(
 
 
 def _open(graph: Path, *, optimized: bool) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    options.intra_op_num_threads = decode_threads()
     # fusions would compute the layers otherwise than they are written. Embedding and head run on a PC's CPU anyway, and
     # onnxruntime 1.31's MatMulNBits gives zeros when its scales are a Cast that was not folded: the head's are
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    options = session_options(threads=decode_threads(), spinning=False, optimizations="basic" if optimized else "none")
+    return open_session(graph, options, where=graph.name, remedy="Report it with the model's name")

@@ -39,6 +39,7 @@ from edgephi.benchmarks.report import (
 )
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
+from edgephi.ort import open_session, session_options
 from edgephi.runtime.config import answering, read_genai_config
 from edgephi.runtime.dispatch import Place, plan, settle
 from edgephi.runtime.engines.genai_settings import og_config
@@ -280,18 +281,13 @@ def _og_model(bundle: Path, threads: int | None, profile: Path | None = None) ->
 
 
 def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> Any:
-    import onnxruntime
-
     place = _place(bundle)
     assert place.choice.graph is not None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    options.intra_op_num_threads = threads or place.threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.choice.spinning.on else "0")
+    options = session_options(threads=threads or place.threads, spinning=place.choice.spinning.on)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     graph = bundle / answering(place.choice.graph)
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return open_session(graph, options, where=graph.name, remedy="Check the bundle with `edgephi verify`")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from edgephi.devices.providers.qnn import QNN
 from edgephi.devices.providers.webgpu import SOFTWARE_GPU as SOFTWARE_GPU
 from edgephi.devices.providers.webgpu import WEBGPU
 from edgephi.devices.providers.windows_ml import catalog_library
-from edgephi.errors import BundleError, DeviceError
+from edgephi.errors import BundleError, DeviceError, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,7 +219,7 @@ def _register(known: Provider) -> None:
         # under its own name: a QNN device calls itself what its library was registered as
         onnxruntime.register_execution_provider_library(known.name, library)
     except Exception as error:
-        reason = " ".join(str(error).split())[:400]
+        reason = one_line(error)
         if f"already registered under {known.name}" in reason:
             return
         raise DeviceError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module, metadata
 
-from edgephi.errors import DeviceError
+from edgephi.errors import DeviceError, one_line
 
 WHEEL = "windowsml"
 
@@ -44,7 +44,7 @@ def catalog_library(name: str) -> str | None:
                 return None
     except Exception as error:
         raise DeviceError(
-            f"Windows ML's catalog fails: {' '.join(str(error).split())[:300]}",
+            f"Windows ML's catalog fails: {one_line(error)}",
             where=f"{WHEEL} {version}",
             remedy="Update Windows, or install the provider's own wheel",
             step="library",

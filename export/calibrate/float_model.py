@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.devices.cpu import decode_threads
-from edgephi.errors import EngineError, OutputError, UsageError
+from edgephi.errors import OutputError, UsageError, library_errors
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.layer_graph import (
     HEAD_IN,
@@ -36,6 +36,7 @@ from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.weights.embedding import TokenIds, embed_sequences
 from edgephi.export.weights.layout import Layout, Recipe, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.ort import open_session, session_options
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -131,11 +132,14 @@ def _check(spec: DecoderSpec, sequences: Sequence[TokenIds]) -> int:
     return longest
 
 
+_FAILED = "onnxruntime failed on a layer of the float model"
+_REPORT = "Report this with the model's name; it is a fault of edgephi"
+
+
 @contextmanager
 def _session(part: Architecture, build: BuildGraph) -> Iterator[Any]:
     """A session on a part of the model, its float32 weights in a temporary file."""
     import onnx_ir as ir
-    import onnxruntime as ort
 
     recipe = make_recipe("fp32", 32)
     layout = plan_storage(part, recipe)
@@ -150,32 +154,13 @@ def _session(part: Architecture, build: BuildGraph) -> Iterator[Any]:
         folder, threads = Path(name), decode_threads()
         pack_weights(part, layout, folder / DATA_FILE, None, threads, lambda count: None)
         ir.save(build(part.spec, layout, recipe), folder / GRAPH)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False  # kept for every length otherwise
-        # packed weights would be a copy of the layer; unpacked, they stay pages of the file
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            session = ort.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base but this
-            raise _failure(error) from error
-        yield session
+        # patterns are kept for every length, and packed weights are a copy of the layer instead of pages of the file
+        options = session_options(threads=threads, arena=False, memory_pattern=False, prepacking=False)
+        yield open_session(folder / GRAPH, options, where=None, remedy=_REPORT, refusal=_FAILED)
 
 
 def _run(session: Any, outputs: list[str] | None, feeds: dict[str, NDArray[Any]]) -> Float32:
     """The first output of a run with a batch of one, without its batch axis."""
-    try:
+    with library_errors(_FAILED, remedy=_REPORT):
         result: Float32 = session.run(outputs, feeds)[0][0]
-    except Exception as error:  # as above
-        raise _failure(error) from error
     return result
-
-
-def _failure(error: Exception) -> EngineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return EngineError(
-        f"onnxruntime failed on a layer of the float model: {reason[:200]}",
-        remedy="Report this with the model's name; it is a fault of edgephi",
-    )

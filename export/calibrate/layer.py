@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.errors import EngineError
+from edgephi.errors import EngineError, library_errors
 from edgephi.export.families.rope import rope_table
 from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, single_layer
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.layout import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
+from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_threads
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 RANGES = "ranges"
+_FAILED, _OTHERWISE = "onnxruntime cannot run the layer", "Export with --quantize rtn"
 CACHED = "kv_cache"
 """Stands for keys and values where ranges are those of linear layers."""
 
@@ -73,7 +75,6 @@ class LayerGraph:
 
     def __init__(self, architecture: Architecture, layer: int, length: int) -> None:
         import onnx_ir as ir
-        import onnxruntime as ort
 
         short = replace(architecture, spec=replace(architecture.spec, long_rope=None))
         part = single_layer(short, layer, length)
@@ -90,19 +91,11 @@ class LayerGraph:
         for value in read:
             value.type = ir.TensorType(emit.float)
         model = emit.model([*inputs, *emit.ports.values()], [*outputs, *read, ranges])
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        # sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing
-        options.intra_op_num_threads = 1
-        # an arena keeps the largest of everything it ever held
-        options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common base but this
-            raise _failure(error, layer) from error
+        # Sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing. An
+        # arena keeps the largest of everything it ever held.
+        options = session_options(threads=1, spinning=False, arena=False)
+        graph = ir.to_proto(model).SerializeToString()
+        self._session = open_session(graph, options, where=f"layers.{layer}", remedy=_OTHERWISE, refusal=_FAILED)
 
     def run(self, hidden: Float32, weights: Mapping[str, Float32]) -> Float32:
         """Hidden states after the layer, float32 [sequences, length, hidden].
@@ -155,10 +148,8 @@ class LayerGraph:
         options.only_execute_path_to_fetches = True
 
         def one(sequence: Float32) -> tuple[Float32, ...]:
-            try:
+            with library_errors(_FAILED, where=f"layers.{self._layer}", remedy=_OTHERWISE):
                 found: list[Float32] = self._session.run(outputs, {HIDDEN_IN: sequence[None], **feeds}, options)
-            except Exception as error:  # onnxruntime's exceptions have no common base but this
-                raise _failure(error, self._layer) from error
             if not all(np.isfinite(values).all() for values in found):
                 raise EngineError(
                     "hidden states are not finite",
@@ -213,12 +204,3 @@ def _emit_ranges(emit: RecordingBuilder) -> ir.Value:
     flat = emit.op("Concat", "/ranges/Concat", ends, {"axis": 1})
     output = ir.Value(name=RANGES, type=ir.TensorType(emit.float))
     return emit.op("Reshape", "/ranges/Reshape", [flat, emit.int64("ranges_shape", [-1, 4])], output=output)
-
-
-def _failure(error: Exception, layer: int) -> EngineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return EngineError(
-        f"onnxruntime cannot run the layer: {reason[:200]}",
-        where=f"layers.{layer}",
-        remedy="Export with --quantize rtn",
-    )

@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.errors import EngineError
+from edgephi.errors import EngineError, library_errors
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.genai_config import GRAPH_FILE
 from edgephi.export.spec import Architecture
 from edgephi.export.weights.layout import Layout, Recipe, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_pool
 
 SEQUENCES_TOGETHER = 8
 """Sampled in one run of the graph."""
+
+_FAILED = "onnxruntime cannot sample from the model"
+_OTHERWISE = "Calibrate with a text of yours: --calibration FILE"
 
 
 def sampling_layout(architecture: Architecture, length: int) -> tuple[Architecture, Recipe, Layout]:
@@ -64,17 +68,12 @@ def sample_text(
 def _sample(
     decoder: Architecture, graph: Path, vocabulary: int, shape: tuple[int, int], seed: int
 ) -> NDArray[np.int64]:
-    import onnxruntime as ort
-
     groups = -(-shape[0] // SEQUENCES_TOGETHER)
     tokens = np.empty(shape, np.int64)
-    try:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
+    with library_errors(_FAILED, where=graph.name, remedy=_OTHERWISE):
         # groups run side by side, each on one thread: neither depends on how many cores there are
-        options.intra_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        options = session_options(threads=1, spinning=False)
+        session = open_session(graph, options, where=graph.name, remedy=_OTHERWISE, refusal=_FAILED)
 
         def write(group: int) -> None:
             part = tokens[group * SEQUENCES_TOGETHER : (group + 1) * SEQUENCES_TOGETHER]
@@ -82,15 +81,6 @@ def _sample(
 
         with worker_pool() as pool:
             list(pool.map(write, range(groups)))
-    except EngineError:
-        raise
-    except Exception as error:  # onnxruntime's exceptions have no common base but this
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EngineError(
-            f"onnxruntime cannot sample from the model: {reason[:200]}",
-            where=graph.name,
-            remedy="Calibrate with a text of yours: --calibration FILE",
-        ) from error
     return tokens
 
 

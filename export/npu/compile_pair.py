@@ -16,7 +16,7 @@ from typing import Any
 
 from edgephi.bundle import NpuProof
 from edgephi.devices.hexagon import SHARE_CONTEXTS, HexagonTarget, compile_options
-from edgephi.errors import DeviceError
+from edgephi.errors import DeviceError, EngineError
 from edgephi.export.npu.compile import (
     TRACE,
     Compiled,
@@ -29,6 +29,7 @@ from edgephi.export.npu.compile import (
     write_affinity,
 )
 from edgephi.export.npu.numbers import compare
+from edgephi.ort import ERRORS, open_session, session_options
 
 LARGEST_ERROR = 0.1
 """Of hidden states and cache, relative to the CPU's; another graph is off by 1. Rounding to float16 makes up to 0.018
@@ -102,8 +103,6 @@ def compile_in_one_process(
     Raises:
         DeviceError: the provider is missing.
     """
-    import onnxruntime as ort
-
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.devices.providers import register
 
@@ -111,27 +110,22 @@ def compile_in_one_process(
     sessions: list[Any] = []
     seconds: list[float] = []
     for index, (graph, output) in enumerate(zip(graphs, outputs, strict=True)):
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        settings.add_provider_for_devices([device.raw], dict(options[index]))
         entries = {
             "ep.context_enable": "1",
             "ep.context_embed_mode": "0",
             "ep.context_file_path": output,
             SHARE_CONTEXTS: "1",
-            "session.disable_cpu_ep_fallback": "1",
         }
         if index + 1 == len(graphs):
             entries["ep.stop_share_ep_contexts"] = "1"
-        for key, value in entries.items():
-            settings.add_session_config_entry(key, value)
+        settings = session_options(
+            device=device.raw, device_options=options[index], cpu_fallback=False, log_level=ERRORS, entries=entries
+        )
         started = time.perf_counter()
         try:
-            session = ort.InferenceSession(graph, settings, enable_fallback=0)
-            session.disable_fallback()
-        except Exception as error:  # onnxruntime has no common class
-            said = " ".join(str(error).split())[:600] or type(error).__name__
-            return {"refusal": said, "refused": index}
+            session = open_session(graph, settings, where=graph, remedy="Export for the CPU")
+        except EngineError as error:
+            return {"refusal": error.what, "refused": index}
         seconds.append(time.perf_counter() - started)
         sessions.append(session)
     peak = peak_resident_bytes()

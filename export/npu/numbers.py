@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.npu.static_graph import LAST, TOTAL
+from edgephi.ort import open_session, session_options
 
 Array = NDArray[np.generic]
 
@@ -61,13 +62,9 @@ def compare(compiled: Sequence[Any], graphs: Sequence[str], ran_on: str) -> list
 
 
 def _on_the_cpu(graph: str, feed: Mapping[str, Array]) -> dict[str, Array]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     # fusions would compute the layers otherwise than they are written
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    options = session_options(optimizations="none")
+    session = open_session(graph, options, where=graph, remedy="Report the model and this message to edgephi")
     names = [port.name for port in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
 

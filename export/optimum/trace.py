@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.errors import EdgephiError, UnsupportedModelError, WeightError
+from edgephi.errors import EdgephiError, UnsupportedModelError, WeightError, one_line
 from edgephi.export.checkpoint.folder import CONFIG_LIMIT, read_object
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
+from edgephi.ort import ERRORS, open_session, session_options
 
 TASK = "text-generation-with-past"
 
@@ -57,12 +58,14 @@ def report(checkpoint: str, folder: str) -> dict[str, object]:
     warnings.simplefilter("ignore")
     try:
         return trace(Path(checkpoint), Path(folder))
+    except (UnsupportedModelError, WeightError) as error:
+        refusal: EdgephiError = error
     except EdgephiError as error:
-        refusal = error
+        what = f"optimum-onnx could not trace the model: {error.what}"
+        refusal = UnsupportedModelError(what, where=checkpoint, remedy=_OTHER_CHECKPOINT)
     except Exception as error:
-        said = " ".join(str(error).split())[:400]
         refusal = UnsupportedModelError(
-            f"optimum-onnx could not trace the model: {type(error).__name__}: {said}",
+            f"optimum-onnx could not trace the model: {type(error).__name__}: {one_line(error)}",
             where=checkpoint,
             remedy=_OTHER_CHECKPOINT,
         )
@@ -265,11 +268,7 @@ def require_used_head(model: Any, checkpoint: Path) -> None:
 
 def _logits(graph: Path, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits [tokens, vocabulary] of the float32 graph, fed with half of the tokens, most of the rest, the last one."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = open_session(graph, session_options(log_level=ERRORS), where=graph.name, remedy=_OTHER_CHECKPOINT)
     inputs = {value.name: value.shape for value in session.get_inputs()}
     past = {
         name: np.zeros((1, shape[1], 0, shape[3]), np.float32)

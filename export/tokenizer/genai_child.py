@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgephi.errors import one_line
+
 STARTED = "child.started"
 """A file in the folder that says: what goes wrong from here on is the tokenizer's doing."""
 DONE = "reference.done"
@@ -37,7 +39,7 @@ def read_alike(folder: str, texts: list[str]) -> dict[str, object]:
         for text in _LONG:
             tokenizer.encode(text, add_special_tokens=False)
     except BaseException as error:  # its panics are no Exception
-        return {"refused": " ".join(str(error).split())[:300] or type(error).__name__}
+        return {"refused": one_line(error)}
     (Path(folder) / DONE).touch()
     version = None
     try:
@@ -47,7 +49,7 @@ def read_alike(folder: str, texts: list[str]) -> dict[str, object]:
         genai = og.Tokenizer(folder)
         same = [[int(token) for token in genai.encode(text)] == ids for text, ids in zip(texts, reference, strict=True)]
     except Exception as error:
-        return {"version": version, "fault": " ".join(str(error).split())[:300]}
+        return {"version": version, "fault": one_line(error)}
     return {"version": version, "same": same}
 
 

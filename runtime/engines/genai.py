@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +12,7 @@ import numpy as np
 from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
-from edgephi.errors import BundleError, DeviceError, EngineError, PromptError
+from edgephi.errors import EngineError, PromptError, library_errors
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
@@ -118,7 +117,7 @@ class OgModel:
         remedy = "Check the bundle with `edgephi verify`"
         if prepacked is not None:
             remedy = f"Set {SWITCH}=never, and delete this folder"
-        with _og_errors(prepacked or folder, remedy):
+        with library_errors("onnxruntime-genai", where=prepacked or folder, remedy=remedy):
             with og_config(folder, config, place, threads, prepacked, hashes=hashes) as settings:
                 self._model: Any = og.Model(settings)
             require_device(self._model.device_type, place)
@@ -153,7 +152,11 @@ class OgModel:
         import onnxruntime_genai as og
 
         self.require_open()
-        with _og_errors(f"KV cache of {capacity:,} tokens", "Ask for fewer tokens, or close other programs"):
+        with library_errors(
+            "onnxruntime-genai",
+            where=f"KV cache of {capacity:,} tokens",
+            remedy="Ask for fewer tokens, or close other programs",
+        ):
             params = og.GeneratorParams(self._model)
             params.set_search_options(max_length=capacity, do_sample=False, num_beams=1)
             generator = og.Generator(self._model, params)
@@ -228,14 +231,14 @@ class OgEngine:
     def step(self, choose: Chooser) -> int:
         if self._pending is not None:
             self.prefill((), lambda: False)
-        with _og_errors("decode", "Load the model again"):
+        with library_errors("onnxruntime-genai", where="decode", remedy="Load the model again"):
             logits = self._open().get_logits()
         self._pending = choose(logits[0, -1])
         return self._pending
 
     def rewind(self, length: int) -> None:
         self._pending = None
-        with _og_errors("KV cache", "Load the model again"):
+        with library_errors("onnxruntime-genai", where="KV cache", remedy="Load the model again"):
             self._open().rewind_to(length)
         del self._tokens[length:]
 
@@ -264,7 +267,7 @@ class OgEngine:
         self._long = not self._long
 
     def _append(self, tokens: list[int]) -> None:
-        with _og_errors("prefill or decode", "Load the model again"):
+        with library_errors("onnxruntime-genai", where="prefill or decode", remedy="Load the model again"):
             self._open().append_tokens(np.asarray(tokens, dtype=np.int32))
         self._pending = None
         self._tokens += tokens
@@ -290,15 +293,3 @@ def require_in_vocabulary(tokens: Sequence[int], vocabulary: int) -> None:
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two sequences share."""
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-@contextmanager
-def _og_errors(where: object, remedy: str) -> Iterator[None]:
-    """og raises RuntimeError and MemoryError; say what it said, in edgephi's form."""
-    try:
-        yield
-    except (BundleError, EngineError, DeviceError):
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:600] or type(error).__name__
-        raise EngineError(f"onnxruntime-genai: {said}", where=where, remedy=remedy) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgephi.bundle import GENAI_CONFIG, read_unchanged
 from edgephi.devices.providers import graph_traits, provider
-from edgephi.errors import DeviceError, EngineError
+from edgephi.errors import DeviceError, EngineError, one_line
 from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.config import answering
 from edgephi.runtime.prepacked import GRAPH
@@ -178,7 +178,7 @@ def _register(device: Device) -> None:
     except Exception as error:
         if "already registered" not in str(error):
             raise DeviceError(
-                f"onnxruntime-genai does not load {device.provider}: {' '.join(str(error).split())[:400]}",
+                f"onnxruntime-genai does not load {device.provider}: {one_line(error)}",
                 where=device.library,
                 remedy="Run `edgephi doctor`",
                 step="library",

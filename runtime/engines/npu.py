@@ -8,8 +8,7 @@ padding apart and mixes them up). A conversation needs both, so edgephi feeds th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from edgephi.bundle import Manifest, NpuFacts, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import BundleError, EngineError, PromptError
+from edgephi.errors import BundleError, EngineError, PromptError, library_errors
+from edgephi.ort import CPU
 from edgephi.runtime.engines.genai import common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.npu_checks import (
     Chip,
@@ -32,7 +32,7 @@ from edgephi.runtime.engines.npu_checks import (
 )
 from edgephi.runtime.engines.npu_session import open_on_cpu, placement_of
 from edgephi.runtime.engines.npu_stages import LoadedStage, load_stages
-from edgephi.runtime.placement import CPU, Placement
+from edgephi.runtime.placement import Placement
 from edgephi.runtime.sampling import Chooser
 
 
@@ -140,7 +140,7 @@ class NpuModel:
         """Hidden states [1, n, hidden] of n tokens, as many as a graph takes; their keys and values enter the cache."""
         phase = "decode" if len(tokens) == 1 else "prefill"
         ids = np.asarray(tokens, np.int64)[None]
-        with _ort_errors(self.facts.embedding):
+        with library_errors("onnxruntime", where=self.facts.embedding, remedy="Load the model again"):
             hidden: NDArray[np.float16] = self._embedding.run(None, {"input_ids": ids})[0]
         for stage in self._stages:
             if stage.phase == phase:
@@ -150,7 +150,7 @@ class NpuModel:
     def _run_stage(
         self, stage: LoadedStage, hidden: NDArray[np.float16], last: int, cache: KvCache
     ) -> NDArray[np.float16]:
-        with _ort_errors(stage.graph):
+        with library_errors("onnxruntime", where=stage.graph, remedy="Load the model again"):
             binding = stage.session.io_binding()
             binding.bind_cpu_input(f"hidden_states.{stage.first_layer}", hidden)
             binding.bind_cpu_input("past_sequence_length", np.full((1, 1), last, np.int32))
@@ -166,7 +166,7 @@ class NpuModel:
 
     def _logits(self, hidden: NDArray[np.float16]) -> NDArray[np.float32]:
         """Logits [vocabulary] of hidden states [1, 1, hidden]."""
-        with _ort_errors(self.facts.head):
+        with library_errors("onnxruntime", where=self.facts.head, remedy="Load the model again"):
             logits: NDArray[np.float32] = self._head.run(None, {f"hidden_states.{self._layers}": hidden})[0][0, 0]
         return logits
 
@@ -290,12 +290,3 @@ class NpuEngine:
         if self._cache is None:
             raise EngineError("this answer's model was closed", remedy="Load the bundle again with `edgephi.load`")
         return self._cache
-
-
-@contextmanager
-def _ort_errors(graph: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # onnxruntime has no common class
-        said = " ".join(str(error).split())[:600]
-        raise EngineError(f"onnxruntime: {said}", where=graph, remedy="Load the model again") from error

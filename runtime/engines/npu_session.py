@@ -9,13 +9,14 @@ from typing import Any
 from edgephi.devices.hexagon import SHARE_CONTEXTS, load_options
 from edgephi.devices.providers import check_options, register
 from edgephi.errors import DeviceError, EngineError
-from edgephi.runtime.placement import CPU, Placement, read_placement, twin_options
+from edgephi.ort import open_session, session_options
+from edgephi.runtime.placement import Placement, read_placement
 
-SPINNING = "session.intra_op.allow_spinning"
 QNN = "QNNExecutionProvider"
+_VERIFY = "Check the bundle with `edgephi verify`, or export the model again"
 
 
-def open_session(
+def open_on_npu(
     graph: Path, device: str, htp_arch: int, soc_model: int, *, spinning: bool = False, shared: bool = False
 ) -> Any:
     """A session of a compiled graph, nothing of which falls back to the CPU.
@@ -30,8 +31,6 @@ def open_session(
         DeviceError: the provider is missing, or this machine has no such device.
         EngineError: onnxruntime refuses the graph, or puts a node elsewhere.
     """
-    import onnxruntime
-
     found = [entry for entry in register("qnn") if entry.kind == device]
     if not found:
         raise DeviceError(
@@ -44,24 +43,26 @@ def open_session(
         )
     settings = load_options(htp_arch, soc_model)
     check_options("qnn", settings, graph.name)
-    options = twin_options()
-    options.add_provider_for_devices([found[0].raw], settings)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    options.add_session_config_entry(SPINNING, "1" if spinning else "0")
-    if shared:
-        options.add_session_config_entry(SHARE_CONTEXTS, "1")
-    return _open(onnxruntime, graph, options, {})
+    options = session_options(
+        device=found[0].raw,
+        device_options=settings,
+        cpu_fallback=False,
+        spinning=spinning,
+        record_placement=True,
+        entries={SHARE_CONTEXTS: "1"} if shared else None,
+    )
+    return open_session(graph, options, where=graph.name, remedy=_VERIFY)
 
 
 def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int, shared: bool) -> None:
     """Load every compiled graph and let go of it: for a process that may crash over a damaged binary.
 
     Raises:
-        DeviceError, EngineError: as `open_session`.
+        DeviceError, EngineError: as `open_on_npu`.
     """
     kept = []
     for graph in graphs:
-        session = open_session(Path(graph), device, htp_arch, soc_model, shared=shared)
+        session = open_on_npu(Path(graph), device, htp_arch, soc_model, shared=shared)
         kept += [session] if shared else []
 
 
@@ -72,12 +73,8 @@ def open_on_cpu(graph: Path, threads: int, *, spinning: bool = False) -> Any:
     Raises:
         EngineError: onnxruntime refuses the graph.
     """
-    import onnxruntime
-
-    options = twin_options()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(SPINNING, "1" if spinning else "0")
-    return _open(onnxruntime, graph, options, {"providers": [CPU]})
+    options = session_options(threads=threads, spinning=spinning, record_placement=True)
+    return open_session(graph, options, where=graph.name, remedy=_VERIFY)
 
 
 def placement_of(session: Any, graph: Path, requested: str) -> Placement:
@@ -94,16 +91,3 @@ def placement_of(session: Any, graph: Path, requested: str) -> Placement:
             remedy="Export the model again for this device",
         )
     return placed
-
-
-def _open(onnxruntime: Any, graph: Path, options: Any, providers: dict[str, list[str]]) -> Any:
-    try:
-        session = onnxruntime.InferenceSession(graph, options, enable_fallback=0, **providers)
-        session.disable_fallback()
-    except Exception as error:
-        raise EngineError(
-            f"onnxruntime: {' '.join(str(error).split())[:600]}",
-            where=graph.name,
-            remedy="Check the bundle with `edgephi verify`, or export the model again",
-        ) from error
-    return session

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgephi.bundle import NpuFacts
+from edgephi.ort import CPU
 from edgephi.runtime.engines.npu_checks import Device
-from edgephi.runtime.engines.npu_session import QNN, open_on_cpu, open_session, placement_of
-from edgephi.runtime.placement import CPU, Placement
+from edgephi.runtime.engines.npu_session import QNN, open_on_cpu, open_on_npu, placement_of
+from edgephi.runtime.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ def load_stages(
         threads, spinning: of the CPU, where tokens are computed there.
 
     Raises:
-        DeviceError, EngineError: as `npu_session.open_session`; or a node is not where it belongs.
+        DeviceError, EngineError: as `npu_session.open_on_npu`; or a node is not where it belongs.
     """
     loaded = []
     for stage in facts.stages:
         chip = (facts.htp_arch, facts.soc_model)
-        session = open_session(folder / stage.graph, device, *chip, spinning=spinning, shared=facts.shares_weights)
+        session = open_on_npu(folder / stage.graph, device, *chip, spinning=spinning, shared=facts.shares_weights)
         placed = placement_of(session, folder / stage.graph, QNN)
         loaded.append(LoadedStage(session, stage.graph, stage.phase, stage.first_layer, stage.last_layer, placed))
     if facts.token_graph is not None:

@@ -32,6 +32,7 @@ FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
     "edgephi.files",
+    "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",
     "edgephi.genai_config",
@@ -97,6 +98,21 @@ def test_nobody_imports_the_commands() -> None:
     for folder in PACKAGES.values():
         for file in folder.rglob("*.py"):
             assert not {name for name in imports_of(file) if name.startswith("edgephi.commands")}, file
+
+
+def test_sessions_of_onnxruntime_are_made_in_one_file() -> None:
+    makers = {
+        file.relative_to(PROJECT).as_posix()
+        for folder in (PROJECT / "edgephi", *PACKAGES.values())
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and (
+            (isinstance(node.func, ast.Name) and node.func.id == "InferenceSession")
+            or (isinstance(node.func, ast.Attribute) and node.func.attr in ("InferenceSession", "SessionOptions"))
+        )
+    }
+    assert makers == {"edgephi/ort.py"}
 
 
 def modules_after(code: str) -> set[str]:

@@ -22,10 +22,11 @@ from edgephi.devices.providers import DeviceInfo
 from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
 from edgephi.export.weights.layout import make_recipe
+from edgephi.ort import session_options
 from edgephi.runtime import probe
 from edgephi.runtime.dispatch import Choice, Place
 from edgephi.runtime.engines.genai_settings import require_device
-from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement, twin_options
+from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement
 from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, try_graph
 from tests.decoding import build_graph_with
 from tests.unit.test_house import PACKAGES, PROJECT
@@ -55,8 +56,7 @@ def caught(step: str, function: Callable[[], object]) -> str:
 def playing(monkeypatch: pytest.MonkeyPatch, session: Callable[..., object]) -> None:
     """onnxruntime with a session of ours, and a GPU that is listed."""
     monkeypatch.setattr(probe, "register", lambda short: (device(),))
-    options = SimpleNamespace(add_provider_for_devices=lambda devices, options: None)
-    monkeypatch.setattr(probe, "twin_options", lambda: options)
+    monkeypatch.setattr(probe, "session_options", lambda **named: SimpleNamespace(has_providers=lambda: True))
     monkeypatch.setattr(ort, "InferenceSession", session)
 
 
@@ -104,8 +104,7 @@ def test_a_provider_that_fails_in_run(graph: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_division_is_believed_and_not_the_list(graph: Path) -> None:
-    options = twin_options()
-    options.log_severity_level = 4
+    options = session_options(record_placement=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         session = ort.InferenceSession(graph, options, providers=["QNNExecutionProvider", CPU])
@@ -126,7 +125,7 @@ def test_nodes_that_compute_and_stay_on_the_cpu_are_named(graph: Path) -> None:
 
 def test_every_cause_is_read_from_the_graph(graph: Path) -> None:
     """A session on the CPU, asked as if WebGPU had been wanted: all nodes stayed, for three reasons."""
-    session = ort.InferenceSession(graph, twin_options(), providers=[CPU])
+    session = ort.InferenceSession(graph, session_options(record_placement=True), providers=[CPU])
     kept = {one.op_type: one for one in read_placement(session, graph, (WEBGPU, CPU)).kept}
     assert {kept[name].cause for name in ("Shape", "ReduceSum", "Sub", "Cast")} == {"integers"}
     assert kept["com.microsoft::GatherBlockQuantized"].cause == "lookup"
@@ -135,7 +134,7 @@ def test_every_cause_is_read_from_the_graph(graph: Path) -> None:
 
 
 def test_the_weights_of_a_graph_are_the_bytes_of_its_data_file(graph: Path) -> None:
-    session = ort.InferenceSession(graph, twin_options(), providers=[CPU])
+    session = ort.InferenceSession(graph, session_options(record_placement=True), providers=[CPU])
     (cpu,) = read_placement(session, graph, (CPU,)).providers
     size = (graph.parent / "model.onnx.data").stat().st_size
     assert 0.9 * size < cpu.weight_bytes <= size
