@@ -20,7 +20,8 @@ from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import answering, read_genai_config, read_npu_config
 from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
-from edgephi.runtime.engines.genai import Engine, OgModel, Weights, capacity_for
+from edgephi.runtime.engines.base import Engine, KvSequence, capacity_for
+from edgephi.runtime.engines.genai import OgEngine
 from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
 from edgephi.runtime.placement import Placement, placement, together
@@ -113,7 +114,7 @@ class Model:
         manifest: Manifest,
         place: Place,
         config: GenaiConfig,
-        open_weights: Callable[[], Weights],
+        open_weights: Callable[[], Engine],
         threads: int,
     ) -> None:
         self.folder = folder
@@ -153,12 +154,12 @@ class Model:
         switch, graph = manifest.model.rope_switch, place.choice.graph
         found: list[Prepacked] = []
 
-        def open_weights() -> Weights:
+        def open_weights() -> Engine:
             if place.choice.provider == "cpu" and graph is not None:
                 found.append(prepack(folder, manifest, answering(graph), packing, every_byte=every_byte))
             mapped = found[0].folder if found else None
             hashes = {file.path: file.sha256 for file in manifest.files}
-            return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped, hashes=hashes)
+            return OgEngine(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped, hashes=hashes)
 
         model = cls(folder, manifest, place, config, open_weights, count)
         model.prepacked = found[0] if found else model.prepacked
@@ -172,7 +173,7 @@ class Model:
         count = threads or place.threads
         opened: list[Placement] = []
 
-        def open_weights() -> Weights:
+        def open_weights() -> Engine:
             npu = open_npu(folder, found.device, chip=found.chip, threads=count, spinning=found.choice.spinning.on)
             opened.extend(npu.placements)
             return npu
@@ -307,7 +308,7 @@ class Model:
             )
         return Prompt(tokens, min(sampling.max_new_tokens, room), perf_counter() - started)
 
-    def open_engine(self, tokens: int) -> Engine:
+    def open_sequence(self, tokens: int) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
 
         Raises:
@@ -319,7 +320,7 @@ class Model:
         self,
         prompt: Prompt,
         sampling: Sampling,
-        open_engine: Callable[[Prompt], tuple[Engine, int]],
+        open_sequence: Callable[[Prompt], tuple[KvSequence, int]],
         on_end: Callable[[Answer | None, bool], None],
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
@@ -328,7 +329,7 @@ class Model:
             sampling,
             self.tokenizer,
             self.stop_ids,
-            open_engine,
+            open_sequence,
             on_end,
             provider=self.place.choice.decode_provider or self.place.choice.provider,
             prefill_provider=self.place.choice.provider,
@@ -346,14 +347,14 @@ class Model:
             self.template.close()
 
     def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
-        engines: list[Engine] = []
+        sequences: list[KvSequence] = []
 
-        def fresh(prompt: Prompt) -> tuple[Engine, int]:
-            engines.append(self.open_engine(len(prompt.tokens) + prompt.max_new_tokens))
-            return engines[0], 0
+        def fresh(prompt: Prompt) -> tuple[KvSequence, int]:
+            sequences.append(self.open_sequence(len(prompt.tokens) + prompt.max_new_tokens))
+            return sequences[0], 0
 
         def free(answer: Answer | None, sound: bool) -> None:
-            for engine in engines:
-                engine.close()
+            for sequence in sequences:
+                sequence.close()
 
         return self.stream(self.prepare(encode, sampling), sampling, fresh, free)

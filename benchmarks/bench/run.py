@@ -208,7 +208,7 @@ def _timed(
         loop = OgLoop(folder, model.place, model.threads, instruments)
 
         def run(case: Case) -> Sample:
-            return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
+            return loop.run(case) if case.by_og else measure(model.open_sequence, case, instruments)
 
         readings = _readings(model, manifest, cases)
         try:

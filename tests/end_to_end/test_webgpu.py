@@ -124,14 +124,14 @@ def test_float16_keeps_to_the_cpus_tokens_as_far_as_its_logits_allow(checkpoint:
 def test_a_conversation_rewinds_its_cache_on_the_device(bundle: Path) -> None:
     """Prefix reuse: the second answer computes only what the first did not."""
     with load(bundle, PROFILE) as model:
-        engine = model.open_engine(60)
+        sequence = model.open_sequence(60)
         prompt = model.tokenizer.encode(PROMPT)
-        engine.prefill(prompt, lambda: False)
-        first = engine.step(lambda logits: int(np.argmax(logits)))
-        assert engine.reuse(prompt) == len(prompt) - 1
-        engine.prefill(prompt[-1:], lambda: False)
-        assert engine.step(lambda logits: int(np.argmax(logits))) == first
-        engine.close()
+        sequence.prefill(prompt, lambda: False)
+        first = sequence.step(lambda logits: int(np.argmax(logits)))
+        assert sequence.reuse(prompt) == len(prompt) - 1
+        sequence.prefill(prompt[-1:], lambda: False)
+        assert sequence.step(lambda logits: int(np.argmax(logits))) == first
+        sequence.close()
 
 
 def test_a_software_driver_is_never_chosen_by_itself(bundle: Path) -> None:
