@@ -42,7 +42,7 @@ class Answer:
     """Short name of the execution provider that computed its tokens."""
     prefill_provider: str = "cpu"
     """Of the one that computed the prompt."""
-    passed_over: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
 
@@ -64,7 +64,7 @@ class Stream(Iterator[str]):
         prompt: what to answer.
         open_sequence: gives a sequence and how many tokens of the prompt its cache holds already.
         on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
-        provider, prefill_provider, passed_over: for the answer's statistics.
+        provider, prefill_provider, rejected: for the answer's statistics.
 
     Raises (on iteration):
         EngineError: the model was closed, or the runtime failed.
@@ -81,7 +81,7 @@ class Stream(Iterator[str]):
         *,
         provider: str = "cpu",
         prefill_provider: str | None = None,
-        passed_over: tuple[str, ...] = (),
+        rejected: tuple[str, ...] = (),
     ) -> None:
         self._prompt = prompt
         self._choose = chooser(sampling)
@@ -89,7 +89,7 @@ class Stream(Iterator[str]):
         self._stop_ids = stop_ids
         self._open_sequence = open_sequence
         self._on_end = on_end
-        self._provider, self._passed_over = provider, passed_over
+        self._provider, self._rejected = provider, rejected
         self._prefill_provider = prefill_provider or provider
         self._sequence: KvSequence | None = None
         self._reused = 0
@@ -186,7 +186,7 @@ class Stream(Iterator[str]):
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
-            passed_over=self._passed_over,
+            rejected=self._rejected,
         )
         self._sequence = None
         self._on_end(self._answer, sound)

@@ -39,9 +39,10 @@ from edgephi.benchmarks.report import (
 )
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
-from edgephi.runtime.config import answering, read_genai_config
-from edgephi.runtime.dispatch import Place, plan, settle
+from edgephi.runtime.config import decode_file, read_genai_config
+from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines.genai_settings import og_config
+from edgephi.runtime.place import Place
 
 PAUSE_S = 0.2
 PREFIX = "past_key_values."
@@ -263,7 +264,7 @@ def _prompt(length: int) -> list[int]:
 
 
 def _place(bundle: Path) -> Place:
-    return settle(bundle, plan(bundle, read_manifest(bundle), "cpu", fallback=False).choices[0])
+    return verify_placement(bundle, plan(bundle, read_manifest(bundle), "cpu", fallback=False).choices[0])
 
 
 def _og_model(bundle: Path, threads: int | None, profile: Path | None = None) -> Any:
@@ -290,7 +291,7 @@ def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> 
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.choice.spinning.on else "0")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    graph = bundle / answering(place.choice.graph)
+    graph = bundle / decode_file(place.choice.graph)
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from edgephi.runtime.engines.base import Engine, EngineModule, OpenRequest, Verb
+    from edgephi.runtime.engines.base import EngineModule, Verb
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,3 @@ def engine_for(provider: str, engines: tuple[EngineEntry, ...] = ENGINES) -> Eng
 def engines_that(verb: Verb) -> list[str]:
     """Titles of the engines that have an ability."""
     return [entry.title for entry in ENGINES if getattr(entry.load().ABILITIES, verb)]
-
-
-def open_engine(request: OpenRequest) -> Engine:
-    """Load a model with the engine for the provider it was placed on.
-
-    Raises:
-        BundleError, DeviceError, EngineError: see `base.EngineModule.open_engine`.
-    """
-    return engine_for(request.place.choice.provider).load().open_engine(request)

@@ -17,7 +17,7 @@ from edgephi.runtime.sampling import Chooser
 if TYPE_CHECKING:
     from edgephi.bundle import Manifest
     from edgephi.genai_config import GenaiConfig
-    from edgephi.runtime.dispatch import Place
+    from edgephi.runtime.place import Place
     from edgephi.runtime.placement import Placement
 
 CAPACITY_STEP = 256

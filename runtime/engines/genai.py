@@ -14,14 +14,14 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import BundleError, DeviceError, EngineError
-from edgephi.runtime.engines.base import Abilities, cannot, common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
     from edgephi.genai_config import GenaiConfig
-    from edgephi.runtime.dispatch import Place
+    from edgephi.runtime.place import Place
     from edgephi.runtime.placement import Placement
 
 # A prompt is computed in pieces: activations, and logits where a graph has them for every row, grow with the rows
@@ -31,6 +31,19 @@ PREFILL_CHUNK = 256
 
 ABILITIES = Abilities(rewind=True, fork=False, save=False, batch=False)
 TITLE = "onnxruntime-genai"
+
+
+def open_engine(request: OpenRequest) -> OgEngine:
+    """Load a graph; the errors are those of `OgEngine`."""
+    return OgEngine(
+        request.folder,
+        request.config,
+        request.place,
+        threads=request.threads,
+        rope_switch=request.manifest.model.rope_switch,
+        prepacked=request.prepacked,
+        hashes=request.hashes,
+    )
 
 
 class OgEngine:

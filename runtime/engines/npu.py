@@ -19,10 +19,11 @@ from edgephi.bundle import Manifest, NpuFacts, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError
-from edgephi.runtime.engines.base import common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.npu_checks import (
     Chip,
-    Device,
+    NpuDevice,
+    chip_of,
     load_in_child,
     require_chip,
     require_context,
@@ -36,8 +37,21 @@ from edgephi.runtime.placement import CPU, Placement
 from edgephi.runtime.sampling import Chooser
 
 
+def open_engine(request: OpenRequest) -> NpuEngine:
+    """Load a bundle onto the NPU or the simulator that was chosen; the errors are those of `open_npu`."""
+    choice = request.place.choice
+    device: NpuDevice = "npu" if choice.kinds == ("npu",) else "npu-simulator"
+    return open_npu(
+        request.folder,
+        device,
+        chip=chip_of(choice.options),
+        threads=request.threads,
+        spinning=choice.spinning.on,
+    )
+
+
 def open_npu(
-    folder: Path, device: Device, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
+    folder: Path, device: NpuDevice, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
 ) -> NpuEngine:
     """Load a bundle onto the NPU, or onto its simulator.
 
@@ -77,7 +91,7 @@ class NpuEngine:
     """The sessions of a bundle; sequences share them. Made by `open_npu`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int, *, spinning: bool
+        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
     ) -> None:
         self.facts = facts
         self.device = device

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgephi.bundle import NpuFacts
-from edgephi.runtime.engines.npu_checks import Device
+from edgephi.runtime.engines.npu_checks import NpuDevice
 from edgephi.runtime.engines.npu_session import QNN, open_on_cpu, open_session, placement_of
 from edgephi.runtime.placement import CPU, Placement
 
@@ -26,7 +26,7 @@ class LoadedStage:
 
 
 def load_stages(
-    folder: Path, facts: NpuFacts, device: Device, threads: int, *, spinning: bool
+    folder: Path, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
 ) -> tuple[LoadedStage, ...]:
     """Every stage of both phases, in order.
 
