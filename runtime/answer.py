@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from edgephi.runtime.engines.genai import Engine
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling, chooser
 from edgephi.runtime.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class Answer:
     """Short name of the execution provider that computed its tokens."""
     prefill_provider: str = "cpu"
     """Of the one that computed the prompt."""
-    passed_over: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
 
@@ -62,9 +62,9 @@ class Stream(Iterator[str]):
 
     Args:
         prompt: what to answer.
-        open_engine: gives an engine and how many tokens of the prompt its cache holds already.
-        on_end: called once, with the answer (None: the runtime failed) and whether the engine may be used again.
-        provider, prefill_provider, passed_over: for the answer's statistics.
+        open_sequence: gives a sequence and how many tokens of the prompt its cache holds already.
+        on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
+        provider, prefill_provider, rejected: for the answer's statistics.
 
     Raises (on iteration):
         EngineError: the model was closed, or the runtime failed.
@@ -76,22 +76,22 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
-        open_engine: Callable[[Prompt], tuple[Engine, int]],
+        open_sequence: Callable[[Prompt], tuple[KvSequence, int]],
         on_end: Callable[[Answer | None, bool], None],
         *,
         provider: str = "cpu",
         prefill_provider: str | None = None,
-        passed_over: tuple[str, ...] = (),
+        rejected: tuple[str, ...] = (),
     ) -> None:
         self._prompt = prompt
         self._choose = chooser(sampling)
         self._text = tokenizer.stream()
         self._stop_ids = stop_ids
-        self._open_engine = open_engine
+        self._open_sequence = open_sequence
         self._on_end = on_end
-        self._provider, self._passed_over = provider, passed_over
+        self._provider, self._rejected = provider, rejected
         self._prefill_provider = prefill_provider or provider
-        self._engine: Engine | None = None
+        self._sequence: KvSequence | None = None
         self._reused = 0
         self._pieces: list[str] = []
         self._ids: list[int] = []
@@ -159,14 +159,14 @@ class Stream(Iterator[str]):
         """The next token, or None when cancelled first."""
         if self._cancelled:
             return None
-        if self._engine is None:
-            self._engine, self._reused = self._open_engine(self._prompt)
-            if not self._engine.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
+        if self._sequence is None:
+            self._sequence, self._reused = self._open_sequence(self._prompt)
+            if not self._sequence.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
                 return None
         # enters the last token here, not in `step`: with LongRoPE all tokens may have to be computed again
-        elif not self._engine.prefill((), lambda: self._cancelled):
+        elif not self._sequence.prefill((), lambda: self._cancelled):
             return None
-        return self._engine.step(self._choose)
+        return self._sequence.step(self._choose)
 
     def _end(self, finish: Finish, seconds: float, *, sound: bool = True) -> None:
         self._elapsed += seconds
@@ -177,7 +177,7 @@ class Stream(Iterator[str]):
             text="".join(self._pieces),
             prompt_tokens=len(self._prompt.tokens),
             reused_tokens=self._reused,
-            recomputed_tokens=self._engine.recomputed if self._engine is not None else 0,
+            recomputed_tokens=self._sequence.recomputed if self._sequence is not None else 0,
             new_tokens=count,
             token_ids=tuple(self._ids),
             finish=finish,
@@ -186,7 +186,7 @@ class Stream(Iterator[str]):
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
-            passed_over=self._passed_over,
+            rejected=self._rejected,
         )
-        self._engine = None
+        self._sequence = None
         self._on_end(self._answer, sound)

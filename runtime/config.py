@@ -9,13 +9,24 @@ from edgephi.errors import BundleError
 from edgephi.genai_config import GenaiConfig, parse_genai_config
 
 
-def answering(graph: GraphEntry) -> str:
+def decode_file(graph: GraphEntry) -> str:
     """The file that answers: logits of a prompt's other tokens are for those who measure, or verify drafts."""
     return graph.last_row or graph.file
 
 
+def read_config(folder: Path, manifest: Manifest) -> GenaiConfig:
+    """Read genai_config.json of any bundle.
+
+    Raises:
+        BundleError: as `read_genai_config` and `read_npu_config`.
+    """
+    if manifest.npu is not None:
+        return read_npu_config(folder, manifest.npu)
+    return read_genai_config(folder, manifest)
+
+
 def read_genai_config(folder: Path, manifest: Manifest) -> GenaiConfig:
-    """Read genai_config.json.
+    """Read genai_config.json of a bundle whose graphs onnxruntime-genai can run.
 
     Raises:
         BundleError: missing, malformed, at odds with the manifest, or with a key that no bundle needs.

@@ -3,90 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from edgephi.bundle import GraphEntry, Manifest
-from edgephi.devices.cpu import decode_threads
+from edgephi.bundle import Manifest
 from edgephi.devices.detect import Machine, detect, survey
-from edgephi.devices.power import Spinning, spinning
+from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import all_providers, check_options, installed_wheel, provider, providers_of
 from edgephi.devices.providers.base import ANY_KIND, HARDWARE
 from edgephi.errors import DeviceError
-from edgephi.runtime.config import answering, refuse_npu_bundle
-from edgephi.runtime.placement import Placement
-from edgephi.runtime.probe import Device, prove
+from edgephi.runtime.config import decode_file
+from edgephi.runtime.npu_dispatch import npu_choice
+from edgephi.runtime.place import DispatchPlan, Place, ProviderChoice, spinning_off
+from edgephi.runtime.probe import prove
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A provider to try."""
-
-    provider: str
-    """Short name."""
-    graph: GraphEntry | None
-    """None: the NPU's, several, which the manifest lists apart."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = HARDWARE
-    """Kinds of devices that will do."""
-    threads: int | None = None
-    """On the CPU; None: one for each physical core this process may use."""
-    spinning: Spinning = field(default_factory=lambda: spinning("mains", "default"))
-    """Whether its idle threads wait actively, and why."""
-    context_length: int | None = None
-    profile: str | None = None
-    decode_provider: str | None = None
-    """Short name of the one that computes the answer's tokens, where it is another."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a bundle runs."""
-
-    choice: Choice
-    device: Device | None = None
-    """None: the CPU."""
-    placement: Placement | None = None
-    """None: the CPU provider is the only one there is; `Model.placement` asks it when it is asked."""
-    passed_over: tuple[str, ...] = ()
-    """What was tried before, in order, and why it did not do; empty unless the caller allowed a fallback."""
-
-    @property
-    def threads(self) -> int:
-        return self.choice.threads or decode_threads()
-
-    def as_json(self) -> dict[str, object]:
-        """provider, decode_provider (null: the same), profile (null: none was needed), graph (file, device,
-        computes_in), options, threads, spinning (on, because), device (null, or provider, kind, listed_as, vendor,
-        vendor_id, device_id), placement (null, or graph, requested, providers with nodes, op_types and weight_bytes,
-        kept with op_type, nodes, weight_bytes, cause and why), passed_over."""
-        return {
-            "provider": self.choice.provider,
-            "decode_provider": self.choice.decode_provider,
-            "profile": self.choice.profile,
-            "graph": self.choice.graph and self.choice.graph.model_dump(),
-            "options": dict(self.choice.options),
-            "threads": self.threads,
-            "spinning": asdict(self.choice.spinning),
-            "device": self.device and asdict(self.device),
-            "placement": self.placement and asdict(self.placement),
-            "passed_over": list(self.passed_over),
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to try, in order."""
-
-    choices: tuple[Choice, ...]
-    """At least one."""
-    passed_over: tuple[str, ...] = ()
-    """Providers that came first and have no graph in the bundle, as sentences."""
-
-
-def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
+def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> DispatchPlan:
     """What to try for this bundle: one choice, or with `fallback` those after it as well.
 
     Args:
@@ -97,51 +30,42 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Plan:
 
     Raises:
         DeviceError: there is nothing to try; `step` says what is missing.
-        BundleError: only an NPU can run the bundle.
+        BundleError: only an NPU can run the bundle, and something else was asked for.
     """
-    refuse_npu_bundle(folder, manifest)
+    if manifest.npu is not None:
+        return DispatchPlan((npu_choice(folder, manifest, device),))
     cpu = _cpu(manifest, None)
     if device == "cpu" or (device == "auto" and {graph.device for graph in manifest.graphs} == {"cpu"}):
-        return Plan((cpu,))
+        return DispatchPlan((cpu,))
     if device == "auto" or providers_of(device):
         try:
-            found = _matching(folder, manifest, device)
+            planned = _matching(folder, manifest, device)
         except DeviceError as error:
             if not fallback:
                 raise
-            return Plan((cpu,), (str(error),))
+            return DispatchPlan((cpu,), (str(error),))
     else:
-        found = _of_profile(folder, manifest, load_profile(device), detect(), fallback)
+        planned = _of_profile(folder, manifest, load_profile(device), detect(), fallback)
     if not fallback:
-        return Plan(found.choices[:1])
-    ends_here = bool(found.choices) and found.choices[-1].provider == "cpu"
-    return Plan(found.choices if ends_here else (*found.choices, cpu), found.passed_over)
+        return DispatchPlan(planned.choices[:1])
+    ends_here = bool(planned.choices) and planned.choices[-1].provider == "cpu"
+    return DispatchPlan(planned.choices if ends_here else (*planned.choices, cpu), planned.rejected)
 
 
-def beside(short: str) -> Spinning:
-    """Beside an accelerator nobody waits actively: it costs power the accelerator could use, at the same speed."""
-    return Spinning(False, f"{short} computes")
-
-
-def asked_to_spin(choice: Choice, asked: bool | None) -> Choice:
-    """A choice with the caller's word on spinning, if there is one."""
-    return choice if asked is None else replace(choice, spinning=Spinning(asked, "asked for"))
-
-
-def settle(folder: Path, choice: Choice, passed_over: Sequence[str] = ()) -> Place:
-    """Prove a choice.
+def verify_placement(folder: Path, choice: ProviderChoice, rejected: Sequence[str] = ()) -> Place:
+    """Prove that a provider runs a choice's graph. On the CPU there is nothing to prove, and the graphs that were
+    compiled for an NPU are proved by its engine when it opens them.
 
     Raises:
         DeviceError: the provider cannot run the graph; `step` says how far it came.
     """
-    if choice.provider == "cpu":
-        return Place(choice, passed_over=tuple(passed_over))
-    assert choice.graph is not None
-    device, placed = prove(folder / answering(choice.graph), choice.provider, choice.options, choice.kinds)
-    return Place(choice, device, placed, tuple(passed_over))
+    if choice.provider == "cpu" or choice.graph is None:
+        return Place(choice, rejected=tuple(rejected))
+    device, placed = prove(folder / decode_file(choice.graph), choice.provider, choice.options, choice.kinds)
+    return Place(choice, device, placed, tuple(rejected))
 
 
-def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:
+def _matching(folder: Path, manifest: Manifest, device: str) -> DispatchPlan:
     """For `auto` and the classes: by the profile that matches the machine."""
     wanted = [known.short for known in providers_of(device) or all_providers() if known.short != "cpu"]
     there = [short for short in wanted if manifest.graph_for(short) is not None]
@@ -152,30 +76,30 @@ def _matching(folder: Path, manifest: Manifest, device: str) -> Plan:
     order: Sequence[str] = profile.decode if profile else ()
     if device != "auto":
         order = [short for short in order if short in there] or there
-    found = []
+    choices = []
     for short in order:
-        listed = any(one.provider == provider(short).name and one.is_hardware for one in machine.devices)
+        listed = any(info.provider == provider(short).name and info.is_hardware for info in machine.devices)
         if short == "cpu" or (short in there and (listed or device != "auto")):
-            found.append(_choice(folder, manifest, short, profile, machine, HARDWARE))
-    return Plan(tuple(found) or (_cpu(manifest, profile),))
+            choices.append(_choice(folder, manifest, short, profile, machine, HARDWARE))
+    return DispatchPlan(tuple(choices) or (_cpu(manifest, profile),))
 
 
-def _of_profile(folder: Path, manifest: Manifest, profile: Profile, machine: Machine, fallback: bool) -> Plan:
+def _of_profile(folder: Path, manifest: Manifest, profile: Profile, machine: Machine, fallback: bool) -> DispatchPlan:
     """For a profile that was named: its providers, whatever the machine is."""
-    found, passed_over = [], []
+    choices, rejected = [], []
     for short in profile.decode if fallback else profile.decode[:1]:
         try:
-            found.append(_choice(folder, manifest, short, profile, machine, ANY_KIND))
+            choices.append(_choice(folder, manifest, short, profile, machine, ANY_KIND))
         except DeviceError as error:
             if not fallback:
                 raise
-            passed_over.append(str(error))
-    return Plan(tuple(found), tuple(passed_over))
+            rejected.append(str(error))
+    return DispatchPlan(tuple(choices), tuple(rejected))
 
 
 def _choice(
     folder: Path, manifest: Manifest, short: str, profile: Profile | None, machine: Machine, kinds: tuple[str, ...]
-) -> Choice:
+) -> ProviderChoice:
     if profile is not None and manifest.stored_bytes > profile.memory_ceiling(machine):
         raise DeviceError(
             f"the bundle takes {manifest.stored_bytes / 1e9:.1f} GB and the profile allows "
@@ -190,23 +114,23 @@ def _choice(
     if graph is None:
         raise _no_graph(folder, manifest, short)
     if profile is None or short not in profile.providers:
-        return Choice(short, graph, kinds=kinds, spinning=beside(short))
+        return ProviderChoice(short, graph, kinds=kinds, spinning=spinning_off(short))
     options = profile.provider_options(short, machine)
     check_options(short, options, profile.name)
     threads = None if profile.threads == "cores" else profile.threads
     decided = spinning(profile.spinning, f"profile {profile.name}")
-    return Choice(short, graph, options, kinds, threads, decided, profile.context_length, profile.name)
+    return ProviderChoice(short, graph, options, kinds, threads, decided, profile.context_length, profile.name)
 
 
-def _cpu(manifest: Manifest, profile: Profile | None) -> Choice:
+def _cpu(manifest: Manifest, profile: Profile | None) -> ProviderChoice:
     graph = manifest.graph_for("cpu") or manifest.graphs[0]
     if profile is None:
-        return Choice("cpu", graph)
+        return ProviderChoice("cpu", graph)
     threads = None if profile.threads == "cores" else profile.threads
     # a profile for an accelerator speaks of threads beside it, not of those that compute
     asked = profile.spinning if profile.decode[0] == "cpu" else "mains"
     decided = spinning(asked, f"profile {profile.name}")
-    return Choice("cpu", graph, {}, HARDWARE, threads, decided, profile.context_length, profile.name)
+    return ProviderChoice("cpu", graph, {}, HARDWARE, threads, decided, profile.context_length, profile.name)
 
 
 def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:

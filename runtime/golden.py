@@ -77,13 +77,13 @@ def golden_answers(model: Model, prompts: Sequence[str] = PROMPTS, count: int = 
             margins.append(float(logits[first] - logits[second]))
             return first
 
-        engine = model.open_engine(len(ids) + count)
+        sequence = model.open_sequence(len(ids) + count)
         try:
-            engine.prefill(ids, lambda: False)
+            sequence.prefill(ids, lambda: False)
             while len(tokens) < count and not (tokens and tokens[-1] in model.stop_ids):
-                tokens.append(engine.step(greedy))
+                tokens.append(sequence.step(greedy))
         finally:
-            engine.close()
+            sequence.close()
         found.append(GoldenAnswer(prompt=prompt, prompt_ids=tuple(ids), token_ids=tuple(tokens), margins=tuple(rows)))
     return tuple(found)
 
@@ -122,9 +122,9 @@ def _forced(model: Model, answer: GoldenAnswer) -> list[NDArray[np.float32]]:
     length = len(answer.prompt_ids) + len(answer.token_ids)
     if length > model.context_length:
         raise _impossible(model, f"an answer of {length:,} tokens, and the context holds {model.context_length:,}")
-    engine = model.open_engine(length)
+    sequence = model.open_sequence(length)
     try:
-        engine.prefill(answer.prompt_ids, lambda: False)
+        sequence.prefill(answer.prompt_ids, lambda: False)
         for token in answer.token_ids:
 
             def take(logits: NDArray[np.float32], token: int = token) -> int:
@@ -133,9 +133,9 @@ def _forced(model: Model, answer: GoldenAnswer) -> list[NDArray[np.float32]]:
                 rows.append(logits.copy())
                 return token
 
-            engine.step(take)
+            sequence.step(take)
     finally:
-        engine.close()
+        sequence.close()
     return rows
 
 

@@ -11,20 +11,19 @@ from time import perf_counter
 from types import TracebackType
 
 from edgephi.arguments import require_flag, require_integer, require_path, require_text
-from edgephi.bundle import Manifest, check_bundle, read_manifest
+from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
 from edgephi.files import no_system_errors, refuse_path
-from edgephi.genai_config import GenaiConfig
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.config import answering, read_genai_config, read_npu_config
-from edgephi.runtime.dispatch import Place, asked_to_spin, plan, settle
-from edgephi.runtime.engines.genai import Engine, OgModel, Weights, capacity_for
-from edgephi.runtime.engines.npu import open_npu
-from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
+from edgephi.runtime.config import read_config
+from edgephi.runtime.dispatch import plan, verify_placement
+from edgephi.runtime.engines.base import KvSequence, OpenRequest, capacity_for
+from edgephi.runtime.engines.opening import OpenedEngine, open_engine
+from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
-from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack, prepacking
+from edgephi.runtime.prepacked import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
@@ -85,19 +84,21 @@ def load(
     manifest = read_manifest(path)
     require_known_graphs(path, manifest)
     check_bundle(path, manifest, every_byte=verify)
-    if manifest.npu is not None:
-        found = npu_place(path, manifest, os.fspath(device))
-        return Model.on_npu(path, manifest, replace(found, choice=asked_to_spin(found.choice, spinning)), threads)
-    tried = plan(path, manifest, os.fspath(device), fallback)
-    passed_over = tried.passed_over
-    choices = [asked_to_spin(choice, spinning) for choice in tried.choices]
-    for choice in choices[:-1]:
+    planned = plan(path, manifest, os.fspath(device), fallback)
+    rejected = planned.rejected
+
+    def open_there(choice: ProviderChoice) -> Model:
+        place, config = verify_placement(path, choice, rejected), read_config(path, manifest)
+        request = OpenRequest(path, manifest, config, place, threads or place.threads)
+        return Model(request, lambda: open_engine(request, packing, every_byte=verify))
+
+    *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
+    for choice in first:
         try:
-            return Model.on_og(path, manifest, settle(path, choice, passed_over), threads, packing, every_byte=verify)
+            return open_there(choice)
         except (DeviceError, EngineError) as error:
-            passed_over = (*passed_over, str(error))
-    place = settle(path, choices[-1], passed_over)
-    return Model.on_og(path, manifest, place, threads, packing, every_byte=verify)
+            rejected = (*rejected, str(error))
+    return open_there(last)
 
 
 class Model:
@@ -105,88 +106,42 @@ class Model:
 
     Every call of `chat` and `generate` computes its prompt from nothing, so equal calls give equal answers; `session`
     keeps the KV cache from one turn to the next.
+
+    Args:
+        request: the bundle and where it runs.
+        open_engine: loads its graphs; called once, after the small files were read.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        place: Place,
-        config: GenaiConfig,
-        open_weights: Callable[[], Weights],
-        threads: int,
-    ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.place = place
-        self.threads = threads
-        self._placement = place.placement
-        self.prepacked = Prepacked(None, "only the CPU provider packs weights")
+    def __init__(self, request: OpenRequest, open_engine: Callable[[], OpenedEngine]) -> None:
+        self.folder, self.manifest = request.folder, request.manifest
+        self.threads = request.threads
+        config, place = request.config, request.place
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
         self.stop_ids = config.stop_ids
         # its process starts and compiles it while the rest is read
-        self.template: ChatTemplate | None = read_template(folder, wait=False)
+        self.template: ChatTemplate | None = read_template(self.folder, wait=False)
         with ExitStack() as opened:
             opened.callback(self._close_template)
-            self.tokenizer = Tokenizer(folder)
+            self.tokenizer = Tokenizer(self.folder)
             opened.callback(self.tokenizer.close)
             return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
-            self._weights = open_weights()  # last, because it costs most
-            opened.callback(self._weights.close)
+            loaded = open_engine()  # last, because it costs most
+            self._engine, self.prepacked = loaded.engine, loaded.prepacked
+            opened.callback(self._engine.close)
             self._check_template()
+            self._placement = place.placement
+            if read_back := self._engine.placements:
+                name = self.manifest.npu.target if self.manifest.npu else self.folder.name
+                self._placement = together(name, read_back)
+            self.place = replace(place, placement=self._placement)
             opened.pop_all()
-
-    @classmethod
-    def on_og(
-        cls,
-        folder: Path,
-        manifest: Manifest,
-        place: Place,
-        threads: int | None,
-        packing: Prepacking = "never",
-        *,
-        every_byte: bool = False,
-    ) -> Model:
-        """Run by onnxruntime-genai; the arguments and errors are those of `load`."""
-        config, count = read_genai_config(folder, manifest), threads or place.threads
-        switch, graph = manifest.model.rope_switch, place.choice.graph
-        found: list[Prepacked] = []
-
-        def open_weights() -> Weights:
-            if place.choice.provider == "cpu" and graph is not None:
-                found.append(prepack(folder, manifest, answering(graph), packing, every_byte=every_byte))
-            mapped = found[0].folder if found else None
-            hashes = {file.path: file.sha256 for file in manifest.files}
-            return OgModel(folder, config, place, threads=count, rope_switch=switch, prepacked=mapped, hashes=hashes)
-
-        model = cls(folder, manifest, place, config, open_weights, count)
-        model.prepacked = found[0] if found else model.prepacked
-        return model
-
-    @classmethod
-    def on_npu(cls, folder: Path, manifest: Manifest, found: NpuPlace, threads: int | None) -> Model:
-        """Run by `runtime/engines/npu.py`; the arguments and errors are those of `load`."""
-        assert manifest.npu is not None
-        config, place = read_npu_config(folder, manifest.npu), Place(found.choice)
-        count = threads or place.threads
-        opened: list[Placement] = []
-
-        def open_weights() -> Weights:
-            npu = open_npu(folder, found.device, chip=found.chip, threads=count, spinning=found.choice.spinning.on)
-            opened.extend(npu.placements)
-            return npu
-
-        model = cls(folder, manifest, place, config, open_weights, count)
-        model._placement = together(manifest.npu.target, opened)
-        model.place = replace(place, placement=model._placement)
-        return model
 
     @property
     def placement(self) -> Placement:
         """Which provider runs which nodes, and how many bytes of weights they read, read back from onnxruntime.
 
-        On an accelerator this was settled before the graph was loaded. On the CPU, where there is nothing to settle,
+        On an accelerator this was proved before the graph was loaded. On the CPU, where there is nothing to prove,
         the first call asks (0.1 to 0.4 s for SmolLM2).
 
         Raises:
@@ -260,7 +215,7 @@ class Model:
 
     def close(self) -> None:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
-        self._weights.close()
+        self._engine.close()
         self._close_template()
         self.tokenizer.close()
 
@@ -294,7 +249,7 @@ class Model:
             EngineError: the model is closed.
         """
         started = perf_counter()
-        self._weights.require_open()
+        self._engine.require_open()
         tokens = encode()
         if not tokens:
             raise empty_prompt()
@@ -307,19 +262,19 @@ class Model:
             )
         return Prompt(tokens, min(sampling.max_new_tokens, room), perf_counter() - started)
 
-    def open_engine(self, tokens: int) -> Engine:
+    def open_sequence(self, tokens: int) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
 
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
-        return self._weights.sequence(capacity_for(tokens, self.context_length))
+        return self._engine.sequence(capacity_for(tokens, self.context_length))
 
     def stream(
         self,
         prompt: Prompt,
         sampling: Sampling,
-        open_engine: Callable[[Prompt], tuple[Engine, int]],
+        open_sequence: Callable[[Prompt], tuple[KvSequence, int]],
         on_end: Callable[[Answer | None, bool], None],
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
@@ -328,11 +283,11 @@ class Model:
             sampling,
             self.tokenizer,
             self.stop_ids,
-            open_engine,
+            open_sequence,
             on_end,
             provider=self.place.choice.decode_provider or self.place.choice.provider,
             prefill_provider=self.place.choice.provider,
-            passed_over=self.place.passed_over,
+            rejected=self.place.rejected,
         )
 
     def _check_template(self) -> None:
@@ -346,14 +301,14 @@ class Model:
             self.template.close()
 
     def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
-        engines: list[Engine] = []
+        sequences: list[KvSequence] = []
 
-        def fresh(prompt: Prompt) -> tuple[Engine, int]:
-            engines.append(self.open_engine(len(prompt.tokens) + prompt.max_new_tokens))
-            return engines[0], 0
+        def fresh(prompt: Prompt) -> tuple[KvSequence, int]:
+            sequences.append(self.open_sequence(len(prompt.tokens) + prompt.max_new_tokens))
+            return sequences[0], 0
 
         def free(answer: Answer | None, sound: bool) -> None:
-            for engine in engines:
-                engine.close()
+            for sequence in sequences:
+                sequence.close()
 
         return self.stream(self.prepare(encode, sampling), sampling, fresh, free)

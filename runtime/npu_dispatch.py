@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from edgephi.bundle import Manifest, NpuFacts
@@ -12,22 +12,11 @@ from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import provider
 from edgephi.errors import BundleError, DeviceError
 from edgephi.runtime.config import refuse_npu_bundle
-from edgephi.runtime.dispatch import Choice, beside
-from edgephi.runtime.engines.npu_checks import Chip, Device
+from edgephi.runtime.place import ProviderChoice, spinning_off
 
 
-@dataclass(frozen=True)
-class NpuPlace:
-    """Where to open it."""
-
-    choice: Choice
-    device: Device
-    chip: Chip | None
-    """As the profile says; None: no profile matches this machine."""
-
-
-def npu_place(folder: Path, manifest: Manifest, device: str) -> NpuPlace:
-    """Choose the NPU or the simulator.
+def npu_choice(folder: Path, manifest: Manifest, device: str) -> ProviderChoice:
+    """Choose the NPU or the simulator: the one kind of device in the choice's `kinds`.
 
     Args:
         device: as for `edgephi.load`. auto and npu take an NPU; a profile that is named takes the simulator where there
@@ -45,15 +34,15 @@ def npu_place(folder: Path, manifest: Manifest, device: str) -> NpuPlace:
     if named is not None:
         _require_order(folder, facts, named)
     machine = survey(("qnn",))
-    kinds = {one.kind for one in machine.devices if one.provider == provider("qnn").name}
+    kinds = {info.kind for info in machine.devices if info.provider == provider("qnn").name}
     profile = named or next(
         (match.profile for match in match_profiles(machine) if match.matches and "qnn" in match.profile.prefill), None
     )
     if "npu" in kinds:
-        return NpuPlace(_choice(profile, facts), "npu", _chip(profile))
+        return replace(_choice(profile, facts), kinds=("npu",))
     if named is not None and "npu-simulator" in kinds:
-        return NpuPlace(_choice(profile, facts), "npu-simulator", _chip(profile))
-    missing = next((one for one in machine.missing if one.provider == "qnn"), None)
+        return replace(_choice(profile, facts), kinds=("npu-simulator",))
+    missing = next((part for part in machine.missing if part.provider == "qnn"), None)
     if missing is not None:
         raise DeviceError(missing.reason, where=folder, remedy=missing.remedy, step=missing.step)
     raise DeviceError(
@@ -78,25 +67,26 @@ def _require_order(folder: Path, facts: NpuFacts, profile: Profile) -> None:
         )
 
 
-def _choice(profile: Profile | None, facts: NpuFacts) -> Choice:
+def _choice(profile: Profile | None, facts: NpuFacts) -> ProviderChoice:
     """Tokens on the CPU want its cores, whatever profile matched."""
     on_cpu = facts.tokens_on == "cpu"
     decode = "cpu" if on_cpu else None
     if profile is None:
-        decided = spinning("mains", "tokens on the CPU") if on_cpu else beside("qnn")
-        return Choice("qnn", None, kinds=("npu",), spinning=decided, decode_provider=decode)
+        decided = spinning("mains", "tokens on the CPU") if on_cpu else spinning_off("qnn")
+        return ProviderChoice("qnn", None, spinning=decided, decode_provider=decode)
     own = profile.decode[0] == "cpu"
     threads = None if profile.threads == "cores" or (on_cpu and not own) else profile.threads
     decided = spinning(profile.spinning, f"profile {profile.name}")
     if on_cpu and not own:
         decided = spinning("mains", "tokens on the CPU")
     options = profile.providers["qnn"].options
-    kinds = ("npu", "npu-simulator")
-    return Choice("qnn", None, options, kinds, threads, decided, profile.context_length, profile.name, decode)
-
-
-def _chip(profile: Profile | None) -> Chip | None:
-    options = profile.providers["qnn"].options if profile else {}
-    if "htp_arch" not in options or "soc_model" not in options:
-        return None
-    return Chip(int(options["htp_arch"]), int(options["soc_model"]))
+    return ProviderChoice(
+        "qnn",
+        None,
+        options,
+        threads=threads,
+        spinning=decided,
+        context_length=profile.context_length,
+        profile=profile.name,
+        decode_provider=decode,
+    )

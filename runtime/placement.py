@@ -18,7 +18,7 @@ from edgephi.bundle import check_bundle, read_manifest, read_unchanged
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import library_errors
 from edgephi.ort import CPU, open_session, session_options
-from edgephi.runtime.config import answering, read_genai_config
+from edgephi.runtime.config import decode_file, read_genai_config
 from edgephi.runtime.graph_facts import GraphFacts, read_graph
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def placement(folder: Path) -> Placement:
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     read_genai_config(folder, manifest)
-    name = answering(manifest.graph_for("cpu") or manifest.graphs[0])
+    name = decode_file(manifest.graph_for("cpu") or manifest.graphs[0])
     graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
     model = read_unchanged(graph, hashes[name])
     options = session_options(prepacking=False, record_placement=True, data_folder=graph.parent)

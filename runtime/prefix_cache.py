@@ -157,8 +157,7 @@ class PrefixCache:
             child = node.children.get(int(added[length]))
             if child is None:
                 rows = read(length, len(added))
-                node = self._append(node, added[length:].copy(), rows)
-                return node
+                return self._append(node, added[length:].copy(), rows)
             shared = _common(child.tokens, added[length:])
             if shared < len(child.tokens):
                 child = self._split(child, shared)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from edgephi.bundle import check_bundle, read_manifest
+from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import DeviceError
-from edgephi.runtime.dispatch import Place, plan, settle
-from edgephi.runtime.engines.npu import open_npu
-from edgephi.runtime.npu_dispatch import npu_place
-from edgephi.runtime.placement import placement, together
+from edgephi.runtime.config import read_config
+from edgephi.runtime.dispatch import plan, verify_placement
+from edgephi.runtime.engines.base import OpenRequest
+from edgephi.runtime.engines.opening import open_engine
+from edgephi.runtime.place import Place
+from edgephi.runtime.placement import Placement, placement, together
 
 
 def placement_report(folder: Path, device: str = "auto", *, fallback: bool = False) -> Place:
@@ -27,17 +30,22 @@ def placement_report(folder: Path, device: str = "auto", *, fallback: bool = Fal
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
-    if manifest.npu is not None:
-        found = npu_place(folder, manifest, device)
-        npu = open_npu(folder, found.device, chip=found.chip)
-        npu.close()
-        return Place(found.choice, placement=together(manifest.npu.target, npu.placements))
-    tried = plan(folder, manifest, device, fallback)
-    passed_over = tried.passed_over
-    for choice in tried.choices[:-1]:
+    planned = plan(folder, manifest, device, fallback)
+    rejected = planned.rejected
+    for choice in planned.choices[:-1]:
         try:
-            return settle(folder, choice, passed_over)
+            return verify_placement(folder, choice, rejected)
         except DeviceError as error:
-            passed_over = (*passed_over, str(error))
-    place = settle(folder, tried.choices[-1], passed_over)
-    return place if place.placement is not None else replace(place, placement=placement(folder))
+            rejected = (*rejected, str(error))
+    place = verify_placement(folder, planned.choices[-1], rejected)
+    if place.placement is not None:
+        return place
+    return replace(place, placement=placement(folder) if place.choice.graph else _compiled(folder, manifest, place))
+
+
+def _compiled(folder: Path, manifest: Manifest, place: Place) -> Placement:
+    """Of compiled graphs only the engine that loads them can tell."""
+    assert manifest.npu is not None
+    request = OpenRequest(folder, manifest, read_config(folder, manifest), place, threads=1)
+    with closing(open_engine(request).engine) as engine:
+        return together(manifest.npu.target, engine.placements)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.engines.genai import Engine
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 
@@ -26,7 +26,7 @@ class Session:
         self._model = model
         self._sampling = sampling
         self._system = system
-        self._engine: Engine | None = None
+        self._sequence: KvSequence | None = None
         self._stream: Stream | None = None
         self._messages: tuple[Message, ...] = ()
         self.reset()
@@ -57,7 +57,7 @@ class Session:
             if answer is not None:
                 self._messages = (*messages, {"role": "assistant", "content": answer.text})
 
-        self._stream = self._model.stream(prompt, self._sampling, self._open_engine, on_end)
+        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end)
         return self._stream
 
     def reset(self) -> None:
@@ -76,16 +76,16 @@ class Session:
             self._stream.result()
         self._stream = None
 
-    def _open_engine(self, prompt: Prompt) -> tuple[Engine, int]:
+    def _open_sequence(self, prompt: Prompt) -> tuple[KvSequence, int]:
         needed = len(prompt.tokens) + prompt.max_new_tokens
-        if self._engine is not None and self._engine.capacity < needed:
-            needed = max(needed, 2 * self._engine.capacity)
+        if self._sequence is not None and self._sequence.capacity < needed:
+            needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
-        if self._engine is None:
-            self._engine = self._model.open_engine(needed)
-        return self._engine, self._engine.reuse(prompt.tokens)
+        if self._sequence is None:
+            self._sequence = self._model.open_sequence(needed)
+        return self._sequence, self._sequence.reuse(prompt.tokens)
 
     def _drop_cache(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
+        if self._sequence is not None:
+            self._sequence.close()
+        self._sequence = None

@@ -25,7 +25,7 @@ from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import Quantize, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights
-from edgephi.runtime.engines.npu import KvCache, NpuEngine
+from edgephi.runtime.engines.npu import KvCache, NpuSequence
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
 
@@ -41,9 +41,9 @@ class CpuStages:
     chunk: int
     vocabulary: int
 
-    def sequence(self, capacity: int) -> NpuEngine:
+    def sequence(self, capacity: int) -> NpuSequence:
         cache = KvCache(self.layers, self.cache_shape, self.cache_type)
-        return NpuEngine(self._run, self._logits, cache, self.chunk, capacity, self.vocabulary)
+        return NpuSequence(self._run, self._logits, cache, self.chunk, capacity, self.vocabulary)
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
         hidden = self.sessions["embedding"].run(None, {"input_ids": np.asarray([tokens], np.int64)})[0]

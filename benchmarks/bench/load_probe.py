@@ -55,10 +55,10 @@ def weighed(folder: Path, device: str) -> dict[str, float | None]:
 def _decode(model: Model, count: int) -> None:
     choose = chooser(Sampling())
     count = min(count, model.context_length - PROMPT_TOKENS)
-    engine = model.open_engine(PROMPT_TOKENS + count)
-    engine.prefill([0] * PROMPT_TOKENS, lambda: False)
+    sequence = model.open_sequence(PROMPT_TOKENS + count)
+    sequence.prefill([0] * PROMPT_TOKENS, lambda: False)
     for _ in range(count):
-        engine.step(choose)
+        sequence.step(choose)
 
 
 def main() -> None:

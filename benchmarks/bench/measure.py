@@ -11,7 +11,7 @@ import numpy as np
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.results import Metric
 from edgephi.benchmarks.bench.usage import Usage, read_usage
-from edgephi.runtime.engines.genai import Engine
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling, chooser
 
 Joules = Callable[[], float]
@@ -66,32 +66,32 @@ def mark(instruments: Instruments) -> Marks:
     return Marks(instruments.clock(), usage, joules)
 
 
-def measure(open_engine: Callable[[int], Engine], case: Case, instruments: Instruments) -> Sample:
+def measure(open_sequence: Callable[[int], KvSequence], case: Case, instruments: Instruments) -> Sample:
     """Run a case once, greedily, from an empty cache.
 
     Args:
-        open_engine: makes an engine whose cache holds that many tokens.
+        open_sequence: makes a sequence whose cache holds that many tokens.
 
     Raises:
         EngineError: the runtime fails.
         PromptError: an id is outside the vocabulary.
     """
     choose, clock = chooser(Sampling()), instruments.clock
-    engine = open_engine(case.length)
+    sequence = open_sequence(case.length)
     try:
         if case.depth_ids:
-            engine.prefill(case.depth_ids, lambda: False)
+            sequence.prefill(case.depth_ids, lambda: False)
         start = mark(instruments)
-        engine.prefill(case.prompt_ids, lambda: False)
-        tokens = [engine.step(choose)]
+        sequence.prefill(case.prompt_ids, lambda: False)
+        tokens = [sequence.step(choose)]
         times = [clock()]
         joules = instruments.joules() if instruments.joules else None
         while len(tokens) < case.new_tokens and tokens[-1] not in case.stop_ids:
-            tokens.append(engine.step(choose))
+            tokens.append(sequence.step(choose))
             times.append(clock())
         return sample(tokens, times, start, joules, mark(instruments))
     finally:
-        engine.close()
+        sequence.close()
 
 
 def sample(tokens: list[int], times_ns: list[int], start: Marks, first_j: float | None, end: Marks) -> Sample:

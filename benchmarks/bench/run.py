@@ -36,9 +36,10 @@ from edgephi.devices.power import power_mode, power_source
 from edgephi.devices.providers import all_providers, require_known_graphs
 from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
-from edgephi.runtime.config import answering, read_genai_config
+from edgephi.runtime.config import decode_file, read_genai_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.model import Model, load
+from edgephi.runtime.place import Place
 from edgephi.runtime.prepacked import prepack, prepacked_files, prepacking
 from edgephi.runtime.templates import read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ Progress = Callable[[int, int], None]
 class _Measured:
     cases: list[CaseResult]
     quality: QualityCheck
-    place: dispatch.Place
+    place: Place
     providers: tuple[str, ...]
     threads: int
     idle_w: float | None
@@ -182,8 +183,8 @@ def _prepack(folder: Path, manifest: Manifest, device: str) -> Sequence[Path]:
     mode = prepacking(None)
     if choice.provider != "cpu" or choice.graph is None:
         return []
-    prepack(folder, manifest, answering(choice.graph), mode)  # the first load only takes note
-    return prepacked_files(prepack(folder, manifest, answering(choice.graph), mode))
+    prepack(folder, manifest, decode_file(choice.graph), mode)  # the first load only takes note
+    return prepacked_files(prepack(folder, manifest, decode_file(choice.graph), mode))
 
 
 def _timed(
@@ -208,7 +209,7 @@ def _timed(
         loop = OgLoop(folder, model.place, model.threads, instruments)
 
         def run(case: Case) -> Sample:
-            return loop.run(case) if case.by_og else measure(model.open_engine, case, instruments)
+            return loop.run(case) if case.by_og else measure(model.open_sequence, case, instruments)
 
         readings = _readings(model, manifest, cases)
         try:
@@ -218,7 +219,7 @@ def _timed(
         results = [schedule.result(case, tally, idle_w, resolution) for case, tally in zip(cases, tallies, strict=True)]
         limits = None
         if readings is not None and (graph := model.place.choice.graph) is not None:
-            work = graph_work(folder / answering(graph))
+            work = graph_work(folder / decode_file(graph))
             limits = roofline((readings, _readings(model, manifest, cases) or {}), model.threads, work)
             results = [with_shares(one, work, limits) for one in results]
         providers = tuple(part.provider for part in model.placement.providers)
@@ -250,7 +251,7 @@ def _check_quality(model: Model, manifest: Manifest) -> QualityCheck:
     return QualityCheck(contract="held", golden_tokens=found.tokens, near_ties=len(found.flips))
 
 
-def _hardware(place: dispatch.Place) -> str | None:
+def _hardware(place: Place) -> str | None:
     if place.device is None:
         return None
     one = place.device

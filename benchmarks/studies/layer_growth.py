@@ -93,7 +93,7 @@ def measure_all(bundles: dict[int, Path], rounds: int, prompt: int, tokens: int)
         advance = stack.enter_context(progress("measuring", (rounds + 1) * len(models)))
         for number in range(rounds + 1):
             for layers in random.Random(number).sample(list(models), len(models)):
-                sample = measure(models[layers].open_engine, case, Instruments())
+                sample = measure(models[layers].open_sequence, case, Instruments())
                 if number:
                     found[layers].append(sample)
                 advance()

@@ -40,9 +40,10 @@ from edgephi.benchmarks.report import (
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.config import answering, read_genai_config
-from edgephi.runtime.dispatch import Place, plan, settle
+from edgephi.runtime.config import decode_file, read_genai_config
+from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines.genai_settings import og_config
+from edgephi.runtime.place import Place
 
 PAUSE_S = 0.2
 PREFIX = "past_key_values."
@@ -264,7 +265,7 @@ def _prompt(length: int) -> list[int]:
 
 
 def _place(bundle: Path) -> Place:
-    return settle(bundle, plan(bundle, read_manifest(bundle), "cpu", fallback=False).choices[0])
+    return verify_placement(bundle, plan(bundle, read_manifest(bundle), "cpu", fallback=False).choices[0])
 
 
 def _og_model(bundle: Path, threads: int | None, profile: Path | None = None) -> Any:
@@ -286,7 +287,7 @@ def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> 
     options = session_options(threads=threads or place.threads, spinning=place.choice.spinning.on)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    graph = bundle / answering(place.choice.graph)
+    graph = bundle / decode_file(place.choice.graph)
     return open_session(graph, options, where=graph.name, remedy="Check the bundle with `edgephi verify`")
 
 

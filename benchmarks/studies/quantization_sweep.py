@@ -22,7 +22,7 @@ from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport, measure
 from edgephi.export.weights.layout import Quantize
-from edgephi.runtime.engines.genai import Engine
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import Model
 
 MIXED_BYTES = 102_700_000
@@ -151,21 +151,21 @@ def _load(first: Path, second: Path, rounds: int, tokens: int) -> list[float]:
 def _round(models: tuple[Model, Model], tokens: int) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as stack:
-        engines = [stack.enter_context(closing(model.open_engine(tokens + 64))) for model in models]
-        for model, engine in zip(models, engines, strict=True):
-            engine.prefill(model.tokenizer.encode("Once upon a time"), lambda: False)
+        sequences = [stack.enter_context(closing(model.open_sequence(tokens + 64))) for model in models]
+        for model, sequence in zip(models, sequences, strict=True):
+            sequence.prefill(model.tokenizer.encode("Once upon a time"), lambda: False)
         for turn in range(tokens // TURN):
             for index in (0, 1) if turn % 2 else (1, 0):
-                times[index].extend(_timed(engines[index]))
+                times[index].extend(_timed(sequences[index]))
     return median(times[1]) / median(times[0])
 
 
-def _timed(engine: Engine) -> list[float]:
+def _timed(sequence: KvSequence) -> list[float]:
     """Seconds of each greedy token of a turn, the unsettled ones left out."""
     seconds = []
     for _ in range(TURN):
         begun = perf_counter()
-        engine.step(lambda logits: int(logits.argmax()))
+        sequence.step(lambda logits: int(logits.argmax()))
         seconds.append(perf_counter() - begun)
     return seconds[UNSETTLED:]
 

@@ -51,7 +51,7 @@ def compare(bundle: Path, rounds: int, prompt: int, tokens: int) -> dict[bool, l
         for number in range(rounds + 1):
             for spins in random.Random(number).sample((True, False), 2):
                 time.sleep(PAUSE_S)
-                sample = measure(models[spins].open_engine, case, Instruments())
+                sample = measure(models[spins].open_sequence, case, Instruments())
                 if number:
                     found[spins].append(sample)
             advance()

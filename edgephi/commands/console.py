@@ -120,14 +120,14 @@ def statistics(answer: Answer) -> str:
         parts.append(f"{answer.recomputed_tokens} computed again at the model's rope switch")
     if answer.prefill_provider != answer.provider:
         parts.append(f"prompt on {answer.prefill_provider}, tokens on {answer.provider}")
-    elif answer.provider != "cpu" or answer.passed_over:
+    elif answer.provider != "cpu" or answer.rejected:
         parts.append(f"on {answer.provider}")
     return ", ".join([*parts, f"{answer.total_s:.2f} s in all", answer.finish])
 
 
 def print_statistics(answer: Answer) -> None:
     """The statistics line, dim, on stderr; before it, what the device that was asked for lacks."""
-    for reason in answer.passed_over:
+    for reason in answer.rejected:
         sentence = printable(f"not on the device that was asked for: {reason}")
         stderr().print(sentence, style="yellow", soft_wrap=True)
     stderr().print(statistics(answer), style="dim", soft_wrap=True)

@@ -13,7 +13,7 @@ from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgephi.devices.doctor import Finding
-    from edgephi.runtime.dispatch import Place
+    from edgephi.runtime.place import Place
 
 
 def doctor(

@@ -31,7 +31,7 @@ def generate(
     recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
     ("stop", "length" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
     templated (whether the chat template was used), threads, spinning (on, because: whether idle threads waited
-    actively), prefill_provider (that computed the prompt), provider (that computed the answer's tokens) and passed_over
+    actively), prefill_provider (that computed the prompt), provider (that computed the answer's tokens) and rejected
     (sentences about those that --fallback left behind).
     """
     from edgephi.commands.console import print_json, print_statistics, print_stream

@@ -5,82 +5,47 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
-from edgephi.errors import EngineError, PromptError, library_errors
+from edgephi.errors import EngineError, library_errors
+from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
     from edgephi.genai_config import GenaiConfig
-    from edgephi.runtime.dispatch import Place
+    from edgephi.runtime.place import Place
+    from edgephi.runtime.placement import Placement
 
 # A prompt is computed in pieces: activations, and logits where a graph has them for every row, grow with the rows
 # (SmolLM2, 1,024 tokens: 241 MB at once, 69 MB in these pieces, 13 MB with the last row's logits alone; pieces of 512
 # and 1,024 took from 11 % less to 11 % more processor time), and a cancel is heard between two.
 PREFILL_CHUNK = 256
 
-# og allocates the whole KV cache of a sequence at once.
-CAPACITY_STEP = 256
+ABILITIES = Abilities(rewind=True, fork=False, save=False, batch=False)
+TITLE = "onnxruntime-genai"
 
 
-class Engine(Protocol):
-    """One sequence and its KV cache."""
-
-    @property
-    def capacity(self) -> int:
-        """Tokens the cache holds."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """Token ids in the cache."""
-
-    @property
-    def recomputed(self) -> int:
-        """Cached tokens, since `reuse` or the beginning, that had to be computed again: the sequence became longer
-        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong."""
-
-    def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        """Append tokens; False when `cancelled` became true before all were computed."""
-
-    def step(self, choose: Chooser) -> int:
-        """The next token. It enters the cache with the next step or prefill."""
-
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` tokens of the cache and forget the rest."""
-
-    def reuse(self, prompt: Sequence[int]) -> int:
-        """Rewind to what the cache can spare a prompt; how many of its tokens that is, never all."""
-
-    def close(self) -> None:
-        """Free the cache; more than once is allowed."""
+def open_engine(request: OpenRequest) -> OgEngine:
+    """Load a graph; the errors are those of `OgEngine`."""
+    return OgEngine(
+        request.folder,
+        request.config,
+        request.place,
+        threads=request.threads,
+        rope_switch=request.manifest.model.rope_switch,
+        prepacked=request.prepacked,
+        hashes=request.hashes,
+    )
 
 
-class Weights(Protocol):
-    """A loaded model; sequences share it."""
-
-    def require_open(self) -> None:
-        """Raises EngineError once it is closed."""
-
-    def sequence(self, capacity: int) -> Engine:
-        """An empty sequence whose KV cache holds `capacity` tokens."""
-
-    def close(self) -> None:
-        """Free the sequences, then the weights; more than once is allowed."""
-
-
-def capacity_for(tokens: int, context_length: int) -> int:
-    """Cache size for a sequence of `tokens`: rounded up, never beyond the context."""
-    return min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, context_length)
-
-
-class OgModel:
+class OgEngine:
     """A graph and its weights in og; sequences share them.
 
     Args:
@@ -95,6 +60,8 @@ class OgModel:
     Raises:
         EngineError: og refuses the folder.
     """
+
+    abilities = ABILITIES
 
     def __init__(
         self,
@@ -113,7 +80,7 @@ class OgModel:
         self._vocabulary = config.vocab_size
         self._rope_switch = rope_switch
         self._whole_prompts = graph_traits(place.choice.provider).whole_prompts
-        self._sequences: weakref.WeakSet[OgEngine] = weakref.WeakSet()
+        self._sequences: weakref.WeakSet[OgSequence] = weakref.WeakSet()
         remedy = "Check the bundle with `edgephi verify`"
         if prepacked is not None:
             remedy = f"Set {SWITCH}=never, and delete this folder"
@@ -127,18 +94,23 @@ class OgModel:
                 read_unchanged(folder / LONG_ROPE_ADAPTER, (hashes or {}).get(LONG_ROPE_ADAPTER))
                 self._adapters.load(str(folder / LONG_ROPE_ADAPTER), LONG_ROPE_ADAPTER)
 
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """None: og does not expose its session."""
+        return ()
+
     def require_open(self) -> None:
         """Raises EngineError once the model is closed."""
         if self._model is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int) -> OgEngine:
+    def sequence(self, capacity: int) -> OgSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Raises:
             EngineError: the model is closed, or there is no memory for the cache.
         """
-        engine = OgEngine(
+        engine = OgSequence(
             lambda long: self._generator(capacity, long),
             capacity,
             self._vocabulary,
@@ -147,6 +119,10 @@ class OgModel:
         )
         self._sequences.add(engine)
         return engine
+
+    def restore(self, file: Path, capacity: int) -> OgSequence:
+        """Raises EngineError: og gives nobody its cache."""
+        raise cannot(TITLE, "save")
 
     def _generator(self, capacity: int, long: bool) -> Any:
         import onnxruntime_genai as og
@@ -173,8 +149,8 @@ class OgModel:
         return_freed_memory()
 
 
-class OgEngine:
-    """One og generator at a time (the `Engine` protocol). Made by `OgModel.sequence`.
+class OgSequence:
+    """One og generator at a time (the `KvSequence` protocol). Made by `OgEngine.sequence`.
 
     Args:
         new_generator: makes an empty one, for the short rope or (True) the long one.
@@ -253,6 +229,12 @@ class OgEngine:
             self._change_rope()
         return len(self._tokens)
 
+    def fork(self) -> OgSequence:
+        raise cannot(TITLE, "fork")
+
+    def save(self, file: Path) -> None:
+        raise cannot(TITLE, "save")
+
     def close(self) -> None:
         self._generator = None
         self._pending = None
@@ -279,17 +261,3 @@ class OgEngine:
         if self._generator is None:
             raise EngineError("this answer's model was closed", remedy="Load the bundle again with `edgephi.load`")
         return self._generator
-
-
-def require_in_vocabulary(tokens: Sequence[int], vocabulary: int) -> None:
-    """Raises PromptError for a token id the model does not have; runtimes look ids up without a check."""
-    if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
-        raise PromptError(
-            f"a token id is outside the model's vocabulary of {vocabulary:,}",
-            remedy="Check that the tokenizer belongs to this model",
-        )
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

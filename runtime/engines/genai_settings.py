@@ -15,12 +15,12 @@ from edgephi.bundle import GENAI_CONFIG, read_unchanged
 from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError, EngineError, one_line
 from edgephi.genai_config import GenaiConfig
-from edgephi.runtime.config import answering
+from edgephi.runtime.config import decode_file
 from edgephi.runtime.prepacked import GRAPH
 
 if TYPE_CHECKING:
-    from edgephi.runtime.dispatch import Place
-    from edgephi.runtime.probe import Device
+    from edgephi.runtime.place import Place
+    from edgephi.runtime.probe import ProvedDevice
 
 _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
@@ -59,7 +59,7 @@ def og_config(
 
     choice = place.choice
     assert choice.graph is not None, "the NPU's graphs are not og's"
-    name = choice.graph.file if all_rows else answering(choice.graph)
+    name = choice.graph.file if all_rows else decode_file(choice.graph)
     graph, expected = folder / name, (hashes or {}).get(name)
     if prepacked is not None:
         graph, expected = prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
@@ -167,7 +167,7 @@ def require_device(used: str, place: Place) -> None:
         )
 
 
-def _register(device: Device) -> None:
+def _register(device: ProvedDevice) -> None:
     """Make the library that was proved known to og, once per process."""
     import onnxruntime_genai as og
 

@@ -19,10 +19,11 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.genai import common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.npu_checks import (
     Chip,
-    Device,
+    NpuDevice,
+    chip_of,
     load_in_child,
     require_chip,
     require_context,
@@ -36,9 +37,22 @@ from edgephi.runtime.placement import Placement
 from edgephi.runtime.sampling import Chooser
 
 
+def open_engine(request: OpenRequest) -> NpuEngine:
+    """Load a bundle onto the NPU or the simulator that was chosen; the errors are those of `open_npu`."""
+    choice = request.place.choice
+    device: NpuDevice = "npu" if choice.kinds == ("npu",) else "npu-simulator"
+    return open_npu(
+        request.folder,
+        device,
+        chip=chip_of(choice.options),
+        threads=request.threads,
+        spinning=choice.spinning.on,
+    )
+
+
 def open_npu(
-    folder: Path, device: Device, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
-) -> NpuModel:
+    folder: Path, device: NpuDevice, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
+) -> NpuEngine:
     """Load a bundle onto the NPU, or onto its simulator.
 
     Args:
@@ -70,14 +84,14 @@ def open_npu(
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)
     load_in_child(folder, facts, device)
-    return NpuModel(folder, manifest, facts, device, threads, spinning=spinning)
+    return NpuEngine(folder, manifest, facts, device, threads, spinning=spinning)
 
 
-class NpuModel:
+class NpuEngine:
     """The sessions of a bundle; sequences share them. Made by `open_npu`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: Device, threads: int, *, spinning: bool
+        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
     ) -> None:
         self.facts = facts
         self.device = device
@@ -89,7 +103,7 @@ class NpuModel:
         self._layers = manifest.model.layers
         self._vocabulary = manifest.model.vocabulary_size
         self._open = True
-        self._sequences: weakref.WeakSet[NpuEngine] = weakref.WeakSet()
+        self._sequences: weakref.WeakSet[NpuSequence] = weakref.WeakSet()
         self.placements: tuple[Placement, ...] = (
             placement_of(self._embedding, folder / facts.embedding, CPU),
             *(stage.placement for stage in self._stages),
@@ -107,7 +121,7 @@ class NpuModel:
         if not self._open:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int) -> NpuEngine:
+    def sequence(self, capacity: int) -> NpuSequence:
         """An empty sequence for `capacity` tokens; its KV cache has the graphs' fixed size.
 
         Raises:
@@ -130,7 +144,7 @@ class NpuModel:
                 remedy="Close other programs, or export the model again with a shorter context",
             ) from error
         whole = self.facts.tokens_on != "npu"
-        engine = NpuEngine(
+        engine = NpuSequence(
             self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary, whole_chunks=whole
         )
         self._sequences.add(engine)
@@ -200,8 +214,8 @@ class KvCache:
 Run = Callable[[Sequence[int], int, KvCache], NDArray[np.float16]]
 
 
-class NpuEngine:
-    """One sequence and its KV cache (the `Engine` protocol). Made by `NpuModel.sequence`.
+class NpuSequence:
+    """One sequence and its KV cache (the `KvSequence` protocol). Made by `NpuEngine.sequence`.
 
     A prompt is computed in chunks of a fixed number of tokens, the last one padded. What padding leaves in the cache
     lies behind the sequence, where nothing looks, until the next tokens overwrite it; that is also how a rewind works.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from edgephi.child import call
 from edgephi.devices.hexagon import COMPATIBILITY_KEY, parse_compatibility
 from edgephi.errors import BundleError
 
-Device = Literal["npu", "npu-simulator"]
+NpuDevice = Literal["npu", "npu-simulator"]
 LOADING_S = 600.0
 
 
@@ -21,6 +22,13 @@ class Chip:
 
     htp_arch: int
     soc_model: int
+
+
+def chip_of(options: Mapping[str, str]) -> Chip | None:
+    """The chip a profile's options name; None: they name none, because no profile matches this machine."""
+    if "htp_arch" not in options or "soc_model" not in options:
+        return None
+    return Chip(int(options["htp_arch"]), int(options["soc_model"]))
 
 
 def require_chip(folder: Path, facts: NpuFacts, chip: Chip | None) -> None:
@@ -34,7 +42,7 @@ def require_chip(folder: Path, facts: NpuFacts, chip: Chip | None) -> None:
         )
 
 
-def require_loadable(folder: Path, facts: NpuFacts, device: Device) -> None:
+def require_loadable(folder: Path, facts: NpuFacts, device: NpuDevice) -> None:
     """Refuse what QAIRT's simulator does not load, before it is asked (2.51: QNN_COMMON_ERROR_NOT_SUPPORTED)."""
     if facts.shares_weights and device == "npu-simulator":
         raise BundleError(
@@ -101,7 +109,7 @@ def require_context(folder: Path, facts: NpuFacts, stage: NpuStage) -> None:
         )
 
 
-def load_in_child(folder: Path, facts: NpuFacts, device: Device) -> None:
+def load_in_child(folder: Path, facts: NpuFacts, device: NpuDevice) -> None:
     """Load every binary in a process whose crash costs nothing."""
     arguments = {
         "graphs": [str((folder / stage.graph).absolute()) for stage in facts.stages],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edgephi.bundle import NpuFacts
 from edgephi.ort import CPU
-from edgephi.runtime.engines.npu_checks import Device
+from edgephi.runtime.engines.npu_checks import NpuDevice
 from edgephi.runtime.engines.npu_session import QNN, open_on_cpu, open_on_npu, placement_of
 from edgephi.runtime.placement import Placement
 
@@ -27,7 +27,7 @@ class LoadedStage:
 
 
 def load_stages(
-    folder: Path, facts: NpuFacts, device: Device, threads: int, *, spinning: bool
+    folder: Path, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
 ) -> tuple[LoadedStage, ...]:
     """Every stage of both phases, in order.
 

@@ -56,7 +56,8 @@ class DecoderGraph:
         unknown = set(ports) - {"input_ids", "attention_mask"} - set(_cache_names("past_key_values", self.layers))
         if cache is None or cache.type not in KV_TYPES or unknown or logits.name != "logits":
             raise EngineError(
-                "the graph is not one whose KV cache this engine can own: " + (min(unknown) if unknown else "its cache"),
+                "the graph is not one whose KV cache this engine can own: "
+                + (min(unknown) if unknown else "its cache"),
                 where=graph,
                 remedy="Load the bundle with engine='genai'",
             )

@@ -153,9 +153,7 @@ class Slots:
         place = self._slots[slot]
         return self._prefixes.pin(place.kind, place.tokens, lambda start, stop: self._pool.read(slot, start, stop))
 
-    def prefill(
-        self, slot: int, tokens: Sequence[int], start: int, options: RunOptions | None
-    ) -> NDArray[np.float32]:
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, options: RunOptions | None) -> NDArray[np.float32]:
         """Compute tokens of one sequence behind its first `start`; logits [vocabulary] of the last."""
         place = self._slots[slot]
         ids = np.asarray(tokens, np.int64)[None]

@@ -91,11 +91,11 @@ def test_an_answer_that_crosses_is_the_references(model: Model, reference: Mappi
 
 
 def test_the_logits_on_both_sides_are_the_references(model: Model, reference: Mapping[str, NDArray[np.int64]]) -> None:
-    engine = model.open_engine(64)
-    engine.prefill(reference["input_ids"][0, :PROMPT].tolist(), lambda: False)
+    sequence = model.open_sequence(64)
+    sequence.prefill(reference["input_ids"][0, :PROMPT].tolist(), lambda: False)
     for token, expected in zip(reference["greedy"], reference["greedy_logits"], strict=True):
         seen: list[NDArray[np.float32]] = []
-        assert engine.step(lambda logits, seen=seen: seen.append(logits.copy()) or int(logits.argmax())) == token
+        assert sequence.step(lambda logits, seen=seen: seen.append(logits.copy()) or int(logits.argmax())) == token
         assert distance(seen[0], expected) < FP32_TOLERANCE
 
 
@@ -104,11 +104,11 @@ def test_a_long_prompt_in_pieces_equals_the_reference(
     chunk: int, model: Model, reference: Mapping[str, NDArray[np.int64]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", chunk)
-    engine = model.open_engine(64)
-    engine.prefill(reference["input_ids"][0].tolist(), lambda: False)
-    assert engine.recomputed == 0
+    sequence = model.open_sequence(64)
+    sequence.prefill(reference["input_ids"][0].tolist(), lambda: False)
+    assert sequence.recomputed == 0
     seen: list[NDArray[np.float32]] = []
-    engine.step(lambda logits: seen.append(logits.copy()) or 0)
+    sequence.step(lambda logits: seen.append(logits.copy()) or 0)
     assert distance(seen[0], reference["logits"][0, -1]) < FP32_TOLERANCE
 
 

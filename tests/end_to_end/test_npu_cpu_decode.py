@@ -19,7 +19,7 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.ai_hub.graphs import hub_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
-from edgephi.runtime.engines.npu import NpuEngine, NpuModel, open_npu
+from edgephi.runtime.engines.npu import NpuEngine, NpuSequence, open_npu
 from edgephi.runtime.model import load
 from edgephi.runtime.report import placement_report
 from tests.decoding import Decoder, build_graph, genai_tokens
@@ -37,7 +37,7 @@ LOGITS = 0.05
 class Pair:
     """The same decoder in both phases' places, and wholly on the CPU."""
 
-    npu: NpuModel
+    npu: NpuEngine
     reference: Path
     """An int4 graph in float32."""
     folder: Path
@@ -67,7 +67,7 @@ class Said:
         return bool((best[:, -1] - best[:, -2] > 2 * LOGITS).all()) and END not in self.tokens
 
 
-def answer(engine: NpuEngine, prompt: list[int], count: int = NEW) -> Said:
+def answer(engine: NpuSequence, prompt: list[int], count: int = NEW) -> Said:
     seen: list[NDArray[np.float32]] = []
 
     def choose(logits: NDArray[np.float32]) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.errors import PromptError
-from edgephi.runtime.engines.npu import NpuEngine, NpuModel, open_npu
+from edgephi.runtime.engines.npu import NpuEngine, NpuSequence, open_npu
 from tests.decoding import genai_tokens
 from tests.npu_reference import CpuStages, cpu_stages
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
@@ -35,7 +35,7 @@ NEW, END = 3, 2
 class Pair:
     """The same decoder on the NPU's simulator and on the CPU."""
 
-    npu: NpuModel
+    npu: NpuEngine
     cpu: CpuStages
     folder: Path
 
@@ -61,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     npu.close()
 
 
-def answer(engine: NpuEngine, prompt: list[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
+def answer(engine: NpuSequence, prompt: list[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
     """Greedy tokens and the logits [count, vocabulary] they were chosen by."""
     seen: list[NDArray[np.float32]] = []
 

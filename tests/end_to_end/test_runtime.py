@@ -117,35 +117,35 @@ def test_a_session_reuses_the_common_prefix_and_answers_like_a_fresh_run(model: 
 
 def greedy_with_logits(model: Model, prompt: list[int], count: int) -> tuple[list[int], list[NDArray[np.float32]]]:
     """One prefill of the whole prompt in a cache of its own, then greedy steps."""
-    engine, rows = model.open_engine(len(prompt) + count), []
+    sequence, rows = model.open_sequence(len(prompt) + count), []
 
     def choose(row: NDArray[np.float32]) -> int:
         rows.append(row.copy())
         return int(np.argmax(row))
 
-    assert engine.prefill(prompt, lambda: False)
-    tokens = [engine.step(choose) for _ in range(count)]
-    engine.close()
+    assert sequence.prefill(prompt, lambda: False)
+    tokens = [sequence.step(choose) for _ in range(count)]
+    sequence.close()
     return tokens, rows
 
 
 def test_a_rewound_cache_is_as_good_as_new(model: Model) -> None:
     prompt = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 8)
-    engine = model.open_engine(len(prompt) + 40)
+    sequence = model.open_sequence(len(prompt) + 40)
     rows: list[NDArray[np.float32]] = []
 
     def look(row: NDArray[np.float32]) -> int:
         rows.append(row.copy())
         return int(np.argmax(row))
 
-    engine.prefill(prompt, lambda: False)
-    engine.step(look)
-    engine.prefill(model.tokenizer.encode(" Something else entirely follows here."), lambda: False)
-    engine.rewind(len(prompt) - 5)
-    engine.prefill(prompt[-5:], lambda: False)
-    engine.step(look)
-    engine.close()
-    assert list(engine.tokens) == []
+    sequence.prefill(prompt, lambda: False)
+    sequence.step(look)
+    sequence.prefill(model.tokenizer.encode(" Something else entirely follows here."), lambda: False)
+    sequence.rewind(len(prompt) - 5)
+    sequence.prefill(prompt[-5:], lambda: False)
+    sequence.step(look)
+    sequence.close()
+    assert list(sequence.tokens) == []
     assert np.abs(rows[0] - rows[1]).max() < LOGIT_NOISE
     assert np.corrcoef(rows[0], rows[1])[0, 1] > 0.99
 
@@ -224,10 +224,10 @@ def test_an_empty_prompt_is_refused(model: Model) -> None:
 
 
 def test_a_token_outside_the_vocabulary_is_refused(model: Model) -> None:
-    engine = model.open_engine(8)
+    sequence = model.open_sequence(8)
     with pytest.raises(PromptError, match="vocabulary"):
-        engine.prefill([1, 10**6], lambda: False)
-    engine.close()
+        sequence.prefill([1, 10**6], lambda: False)
+    sequence.close()
 
 
 def test_a_closed_model_says_so(smollm2_bundle: Path) -> None:

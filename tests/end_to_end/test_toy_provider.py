@@ -19,7 +19,7 @@ from edgephi.devices.profile import parse_profile
 from edgephi.devices.providers import check_options, graph_devices, provider, require_known_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.runtime import probe
-from edgephi.runtime.dispatch import plan, settle
+from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.model import load
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.toy_provider import TOY, add_to
@@ -121,7 +121,7 @@ def test_a_profile_and_a_class_of_devices_lead_to_it_and_the_proof_runs(bundle: 
     assert choice.options in ({"pace": "fast"}, {"pace": "slow"}), "of the power mode"
     (of_class,) = plan(bundle, manifest, "gpu", False).choices
     assert of_class.provider == "toy"
-    place = settle(bundle, of_class)
+    place = verify_placement(bundle, of_class)
     assert place.device is not None
     assert place.placement is not None
     assert (place.device.provider, place.device.kind, place.placement.graph) == (

@@ -15,8 +15,8 @@ from edgephi.bundle import check_bundle, read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
 from edgephi.runtime.config import read_genai_config
-from edgephi.runtime.dispatch import Choice, Place
-from edgephi.runtime.engines.genai import OgModel
+from edgephi.runtime.engines.genai import OgEngine
+from edgephi.runtime.place import Place, ProviderChoice
 
 QUESTION = "The capital of France is"
 
@@ -65,7 +65,7 @@ def test_onnxruntime_genai_runs_the_directml_graph_on_the_cpu_to_the_same_tokens
     for device in ("cpu", "directml"):
         graph = manifest.graph_for(device)
         assert graph is not None
-        model = OgModel(folder, config, Place(Choice("cpu", graph)), threads=2)
+        model = OgEngine(folder, config, Place(ProviderChoice("cpu", graph)), threads=2)
         engine = model.sequence(256)
         engine.prefill(prompt, lambda: False)
         answers.append([engine.step(lambda logits: int(np.argmax(logits))) for _ in range(8)])

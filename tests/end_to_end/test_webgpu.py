@@ -21,7 +21,7 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import DeviceError
-from edgephi.runtime.dispatch import plan, settle
+from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.model import load
 from edgephi.runtime.placement import Placement
 from tests.end_to_end.test_export import TOKENIZER, added_token
@@ -83,14 +83,14 @@ def data_bytes(bundle: Path) -> int:
 def test_the_twin_tells_what_the_session_of_onnxruntime_genai_does(bundle: Path, tmp_path: Path) -> None:
     """og's own session, profiled by onnxruntime: every kernel that ran, with its provider. In a process of its own,
     because a profile is written when its session ends."""
-    place = settle(bundle, plan(bundle, read_manifest(bundle), PROFILE, False).choices[0])
+    place = verify_placement(bundle, plan(bundle, read_manifest(bundle), PROFILE, False).choices[0])
     program = (
         "import json, sys\nfrom pathlib import Path\nimport numpy as np, onnxruntime_genai as og\n"
-        "from edgephi.bundle import read_manifest\nfrom edgephi.runtime.dispatch import plan, settle\n"
+        "from edgephi.bundle import read_manifest\nfrom edgephi.runtime.dispatch import plan, verify_placement\n"
         "from edgephi.runtime.config import read_genai_config\n"
         "from edgephi.runtime.engines.genai_settings import og_config\n"
         "folder = Path(sys.argv[1])\n"
-        "place = settle(folder, plan(folder, read_manifest(folder), sys.argv[3], False).choices[0])\n"
+        "place = verify_placement(folder, plan(folder, read_manifest(folder), sys.argv[3], False).choices[0])\n"
         "session = {'enable_profiling': sys.argv[2]}\n"
         "with og_config(folder, read_genai_config(folder, read_manifest(folder)), place, 1) as config:\n"
         "    config.overlay(json.dumps({'model': {'decoder': {'session_options': session}}}))\n"
@@ -124,14 +124,14 @@ def test_float16_keeps_to_the_cpus_tokens_as_far_as_its_logits_allow(checkpoint:
 def test_a_conversation_rewinds_its_cache_on_the_device(bundle: Path) -> None:
     """Prefix reuse: the second answer computes only what the first did not."""
     with load(bundle, PROFILE) as model:
-        engine = model.open_engine(60)
+        sequence = model.open_sequence(60)
         prompt = model.tokenizer.encode(PROMPT)
-        engine.prefill(prompt, lambda: False)
-        first = engine.step(lambda logits: int(np.argmax(logits)))
-        assert engine.reuse(prompt) == len(prompt) - 1
-        engine.prefill(prompt[-1:], lambda: False)
-        assert engine.step(lambda logits: int(np.argmax(logits))) == first
-        engine.close()
+        sequence.prefill(prompt, lambda: False)
+        first = sequence.step(lambda logits: int(np.argmax(logits)))
+        assert sequence.reuse(prompt) == len(prompt) - 1
+        sequence.prefill(prompt[-1:], lambda: False)
+        assert sequence.step(lambda logits: int(np.argmax(logits))) == first
+        sequence.close()
 
 
 def test_a_software_driver_is_never_chosen_by_itself(bundle: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_fallback_is_in_the_statistics_of_every_answer(bundle: Path) -> None:
     with load(bundle, "gpu", fallback=True) as model:
         got = model.generate(PROMPT, max_new_tokens=2).result()
     assert got.provider == "cpu"
-    assert "gpu-software" in got.passed_over[0]
+    assert "gpu-software" in got.rejected[0]
 
 
 def test_without_the_variable_that_allows_it_the_software_driver_is_no_device(
@@ -167,7 +167,7 @@ def test_the_command_takes_a_profile_and_reports_the_provider(bundle: Path) -> N
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert (record["provider"], record["passed_over"], record["new_tokens"]) == ("webgpu", [], 3)
+    assert (record["provider"], record["rejected"], record["new_tokens"]) == ("webgpu", [], 3)
 
 
 def test_a_placement_is_json(bundle: Path) -> None:

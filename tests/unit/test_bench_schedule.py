@@ -28,7 +28,7 @@ class Clock:
         return self.ns
 
 
-class CountingEngine:
+class CountingSequence:
     """Answers 0, 1, 2, … and takes its time."""
 
     recomputed = 0
@@ -65,20 +65,20 @@ def a_case(**changes: object) -> Case:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def measured(case: Case, joules: Callable[[Clock], float] | None = None) -> tuple[Sample, CountingEngine]:
+def measured(case: Case, joules: Callable[[Clock], float] | None = None) -> tuple[Sample, CountingSequence]:
     clock = Clock()
-    engines: list[CountingEngine] = []
+    sequences: list[CountingSequence] = []
 
-    def open_engine(capacity: int) -> CountingEngine:
-        engines.append(CountingEngine(clock, capacity))
-        return engines[0]
+    def open_sequence(capacity: int) -> CountingSequence:
+        sequences.append(CountingSequence(clock, capacity))
+        return sequences[0]
 
     def usage() -> Usage:
         seconds = clock.ns / 1e9  # two processors: one is ours half the time, the other somebody else's a quarter
         return Usage(own_s=0.5 * seconds, busy_s=0.75 * seconds, total_s=2 * seconds)
 
     meter = None if joules is None else lambda: joules(clock)
-    return measure(open_engine, case, Instruments(clock, usage, meter)), engines[0]
+    return measure(open_sequence, case, Instruments(clock, usage, meter)), sequences[0]
 
 
 def test_the_clock_runs_from_the_prompt_to_each_token_and_not_while_the_cache_is_filled() -> None:

@@ -12,7 +12,8 @@ from edgephi.devices.detect import Cpu, Machine
 from edgephi.devices.providers import DeviceInfo, provider
 from edgephi.errors import DeviceError
 from edgephi.runtime import dispatch
-from edgephi.runtime.dispatch import Plan, plan
+from edgephi.runtime.dispatch import plan
+from edgephi.runtime.place import DispatchPlan
 
 FOLDER = Path("bundle")
 FILE = {"cpu": "model.onnx", "webgpu": "model_webgpu.onnx", "directml": "model_directml.onnx"}
@@ -62,7 +63,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[DeviceInfo]:
     return found
 
 
-def tried(found: Plan) -> list[str]:
+def tried(found: DispatchPlan) -> list[str]:
     return [choice.provider for choice in found.choices]
 
 
@@ -117,9 +118,9 @@ def test_an_unknown_name_lists_the_profiles(here: list[DeviceInfo]) -> None:
 def test_a_fallback_goes_down_the_profile_and_remembers_what_it_passed(here: list[DeviceInfo]) -> None:
     found = plan(FOLDER, manifest(["cpu"]), "webgpu-gpu", True)
     assert tried(found) == ["cpu"]
-    assert "no graph for WebGpuExecutionProvider" in found.passed_over[0]
+    assert "no graph for WebGpuExecutionProvider" in found.rejected[0]
     found = plan(FOLDER, manifest(["cpu"]), "npu", True)
-    assert (tried(found), len(found.passed_over)) == (["cpu"], 1)
+    assert (tried(found), len(found.rejected)) == (["cpu"], 1)
 
 
 def test_a_profile_of_ones_own_counts_as_it_is_written(here: list[DeviceInfo], tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ def test_onnxruntime_genai_gets_a_file_of_ours(bundle: Path, monkeypatch: pytest
 
     monkeypatch.setattr(og, "Config", config)
     with load(bundle, "cpu", prepacked="never") as model:
-        engine = model.open_engine(8)
-        engine.prefill([3, 4, 5], lambda: False)
-        engine.step(lambda row: int(row.argmax()))
+        sequence = model.open_sequence(8)
+        sequence.prefill([3, 4, 5], lambda: False)
+        sequence.step(lambda row: int(row.argmax()))
     ((folder, told),) = seen
     assert not folder.exists() and not folder.resolve().is_relative_to(bundle.resolve())
     theirs = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))

@@ -17,9 +17,9 @@ from edgephi.devices.power import Power, Spinning, is_battery_saver, read_power,
 from edgephi.devices.profile import load_profile, own_profiles
 from edgephi.errors import DeviceError
 from edgephi.genai_config import Decoder, GenaiConfig, GenaiModel
-from edgephi.runtime.dispatch import Choice, Place, asked_to_spin, beside
 from edgephi.runtime.engines.genai_settings import og_config
 from edgephi.runtime.npu_dispatch import _choice as npu_choice
+from edgephi.runtime.place import Place, ProviderChoice, asked_to_spin, spinning_off
 from tests.unit.test_npu_facts import facts
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /sys")
@@ -95,7 +95,7 @@ def test_the_profiles_whose_tokens_are_the_cpus_spin_on_mains_and_never_beside_a
         "cpu-x86-avx512-vnni": "mains",
         "snapdragon-x-elite-cpu-decode": "mains",
     }
-    assert not beside("webgpu").on and not npu_choice(None, facts()).spinning.on
+    assert not spinning_off("webgpu").on and not npu_choice(None, facts()).spinning.on
 
 
 @pytest.mark.parametrize("value", ['"sometimes"', "2", '"battery"', '"true"'])
@@ -132,7 +132,7 @@ def test_the_decision_reaches_the_runtimes_settings(
             pass
 
     monkeypatch.setattr(og, "Config", Config)
-    choice = asked_to_spin(Choice("cpu", CPU_GRAPH, spinning=Spinning(not asked, "before")), asked)
+    choice = asked_to_spin(ProviderChoice("cpu", CPU_GRAPH, spinning=Spinning(not asked, "before")), asked)
     assert choice.spinning == Spinning(asked, "asked for")
     (tmp_path / CPU_GRAPH.file).write_bytes(b"graph")
     with og_config(tmp_path, CONFIG, Place(choice), 3):
@@ -144,7 +144,7 @@ def test_the_decision_reaches_the_runtimes_settings(
 
 
 def test_the_decision_is_in_the_report_of_a_place() -> None:
-    choice = replace(Choice("cpu", CPU_GRAPH), spinning=Spinning(False, "on battery"))
+    choice = replace(ProviderChoice("cpu", CPU_GRAPH), spinning=Spinning(False, "on battery"))
     assert Place(choice).as_json()["spinning"] == {"on": False, "because": "on battery"}
 
 

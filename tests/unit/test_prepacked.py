@@ -49,10 +49,10 @@ def logits(bundle: Path, mode: Prepacking | None, tokens: int = 20) -> NDArray[n
         return int(row[:TOKENS].argmax())
 
     with load(bundle, "cpu", prepacked=mode) as model:
-        engine = model.open_engine(tokens + 5)
-        engine.prefill([3 + index % (TOKENS - 3) for index in range(tokens)], lambda: False)
+        sequence = model.open_sequence(tokens + 5)
+        sequence.prefill([3 + index % (TOKENS - 3) for index in range(tokens)], lambda: False)
         for _ in range(5):
-            engine.step(choose)
+            sequence.step(choose)
     return np.stack(rows)
 
 

@@ -24,8 +24,8 @@ from edgephi.errors import DeviceError
 from edgephi.export.weights.layout import make_recipe
 from edgephi.ort import session_options
 from edgephi.runtime import probe
-from edgephi.runtime.dispatch import Choice, Place
 from edgephi.runtime.engines.genai_settings import require_device
+from edgephi.runtime.place import Place, ProviderChoice
 from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement
 from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, try_graph
 from tests.decoding import build_graph_with
@@ -181,7 +181,7 @@ def test_nothing_asks_functions_that_always_agree() -> None:
 
 
 def test_onnxruntime_genai_on_another_device_than_asked() -> None:
-    place = Place(Choice("webgpu", GraphEntry(device="webgpu", file="model_webgpu.onnx")))
+    place = Place(ProviderChoice("webgpu", GraphEntry(device="webgpu", file="model_webgpu.onnx")))
     require_device("WebGPU", place)
     assert "loaded the graph on CPU" in caught("device", lambda: require_device("CPU", place))
     on_cpu = replace(place, choice=replace(place.choice, provider="cpu"))

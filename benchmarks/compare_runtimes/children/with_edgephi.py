@@ -16,7 +16,7 @@ import tokenizers  # noqa: F401
 from numpy.typing import NDArray
 
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
-from edgephi.runtime.engines.genai import Engine
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import load
 from edgephi.runtime.sampling import Sampling, chooser
 
@@ -33,19 +33,19 @@ class _Model:
         self._folder = Path(settings["folder"])
         self._model = load(self._folder, threads=settings["threads"], prepacked=settings.get("prepacked"))
         self._choose = chooser(Sampling())
-        self._engine: Engine | None = None
+        self._sequence: KvSequence | None = None
         self._graph: GraphLogits | None = None
 
     def start(self, capacity: int) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._model.open_engine(capacity)
+        if self._sequence is not None:
+            self._sequence.close()
+        self._sequence = self._model.open_sequence(capacity)
 
     def generate(self, ids: Sequence[int], count: int, on_token: Callable[[int], None]) -> None:
-        assert self._engine is not None
-        self._engine.prefill(ids, lambda: False)
+        assert self._sequence is not None
+        self._sequence.prefill(ids, lambda: False)
         for _ in range(count):
-            on_token(self._engine.step(self._choose))
+            on_token(self._sequence.step(self._choose))
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         self._graph = self._graph or GraphLogits(self._folder, len(ids))

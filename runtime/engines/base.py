@@ -1,0 +1,209 @@
+"""What an engine offers. An engine is a loaded model; a sequence is one KV cache of it.
+
+A new engine is a module that has `ABILITIES` and `open_engine` (the protocol `EngineModule`), and a line in
+`runtime/engines/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from edgephi.errors import EngineError, PromptError
+from edgephi.runtime.sampling import Chooser
+
+if TYPE_CHECKING:
+    from edgephi.bundle import Manifest
+    from edgephi.genai_config import GenaiConfig
+    from edgephi.runtime.place import Place
+    from edgephi.runtime.placement import Placement
+
+CAPACITY_STEP = 256
+"""Tokens; sequences of similar lengths get caches of one size."""
+
+Verb = Literal["rewind", "fork", "save", "batch"]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an engine can do beside prefill and step."""
+
+    rewind: bool
+    """A sequence can forget its last tokens and keep the others: `rewind`, and `reuse` of more than nothing."""
+    fork: bool
+    """A sequence can be copied: `KvSequence.fork`."""
+    save: bool
+    """A sequence can be written to a file and read in another process: `KvSequence.save`, `Engine.restore`."""
+    batch: bool
+    """Several sequences can take a decode step together."""
+
+
+class KvSequence(Protocol):
+    """One sequence of tokens and its KV cache. One thread at a time may use it."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the cache holds."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Token ids in the cache."""
+
+    @property
+    def recomputed(self) -> int:
+        """Cached tokens, since `reuse` or the beginning, that had to be computed again: the sequence became longer
+        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong."""
+
+    def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
+        """Append tokens, behind the one that `step` chose last; False when `cancelled` became true before all were
+        computed.
+
+        Raises:
+            PromptError: a token id is outside the vocabulary, or the cache does not hold so many.
+            EngineError: the sequence is closed, or the runtime failed.
+        """
+
+    def step(self, choose: Chooser) -> int:
+        """The next token. It enters the cache with the next step or prefill.
+
+        Raises:
+            EngineError: the sequence is closed or empty, or the runtime failed.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens of the cache and forget the rest, a token that was chosen last included.
+        The next call is a prefill of at least one token.
+
+        Raises:
+            EngineError: the sequence is closed, or the engine cannot (`Abilities.rewind`).
+        """
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Rewind to what the cache can spare a prompt; how many of its tokens that is, never all.
+
+        Raises:
+            EngineError: the sequence is closed.
+        """
+
+    def fork(self) -> KvSequence:
+        """A second sequence with the same tokens, cache and capacity, and with the token that was chosen last. What is
+        done to one does not show in the other.
+
+        Raises:
+            EngineError: the sequence is closed, there is no memory, or the engine cannot (`Abilities.fork`).
+        """
+
+    def save(self, file: Path) -> None:
+        """Write tokens and cache to a file that only the user may read; an earlier one is replaced. A token that was
+        chosen and is not in the cache yet is not written.
+
+        Raises:
+            EngineError: the sequence is closed or empty, or the engine cannot (`Abilities.save`).
+            OutputError: the file cannot be written.
+        """
+
+    def close(self) -> None:
+        """Free the cache; more than once is allowed."""
+
+
+class Engine(Protocol):
+    """A loaded model; sequences share its weights."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """The same for every engine of a class."""
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Which provider took which nodes of every graph, read back from the sessions that compute; empty where the
+        runtime does not tell."""
+
+    def require_open(self) -> None:
+        """Raises EngineError once the engine is closed."""
+
+    def sequence(self, capacity: int) -> KvSequence:
+        """An empty sequence whose KV cache holds `capacity` tokens.
+
+        Raises:
+            EngineError: the engine is closed, or there is no memory.
+            PromptError: the capacity is larger than the graphs' context.
+        """
+
+    def restore(self, file: Path, capacity: int) -> KvSequence:
+        """The sequence that `KvSequence.save` wrote, in a cache that holds `capacity` tokens. The next call is `reuse`,
+        or a prefill of at least one token, as after a rewind.
+
+        Raises:
+            EngineError: the engine is closed or cannot (`Abilities.save`); the file is missing, damaged, of another
+                model or runtime, or holds more tokens than the capacity.
+        """
+
+    def close(self) -> None:
+        """Free the sequences, then the weights; more than once is allowed."""
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A checked bundle, and where an engine opens it."""
+
+    folder: Path
+    manifest: Manifest
+    config: GenaiConfig
+    place: Place
+    """Its device and graph are proved, as far as that goes without opening the engine (`Place.placement`)."""
+    threads: int
+    """Of one operator on the CPU."""
+    prepacked: Path | None = None
+    """The CPU's graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one."""
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """SHA-256 of the bundle's files by path, as the manifest has them."""
+        return {entry.path: entry.sha256 for entry in self.manifest.files}
+
+
+class EngineModule(Protocol):
+    """What a module that has an engine offers."""
+
+    ABILITIES: Abilities
+
+    def open_engine(self, request: OpenRequest) -> Engine:
+        """Load the model.
+
+        Raises:
+            BundleError: a file was changed since it was checked, or the bundle is not for this engine.
+            DeviceError: the device or its provider is missing.
+            EngineError: the runtime refuses the graphs.
+        """
+
+
+def capacity_for(tokens: int, context_length: int) -> int:
+    """Cache size for a sequence of `tokens`: rounded up, never beyond the context."""
+    return min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, context_length)
+
+
+def require_in_vocabulary(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raises PromptError for a token id the model does not have; runtimes look ids up without a check."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise PromptError(
+            f"a token id is outside the model's vocabulary of {vocabulary:,}",
+            remedy="Check that the tokenizer belongs to this model",
+        )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def cannot(engine_name: str, verb: Verb) -> EngineError:
+    """What an engine raises that lacks an ability; it names those that have it."""
+    from edgephi.runtime.engines import engines_that
+
+    able = " and ".join(engines_that(verb)) or "none"
+    return EngineError(
+        f"{engine_name} cannot {verb} a sequence",
+        remedy=f"Ask `abilities.{verb}` of the engine first; of edgephi's engines it is true for {able}",
+    )
