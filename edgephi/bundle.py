@@ -44,6 +44,8 @@ from edgephi.records import first_problem
 TOKENIZER = "tokenizer.json"
 ROPE_SWITCH = "rope_switch"
 """Graph input of a model with two ropes, int64 [1] and optional: the longest sequence that takes the short one."""
+LOGIT_ROWS = "logit_rows"
+"""Graph input, int64 [rows] and optional: which tokens of a run get logits; the last one where nothing is said."""
 LONG_ROPE_ADAPTER = "long_rope.onnx_adapter"
 """An onnxruntime adapter that sets this input to 0; through it onnxruntime-genai computes long prompts in pieces."""
 
@@ -165,7 +167,7 @@ def check_bundle(
     _require_complete(folder, manifest)
     for entry in manifest.files:
         _check_file(folder, entry, every_byte, on_bytes)
-    plain = {file for graph in manifest.graphs for file in (graph.file, graph.last_row) if file}
+    plain = {file for graph in manifest.graphs for file in graph.files}
     compiled: dict[str, str] = {}
     if (npu := manifest.npu) is not None:
         plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}

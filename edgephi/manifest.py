@@ -160,6 +160,14 @@ class GraphEntry(Strict):
         default=None, description="type of activations, KV cache and logits; None: written before this was recorded"
     )
     last_row: RelativePath | None = Field(default=None, description="the same with logits of the last token only")
+    logit_rows: RelativePath | None = Field(
+        default=None, description="the same with an optional input `logit_rows`, which picks the tokens that get logits"
+    )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All graphs of this device."""
+        return tuple(file for file in (self.file, self.last_row, self.logit_rows) if file is not None)
 
 
 class MeasuredText(Strict):
@@ -233,7 +241,7 @@ class Manifest(Strict):
         devices = [graph.device for graph in self.graphs]
         if len(set(devices)) < len(devices):
             raise ValueError("two graphs are for the same device")
-        named = {file for graph in self.graphs for file in (graph.file, graph.last_row) if file}
+        named = {file for graph in self.graphs for file in graph.files}
         if missing := named - {entry.path for entry in self.files}:
             raise ValueError(f"the graph {min(missing)!r} is not among the files")
         _require_onnx(named)

@@ -260,11 +260,10 @@ def _carry_out(
                 folder / file,
                 opset=one.opset,
                 separate=one.separate,
-                last_row=file == one.last_row_file,
+                logit_rows=rows,
             )
             for one in variants
-            for file in (one.file, one.last_row_file)
-            if file is not None
+            for rows, file in one.files.items()
         ]
         if recipe.quantize == "gptq":
             assert tokens is not None

@@ -71,6 +71,8 @@ class GraphTraits:
     """It computes several tokens only behind an empty cache, and takes the cache for empty when it gets several."""
     last_row: bool = False
     """It gets a second graph, with logits of the last token only."""
+    logit_rows: bool = False
+    """It gets a graph in which a run says which tokens get logits; onnxruntime-genai cannot run that one."""
     float_weights: bool = False
     """It multiplies weights of 16 and 32 bits, not only blocks of 4 and 8."""
     experts: bool = False

@@ -12,6 +12,7 @@ CPU = Provider(
     graph=GraphTraits(
         opset=18,  # up to there onnxruntime's AveragePool is vectorized
         last_row=True,  # the head is 7 to 12 % of a prompt; on other devices nobody measured
+        logit_rows=True,
         float_weights=True,
         experts=True,
         block_sparse=True,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from edgephi.bundle import LOGIT_ROWS
 from edgephi.export.graph.attention import kv_cache
 from edgephi.export.graph.builder import OPSET, GraphBuilder
 from edgephi.export.graph.head import embed, last_rows
@@ -23,6 +24,8 @@ from edgephi.export.weights.layout import Layout, Recipe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+LogitRows = Literal["all", "last", "chosen"]
+
 
 def build_graph(
     spec: DecoderSpec,
@@ -31,7 +34,7 @@ def build_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
-    last_row: bool = False,
+    logit_rows: LogitRows = "all",
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
 
@@ -40,8 +43,9 @@ def build_graph(
         opset: of ONNX's own operators; see `variants.cpu_opset`.
         separate: attention takes queries, keys and values apart; the graph then has an input `position_ids`, unless
             it chooses between two ropes itself.
-        last_row: logits of each sequence's last token only, [batch, 1, vocabulary]. onnxruntime-genai allocates what
-            the output declares, so one graph cannot do both.
+        logit_rows: which tokens of a run get logits: all of them; each sequence's last, [batch, 1, vocabulary];
+            or those whose numbers an optional input gives. onnxruntime-genai allocates what the output declares and
+            takes no input it does not know, so it runs the first two only.
     """
     import onnx_ir as ir
 
@@ -55,13 +59,17 @@ def build_graph(
         where = replace(where, rows=inputs[-1])
     hidden, update = decoder_layers(emit, spec, embed(emit, spec, token_ids), caches, where)
     _, normed = add_and_norm(emit, spec, "norm", hidden, update)
-    if last_row:
+    picked, count = None, {"all": "sequence_length", "last": 1, "chosen": "logit_rows"}[logit_rows]
+    if logit_rows == "last":
         normed = last_rows(emit, token_ids, where, normed)
-    logits = emit.port("logits", ["batch_size", 1 if last_row else "sequence_length", spec.vocabulary_size])
+    elif logit_rows == "chosen":
+        picked = emit.int64(LOGIT_ROWS, [-1])
+        normed = emit.op("Gather", "/lm_head/rows/Gather", [normed, picked], {"axis": 1})
+    logits = emit.port("logits", ["batch_size", count, spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)
     inputs += [value for cache in caches.values() for value in (cache.past_key, cache.past_value)]
-    if where.rope_switch is not None:
-        inputs.append(where.rope_switch)  # an input that is an initializer as well may be left out
+    # an input that is an initializer as well may be left out
+    inputs += [optional for optional in (where.rope_switch, picked) if optional is not None]
     present = [value for cache in caches.values() for value in (cache.present_key, cache.present_value)]
     return emit.model(inputs, [logits, *present])
 
@@ -74,9 +82,9 @@ def write_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
-    last_row: bool = False,
+    logit_rows: LogitRows = "all",
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    ir.save(build_graph(spec, layout, recipe, opset=opset, separate=separate, last_row=last_row), path)
+    ir.save(build_graph(spec, layout, recipe, opset=opset, separate=separate, logit_rows=logit_rows), path)

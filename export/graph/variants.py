@@ -15,6 +15,7 @@ from edgephi.devices.providers import graph_devices, graph_traits, provider
 from edgephi.devices.providers.base import GraphTraits, Provider
 from edgephi.errors import UsageError
 from edgephi.export.graph.builder import OPSET
+from edgephi.export.graph.decoder import LogitRows
 from edgephi.export.graph.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.weights.layout import Layout, Recipe
@@ -35,20 +36,31 @@ class Variant:
     opset: int = OPSET
     last_row: bool = False
     """A second graph has logits of the last token only."""
+    logit_rows: bool = False
+    """A further one takes the numbers of the tokens that get logits."""
 
     @property
     def file(self) -> str:
         return GRAPH_FILE if self.device == "cpu" else f"model_{self.device}.onnx"
 
     @property
-    def last_row_file(self) -> str | None:
-        return self.file.replace(".onnx", "_last_row.onnx") if self.last_row else None
+    def files(self) -> dict[LogitRows, str]:
+        """The graphs to write, by the tokens that get logits."""
+        wanted: dict[LogitRows, bool] = {"all": True, "last": self.last_row, "chosen": self.logit_rows}
+        stem = self.file.removesuffix(".onnx")
+        names: dict[LogitRows, str] = {"all": self.file, "last": f"{stem}_last_row.onnx", "chosen": f"{stem}_rows.onnx"}
+        return {rows: names[rows] for rows, written in wanted.items() if written}
 
     @property
     def entry(self) -> GraphEntry:
         """The manifest's record."""
+        files = self.files
         return GraphEntry(
-            device=self.device, file=self.file, computes_in=self.recipe.float_type, last_row=self.last_row_file
+            device=self.device,
+            file=self.file,
+            computes_in=self.recipe.float_type,
+            last_row=files.get("last"),
+            logit_rows=files.get("chosen"),
         )
 
 
@@ -75,6 +87,7 @@ def _variant(known: Provider, spec: DecoderSpec, layout: Layout, recipe: Recipe)
         separate=traits.separate_attention,
         opset=_opset(traits, spec),
         last_row=traits.last_row,
+        logit_rows=traits.logit_rows,
     )
 
 

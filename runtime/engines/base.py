@@ -155,6 +155,10 @@ class OpenRequest:
     """Its device and graph are proved, as far as that goes without opening the engine (`Place.placement`)."""
     threads: int
     """Of one operator on the CPU."""
+    max_parallel: int = 1
+    """Sequences that decode in one run, where the engine can (`Abilities.batch`)."""
+    prefix_bytes: int = 0
+    """Of keys and values that are kept for prompts to come, where the engine can."""
     prepacked: Path | None = None
     """The CPU's graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one."""
 

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.engines.base import Abilities, common_prefix, require_in_vocabulary
+from edgephi.runtime.config import decode_file
+from edgephi.runtime.engines.base import Abilities, OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.onnx_graph import DecoderGraph
 from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.placement import Placement
+from edgephi.runtime.prepacked import GRAPH
 from edgephi.runtime.prefix_cache import PrefixStatistics, Rows
 from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.scheduler import Scheduler
@@ -50,11 +52,12 @@ class OnnxEngine:
     """
 
     abilities = ABILITIES
+    placements: tuple[Placement, ...] = ()
+    """The CPU is the only provider there is; `runtime/placement.py` asks a twin when somebody wants to know."""
 
     def __init__(
         self,
         graph: DecoderGraph,
-        placements: tuple[Placement, ...],
         *,
         context_length: int,
         rope_switch: int | None,
@@ -62,7 +65,6 @@ class OnnxEngine:
         prefix_bytes: int,
     ) -> None:
         self._graph: DecoderGraph | None = graph
-        self.placements = placements
         self.vocabulary, self.rope_switch = graph.vocabulary, rope_switch
         self.slots = Slots(
             graph,
@@ -137,6 +139,30 @@ class OnnxEngine:
         """Somebody is done with a slot."""
         with self._freed:
             self._freed.notify_all()
+
+
+def open_engine(request: OpenRequest) -> OnnxEngine:
+    """Load a bundle's CPU graph; see `EngineModule.open_engine`."""
+    entry, manifest = request.place.choice.graph, request.manifest
+    assert entry is not None, "the NPU's graphs are another engine's"
+    name = decode_file(entry)
+    graph, expected = request.folder / name, request.hashes[name]
+    if request.prepacked is not None:
+        graph, expected = request.prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
+    opened = DecoderGraph(
+        graph,
+        expected,
+        threads=request.threads,
+        spinning=request.place.choice.spinning.on,
+        packed=request.prepacked is not None,
+    )
+    return OnnxEngine(
+        opened,
+        context_length=request.config.context_length,
+        rope_switch=manifest.model.rope_switch,
+        max_parallel=request.max_parallel,
+        prefix_bytes=request.prefix_bytes,
+    )
 
 
 class OnnxSequence:

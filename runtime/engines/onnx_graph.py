@@ -40,7 +40,6 @@ class DecoderGraph:
             threads=threads,
             spinning=spinning,
             optimizations="none" if packed else "all",
-            record_placement=not packed,
             data_folder=graph.parent,
         )
         self.session = open_session(
