@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 class EngineEntry:
     """An engine, by name until it is needed."""
 
+    name: str
+    """What `edgephi.load(engine=…)` calls it."""
     module: str
     title: str
     """As messages name it."""
     providers: tuple[str, ...] | None
     """Short names of the execution providers it runs; None: all that have a graph in a bundle."""
+    owns_cache: bool = False
+    """It runs graphs that write the KV cache in place, and no others."""
 
     def load(self) -> EngineModule:
         return cast("EngineModule", import_module(self.module))
@@ -26,8 +30,9 @@ class EngineEntry:
 
 # the first that runs a provider is taken for it
 ENGINES = (
-    EngineEntry("edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",)),
-    EngineEntry("edgephi.runtime.engines.genai", "onnxruntime-genai", None),
+    EngineEntry("npu", "edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",)),
+    EngineEntry("onnx", "edgephi.runtime.engines.onnx", "the CPU's engine", ("cpu",), owns_cache=True),
+    EngineEntry("genai", "edgephi.runtime.engines.genai", "onnxruntime-genai", None),
 )
 
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.config import decode_file
 from edgephi.runtime.engines.base import Abilities, OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.onnx_graph import DecoderGraph
 from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.placement import Placement
-from edgephi.runtime.prepacked import GRAPH
 from edgephi.runtime.prefix_cache import PrefixStatistics, Rows
+from edgephi.runtime.prepacked import GRAPH
 from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.scheduler import Scheduler
 
@@ -88,11 +88,11 @@ class OnnxEngine:
         if self._graph is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = "") -> OnnxSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None) -> OnnxSequence:
         """An empty sequence for `capacity` tokens. Its cache is taken when it is needed.
 
         Args:
-            scope: prefixes are found by sequences of the same scope only. None: nothing of this one is kept.
+            scope: `reuse` finds what sequences of the same scope left. None: nothing is found, and nothing is left.
 
         Raises:
             EngineError: the engine is closed.
@@ -141,11 +141,16 @@ class OnnxEngine:
             self._freed.notify_all()
 
 
+def graph_file(graph: GraphEntry) -> str:
+    """The graph that this engine runs."""
+    return graph.logit_rows or graph.last_row or graph.file
+
+
 def open_engine(request: OpenRequest) -> OnnxEngine:
     """Load a bundle's CPU graph; see `EngineModule.open_engine`."""
     entry, manifest = request.place.choice.graph, request.manifest
     assert entry is not None, "the NPU's graphs are another engine's"
-    name = decode_file(entry)
+    name = graph_file(entry)
     graph, expected = request.folder / name, request.hashes[name]
     if request.prepacked is not None:
         graph, expected = request.prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
@@ -307,15 +312,12 @@ class OnnxSequence:
         """Have everything in the cache, these tokens at its end; False: cancelled before."""
         engine = self._opened()
         if self.slot < 0:
-            wanted = [*self._tokens, *new]
-            known = len(self._tokens)
-            found = wanted[: len(wanted) - 1] if new else wanted
-            kind = (self._is_long, self._scope)
-            held = self._held
-            if not engine.wait_for_slot(lambda: engine.slots.place(self, found, kind, held), cancelled):
+            known, kind, held = self._tokens, (self._is_long, self._scope), self._held
+            if not engine.wait_for_slot(lambda: engine.slots.place(self, known, kind, held), cancelled):
                 return False
-            self._recomputed += max(0, known - len(self._tokens))
-            new = wanted[len(self._tokens) :]
+            lost = known[len(self._tokens) :]
+            self._recomputed += len(lost)
+            new = [*lost, *new]
         for start in range(0, len(new), PREFILL_CHUNK):
             if cancelled():
                 return False

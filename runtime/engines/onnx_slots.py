@@ -112,11 +112,11 @@ class Slots:
             slot.owner = None
         if 0 <= sequence.slot != slot.index:
             self.release(sequence)
-        common = common_prefix(slot.tokens, wanted) if slot.kind == kind else 0
+        common = common_prefix(slot.tokens, wanted) if self._shares(slot, sequence, kind) else 0
         self._remember(slot, common)
         if self._pool.capacity < sequence.capacity:
             self._enlarge(len(self._slots), sequence.capacity)
-        found, pieces = self._prefixes.match(kind, wanted)
+        found, pieces = self._prefixes.match(kind, wanted) if kind[1] is not None else (0, [])
         if held is not None and min(held.shape[2], len(wanted)) > found:
             found = min(held.shape[2], len(wanted))
             pieces = [held[:, :, :found]]
@@ -223,11 +223,12 @@ class Slots:
 
     def _choose(self, sequence: OnnxSequence, wanted: Sequence[int], kind: Kind) -> Slot | None:
         shared = {
-            slot.index: common_prefix(slot.tokens, wanted) if slot.kind == kind else 0
+            slot.index: common_prefix(slot.tokens, wanted) if self._shares(slot, sequence, kind) else 0
             for slot in self._slots
             if slot.owner is None or slot.owner is sequence
         }
-        best = max(shared, key=lambda index: (shared[index], -len(self._slots[index].tokens), -index), default=None)
+        slots = self._slots
+        best = max(shared, key=lambda i: (shared[i], not slots[i].tokens, -slots[i].used), default=None)
         if best is not None:
             return self._slots[best]
         if len(self._slots) < self._most:
@@ -242,6 +243,10 @@ class Slots:
             and (slot.owner.thread == me or now - slot.used > RESTS_AFTER_S)
         ]
         return min(resting, key=lambda slot: slot.used, default=None)
+
+    def _shares(self, slot: Slot, sequence: OnnxSequence, kind: Kind) -> bool:
+        """Whether a sequence may begin with what is in a slot."""
+        return slot.kind == kind and (kind[1] is not None or sequence.slot == slot.index)
 
     def _remember(self, slot: Slot, common: int) -> None:
         """Keep what the slot holds beyond what its next owner begins with."""
