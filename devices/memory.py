@@ -31,3 +31,10 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none and needs none
         if trim is not None:
             trim(0)
+
+
+def installed_bytes() -> int:
+    """The machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -62,7 +62,7 @@ class Stream(Iterator[str]):
 
     Args:
         prompt: what to answer.
-        open_sequence: gives a sequence and how many tokens of the prompt its cache holds already.
+        open_sequence: gives the sequence to use, whatever its cache holds.
         on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
         provider, prefill_provider, rejected: for the answer's statistics.
 
@@ -76,7 +76,7 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
-        open_sequence: Callable[[Prompt], tuple[KvSequence, int]],
+        open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
         *,
         provider: str = "cpu",
@@ -112,6 +112,8 @@ class Stream(Iterator[str]):
     def cancel(self) -> None:
         """Stop after the token or the piece of prompt being computed. Any thread or signal handler may call it."""
         self._cancelled = True
+        if self._sequence is not None:
+            self._sequence.interrupt()
 
     def result(self) -> Answer:
         """The whole answer; computes what is left of it."""
@@ -160,7 +162,8 @@ class Stream(Iterator[str]):
         if self._cancelled:
             return None
         if self._sequence is None:
-            self._sequence, self._reused = self._open_sequence(self._prompt)
+            self._sequence = self._open_sequence(self._prompt)
+            self._reused = self._sequence.reuse(self._prompt.tokens)
             if not self._sequence.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
                 return None
         # enters the last token here, not in `step`: with LongRoPE all tokens may have to be computed again

@@ -12,14 +12,15 @@ from types import TracebackType
 
 from edgephi.arguments import require_flag, require_integer, require_path, require_text
 from edgephi.bundle import check_bundle, read_manifest
-from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.memory import installed_bytes, return_freed_memory
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
 from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.engines.base import KvSequence, OpenRequest, capacity_for
+from edgephi.runtime.engines import require_engine
+from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
@@ -28,6 +29,8 @@ from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
+
+MOST_PARALLEL = 64
 
 
 @no_system_errors(BundleError)
@@ -40,6 +43,9 @@ def load(
     spinning: bool | None = None,
     verify: bool = False,
     prepacked: Prepacking | None = None,
+    engine: str | None = None,
+    max_parallel: int = 4,
+    prefix_cache_bytes: int | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -59,6 +65,11 @@ def load(
             the form this processor reads, and mapped from there: a faster load with less memory of its own. `auto`
             writes them at the second load of a bundle within 30 days, `now` at once, `never` loads the bundle as it
             is. None: what EDGEPHI_PREPACKED says, or auto.
+        engine: `onnx` (plain onnxruntime, the CPU), `genai` (onnxruntime-genai, every provider but the NPU's) or `npu`.
+            None: the first of these that runs the bundle on the device.
+        max_parallel: answers that are computed in one run, where the engine can; more can be open at once.
+        prefix_cache_bytes: of keys and values that are kept for prompts that begin alike, where the engine can. None: a
+            sixteenth of the machine's memory, at most 2 GiB; 0: none.
 
     Raises:
         BundleError: the folder is not an intact bundle.
@@ -79,6 +90,14 @@ def load(
         require_integer("threads", threads)
         if threads < 1:
             raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
+    require_integer("max_parallel", max_parallel)
+    if not 1 <= max_parallel <= MOST_PARALLEL:
+        raise UsageError(f"max_parallel is {max_parallel}", remedy=f"Choose from 1 to {MOST_PARALLEL}")
+    if prefix_cache_bytes is not None:
+        require_integer("prefix_cache_bytes", prefix_cache_bytes)
+        if prefix_cache_bytes < 0:
+            raise UsageError(f"prefix_cache_bytes is {prefix_cache_bytes}", remedy="Use 0 for none, or more")
+    require_engine(engine)
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)
@@ -89,7 +108,16 @@ def load(
 
     def open_there(choice: ProviderChoice) -> Model:
         place, config = verify_placement(path, choice, rejected), read_config(path, manifest)
-        request = OpenRequest(path, manifest, config, place, threads or place.threads)
+        request = OpenRequest(
+            path,
+            manifest,
+            config,
+            place,
+            threads or place.threads,
+            engine=engine,
+            max_parallel=max_parallel,
+            prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
+        )
         return Model(request, lambda: open_engine(request, packing, every_byte=verify))
 
     *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
@@ -101,11 +129,17 @@ def load(
     return open_there(last)
 
 
-class Model:
-    """A loaded bundle: made by `load`, used by one thread at a time.
+def default_prefix_bytes() -> int:
+    """What a prefix cache takes where nobody says."""
+    return min(installed_bytes() // 16, 2 * 2**30)
 
-    Every call of `chat` and `generate` computes its prompt from nothing, so equal calls give equal answers; `session`
-    keeps the KV cache from one turn to the next.
+
+class Model:
+    """A loaded bundle: made by `load`. Any number of threads may call it; a stream or a session is one thread's.
+
+    Where the engine can (`engine.abilities`: the CPU's), answers of several threads are computed together, and a prompt
+    begins with what an earlier one left in the prefix cache. Keys and values are the same numbers up to the order in
+    which they were added up, so an answer can turn out differently where two tokens were nearly as likely.
 
     Args:
         request: the bundle and where it runs.
@@ -135,6 +169,7 @@ class Model:
                 name = self.manifest.npu.target if self.manifest.npu else self.folder.name
                 self._placement = together(name, read_back)
             self.place = replace(place, placement=self._placement)
+            self._keeps_prefixes = request.prefix_bytes > 0
             opened.pop_all()
 
     @property
@@ -262,19 +297,28 @@ class Model:
             )
         return Prompt(tokens, min(sampling.max_new_tokens, room), perf_counter() - started)
 
-    def open_sequence(self, tokens: int) -> KvSequence:
+    @property
+    def engine(self) -> Engine:
+        """What computes; its sequences are for those who decode themselves."""
+        return self._engine
+
+    def open_sequence(self, tokens: int, *, scope: str | None = None) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
+
+        Args:
+            scope: `KvSequence.reuse` finds what sequences of the same scope left. None: nothing.
 
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
-        return self._engine.sequence(capacity_for(tokens, self.context_length))
+        kept = scope if self._keeps_prefixes else None
+        return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept)
 
     def stream(
         self,
         prompt: Prompt,
         sampling: Sampling,
-        open_sequence: Callable[[Prompt], tuple[KvSequence, int]],
+        open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
@@ -303,9 +347,9 @@ class Model:
     def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
         sequences: list[KvSequence] = []
 
-        def fresh(prompt: Prompt) -> tuple[KvSequence, int]:
-            sequences.append(self.open_sequence(len(prompt.tokens) + prompt.max_new_tokens))
-            return sequences[0], 0
+        def fresh(prompt: Prompt) -> KvSequence:
+            sequences.append(self.open_sequence(len(prompt.tokens) + prompt.max_new_tokens, scope=SHARED))
+            return sequences[0]
 
         def free(answer: Answer | None, sound: bool) -> None:
             for sequence in sequences:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.engines.base import KvSequence
+from edgephi.runtime.engines.base import SHARED, KvSequence
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 
@@ -76,14 +76,14 @@ class Session:
             self._stream.result()
         self._stream = None
 
-    def _open_sequence(self, prompt: Prompt) -> tuple[KvSequence, int]:
+    def _open_sequence(self, prompt: Prompt) -> KvSequence:
         needed = len(prompt.tokens) + prompt.max_new_tokens
         if self._sequence is not None and self._sequence.capacity < needed:
             needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
         if self._sequence is None:
-            self._sequence = self._model.open_sequence(needed)
-        return self._sequence, self._sequence.reuse(prompt.tokens)
+            self._sequence = self._model.open_sequence(needed, scope=SHARED)
+        return self._sequence
 
     def _drop_cache(self) -> None:
         if self._sequence is not None:

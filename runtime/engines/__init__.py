@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from edgephi.errors import EngineError, UsageError
+
 if TYPE_CHECKING:
     from edgephi.runtime.engines.base import EngineModule, Verb
 
@@ -14,31 +16,62 @@ if TYPE_CHECKING:
 class EngineEntry:
     """An engine, by name until it is needed."""
 
-    name: str
-    """What `edgephi.load(engine=…)` calls it."""
     module: str
     title: str
     """As messages name it."""
     providers: tuple[str, ...] | None
     """Short names of the execution providers it runs; None: all that have a graph in a bundle."""
     owns_cache: bool = False
-    """It runs graphs that write the KV cache in place, and no others."""
+    """It runs graphs that write the KV cache where they read it, and no others."""
+
+    @property
+    def name(self) -> str:
+        """What `edgephi.load(engine=...)` calls it."""
+        return self.module.rpartition(".")[2]
+
+    def runs(self, provider: str, shared_cache: bool) -> bool:
+        """Whether it runs a bundle there; `shared_cache` says where its graphs write the KV cache."""
+        return (self.providers is None or provider in self.providers) and (shared_cache or not self.owns_cache)
 
     def load(self) -> EngineModule:
         return cast("EngineModule", import_module(self.module))
 
 
-# the first that runs a provider is taken for it
+# the first that runs a bundle on its provider is taken
 ENGINES = (
-    EngineEntry("npu", "edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",)),
-    EngineEntry("onnx", "edgephi.runtime.engines.onnx", "the CPU's engine", ("cpu",), owns_cache=True),
-    EngineEntry("genai", "edgephi.runtime.engines.genai", "onnxruntime-genai", None),
+    EngineEntry("edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",)),
+    EngineEntry("edgephi.runtime.engines.onnx", "the CPU's engine", ("cpu",), owns_cache=True),
+    EngineEntry("edgephi.runtime.engines.genai", "onnxruntime-genai", None),
 )
 
 
-def engine_for(provider: str, engines: tuple[EngineEntry, ...] = ENGINES) -> EngineEntry:
-    """The engine that runs an execution provider, by its short name."""
-    return next(entry for entry in engines if entry.providers is None or provider in entry.providers)
+def engine_for(provider: str, *, shared_cache: bool = True, asked: str | None = None) -> EngineEntry:
+    """The engine that runs a bundle on an execution provider, by its short name.
+
+    Args:
+        shared_cache: its graphs write the KV cache where they read it.
+        asked: name of the one to take.
+
+    Raises:
+        EngineError: the one that was asked for does not run it.
+    """
+    able = [entry for entry in ENGINES if entry.runs(provider, shared_cache)]
+    if asked is None:
+        return able[0]
+    for entry in able:
+        if entry.name == asked:
+            return entry
+    raise EngineError(
+        f"the engine {asked} does not run this bundle on {provider}",
+        remedy="Choose " + " or ".join(entry.name for entry in able),
+    )
+
+
+def require_engine(name: str | None) -> None:
+    """Raises UsageError unless it is the name of an engine, or None."""
+    names = [entry.name for entry in ENGINES]
+    if name is not None and name not in names:
+        raise UsageError(f"there is no engine {name!r}", remedy=f"Choose from {', '.join(names)}")
 
 
 def engines_that(verb: Verb) -> list[str]:

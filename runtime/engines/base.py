@@ -15,7 +15,7 @@ from edgephi.errors import EngineError, PromptError
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
-    from edgephi.bundle import Manifest
+    from edgephi.bundle import GraphEntry, Manifest
     from edgephi.genai_config import GenaiConfig
     from edgephi.runtime.place import Place
     from edgephi.runtime.placement import Placement
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 CAPACITY_STEP = 256
 """Tokens; sequences of similar lengths get caches of one size."""
 
-Verb = Literal["rewind", "fork", "save", "batch"]
+SHARED = ""
+"""The scope of all callers of one model in one process."""
+
+Verb = Literal["rewind", "fork", "save", "batch", "share"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Abilities:
     """A sequence can be written to a file and read in another process: `KvSequence.save`, `Engine.restore`."""
     batch: bool
     """Several sequences can take a decode step together."""
+    share: bool = False
+    """`KvSequence.reuse` of a new sequence finds what others of its scope left."""
 
 
 class KvSequence(Protocol):
@@ -104,6 +109,10 @@ class KvSequence(Protocol):
             OutputError: the file cannot be written.
         """
 
+    def interrupt(self) -> None:
+        """Let a prefill that is being computed end as if it were cancelled, where the runtime can stop within a piece.
+        Any thread may call it."""
+
     def close(self) -> None:
         """Free the cache; more than once is allowed."""
 
@@ -123,8 +132,12 @@ class Engine(Protocol):
     def require_open(self) -> None:
         """Raises EngineError once the engine is closed."""
 
-    def sequence(self, capacity: int) -> KvSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None) -> KvSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
+
+        Args:
+            scope: of `Abilities.share`; an engine without it shares nothing, whatever this says. None: nothing is
+                found, and nothing is left.
 
         Raises:
             EngineError: the engine is closed, or there is no memory.
@@ -155,6 +168,8 @@ class OpenRequest:
     """Its device and graph are proved, as far as that goes without opening the engine (`Place.placement`)."""
     threads: int
     """Of one operator on the CPU."""
+    engine: str | None = None
+    """Name of the engine that was asked for; None: the first that runs the bundle there."""
     max_parallel: int = 1
     """Sequences that decode in one run, where the engine can (`Abilities.batch`)."""
     prefix_bytes: int = 0
@@ -172,6 +187,9 @@ class EngineModule(Protocol):
     """What a module that has an engine offers."""
 
     ABILITIES: Abilities
+
+    def graph_file(self, graph: GraphEntry) -> str:
+        """Which of a provider's graphs it runs; asked only where the provider has one."""
 
     def open_engine(self, request: OpenRequest) -> Engine:
         """Load the model.

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
+from edgephi.bundle import LONG_ROPE_ADAPTER, GraphEntry, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError, library_errors
+from edgephi.runtime.config import decode_file
 from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
@@ -30,6 +31,11 @@ PREFILL_CHUNK = 256
 
 ABILITIES = Abilities(rewind=True, fork=False, save=False, batch=False)
 TITLE = "onnxruntime-genai"
+
+
+def graph_file(graph: GraphEntry) -> str:
+    """The graph that og runs."""
+    return decode_file(graph)
 
 
 def open_engine(request: OpenRequest) -> OgEngine:
@@ -104,7 +110,7 @@ class OgEngine:
         if self._model is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int) -> OgSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None) -> OgSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Raises:
@@ -234,6 +240,9 @@ class OgSequence:
 
     def save(self, file: Path) -> None:
         raise cannot(TITLE, "save")
+
+    def interrupt(self) -> None:
+        """A cancel is heard between two pieces of a prompt."""
 
     def close(self) -> None:
         self._generator = None

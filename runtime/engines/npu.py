@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.bundle import Manifest, NpuFacts, check_bundle, read_manifest
+from edgephi.bundle import GraphEntry, Manifest, NpuFacts, check_bundle, read_manifest
 from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
@@ -35,6 +35,11 @@ from edgephi.runtime.engines.npu_session import open_on_cpu, placement_of
 from edgephi.runtime.engines.npu_stages import LoadedStage, load_stages
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.sampling import Chooser
+
+
+def graph_file(graph: GraphEntry) -> str:
+    """Not asked: the NPU's graphs are in the manifest's `npu`."""
+    return graph.file
 
 
 def open_engine(request: OpenRequest) -> NpuEngine:
@@ -121,7 +126,7 @@ class NpuEngine:
         if not self._open:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int) -> NpuSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None) -> NpuSequence:
         """An empty sequence for `capacity` tokens; its KV cache has the graphs' fixed size.
 
         Raises:
@@ -288,6 +293,9 @@ class NpuSequence:
         # the last token is always computed: its logits choose what follows
         self.rewind(min(common_prefix(self._tokens, prompt), len(prompt) - 1))
         return len(self._tokens)
+
+    def interrupt(self) -> None:
+        """A cancel is heard between two pieces of a prompt."""
 
     def close(self) -> None:
         self._cache = self._hidden = self._pending = None

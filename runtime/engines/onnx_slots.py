@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,8 +44,17 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     """Whose keys and values are there; the list of the sequence that has the slot."""
     kind: Kind = (False, None)
-    owner: OnnxSequence | None = None
     used: float = 0.0
+    _owner: weakref.ref[OnnxSequence] | None = None
+
+    @property
+    def owner(self) -> OnnxSequence | None:
+        """The sequence that has it; one that nobody refers to any more has nothing."""
+        return None if self._owner is None else self._owner()
+
+    @owner.setter
+    def owner(self, sequence: OnnxSequence | None) -> None:
+        self._owner = None if sequence is None else weakref.ref(sequence)
 
 
 class Slots:
@@ -105,10 +115,11 @@ class Slots:
         if slot is None:
             return False
         with self.lock:
-            if slot.owner is not None and slot.owner is not sequence:
-                if slot.owner.busy:
+            owner = slot.owner
+            if owner is not None and owner is not sequence:
+                if owner.busy:
                     return False
-                slot.owner.lose_slot()
+                owner.lose_slot()
             slot.owner = None
         if 0 <= sequence.slot != slot.index:
             self.release(sequence)
@@ -238,9 +249,9 @@ class Slots:
         resting = [
             slot
             for slot in self._slots
-            if slot.owner is not None
-            and not slot.owner.busy
-            and (slot.owner.thread == me or now - slot.used > RESTS_AFTER_S)
+            if (owner := slot.owner) is not None
+            and not owner.busy
+            and (owner.thread == me or now - slot.used > RESTS_AFTER_S)
         ]
         return min(resting, key=lambda slot: slot.used, default=None)
 

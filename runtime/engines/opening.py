@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edgephi.runtime.config import decode_file
 from edgephi.runtime.engines import engine_for
 from edgephi.runtime.engines.base import Engine, OpenRequest
 from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack
@@ -30,10 +29,11 @@ def open_engine(request: OpenRequest, packing: Prepacking = "never", *, every_by
         EngineError: the runtime refuses the graphs.
         OutputError: packing is `now`, and the cache cannot be written.
     """
-    choice = request.place.choice
+    choice, shared_cache = request.place.choice, request.config.search.past_present_share_buffer is not False
+    module = engine_for(choice.provider, shared_cache=shared_cache, asked=request.engine).load()
     prepacked = Prepacked(None, "only the CPU provider packs weights")
     if choice.provider == "cpu" and choice.graph is not None:
-        graph = decode_file(choice.graph)
+        graph = module.graph_file(choice.graph)
         prepacked = prepack(request.folder, request.manifest, graph, packing, every_byte=every_byte)
         request = replace(request, prepacked=prepacked.folder)
-    return OpenedEngine(engine_for(choice.provider).load().open_engine(request), prepacked)
+    return OpenedEngine(module.open_engine(request), prepacked)

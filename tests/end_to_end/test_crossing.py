@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
 from edgephi.commands.console import statistics
-from edgephi.runtime.engines import genai as engine_module
+from edgephi.runtime.engines import onnx as engine_module
 from edgephi.runtime.model import Model, load
 from tests.decoding import Decoder, distance, genai_tokens
 
@@ -65,7 +65,7 @@ def bundle(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> Iterator[Model]:
-    with load(bundle, threads=1) as loaded:
+    with load(bundle, threads=1, prefix_cache_bytes=0) as loaded:
         yield loaded
 
 

@@ -155,7 +155,7 @@ def test_a_conversation_outgrows_its_cache_and_goes_on(model: Model) -> None:
     first = session.say("Hi").result()
     grown = session.say("The number is 4711. " * 60).result()
     again = session.say("Thanks").result()
-    assert first.reused_tokens == grown.reused_tokens == 0
+    assert grown.reused_tokens >= first.prompt_tokens - 1, "the cache grows with what it holds"
     assert grown.prompt_tokens > 512
     assert again.reused_tokens >= grown.prompt_tokens
 
@@ -313,6 +313,8 @@ def test_a_graph_the_runtime_cannot_read_is_an_error(
     )
     ours = error is BundleError
     with pytest.raises(error, match="no ONNX graph" if ours else "onnxruntime-genai"):
+        load(folder, engine="genai")
+    with pytest.raises(error, match="no ONNX graph" if ours else "onnxruntime"):
         load(folder)
     with pytest.raises(error, match="no ONNX graph" if ours else "onnxruntime"):
         placement(folder)

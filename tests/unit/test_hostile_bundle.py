@@ -190,7 +190,7 @@ def test_onnxruntime_genai_gets_a_file_of_ours(bundle: Path, monkeypatch: pytest
         return real(folder)
 
     monkeypatch.setattr(og, "Config", config)
-    with load(bundle, "cpu", prepacked="never") as model:
+    with load(bundle, "cpu", prepacked="never", engine="genai") as model:
         sequence = model.open_sequence(8)
         sequence.prefill([3, 4, 5], lambda: False)
         sequence.step(lambda row: int(row.argmax()))
