@@ -31,9 +31,9 @@ ENGINES = (
 )
 
 
-def engine_for(provider: str, engines: tuple[EngineEntry, ...] = ENGINES) -> EngineEntry:
+def engine_for(provider: str) -> EngineEntry:
     """The engine that runs an execution provider, by its short name."""
-    return next(entry for entry in engines if entry.providers is None or provider in entry.providers)
+    return next(entry for entry in ENGINES if entry.providers is None or provider in entry.providers)
 
 
 def engines_that(verb: Verb) -> list[str]:
