@@ -25,7 +25,7 @@ from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import Quantize, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights
-from edgephi.runtime.engines.npu import KvCache, NpuSequence
+from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
 

@@ -8,7 +8,7 @@ padding apart and mixes them up). A conversation needs both, so edgephi feeds th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.base import OpenRequest, common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import Abilities, OpenRequest
 from edgephi.runtime.engines.npu_checks import (
     Chip,
     NpuDevice,
@@ -31,10 +31,13 @@ from edgephi.runtime.engines.npu_checks import (
     require_runtime,
     require_unchanged,
 )
+from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence, memory_for_cache
 from edgephi.runtime.engines.npu_session import open_on_cpu, placement_of
 from edgephi.runtime.engines.npu_stages import LoadedStage, load_stages
+from edgephi.runtime.engines.saved_cache import cache_key, read_cache
 from edgephi.runtime.placement import Placement
-from edgephi.runtime.sampling import Chooser
+
+ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=False)
 
 
 def graph_file(graph: GraphEntry) -> str:
@@ -93,7 +96,9 @@ def open_npu(
 
 
 class NpuEngine:
-    """The sessions of a bundle; sequences share them. Made by `open_npu`."""
+    """The sessions of a bundle (the `Engine` protocol); sequences share them. Made by `open_npu`."""
+
+    abilities = ABILITIES
 
     def __init__(
         self, folder: Path, manifest: Manifest, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
@@ -107,6 +112,9 @@ class NpuEngine:
         self._cache_type = np.dtype(facts.kv_cache)
         self._layers = manifest.model.layers
         self._vocabulary = manifest.model.vocabulary_size
+        self._key = cache_key(
+            manifest, "npu", device=device, kv_cache=facts.kv_cache, qairt=installed_qairt() or "unknown"
+        )
         self._open = True
         self._sequences: weakref.WeakSet[NpuSequence] = weakref.WeakSet()
         self.placements: tuple[Placement, ...] = (
@@ -140,20 +148,32 @@ class NpuEngine:
                 f"{self.facts.context_length:,}",
                 remedy="Shorten the prompt or ask for fewer tokens",
             )
-        try:
+        with memory_for_cache(self.facts.cache_rows, self._layers):
             cache = KvCache(self._layers, self._cache_shape, self._cache_type)
-        except (MemoryError, ValueError) as error:
-            raise EngineError(
-                f"there is no memory for a KV cache of {self.facts.cache_rows:,} tokens in {self._layers} layers",
-                where="KV cache",
-                remedy="Close other programs, or export the model again with a shorter context",
-            ) from error
-        whole = self.facts.tokens_on != "npu"
-        engine = NpuSequence(
-            self._run, self._logits, cache, self.facts.chunk, capacity, self._vocabulary, whole_chunks=whole
+        return NpuSequence(
+            self._run,
+            self._logits,
+            cache,
+            self.facts.chunk,
+            capacity,
+            self._vocabulary,
+            whole_chunks=self.facts.tokens_on != "npu",
+            key=self._key,
+            family=self._sequences,
         )
-        self._sequences.add(engine)
-        return engine
+
+    def restore(self, file: Path, capacity: int) -> NpuSequence:
+        """The sequence that `NpuSequence.save` wrote.
+
+        Raises:
+            EngineError: the engine is closed; or the file is missing, damaged, of another model, QAIRT, onnxruntime or
+                device (the simulator counts as another), or holds more tokens than the capacity.
+            PromptError: the capacity is larger than the context.
+        """
+        sequence = self.sequence(capacity)
+        tensors = sequence.cache.tensors()
+        sequence.fill(read_cache(file, self._key, tensors, capacity=capacity, vocabulary=self._vocabulary))
+        return sequence
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
         """Hidden states [1, n, hidden] of n tokens, as many as a graph takes; their keys and values enter the cache."""
@@ -196,119 +216,3 @@ class NpuEngine:
         self._open = False
         self._stages = ()
         self._embedding = self._head = None
-
-
-class KvCache:
-    """Keys and values of a sequence, [1, kv_heads, cache_rows, head_dim]; graphs read and write them in place.
-
-    They are float16, or codes of 8 bits whose scales the graphs have.
-
-    Attributes:
-        arrays: (key, value) of every layer.
-        values: the same memory as onnxruntime sees it.
-    """
-
-    def __init__(self, layers: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
-        import onnxruntime
-
-        self.arrays = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(layers)]
-        wrap = onnxruntime.OrtValue.ortvalue_from_numpy
-        self.values = [(wrap(key), wrap(value)) for key, value in self.arrays]
-
-
-Run = Callable[[Sequence[int], int, KvCache], NDArray[np.float16]]
-
-
-class NpuSequence:
-    """One sequence and its KV cache (the `KvSequence` protocol). Made by `NpuEngine.sequence`.
-
-    A prompt is computed in chunks of a fixed number of tokens, the last one padded. What padding leaves in the cache
-    lies behind the sequence, where nothing looks, until the next tokens overwrite it; that is also how a rewind works.
-
-    Args:
-        whole_chunks: a piece of the prompt of one token is padded too, because tokens are another provider's.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        logits: Callable[[NDArray[np.float16]], NDArray[np.float32]],
-        cache: KvCache,
-        chunk: int,
-        capacity: int,
-        vocabulary: int,
-        *,
-        whole_chunks: bool = False,
-    ) -> None:
-        self._run, self._logits = run, logits
-        self._cache: KvCache | None = cache
-        self._chunk, self._vocabulary, self._whole_chunks = chunk, vocabulary, whole_chunks
-        self._hidden: NDArray[np.float16] | None = None
-        self._pending: int | None = None
-        self._tokens: list[int] = []
-        self.capacity = capacity
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        return self._tokens
-
-    @property
-    def recomputed(self) -> int:
-        return 0
-
-    @property
-    def cache(self) -> KvCache:
-        """Rows beyond `tokens` mean nothing."""
-        return self._opened()
-
-    def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        require_in_vocabulary(tokens, self._vocabulary)
-        new = [*(() if self._pending is None else (self._pending,)), *tokens]
-        if len(self._tokens) + len(new) > self.capacity:
-            raise PromptError(
-                f"a sequence of {len(self._tokens) + len(new):,} tokens exceeds its {self.capacity:,}",
-                remedy="Shorten the prompt or ask for fewer tokens",
-            )
-        for start in range(0, len(new), self._chunk):
-            if cancelled():
-                return False
-            self._append(new[start : start + self._chunk], padded=self._whole_chunks and bool(tokens))
-        return True
-
-    def step(self, choose: Chooser) -> int:
-        if self._pending is not None:
-            self.prefill((), lambda: False)
-        self._opened()
-        if self._hidden is None:
-            raise EngineError("there is nothing to continue", remedy="Give the sequence a prompt first")
-        self._pending = choose(self._logits(self._hidden))
-        return self._pending
-
-    def rewind(self, length: int) -> None:
-        self._opened()
-        self._pending = self._hidden = None
-        del self._tokens[length:]
-
-    def reuse(self, prompt: Sequence[int]) -> int:
-        # the last token is always computed: its logits choose what follows
-        self.rewind(min(common_prefix(self._tokens, prompt), len(prompt) - 1))
-        return len(self._tokens)
-
-    def interrupt(self) -> None:
-        """A cancel is heard between two pieces of a prompt."""
-
-    def close(self) -> None:
-        self._cache = self._hidden = self._pending = None
-        self._tokens = []
-
-    def _append(self, tokens: list[int], *, padded: bool) -> None:
-        padding = [0] * (self._chunk - len(tokens)) if len(tokens) > 1 or padded else []
-        hidden = self._run([*tokens, *padding], len(self._tokens), self._opened())
-        self._hidden = np.ascontiguousarray(hidden[:, len(tokens) - 1 : len(tokens)])
-        self._pending = None
-        self._tokens += tokens
-
-    def _opened(self) -> KvCache:
-        if self._cache is None:
-            raise EngineError("this answer's model was closed", remedy="Load the bundle again with `edgephi.load`")
-        return self._cache

@@ -19,7 +19,8 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.ai_hub.graphs import hub_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
-from edgephi.runtime.engines.npu import NpuEngine, NpuSequence, open_npu
+from edgephi.runtime.engines.npu import NpuEngine, open_npu
+from edgephi.runtime.engines.npu_sequence import NpuSequence
 from edgephi.runtime.model import load
 from edgephi.runtime.report import placement_report
 from tests.decoding import Decoder, build_graph, genai_tokens

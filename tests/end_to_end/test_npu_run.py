@@ -14,8 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import edgephi
-from edgephi.errors import PromptError
-from edgephi.runtime.engines.npu import NpuEngine, NpuSequence, open_npu
+from edgephi.errors import EngineError, PromptError
+from edgephi.runtime.engines.npu import NpuEngine, open_npu
+from edgephi.runtime.engines.npu_sequence import NpuSequence
 from tests.decoding import genai_tokens
 from tests.npu_reference import CpuStages, cpu_stages
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
@@ -159,6 +160,53 @@ def test_what_is_rewound_leaves_no_trace(pair: Pair) -> None:
     answer(engine, [*second[:20], *first], NEW)
     assert engine.reuse(second) == 20
     assert np.abs(answer(engine, second[20:], NEW)[1] - fresh).max() < LOGITS
+
+
+def test_a_fork_gives_the_tokens_of_a_sequence_that_computed_its_prompt(pair: Pair) -> None:
+    first, second = clear_prompt(pair.cpu, 63), clear_prompt(pair.cpu, 65)
+    origin = pair.npu.sequence(CONTEXT)
+    assert origin.prefill(first, lambda: False)
+    forked = origin.fork()
+    alone = pair.npu.sequence(CONTEXT)
+    assert alone.prefill(first, lambda: False)
+    expected_tokens, expected_logits = answer(alone, second, NEW)
+    tokens, logits = answer(forked, second, NEW)
+    assert tokens == expected_tokens
+    assert np.array_equal(logits, expected_logits)
+    expected = answer(pair.npu.sequence(CONTEXT), first, NEW)
+    assert np.array_equal([origin.step(greedy) for _ in range(NEW)], expected[0])
+    forked.close()
+    assert list(origin.tokens)[:63] == first
+
+
+def test_a_sequence_that_was_saved_goes_on_as_if_it_had_not_been(pair: Pair, tmp_path: Path) -> None:
+    first, second = clear_prompt(pair.cpu, 63), clear_prompt(pair.cpu, 65)
+    origin = pair.npu.sequence(CONTEXT)
+    assert origin.prefill(first, lambda: False)
+    origin.save(tmp_path / "a.cache")
+    restored = pair.npu.restore(tmp_path / "a.cache", CONTEXT)
+    assert restored.reuse([*first, *second]) == 63
+    tokens, logits = answer(restored, second, NEW)
+    expected = answer(origin, second, NEW)
+    assert tokens == expected[0]
+    assert np.array_equal(logits, expected[1])
+
+
+def test_a_saved_sequence_of_another_bundle_or_beyond_the_capacity_is_refused(pair: Pair, tmp_path: Path) -> None:
+    origin = pair.npu.sequence(CONTEXT)
+    assert origin.prefill([3] * 70, lambda: False)
+    origin.save(tmp_path / "a.cache")
+    with pytest.raises(EngineError, match="70 tokens, more than the 64"):
+        pair.npu.restore(tmp_path / "a.cache", 64)
+    data = (tmp_path / "a.cache").read_bytes()
+    place = data.index(b'"key.bundle": "') + len(b'"key.bundle": "')
+    (tmp_path / "b.cache").write_bytes(data[:place] + b"x" + data[place + 1 :])
+    with pytest.raises(EngineError, match="saved under another bundle"):
+        pair.npu.restore(tmp_path / "b.cache", CONTEXT)
+
+
+def greedy(logits: NDArray[np.float32]) -> int:
+    return int(logits.argmax())
 
 
 def test_a_stopped_prompt_goes_on_where_it_stopped(pair: Pair) -> None:
