@@ -19,11 +19,12 @@ from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.engines import require_engine
-from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
+from edgephi.runtime.engines import engines_that, require_engine
+from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for, common_prefix
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
+from edgephi.runtime.prefix import Prefix, prefix_tokens, restore_or_compute
 from edgephi.runtime.prepacked import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
@@ -169,6 +170,7 @@ class Model:
                 name = self.manifest.npu.target if self.manifest.npu else self.folder.name
                 self._placement = together(name, read_back)
             self.place = replace(place, placement=self._placement)
+            self._beginnings: list[KvSequence] = []
             self._keeps_prefixes = request.prefix_bytes > 0
             opened.pop_all()
 
@@ -247,6 +249,74 @@ class Model:
         if system is not None:
             require_text("system", system, "the system message as one text")
         return Session(self, Sampling(max_new_tokens, temperature, top_p, seed), system)
+
+    def prefix(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        tools: Sequence[Mapping[str, object]] | None = None,
+        saved: bool = False,
+    ) -> Prefix:
+        """Compute the beginning that conversations share, and keep it until it is closed or the model is.
+
+        `chat` and sessions that begin with it compute only what comes behind it; an answer's `reused_tokens` tells.
+
+        Args:
+            system: the system message.
+            messages: what follows it, or stands in its place.
+            tools: of every conversation with this beginning.
+            saved: keep it in the user's cache (EDGEPHI_CACHE names another) for later processes too, in a file that
+                only this user may read: it holds the text. All of them take 4 GiB at most.
+
+        Raises:
+            PromptError: no chat template, it refuses the messages, or nothing of them is in every conversation.
+            EngineError: the engine keeps no prefixes (`engine.abilities`), or the model is closed.
+            OutputError: the user's cache cannot be written.
+            UsageError: the system message is no text.
+        """
+        abilities = self._engine.abilities
+        if not (abilities.share or abilities.fork):
+            able = " and ".join(engines_that("fork"))
+            raise EngineError(
+                f"on {self.place.choice.provider} this model keeps no prefix",
+                remedy=f"Use a session, which keeps its own; of edgephi's engines {able} keep prefixes",
+            )
+        if system is not None:
+            require_text("system", system, "the system message as one text")
+            messages = [{"role": "system", "content": system}, *messages]
+        tokens = prefix_tokens(self, messages, tools)
+        if len(tokens) >= self.context_length:
+            raise PromptError(
+                f"the beginning has {len(tokens):,} tokens and the model's context holds {self.context_length:,}",
+                remedy="Shorten it",
+            )
+        sequence, cost = restore_or_compute(self, tokens, saved=saved, scope=SHARED)
+        return Prefix(tokens, cost, self._keep(sequence))
+
+    def _keep(self, sequence: KvSequence) -> Callable[[], None]:
+        """Keep a sequence's cache as the beginning of others, until the function that is returned is called."""
+        if self._engine.abilities.share:
+            try:
+                return sequence.pin()
+            finally:
+                sequence.close()
+        self._beginnings.append(sequence)
+
+        def release() -> None:
+            if sequence in self._beginnings:
+                self._beginnings.remove(sequence)
+            sequence.close()
+
+        return release
+
+    def _begin(self, prompt: Sequence[int], tokens: int) -> KvSequence:
+        """A sequence for a prompt and its answer, `tokens` together; with an engine that cannot share, a fork of the
+        kept beginning that fits best."""
+        best = max(self._beginnings, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
+        if best is not None and common_prefix(best.tokens, prompt):
+            return best.fork()
+        return self.open_sequence(tokens, scope=SHARED)
 
     def close(self) -> None:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
@@ -348,7 +418,7 @@ class Model:
         sequences: list[KvSequence] = []
 
         def fresh(prompt: Prompt) -> KvSequence:
-            sequences.append(self.open_sequence(len(prompt.tokens) + prompt.max_new_tokens, scope=SHARED))
+            sequences.append(self._begin(prompt.tokens, len(prompt.tokens) + prompt.max_new_tokens))
             return sequences[0]
 
         def free(answer: Answer | None, sound: bool) -> None:

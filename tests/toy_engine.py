@@ -34,10 +34,10 @@ class ToyEngine:
     def require_open(self) -> None:
         pass
 
-    def sequence(self, capacity: int) -> ToySequence:
+    def sequence(self, capacity: int, *, scope: str | None = None) -> ToySequence:
         return ToySequence(capacity, self._vocabulary)
 
-    def restore(self, file: Path, capacity: int) -> ToySequence:
+    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> ToySequence:
         raise cannot("a toy", "save")
 
     def close(self) -> None:
@@ -76,6 +76,12 @@ class ToySequence:
 
     def save(self, file: Path) -> None:
         raise cannot("a toy", "save")
+
+    def pin(self) -> Callable[[], None]:
+        raise cannot("a toy", "share")
+
+    def interrupt(self) -> None:
+        pass
 
     def close(self) -> None:
         self.tokens = []

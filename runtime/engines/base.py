@@ -109,6 +109,14 @@ class KvSequence(Protocol):
             OutputError: the file cannot be written.
         """
 
+    def pin(self) -> Callable[[], None]:
+        """Keep the cache as the beginning of other sequences of its scope, closed or not, until the function that is
+        returned is called.
+
+        Raises:
+            EngineError: the sequence is closed, or the engine cannot (`Abilities.share`).
+        """
+
     def interrupt(self) -> None:
         """Let a prefill that is being computed end as if it were cancelled, where the runtime can stop within a piece.
         Any thread may call it."""
@@ -144,7 +152,7 @@ class Engine(Protocol):
             PromptError: the capacity is larger than the graphs' context.
         """
 
-    def restore(self, file: Path, capacity: int) -> KvSequence:
+    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> KvSequence:
         """The sequence that `KvSequence.save` wrote, in a cache that holds `capacity` tokens. The next call is `reuse`,
         or a prefill of at least one token, as after a rewind.
 

@@ -126,7 +126,7 @@ class OgEngine:
         self._sequences.add(engine)
         return engine
 
-    def restore(self, file: Path, capacity: int) -> OgSequence:
+    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OgSequence:
         """Raises EngineError: og gives nobody its cache."""
         raise cannot(TITLE, "save")
 
@@ -240,6 +240,9 @@ class OgSequence:
 
     def save(self, file: Path) -> None:
         raise cannot(TITLE, "save")
+
+    def pin(self) -> Callable[[], None]:
+        raise cannot(TITLE, "share")
 
     def interrupt(self) -> None:
         """A cancel is heard between two pieces of a prompt."""

@@ -162,7 +162,7 @@ class NpuEngine:
             family=self._sequences,
         )
 
-    def restore(self, file: Path, capacity: int) -> NpuSequence:
+    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> NpuSequence:
         """The sequence that `NpuSequence.save` wrote.
 
         Raises:

@@ -175,6 +175,9 @@ class NpuSequence:
         self._opened().write(saved.tensors, len(saved.tokens))
         self._tokens = [*saved.tokens]
 
+    def pin(self) -> Callable[[], None]:
+        raise cannot("the NPU's engine", "share")
+
     def interrupt(self) -> None:
         """A cancel is heard between two pieces of a prompt."""
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgephi.errors import EngineError, PromptError
 from edgephi.runtime.engines.base import Abilities, OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.onnx_graph import DecoderGraph
 from edgephi.runtime.engines.onnx_slots import Slots
+from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, write_cache
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics, Rows
 from edgephi.runtime.prepacked import GRAPH
@@ -38,6 +40,8 @@ PREFILL_CHUNK = 256
 them: 241 MB for 1,024 tokens of SmolLM2 at once, 69 MB in these pieces; 512 and 1,024 took from 11 % less to 11 % more
 processor time."""
 
+KV = "keys_and_values"
+"""The tensor of a saved cache, [2 * layers, kv_heads, tokens, head_dim]."""
 ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True)
 
 
@@ -49,6 +53,7 @@ class OnnxEngine:
         rope_switch: longest sequence that takes the short rope, in a model with two.
         max_parallel: sequences that decode in one run; more can be open.
         prefix_bytes: of keys and values that are kept for prompts to come.
+        key: of saved caches, without their rope; see `cache_key`.
     """
 
     abilities = ABILITIES
@@ -63,7 +68,10 @@ class OnnxEngine:
         rope_switch: int | None,
         max_parallel: int,
         prefix_bytes: int,
+        key: Mapping[str, str],
     ) -> None:
+        self._key = dict(key)
+        self._tensors = {KV: CacheTensor(graph.kv_type, (2 * graph.layers, graph.kv_heads, ROWS, graph.head_dim))}
         self._graph: DecoderGraph | None = graph
         self.vocabulary, self.rope_switch = graph.vocabulary, rope_switch
         self.slots = Slots(
@@ -101,6 +109,29 @@ class OnnxEngine:
         sequence = OnnxSequence(self, capacity, scope)
         self._sequences.add(sequence)
         return sequence
+
+    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OnnxSequence:
+        """The sequence that `OnnxSequence.save` wrote; see `Engine.restore`.
+
+        Args:
+            scope: of the sequence.
+        """
+        sequence = self.sequence(capacity, scope=scope)
+        ropes = ("one",) if self.rope_switch is None else ("short", "long")
+        for rope in ropes:
+            try:
+                saved = read_cache(file, self.key(rope), self._tensors, capacity=capacity, vocabulary=self.vocabulary)
+            except EngineError:
+                if rope == ropes[-1]:
+                    raise
+            else:
+                sequence.hold(saved.tokens, saved.tensors[KV], is_long=rope == "long")
+                break
+        return sequence
+
+    def key(self, rope: str) -> dict[str, str]:
+        """Of a saved cache with keys of this rope: `short` or `long`, or the model's `one`."""
+        return {**self._key, "rope": rope}
 
     def close(self) -> None:
         """Free the sequences, then the weights, and return the memory to the system; more than once is allowed."""
@@ -167,6 +198,7 @@ def open_engine(request: OpenRequest) -> OnnxEngine:
         rope_switch=manifest.model.rope_switch,
         max_parallel=request.max_parallel,
         prefix_bytes=request.prefix_bytes,
+        key=cache_key(manifest, "onnx", kv_type=opened.kv_type.name),
     )
 
 
@@ -265,6 +297,18 @@ class OnnxSequence:
             other._pending, other._logits, other._recomputed = self._pending, self._logits, self._recomputed
             return other
 
+    def save(self, file: Path) -> None:
+        with self._call() as engine:
+            rows = self._rows(engine)
+            if rows is None:
+                raise EngineError("an empty sequence is not saved", remedy="Give it a prompt first")
+            rope = "one" if engine.rope_switch is None else "long" if self._is_long else "short"
+            write_cache(file, engine.key(rope), self._tokens, {KV: rows})
+
+    def hold(self, tokens: list[int], rows: Rows, *, is_long: bool) -> None:
+        """Called by the engine: the content of a new sequence."""
+        self._tokens, self._held, self._is_long = tokens, rows, is_long
+
     def pin(self) -> Callable[[], None]:
         """Keep the sequence's cache as a prefix of others until the function that is returned is called.
 
@@ -346,7 +390,7 @@ class OnnxSequence:
     def _rows(self, engine: OnnxEngine) -> Rows | None:
         """A copy of the cache."""
         if self.slot < 0 and self._held is not None:
-            return self._held
+            return self._held[:, :, : len(self._tokens)]
         if not self._tokens:
             return None
         self._compute((), lambda: False)

@@ -1,0 +1,148 @@
+"""The beginning that many conversations share, computed once: system message and tools, or messages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from edgephi.devices.cache import cache_folder, require_writable
+from edgephi.errors import EngineError, PromptError
+from edgephi.runtime.engines.base import KvSequence, common_prefix
+from edgephi.runtime.templates import Message, user_message
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from edgephi.runtime.model import Model
+
+SAVED_BYTES = 4 * 2**30
+"""Of all saved prefixes of a user; those used longest ago go first."""
+ENDING = ".kv.safetensors"
+
+
+@dataclass(frozen=True)
+class PrefixCost:
+    """What making it took."""
+
+    tokens: int
+    computed_tokens: int
+    """Of these; the others were found."""
+    restored: bool
+    """From a file of an earlier process."""
+    seconds: float
+
+
+class Prefix:
+    """Kept until it is closed, whatever else the model computes. Made by `Model.prefix`.
+
+    Attributes:
+        tokens: what every conversation of this beginning starts with.
+        cost: what making it took.
+    """
+
+    def __init__(self, tokens: Sequence[int], cost: PrefixCost, release: Callable[[], None]) -> None:
+        self.tokens, self.cost = tuple(tokens), cost
+        self._release: Callable[[], None] | None = release
+
+    def close(self) -> None:
+        """Let it go; more than once is allowed."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> Prefix:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None) -> list[int]:
+    """The tokens that all conversations share that begin with these messages and tools.
+
+    They are those of two conversations that go on with different letters, as far as these agree: how a template opens a
+    message and where a tokenizer divides it are then the conversation's own.
+
+    Raises:
+        PromptError: no chat template, or it refuses the messages.
+    """
+    one, other = (
+        model.encode_chat([*messages, user_message(text)], tools=tools) for text in ("Xylophone", "42 and more")
+    )
+    tokens = one[: common_prefix(one, other)]
+    if not tokens:
+        raise PromptError(
+            "conversations with these messages have no token in common", remedy="Give a system message or tools"
+        )
+    return tokens
+
+
+def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: str) -> tuple[KvSequence, PrefixCost]:
+    """A sequence that holds the tokens.
+
+    Args:
+        saved: look for them in the user's cache first, and leave them there.
+
+    Raises:
+        EngineError: the engine cannot, or failed.
+        OutputError: the cache cannot be written.
+    """
+    started = perf_counter()
+    # an engine that cannot share gives forks of it, which are as large
+    capacity = len(tokens) + 1 if model.engine.abilities.share else model.context_length
+    saved = saved and model.engine.abilities.save
+    file = _file(model, tokens) if saved else None
+    if file is not None and file.is_file():
+        try:
+            sequence = model.engine.restore(file, capacity, scope=scope)
+        except EngineError:  # damaged, or of another version: it is written again
+            with suppress(OSError):
+                file.unlink()
+        else:
+            if list(sequence.tokens) == tokens:
+                with suppress(OSError):
+                    os.utime(file)  # when it was used last
+                return sequence, PrefixCost(len(tokens), 0, True, perf_counter() - started)
+            sequence.close()
+    sequence = model.engine.sequence(capacity, scope=scope)
+    reused = sequence.reuse([*tokens, tokens[-1]])  # the last token is never reused, so there is one more
+    sequence.prefill(tokens[reused:], lambda: False)
+    if file is not None:
+        sequence.save(file)
+        _make_room(file)
+    return sequence, PrefixCost(len(tokens), len(tokens) - reused, False, perf_counter() - started)
+
+
+def _file(model: Model, tokens: list[int]) -> Path:
+    """Where a prefix is saved: a name that only this bundle and these tokens have. The file says and proves the rest."""
+    folder = cache_folder() / "prefixes"
+    require_writable(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files = sorted((entry.path, entry.sha256) for entry in model.manifest.files)
+    name = hashlib.sha256(json.dumps([files, tokens]).encode()).hexdigest()[:32]
+    return folder / f"{name}{ENDING}"
+
+
+def _make_room(newest: Path) -> None:
+    """Delete what was used longest ago while the folder holds more than it may."""
+    files = []
+    for path in newest.parent.glob(f"*{ENDING}"):
+        with suppress(OSError):
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= SAVED_BYTES or path == newest:
+            return
+        with suppress(OSError):
+            path.unlink()
+            total -= size
