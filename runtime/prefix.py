@@ -75,9 +75,8 @@ def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Map
     Raises:
         PromptError: no chat template, or it refuses the messages.
     """
-    one, other = (
-        model.encode_chat([*messages, user_message(text)], tools=tools) for text in ("Xylophone", "42 and more")
-    )
+    asked = ("Xylophone", "42 and more")
+    one, other = (model.encode_chat([*messages, user_message(text)], tools=tools) for text in asked)
     tokens = one[: common_prefix(one, other)]
     if not tokens:
         raise PromptError(
@@ -123,7 +122,7 @@ def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: s
 
 
 def _file(model: Model, tokens: list[int]) -> Path:
-    """Where a prefix is saved: a name that only this bundle and these tokens have. The file says and proves the rest."""
+    """Where a prefix is saved: a name of this bundle's and these tokens' own. The file says and proves the rest."""
     folder = cache_folder() / "prefixes"
     require_writable(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from edgephi.bundle import GraphEntry
 from edgephi.errors import EngineError
 from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.placement import CPU, Placement, ProviderNodes
 from edgephi.runtime.sampling import Chooser
 
 ABILITIES = Abilities(rewind=True, fork=True, save=False, batch=False)
+
+
+def graph_file(graph: GraphEntry) -> str:
+    return graph.file
 
 
 def open_engine(request: OpenRequest) -> ToyEngine:

@@ -64,6 +64,7 @@ def build_graph(
         normed = last_rows(emit, token_ids, where, normed)
     elif logit_rows == "chosen":
         picked = emit.int64(LOGIT_ROWS, [-1])
+        picked.shape = ir.Shape(["logit_rows"])  # of what a run gives; nothing is -1, the last token
         normed = emit.op("Gather", "/lm_head/rows/Gather", [normed, picked], {"axis": 1})
     logits = emit.port("logits", ["batch_size", count, spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)

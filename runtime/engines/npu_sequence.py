@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.engines.base import common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, SavedCache, write_cache
 from edgephi.runtime.sampling import Chooser
 

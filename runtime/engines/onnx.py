@@ -25,7 +25,7 @@ from edgephi.errors import EngineError, PromptError
 from edgephi.runtime.engines.base import Abilities, OpenRequest, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.onnx_graph import DecoderGraph
 from edgephi.runtime.engines.onnx_slots import Slots
-from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, write_cache
+from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, read_fact, write_cache
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics, Rows
 from edgephi.runtime.prepacked import GRAPH
@@ -116,17 +116,10 @@ class OnnxEngine:
         Args:
             scope: of the sequence.
         """
+        rope = "one" if self.rope_switch is None else "long" if read_fact(file, "rope") == "long" else "short"
+        saved = read_cache(file, self.key(rope), self._tensors, capacity=capacity, vocabulary=self.vocabulary)
         sequence = self.sequence(capacity, scope=scope)
-        ropes = ("one",) if self.rope_switch is None else ("short", "long")
-        for rope in ropes:
-            try:
-                saved = read_cache(file, self.key(rope), self._tensors, capacity=capacity, vocabulary=self.vocabulary)
-            except EngineError:
-                if rope == ropes[-1]:
-                    raise
-            else:
-                sequence.hold(saved.tokens, saved.tensors[KV], is_long=rope == "long")
-                break
+        sequence.hold(saved.tokens, saved.tensors[KV], is_long=rope == "long")
         return sequence
 
     def key(self, rope: str) -> dict[str, str]:

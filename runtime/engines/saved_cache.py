@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,12 +123,7 @@ def read_cache(
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(HEADER_LIMIT, size - 8):
-                raise _refused(file, "it is no saved cache, or was cut short")
-            header = parse_json(stream.read(length), where=file, error=EngineError, remedy=AGAIN)
-            if not isinstance(header, dict):
-                raise _refused(file, "its header holds no JSON object")
+            length, header = _header(file, stream, size)
             expected_digest = _require_key(file, header.get("__metadata__"), key)
             count = _token_count(file, header.get(TOKENS), capacity)
             parts = {TOKENS: CacheTensor(np.dtype(np.int32), (ROWS,)), **tensors}
@@ -154,6 +149,34 @@ def read_cache(
     except PromptError as problem:
         raise _refused(file, problem.what) from problem
     return SavedCache(tokens, arrays)
+
+
+def read_fact(file: Path, name: str) -> str | None:
+    """What a file says of itself under one name of its key, unchecked: to choose the key it is read with.
+
+    Raises:
+        EngineError: the file is missing, or no saved cache.
+    """
+    require_regular(file, EngineError, AGAIN)
+    try:
+        with file.open("rb") as stream:
+            _, header = _header(file, stream, os.fstat(stream.fileno()).st_size)
+    except OSError as problem:
+        raise unreadable(problem, file, EngineError, AGAIN) from problem
+    metadata = header.get("__metadata__")
+    value = metadata.get(f"key.{name}") if isinstance(metadata, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _header(file: Path, stream: BinaryIO, size: int) -> tuple[int, dict[str, object]]:
+    """The header, and how many bytes it takes."""
+    length = int.from_bytes(stream.read(8), "little")
+    if length > min(HEADER_LIMIT, size - 8):
+        raise _refused(file, "it is no saved cache, or was cut short")
+    header = parse_json(stream.read(length), where=file, error=EngineError, remedy=AGAIN)
+    if not isinstance(header, dict):
+        raise _refused(file, "its header holds no JSON object")
+    return length, header
 
 
 def _metadata(key: Mapping[str, str], digest: str) -> dict[str, str]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import edgephi
-from edgephi.errors import EngineError
+from edgephi.errors import EngineError, UsageError
 from edgephi.runtime import engines
 from edgephi.runtime.engines import ENGINES, EngineEntry, engine_for, engines_that
 from edgephi.runtime.engines.base import Abilities, Engine, KvSequence, cannot
 from edgephi.runtime.engines.genai import OgEngine, OgSequence
 from edgephi.runtime.engines.npu import NpuEngine
 from edgephi.runtime.engines.npu_sequence import NpuSequence
+from edgephi.runtime.engines.onnx import OnnxEngine, OnnxSequence
 from edgephi.runtime.model import load
 from tests import toy_engine
 from tests.tiny_phi import PHI_3, tiny_phi
@@ -28,6 +29,7 @@ def takes_engine(engine: type[Engine], sequence: type[KvSequence]) -> None:
 def test_every_engine_has_what_the_protocol_names() -> None:
     takes_engine(OgEngine, OgSequence)
     takes_engine(NpuEngine, NpuSequence)
+    takes_engine(OnnxEngine, OnnxSequence)
     for entry in ENGINES:
         module = entry.load()
         assert isinstance(module.ABILITIES, Abilities)
@@ -37,8 +39,18 @@ def test_every_engine_has_what_the_protocol_names() -> None:
 
 def test_each_provider_has_one_engine() -> None:
     assert engine_for("qnn").module.endswith(".npu")
-    for provider in ("cpu", "webgpu", "directml", "openvino"):
-        assert engine_for(provider).module.endswith(".genai")
+    assert engine_for("cpu").name == "onnx"
+    assert engine_for("cpu", shared_cache=False).name == "genai", "a graph that returns its cache anew"
+    for provider in ("webgpu", "directml", "openvino"):
+        assert engine_for(provider).name == "genai"
+
+
+def test_an_engine_can_be_asked_for_by_name(bundle: Path) -> None:
+    assert engine_for("cpu", asked="genai").name == "genai"
+    with pytest.raises(EngineError, match="npu does not run this bundle on cpu"):
+        load(bundle, engine="npu")
+    with pytest.raises(UsageError, match="no engine 'torch'"):
+        load(bundle, engine="torch")
 
 
 @pytest.mark.parametrize("verb", [field.name for field in fields(Abilities)])
@@ -57,7 +69,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_onnxruntime_genai_refuses_by_name_what_it_cannot(bundle: Path, tmp_path: Path) -> None:
-    with load(bundle) as model:
+    with load(bundle, engine="genai") as model:
         sequence = model.open_sequence(16)
         for attempt in (sequence.fork, lambda: sequence.save(tmp_path / "a.cache")):
             with pytest.raises(EngineError, match=r"onnxruntime-genai cannot (fork|save) a sequence") as refused:
