@@ -85,6 +85,11 @@ class Scheduler(Generic[Item, Result]):
             self._expected.discard(item)
             self._changed.notify_all()
 
+    def is_shared_with_others_than(self, item: Item) -> bool:
+        """Whether somebody else computes, or has lately taken part in a step."""
+        with self._changed:
+            return bool(self._waiting) or self._busy or bool(self._expected - {item})
+
     def _submit(self, job: _Job[Item, Result]) -> object:
         with self._changed:
             self._waiting.append(job)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue, RunOptions
 
 KV_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+VERIFIED = (2, 5, 9)
+"""Tokens of the runs that are compared with runs of one: kernels change with the number of rows."""
 KEPT_OUTPUTS = 32
 """Rows of logits up to which their memory is kept for the next run: drafts have a few, evaluation has hundreds."""
 
@@ -209,6 +211,26 @@ class _View:
         if rows <= KEPT_OUTPUTS:
             self._outputs[rows] = pair
         return pair
+
+
+def verifies_exactly(graph: DecoderGraph) -> bool:
+    """Whether a run of several tokens gives, for each, the logits of a run of that token alone, bit for bit."""
+    longest = max(VERIFIED)
+    prompt = np.arange(1, 9, dtype=np.int64)[None] % graph.vocabulary
+    tokens = (np.arange(longest, dtype=np.int64)[None] * 7 + 3) % graph.vocabulary
+    pool, start = KvPool(graph), prompt.shape[1]
+    pool.grow(1, start + longest, [])
+    try:
+        pool.run(0, prompt, [0])
+        singly = [pool.run(0, tokens[:, i : i + 1], [start + i])[0, -1].copy() for i in range(longest)]
+        for count in VERIFIED:
+            rows = np.arange(count, dtype=np.int64)
+            together = pool.run(0, tokens[:, :count], [start], rows=rows)[0]
+            if not np.array_equal(together, np.stack(singly[:count])):
+                return False
+    finally:
+        pool.free()
+    return True
 
 
 def _cache_names(kind: str, layers: int) -> list[str]:

@@ -23,7 +23,7 @@ from edgephi.runtime.prefix_cache import PrefixCache, PrefixStatistics, Rows
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
 
-    from edgephi.runtime.engines.onnx import OnnxSequence
+    from edgephi.runtime.engines.onnx_sequence import OnnxSequence
 
 Kind = tuple[bool, str | None]
 """Long rope or short, and the scope: what two sequences have in common that share a prefix."""

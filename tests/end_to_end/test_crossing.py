@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
 from edgephi.commands.console import statistics
-from edgephi.runtime.engines import onnx as engine_module
+from edgephi.runtime.engines import onnx_sequence as engine_module
 from edgephi.runtime.model import Model, load
 from tests.decoding import Decoder, distance, genai_tokens
 

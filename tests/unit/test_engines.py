@@ -16,7 +16,8 @@ from edgephi.runtime.engines.base import Abilities, Engine, KvSequence, cannot
 from edgephi.runtime.engines.genai import OgEngine, OgSequence
 from edgephi.runtime.engines.npu import NpuEngine
 from edgephi.runtime.engines.npu_sequence import NpuSequence
-from edgephi.runtime.engines.onnx import OnnxEngine, OnnxSequence
+from edgephi.runtime.engines.onnx import OnnxEngine
+from edgephi.runtime.engines.onnx_sequence import OnnxSequence
 from edgephi.runtime.model import load
 from tests import toy_engine
 from tests.tiny_phi import PHI_3, tiny_phi
