@@ -14,7 +14,7 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import BundleError, DeviceError, EngineError
-from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
@@ -33,7 +33,7 @@ ABILITIES = Abilities(rewind=True, fork=False, save=False, batch=False)
 TITLE = "onnxruntime-genai"
 
 
-def open_engine(request: OpenRequest) -> OgEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a graph; the errors are those of `OgEngine`."""
     return OgEngine(
         request.folder,
@@ -47,7 +47,7 @@ def open_engine(request: OpenRequest) -> OgEngine:
 
 
 class OgEngine:
-    """A graph and its weights in og; sequences share them.
+    """A graph and its weights in og (the `Engine` protocol); sequences share them.
 
     Args:
         folder: a bundle that was checked.

@@ -32,8 +32,8 @@ def open_session(
     """
     import onnxruntime
 
-    found = [entry for entry in register("qnn") if entry.kind == device]
-    if not found:
+    devices = [entry for entry in register("qnn") if entry.kind == device]
+    if not devices:
         raise DeviceError(
             f"this machine has no {'NPU' if device == 'npu' else 'NPU simulator'} that {QNN} knows",
             where=device,
@@ -45,7 +45,7 @@ def open_session(
     settings = load_options(htp_arch, soc_model)
     check_options("qnn", settings, graph.name)
     options = twin_options()
-    options.add_provider_for_devices([found[0].raw], settings)
+    options.add_provider_for_devices([devices[0].raw], settings)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry(SPINNING, "1" if spinning else "0")
     if shared:
