@@ -115,7 +115,7 @@ def require_placed(placed: Placement, graph: Path) -> None:
     if not placed.nodes_per_provider.get(name):
         raise _refused(f"{name} took none of the graph's nodes", graph)
     if placed.refused:
-        operators = ", ".join(f"{one.nodes} {one.op_type} ({one.why})" for one in placed.refused)
+        operators = ", ".join(f"{kept.nodes} {kept.op_type} ({kept.why})" for kept in placed.refused)
         raise _refused(f"{name} left nodes to the CPU: {operators}", graph)
 
 

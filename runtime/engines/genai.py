@@ -14,7 +14,7 @@ from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError, library_errors
 from edgephi.runtime.config import decode_file
-from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
 from edgephi.runtime.prepacked import SWITCH
 from edgephi.runtime.sampling import Chooser
@@ -38,7 +38,7 @@ def graph_file(graph: GraphEntry) -> str:
     return decode_file(graph)
 
 
-def open_engine(request: OpenRequest) -> OgEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a graph; the errors are those of `OgEngine`."""
     return OgEngine(
         request.folder,
@@ -52,7 +52,7 @@ def open_engine(request: OpenRequest) -> OgEngine:
 
 
 class OgEngine:
-    """A graph and its weights in og; sequences share them.
+    """A graph and its weights in og (the `Engine` protocol); sequences share them.
 
     Args:
         folder: a bundle that was checked.

@@ -19,7 +19,7 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.base import Abilities, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.engines.npu_checks import (
     Chip,
     NpuDevice,
@@ -45,7 +45,7 @@ def graph_file(graph: GraphEntry) -> str:
     return graph.file
 
 
-def open_engine(request: OpenRequest) -> NpuEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a bundle onto the NPU or the simulator that was chosen; the errors are those of `open_npu`."""
     choice = request.place.choice
     device: NpuDevice = "npu" if choice.kinds == ("npu",) else "npu-simulator"

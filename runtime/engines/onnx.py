@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError
-from edgephi.runtime.engines.base import Abilities, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slots
@@ -178,7 +178,7 @@ def graph_file(graph: GraphEntry) -> str:
     return graph.logit_rows or graph.last_row or graph.file
 
 
-def open_engine(request: OpenRequest) -> OnnxEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a bundle's CPU graph; see `EngineModule.open_engine`."""
     entry, manifest = request.place.choice.graph, request.manifest
     assert entry is not None, "the NPU's graphs are another engine's"

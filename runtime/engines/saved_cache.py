@@ -232,7 +232,7 @@ def _require_entries(file: Path, header: Mapping[str, object], expected: Mapping
 
 def _bytes(array: NDArray[Any]) -> memoryview:
     """Of a contiguous array its own memory, of another a copy's."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _refused(file: Path, what: str) -> EngineError:
