@@ -30,6 +30,7 @@ class Answer:
     """Computed again although they were in the KV cache, because the sequence crossed the length at which the model
     changes its rotary factors (LongRoPE)."""
     new_tokens: int
+    """Generated."""
     token_ids: tuple[int, ...]
     """Generated, the stop token included."""
     finish: Finish
@@ -42,6 +43,10 @@ class Answer:
     """Short name of the execution provider that computed its tokens."""
     prefill_provider: str = "cpu"
     """Of the one that computed the prompt."""
+    guessed_tokens: int = 0
+    """Of the answer, taken from the text before it and verified several in one run (prompt lookup)."""
+    accepted_tokens: int = 0
+    """Of those, the ones that the model would have chosen itself."""
     rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
@@ -175,6 +180,7 @@ class Stream(Iterator[str]):
         self._elapsed += seconds
         self._pieces.append(self._text.finish())
         count = len(self._ids)
+        guessed, accepted = self._sequence.guesses if self._sequence is not None else (0, 0)
         decode_s = self._elapsed - (self._first or 0.0)
         self._answer = Answer(
             text="".join(self._pieces),
@@ -189,6 +195,8 @@ class Stream(Iterator[str]):
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
+            guessed_tokens=guessed,
+            accepted_tokens=accepted,
             rejected=self._rejected,
         )
         self._sequence = None

@@ -12,9 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from edgephi.arguments import require_text
 from edgephi.devices.cache import cache_folder, require_writable
+from edgephi.devices.memory import installed_bytes
 from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.engines.base import KvSequence, common_prefix
+from edgephi.runtime.engines import engines_that
+from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
 from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
@@ -66,7 +69,71 @@ class Prefix:
         self.close()
 
 
-def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None) -> list[int]:
+class Beginnings:
+    """The kept prefixes of a model whose engine cannot share them: sequences, of which answers take forks."""
+
+    def __init__(self) -> None:
+        self._kept: list[KvSequence] = []
+
+    def keep(self, sequence: KvSequence) -> Callable[[], None]:
+        """Keep a sequence until the function that is returned is called."""
+        self._kept.append(sequence)
+
+        def release() -> None:
+            self._kept.remove(sequence)
+            sequence.close()
+
+        return release
+
+    def fork_for(self, prompt: Sequence[int]) -> KvSequence | None:
+        """A fork of the one that has most in common with a prompt, if any has something."""
+        best = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
+        return best.fork() if best is not None and common_prefix(best.tokens, prompt) else None
+
+
+def default_prefix_bytes() -> int:
+    """What a prefix cache takes where nobody says."""
+    return min(installed_bytes() // 16, 2 * 2**30)
+
+
+def make_prefix(
+    model: Model,
+    beginnings: Beginnings,
+    system: str | None,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, object]] | None,
+    *,
+    saved: bool,
+) -> Prefix:
+    """See `Model.prefix`."""
+    abilities = model.engine.abilities
+    if not (abilities.share or abilities.fork):
+        able = " and ".join(engines_that("fork"))
+        raise EngineError(
+            f"on {model.place.choice.provider} this model keeps no prefix",
+            remedy=f"Use a session, which keeps its own; of edgephi's engines {able} keep prefixes",
+        )
+    if system is not None:
+        require_text("system", system, "the system message as one text")
+        messages = [{"role": "system", "content": system}, *messages]
+    tokens = _prefix_tokens(model, messages, tools)
+    if len(tokens) >= model.context_length:
+        raise PromptError(
+            f"the beginning has {len(tokens):,} tokens and the model's context holds {model.context_length:,}",
+            remedy="Shorten it",
+        )
+    sequence, cost = _restore_or_compute(model, tokens, saved=saved)
+    if not abilities.share:
+        return Prefix(tokens, cost, beginnings.keep(sequence))
+    try:
+        return Prefix(tokens, cost, sequence.pin())
+    finally:
+        sequence.close()
+
+
+def _prefix_tokens(
+    model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None
+) -> list[int]:
     """The tokens that all conversations share that begin with these messages and tools.
 
     They are those of two conversations that go on with different letters, as far as these agree: how a template opens a
@@ -85,7 +152,7 @@ def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Map
     return tokens
 
 
-def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: str) -> tuple[KvSequence, PrefixCost]:
+def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tuple[KvSequence, PrefixCost]:
     """A sequence that holds the tokens.
 
     Args:
@@ -102,7 +169,7 @@ def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: s
     file = _file(model, tokens) if saved else None
     if file is not None and file.is_file():
         try:
-            sequence = model.engine.restore(file, capacity, scope=scope)
+            sequence = model.engine.restore(file, capacity, scope=SHARED)
         except EngineError:  # damaged, or of another version: it is written again
             with suppress(OSError):
                 file.unlink()
@@ -112,7 +179,7 @@ def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: s
                     os.utime(file)  # when it was used last
                 return sequence, PrefixCost(len(tokens), 0, True, perf_counter() - started)
             sequence.close()
-    sequence = model.engine.sequence(capacity, scope=scope)
+    sequence = model.engine.sequence(capacity, scope=SHARED)
     reused = sequence.reuse([*tokens, tokens[-1]])  # the last token is never reused, so there is one more
     sequence.prefill(tokens[reused:], lambda: False)
     if file is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.engines.base import SHARED, KvSequence
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 
@@ -82,7 +82,7 @@ class Session:
             needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
         if self._sequence is None:
-            self._sequence = self._model.open_sequence(needed, scope=SHARED)
+            self._sequence = self._model.answering_sequence(needed)
         return self._sequence
 
     def _drop_cache(self) -> None:

@@ -110,7 +110,7 @@ class OgEngine:
         if self._model is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> OgSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OgSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Raises:
@@ -192,6 +192,10 @@ class OgSequence:
     @property
     def recomputed(self) -> int:
         return self._recomputed
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        return 0, 0
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         require_in_vocabulary(tokens, self._vocabulary)

@@ -134,7 +134,7 @@ class NpuEngine:
         if not self._open:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> NpuSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> NpuSequence:
         """An empty sequence for `capacity` tokens; its KV cache has the graphs' fixed size.
 
         Raises:

@@ -114,6 +114,10 @@ class NpuSequence:
         """Rows beyond `tokens` mean nothing."""
         return self._opened()
 
+    @property
+    def guesses(self) -> tuple[int, int]:
+        return 0, 0
+
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         require_in_vocabulary(tokens, self._vocabulary)
         new = [*(() if self._pending is None else (self._pending,)), *tokens]

@@ -45,6 +45,7 @@ class OnnxEngine:
         rope_switch: longest sequence that takes the short rope, in a model with two.
         max_parallel: sequences that decode in one run; more can be open.
         prefix_bytes: of keys and values that are kept for prompts to come.
+        speculation: whether guessed tokens are verified together; None: where that changes no answer.
         key: of saved caches, without their rope; see `cache_key`.
     """
 
@@ -61,6 +62,7 @@ class OnnxEngine:
         max_parallel: int,
         prefix_bytes: int,
         key: Mapping[str, str],
+        speculation: bool | None = None,
     ) -> None:
         self._key = dict(key)
         self._tensors = {KV: CacheTensor(graph.kv_type, (2 * graph.layers, graph.kv_heads, ROWS, graph.head_dim))}
@@ -74,7 +76,8 @@ class OnnxEngine:
             prefix_bytes=prefix_bytes,
         )
         self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self.slots.step, max_parallel)
-        self._verifies_exactly: bool | None = None
+        self._speculation = speculation
+        self._may_verify: bool | None = None if speculation is None else speculation and graph.picks_rows
         self._line: deque[object] = deque()
         self._freed = threading.Condition()
         self._sequences: weakref.WeakSet[OnnxSequence] = weakref.WeakSet()
@@ -89,17 +92,18 @@ class OnnxEngine:
         if self._graph is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> OnnxSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OnnxSequence:
         """An empty sequence for `capacity` tokens. Its cache is taken when it is needed.
 
         Args:
             scope: `reuse` finds what sequences of the same scope left. None: nothing is found, and nothing is left.
+            speculate: guess tokens and verify them together, unless `speculation` says otherwise.
 
         Raises:
             EngineError: the engine is closed.
         """
         self.require_open()
-        sequence = OnnxSequence(self, capacity, scope)
+        sequence = OnnxSequence(self, capacity, scope, speculate=speculate and self._speculation is not False)
         self._sequences.add(sequence)
         return sequence
 
@@ -134,15 +138,15 @@ class OnnxEngine:
         return_freed_memory()
 
     @property
-    def verifies_exactly(self) -> bool:
-        """Whether a run of several tokens computes what runs of one do, bit for bit; measured when first asked.
+    def may_verify(self) -> bool:
+        """Whether guessed tokens are verified together: as asked, or where a run of several tokens computes bit for
+        bit what runs of one do.
 
-        It depends on the processor's kernels, and nothing promises it. Where it does not hold, an answer whose guessed
-        tokens are verified together can differ from one that is computed token by token.
+        That depends on the processor's kernels and nothing promises it, so it is measured when it is first asked.
         """
-        if self._verifies_exactly is None:
-            self._verifies_exactly = self.scheduler.alone(self._measure_verification)
-        return self._verifies_exactly
+        if self._may_verify is None:
+            self._may_verify = self.scheduler.alone(self._measure_verification)
+        return self._may_verify
 
     def _measure_verification(self) -> bool:
         graph = self._graph
@@ -199,5 +203,6 @@ def open_engine(request: OpenRequest) -> Engine:
         rope_switch=manifest.model.rope_switch,
         max_parallel=request.max_parallel,
         prefix_bytes=request.prefix_bytes,
+        speculation=request.speculation,
         key=cache_key(manifest, "onnx", kv_type=opened.kv_type.name),
     )

@@ -43,7 +43,7 @@ class OnnxSequence:
         entering: the token a step computes, and how many come before it.
     """
 
-    def __init__(self, engine: OnnxEngine, capacity: int, scope: str | None) -> None:
+    def __init__(self, engine: OnnxEngine, capacity: int, scope: str | None, *, speculate: bool = False) -> None:
         self._engine: OnnxEngine | None = engine
         self._scope = scope
         self.capacity = capacity
@@ -59,7 +59,7 @@ class OnnxSequence:
         self._recomputed = 0
         self._interrupted = False
         self._running: RunOptions | None = None
-        self._lookup: PromptLookup | None = None
+        self._lookup = PromptLookup() if speculate else None
         self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
         """Guessed tokens at the end of the cache, and the logits behind each."""
         self._drafted, self._draft_s = 0, 0.0
@@ -72,13 +72,9 @@ class OnnxSequence:
     def recomputed(self) -> int:
         return self._recomputed
 
-    def speculate(self) -> None:
-        """Verify guessed tokens together from now on, where the engine does and nobody else is computing."""
-        self._lookup = PromptLookup()
-
     @property
     def guesses(self) -> tuple[int, int]:
-        """Tokens that were guessed, and those of them that were right."""
+        """Tokens that were guessed since the last `reuse`, and those of them that were right."""
         return (0, 0) if self._lookup is None else (self._lookup.drafted, self._lookup.accepted)
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
@@ -230,7 +226,7 @@ class OnnxSequence:
                 most = min(most, engine.rope_switch - start - 1)
             guess = lookup.draft([*self._tokens, token], most)
         started = perf_counter()
-        if not guess or not engine.verifies_exactly:
+        if not guess or not engine.may_verify:
             self.entering = token, start
             self._logits = engine.scheduler.step(self)
             if lookup is not None:
