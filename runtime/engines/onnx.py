@@ -145,12 +145,13 @@ class OnnxEngine:
         That depends on the processor's kernels and nothing promises it, so it is measured when it is first asked.
         """
         if self._may_verify is None:
-            self._may_verify = self.scheduler.alone(self._measure_verification)
+            self._may_verify = self.measure_verification()
         return self._may_verify
 
-    def _measure_verification(self) -> bool:
+    def measure_verification(self) -> bool:
+        """Whether a run of several tokens computes bit for bit what runs of one do, on this machine."""
         graph = self._graph
-        return graph is not None and graph.picks_rows and verifies_exactly(graph)
+        return graph is not None and graph.picks_rows and self.scheduler.alone(lambda: verifies_exactly(graph))
 
     def wait_for_slot(self, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
         """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled."""
