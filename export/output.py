@@ -18,8 +18,8 @@ from pathlib import Path
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.contents import READ_BY_NAME
 from edgephi.errors import EdgephiError, OutputError, SourceError
+from edgephi.export.journal import JOURNAL, Journal, write_refusal
 from edgephi.export.lock import locked
-from edgephi.export.weights.data_file import JOURNAL, Journal, write_refusal
 from edgephi.files import is_link, refuse_path, unreadable
 
 _NAMES = READ_BY_NAME | {MANIFEST}

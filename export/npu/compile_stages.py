@@ -13,12 +13,12 @@ from edgephi.bundle import NpuProof, NpuStage
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.errors import DeviceError
 from edgephi.export.calibrate.layer import layer_weights
+from edgephi.export.journal import Journal
 from edgephi.export.npu.compile import Compiled, compile_stage
 from edgephi.export.npu.compile_pair import compile_pair
 from edgephi.export.npu.pipeline_config import stage_file
 from edgephi.export.npu.static_graph import Stage
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import Journal
 
 if TYPE_CHECKING:
     import onnx_ir as ir

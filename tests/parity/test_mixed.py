@@ -17,8 +17,8 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
 from edgephi.quantize import BlockFormat
