@@ -24,6 +24,8 @@ from edgephi.files import is_link, refuse_path, unreadable
 
 _NAMES = READ_BY_NAME | {MANIFEST}
 _ENDINGS = (".onnx", ".onnx.data", ".onnx_adapter")
+GRAPH_ALLOWANCE = 32 * 2**20
+"""Disk for graph, tokenizer and configuration, on top of the weights."""
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
 _NO_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[ .]$')

@@ -12,7 +12,7 @@ import pytest
 
 import edgephi
 from edgephi.export.journal import JOURNAL, Journal
-from edgephi.export.pipeline import Progress
+from edgephi.export.options import Progress
 from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import Layout, StoredTensor
 from tests.tiny_phi import PHI_3, tiny_phi
