@@ -99,17 +99,6 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             forget_tokens(folder)
         if mix and tokens is not None:
             forget_sensitivities(folder)
-        manifest = make_manifest(
-            plan.checkpoint,
-            architecture,
-            layout,
-            recipe,
-            folder,
-            job.source_files(),
-            describe_text(text, tokens) if text and tokens is not None else None,
-            plan.parameters,
-            tuple(one.entry for one in variants),
-            mix,
-            tokenizer=plan.tokenizer_facts,
-        )
-        return job.finish(manifest)
+        calibration = describe_text(text, tokens) if text and tokens is not None else None
+        graph_entries = tuple(one.entry for one in variants)
+        return job.finish(make_manifest(job, plan, layout, calibration=calibration, graphs=graph_entries))

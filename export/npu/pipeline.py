@@ -103,9 +103,8 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
             planned,
             build,
             target,
-            folder,
+            job,
             work,
-            journal,
             lambda stage: job.report(_stage_bytes(stage, decoder)),
             shared=share_weights,
         )
@@ -115,7 +114,7 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
         shutil.rmtree(work)
         if tokens is not None:
             forget_tokens(folder)
-        record = describe_text(text, tokens) if text and tokens is not None else None
+        calibration = describe_text(text, tokens) if text and tokens is not None else None
         facts = NpuFacts(
             target=target.name,
             numerics=numerics,
@@ -132,20 +131,7 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
             token_graph=stage_file(tokens_on_cpu) if tokens_on_cpu else None,
             shares_weights=share_weights,
         )
-        manifest = make_manifest(
-            plan.checkpoint,
-            architecture,
-            layout,
-            recipe,
-            folder,
-            job.source_files(),
-            record,
-            plan.parameters,
-            (),
-            npu=facts,
-            tokenizer=plan.tokenizer_facts,
-        )
-        return job.finish(manifest)
+        return job.finish(make_manifest(job, plan, layout, calibration=calibration, npu=facts))
 
 
 def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:

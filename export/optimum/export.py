@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
-import edgephi
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file
+from edgephi.bundle import GraphEntry, Manifest, ModelFacts, WeightRecipe
 from edgephi.bundle import Recipe as RecipeRecord
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
@@ -22,11 +21,10 @@ from edgephi.export.families.config_keys import check_traced
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.genai_config import GRAPH_FILE, write_genai_config
 from edgephi.export.job import start_job
-from edgephi.export.manifest import LIBRARIES
+from edgephi.export.manifest import assemble_manifest
 from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
 from edgephi.export.optimum.traced_decoder import Ports, read_ports
 from edgephi.export.options import ExportOptions
-from edgephi.export.output import bundle_files
 from edgephi.export.tokenizer.files import require_vocabulary
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.tokenizer.genai import compare_with_genai
@@ -70,7 +68,8 @@ def export_via_optimum(options: ExportOptions) -> Manifest:
         UnsupportedModelError: optimum-onnx does not export the model, or its graph is not one onnxruntime-genai runs.
         EdgephiError: as for any other export; nothing is left behind.
     """
-    versions, recipe = _installed_versions(), options.recipe
+    _require_extra()
+    recipe = options.recipe
     checkpoint = open_source(options.source, options.revision)
     if checkpoint.folder is None:
         raise UsageError(
@@ -101,18 +100,15 @@ def export_via_optimum(options: ExportOptions) -> Manifest:
             write_weights(weights, folder / DATA_FILE, job.threads, job.report)
         write_genai_config(decoder, tokenizer, folder, position_ids=ports.position_ids, shared_cache=False)
         write_tokenizer(tokenizer, folder)
-        manifest = Manifest(
-            edgephi=edgephi.__version__,
-            exporter="optimum",
-            versions=versions,
-            source=Source(
-                kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=job.source_files()
-            ),
+        manifest = assemble_manifest(
+            job,
+            checkpoint,
             model=_facts(decoder, weights),
             recipe=_recipe_record(recipe, weights),
             graphs=(GraphEntry(device="cpu", file=GRAPH_FILE, computes_in="float32"),),
             tokenizer=tokenizer_facts,
-            files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
+            exporter="optimum",
+            libraries=EXTRA,
         )
         return job.finish(manifest)
 
@@ -127,11 +123,12 @@ def _require_loadable(graph: Path) -> None:
     )
 
 
-def _installed_versions() -> dict[str, str]:
+def _require_extra() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return {name: version(name) for name in (*LIBRARIES, *EXTRA)}
+        for name in EXTRA:
+            version(name)
     except PackageNotFoundError as error:
         raise UsageError(
             f"--via optimum needs {error.name}, which is not installed",
