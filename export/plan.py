@@ -15,6 +15,7 @@ from edgephi.export.calibrate.text import CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants
+from edgephi.export.options import unused_text
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer.genai import compare_with_genai
@@ -66,7 +67,7 @@ def make_plan(
     seed: int,
     integers: bool = False,
 ) -> Plan:
-    """Open a source and decide. The arguments are those of `edgephi.export.pipeline.export`.
+    """Open a source and decide. The arguments are those of `edgephi.export_model`.
 
     Args:
         integers: for w4a16, into which nothing is carried over and whose ranges need a text.
@@ -105,14 +106,6 @@ def make_plan(
         variants,
         text,
         mix,
-    )
-
-
-def unused_text() -> UsageError:
-    """The error for a calibration text that nothing would read."""
-    return UsageError(
-        "only GPTQ and a budget need a calibration text",
-        remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
     )
 
 

@@ -14,7 +14,7 @@ from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.bundle import NpuFacts
-    from edgephi.export.pipeline import Progress
+    from edgephi.export.options import Progress
 
 
 def export(
@@ -125,7 +125,7 @@ def export(
 
     started = time.perf_counter()
     with exporting() as on_progress:
-        manifest = edgephi.export(
+        manifest = edgephi.export_model(
             source,
             output,
             precision=precision,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.calibrate.gptq import pack_calibrated, takes_gptq
+from edgephi.export.journal import Journal
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
 from edgephi.export.weights.lpbq_storage import write_lpbq
 from edgephi.export.weights.pack import Report, pack_weights, weight_source_bytes

@@ -83,21 +83,8 @@ def make_recipe(
     rotation_seed: int | None = None,
     head_bits: int = 8,
 ) -> Recipe:
-    """The recipe a precision stands for.
-
-    Raises:
-        UsageError: a block size the operator does not have, bits for the head that are neither 4 nor 8, or 4 for the
-            head where linear weights have others.
-    """
-    if block_size not in (16, 32, 64, 128, 256):
-        raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
+    """The recipe a precision stands for; `export/options.py` refuses what does not exist."""
     eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
-    if quantize == "gptq" and precision != "int4":
-        raise UsageError("GPTQ makes int4 bundles", remedy="Leave --quantize out, or --precision")
-    if head_bits not in (4, 8):
-        raise UsageError(f"a head of {head_bits} bits does not exist", remedy="Choose 4 or 8")
-    if head_bits == 4 and precision != "int4":
-        raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
