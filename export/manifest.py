@@ -28,7 +28,7 @@ from edgephi.export.output import bundle_files
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.weights.layout import ITEM_BYTES, Layout, Recipe
 from edgephi.export.weights.repack import BESIDE, is_finer
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
 """Libraries whose version can change the bytes of a bundle."""

@@ -19,7 +19,7 @@ from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table
 from edgephi.devices.memory import peak_resident_bytes
 from edgephi.errors import UsageError
 from edgephi.export.families.published import PUBLISHED
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.layout import Allocator, Layout, Recipe, place_matrix, plan_storage
 from edgephi.export.weights.repack import carried_types
-from edgephi.quantize import BlockFormat, Choice, allocate
+from edgephi.quantize.allocate import Choice, allocate
+from edgephi.quantize.formats import BlockFormat
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)

@@ -19,8 +19,8 @@ from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import StoredMatrix
 from edgephi.export.weights.pack import Report, weight_source_bytes, write_quantized
 from edgephi.export.weights.transforms import read_slice
-from edgephi.quantize import gptq
 from edgephi.quantize.gptaq import compensate
+from edgephi.quantize.gptq import gptq
 
 VALUES_AT_ONCE = 1 << 26
 """Of the head, fitted together: 256 MB, and as much for what they shall become. Each time costs a factorization."""

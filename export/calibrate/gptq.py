@@ -25,9 +25,9 @@ from edgephi.export.weights.layout import Layout, StoredMatrix
 from edgephi.export.weights.lpbq_storage import read_lpbq, write_lpbq
 from edgephi.export.weights.pack import Report, pack_weights, round_matrix, weight_source_bytes, write_quantized
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, gptq
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize
 from edgephi.quantize.gptaq import compensate
-from edgephi.quantize.gptq import gptq_lpbq
+from edgephi.quantize.gptq import gptq, gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight
 from edgephi.quantize.per_channel import quantize_rows
 

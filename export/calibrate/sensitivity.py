@@ -36,7 +36,8 @@ from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.half_range import block_scales, scale_exponent, typical_scale
 from edgephi.export.weights.pack import Report, weight_source_bytes
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 Float32 = NDArray[np.float32]
 

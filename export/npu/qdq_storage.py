@@ -21,7 +21,7 @@ from edgephi.export.weights.layout import Allocator, Layout, Recipe, StoredMatri
 from edgephi.export.weights.lpbq_storage import write_lpbq
 from edgephi.export.weights.pack import Report, pack_weights, weight_source_bytes
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows
 

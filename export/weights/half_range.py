@@ -21,7 +21,7 @@ from edgephi.export.checkpoint.tensors import read_rows, weight_slices
 from edgephi.export.spec import Architecture, Ones, ScaledColumns, TensorRef, Weight
 from edgephi.export.weights.layout import DType, Layout, StoredMatrix
 from edgephi.export.weights.transforms import VALUES_AT_ONCE, fold_values, mixes_rows, read_weight
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 
 Float32 = NDArray[np.float32]
 

@@ -28,7 +28,7 @@ from edgephi.export.weights.repack import (
     is_finer,
     mean_columns,
 )
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 Quantize = Literal["auto", "rtn", "gptq"]

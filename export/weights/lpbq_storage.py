@@ -6,7 +6,7 @@ import numpy as np
 
 from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import StoredMatrix
-from edgephi.quantize import pack_nibbles, unpack_nibbles
+from edgephi.quantize.formats import pack_nibbles, unpack_nibbles
 from edgephi.quantize.lpbq import LpbqWeight
 
 

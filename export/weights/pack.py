@@ -22,7 +22,8 @@ from edgephi.export.weights.half_range import require_half_scales, require_half_
 from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
 from edgephi.export.weights.repack import carry_over
 from edgephi.export.weights.transforms import mixes_rows, read_slice, read_weight
-from edgephi.quantize import QuantizedWeight, round_to_nearest
+from edgephi.quantize.formats import QuantizedWeight
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 VALUES_PER_SLICE = 2 * 2**20
 """8 MB of float32: several cache sizes, so that reads stay long, and small beside the interpreter's own 100 MB."""

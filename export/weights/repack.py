@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from edgephi.errors import WeightError
 from edgephi.export.checkpoint.tensors import read_raw_rows
 from edgephi.export.spec import TensorRef, Weight
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, pack_nibbles, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize, pack_nibbles
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 BLOCK = 32
 CARRIED = BlockFormat(bits=4, block_size=BLOCK, symmetric=True)

@@ -28,7 +28,7 @@ from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
 from edgephi.export.weights.layout import Layout, make_recipe, plan_storage
 from edgephi.export.weights.rotation import rotate_architecture
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import QuantizedWeight, dequantize
+from edgephi.quantize.formats import QuantizedWeight, dequantize
 from tests.decoding import Decoder, build_graph, build_graph_of, distance
 from tests.quantized import EIGHT, decoded, four
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi

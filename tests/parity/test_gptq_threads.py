@@ -26,7 +26,8 @@ from edgephi.export.calibrate.gptq import pack_with_gptq
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.calibrate.self_text import sample_text
 from edgephi.export.weights.layout import make_recipe, plan_storage
-from edgephi.quantize import BlockFormat, gptq
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.gptq import gptq
 from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 folder = Path(sys.argv[2])

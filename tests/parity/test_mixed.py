@@ -21,7 +21,7 @@ from edgephi.export.spec import Architecture
 from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized
 

@@ -26,7 +26,7 @@ from edgephi.export.graph.moe import sparse_mixer
 from edgephi.export.spec import Experts
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.layout import Layout, expert_format, make_recipe, plan_storage
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance
 

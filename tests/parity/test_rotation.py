@@ -25,7 +25,7 @@ from edgephi.export.weights.layout import make_recipe, plan_storage
 from edgephi.export.weights.pack import source_bytes
 from edgephi.export.weights.rotation import rotate_architecture
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import random_rotation
+from edgephi.quantize.hadamard import random_rotation
 from tests.decoding import Decoder, build_graph_of, distance
 from tests.parity.reference_phi3small import forward, random_weights
 from tests.parity.test_phi3small import BASE, token_ids, used, write_checkpoint

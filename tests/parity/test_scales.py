@@ -214,7 +214,7 @@ def test_carried_over_blocks_mean_what_they_mean_in_the_file(
     """Their scales are float16 in the file already; what is added for offsets has scales of its own."""
     from edgephi.export.checkpoint.gguf import read_gguf_header
     from edgephi.export.weights.repack import BLOCK, carry_over, mean_columns
-    from edgephi.quantize import dequantize
+    from edgephi.quantize.formats import dequantize
 
     checkpoint = rescaled(fixtures / "llama-gqa", tmp_path / "c", factor)
     path = write_gguf(checkpoint, tmp_path / "m.gguf", quantization)

@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgephi.quantize import BlockFormat, Choice, allocate
+from edgephi.quantize.allocate import Choice, allocate
+from edgephi.quantize.formats import BlockFormat
 
 FOUR, EIGHT = BlockFormat(4, 32, False), BlockFormat(8, 32, True)
 

@@ -23,7 +23,7 @@ from edgephi.export.weights.repack import (
     is_finer,
     mean_columns,
 )
-from edgephi.quantize import dequantize
+from edgephi.quantize.formats import dequantize
 
 Float32 = NDArray[np.float32]
 

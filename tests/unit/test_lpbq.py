@@ -12,10 +12,11 @@ from edgephi.errors import QuantizationError, WeightError
 from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import StoredMatrix, StoredTensor
 from edgephi.export.weights.lpbq_storage import read_lpbq, write_lpbq
-from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
-from edgephi.quantize.gptq import gptq_lpbq
+from edgephi.quantize.formats import BlockFormat, dequantize
+from edgephi.quantize.gptq import gptq, gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 
 def gaussian(rows: int, columns: int) -> NDArray[np.float32]:
