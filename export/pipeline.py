@@ -28,7 +28,7 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, FileEntry, Manifest, NpuNumerics, 
 from edgephi.devices.hexagon import hexagon_target
 from edgephi.errors import SourceError, UsageError
 from edgephi.export.calibrate.budget import Mix, make_budget, settle
-from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens, require_text_file
 from edgephi.export.checkpoint.source import require_revision
@@ -40,13 +40,15 @@ from edgephi.export.graph.rope_switch import write_long_rope_adapter
 from edgephi.export.graph.variants import computing_in_half, plan_variants, require_devices
 from edgephi.export.manifest import make_manifest
 from edgephi.export.output import check_apart, check_disk, check_output, staged
-from edgephi.export.plan import Plan, make_plan, unused_text
+from edgephi.export.plan import ExportPlan, make_plan, unused_text
 from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
-from edgephi.export.weights.layout import Layout, Precision, Quantize, Recipe, make_recipe
-from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.pack import source_bytes, weight_source_bytes
+from edgephi.export.weights.recipe import Precision, Recipe, make_recipe
 from edgephi.files import no_system_errors, refuse_path
+from edgephi.quantize.registry import AUTO, ROUNDING, may_need_inputs, quantizer_words
 
 GRAPH_ALLOWANCE = 32 * 2**20
 """Disk for graph, tokenizer and configuration, on top of the weights."""
@@ -68,7 +70,7 @@ def export(
     precision: Precision = "int4",
     block_size: int = 32,
     accuracy_level: int = 4,
-    quantize: Quantize = "auto",
+    quantize: str = AUTO,
     bits: float | None = None,
     target_size: str | int | None = None,
     revision: str | None = None,
@@ -133,7 +135,7 @@ def export(
     """
     _check_types(source, output, revision, calibration, devices, on_progress)
     require_choice("precision", precision, get_args(Precision))
-    require_choice("quantize", quantize, get_args(Quantize))
+    require_choice("quantize", quantize, quantizer_words())
     require_choice("via", via, ("edgephi", "optimum"))
     if npu_numerics is not None:
         require_choice("npu_numerics", npu_numerics, get_args(NpuNumerics))
@@ -172,14 +174,14 @@ def export(
         require_devices(devices)
     if via == "optimum":
         plain = budget is None and text is None and recipe.head is None and not rotate
-        if set(devices) != {"cpu"} or quantize == "gptq" or not plain:
+        if set(devices) != {"cpu"} or quantize not in (AUTO, ROUNDING) or not plain:
             raise UsageError(
                 "optimum's graph is for the CPU, and its weights are only rounded",
                 remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
                 "out, or --via",
             )
     if text is not None:
-        if npu is None and budget is None and (precision != "int4" or quantize == "rtn"):
+        if npu is None and budget is None and (precision != "int4" or not may_need_inputs(quantize)):
             raise unused_text()
         require_text_file(text)
     require_revision(source, revision)
@@ -226,7 +228,7 @@ def _check_types(
 
 
 def _carry_out(
-    plan: Plan, output: Path, force: bool, devices: Sequence[str], on_progress: Callable[[Progress], None] | None
+    plan: ExportPlan, output: Path, force: bool, devices: Sequence[str], on_progress: Callable[[Progress], None] | None
 ) -> Manifest:
     architecture, recipe, layout, variants = plan.architecture, plan.recipe, plan.layout, plan.variants
     mix, text = plan.mix, plan.text
@@ -266,11 +268,7 @@ def _carry_out(
             for file in (one.file, one.last_row_file)
             if file is not None
         ]
-        if recipe.quantize == "gptq":
-            assert tokens is not None
-            pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, threads, reporter)
-        else:
-            pack_weights(architecture, layout, folder / DATA_FILE, journal, threads, reporter)
+        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, threads, reporter)
         for graph in graphs:
             graph.result()
         if tokens is not None:

@@ -68,7 +68,7 @@ def states_bytes(spec: DecoderSpec, weights: int) -> int:
 
 
 @dataclass
-class _Progress:
+class _Measurement:
     """How far the measurement has come; what is in the folder behind every layer."""
 
     folder: Path
@@ -168,7 +168,7 @@ def measure_sensitivities(
             report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
             _forget_states(folder)
             return {name: tuple(errors) for name, errors in measured.items()}
-    so_far = _Progress(folder, journal)
+    so_far = _Measurement(folder, journal)
     so_far.load((len(tokens[0, :TOKENS]), architecture.spec.hidden_size), names)
     report(sum(weight_source_bytes(architecture.weights[name]) for name in so_far.errors))
     for layer in range(so_far.layer, architecture.spec.layers):

@@ -15,8 +15,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import edgephi
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
-from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.bundle import (
+    GraphEntry,
+    Manifest,
+    ModelFacts,
+    RecipeRecord,
+    Source,
+    WeightRecipe,
+    describe_file,
+    write_manifest,
+)
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.checkpoint.config import Config
@@ -33,7 +41,7 @@ from edgephi.export.tokenizer.files import require_vocabulary
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.layout import Recipe
+from edgephi.export.weights.recipe import Recipe
 from edgephi.graph_file import check_graph
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")

@@ -172,7 +172,7 @@ def _is_open(matrix: StoredMatrix, half: str | None) -> bool:
     """Whether the matrix has scales that could be multiplied, or that a float16 graph reads."""
     if matrix.format is None or matrix.scales is None or matrix.channel_scales is not None:
         return False
-    return half is not None or (matrix.scales.dtype == "float16" and not matrix.carried)
+    return half is not None or (matrix.scales.dtype == "float16" and not matrix.repacked)
 
 
 def _require_values(weight: Weight) -> None:

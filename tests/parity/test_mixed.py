@@ -19,8 +19,9 @@ from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.spec import Architecture
 from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
+from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized
