@@ -74,7 +74,7 @@ def make_manifest(
         recipe=RecipeRecord(
             precision=recipe.precision,
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
-            quantize=_quantization_choice(layout, recipe),
+            quantize=quantization_choice(layout, recipe),
             rotation_seed=recipe.rotation_seed,
             budget=_budget(mix) if mix else None,
             weights=_weight_recipes(architecture, layout, mix),
@@ -87,7 +87,7 @@ def make_manifest(
     )
 
 
-def _quantization_choice(layout: Layout, recipe: Recipe) -> QuantizationChoice | None:
+def quantization_choice(layout: Layout, recipe: Recipe) -> QuantizationChoice | None:
     """What was asked for, what came of it and why; None where there are no 4-bit weights."""
     if recipe.decision is None:
         return None

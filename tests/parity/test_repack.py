@@ -128,3 +128,20 @@ def test_auto_fits_where_blocks_cannot_stay_what_they_are(fixtures: Path, tmp_pa
     stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1")))
     picked = [decide(RECIPE, stored, False, repack=repack).quantize for repack in (True, False)]
     assert picked == ["auto", "gptq"]
+
+
+def test_the_manifest_counts_what_is_repacked_and_what_gets_8_bits(fixtures: Path, tmp_path: Path) -> None:
+    from edgephi.export.manifest import quantization_choice
+
+    def said(types: dict[str, str]) -> tuple[str, str]:
+        file = tmp_path / f"{len(types)}.gguf"
+        stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", file, "Q4_1", other_types=types)))
+        choice = quantization_choice(plan_storage(stored, RECIPE), decide(RECIPE, stored, False))
+        assert choice is not None
+        return choice.picked, choice.reason
+
+    assert said({}) == ("carried over", "the source holds every linear weight in 4-bit blocks of 32")
+    assert said({"attn_v": "Q8_0", "attn_output": "F16"}) == (
+        "carried over, the rest rounded to nearest",
+        "the source holds 4 of 8 linear weights in 4-bit blocks of 32, and 2 in more bits, which get 8",
+    )
