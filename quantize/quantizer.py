@@ -48,7 +48,7 @@ class Quantizer(Protocol):
         few tokens reach, are rounded."""
 
     def writes(self, fmt: Format) -> bool:
-        """Whether it can write a format. What it cannot write, of 8 bits for instance, is rounded."""
+        """Whether it can write a format. It is asked for weights of 4 bits; those of 8 are rounded whatever it says."""
 
     def describe(self, fmt: Format) -> str:
         """What the manifest says of the weights it wrote in a format."""

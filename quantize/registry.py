@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """No quantizer: `export/plan.py` chooses one, or keeps what the source holds in 4 bits."""
 ROUNDING = "rtn"
-"""Takes every weight that the chosen quantizer leaves: 8-bit ones, and experts where it needs inputs."""
+"""Takes every weight that the chosen quantizer leaves: those of 8 bits, and experts where it needs inputs."""
 FITTING = "gptq"
 """What `auto` takes where it has the time: of all ways measured it loses least at a size."""
 

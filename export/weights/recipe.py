@@ -130,12 +130,14 @@ def require_written(name: str, fmt: BlockFormat | LpbqFormat) -> None:
 def decided_by(recipe: Recipe, weight: Weight, fmt: Format | None) -> str:
     """The name of the quantizer that decides the codes of a weight in this format.
 
-    The recipe's quantizer decides linear weights and the head in formats that it writes. The embedding is rounded; so
-    are experts where the quantizer needs inputs, for each is reached by few tokens.
+    The recipe's quantizer decides linear weights and the head where they have 4 bits, in formats that it writes. What
+    has 8 bits is rounded, which is good enough; so are experts where the quantizer needs inputs, for each is reached by
+    few tokens.
     """
     chosen = quantizer(recipe.quantizer)
+    four_bits = isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
     meant = weight.role == "linear" or weight.name == HEAD or (weight.role == "expert" and not chosen.needs_inputs)
-    return chosen.name if meant and fmt is not None and chosen.writes(fmt) else ROUNDING
+    return chosen.name if four_bits and meant and chosen.writes(fmt) else ROUNDING
 
 
 def repacks_any(recipe: Recipe, architecture: Architecture) -> bool:
