@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
+from typing import Literal
 
 import edgephi
 from edgephi.bundle import (
     BudgetFacts,
     CalibrationText,
-    FileEntry,
     GraphEntry,
     Manifest,
     ModelFacts,
@@ -23,7 +23,9 @@ from edgephi.bundle import (
 )
 from edgephi.export.calibrate.budget import Mix, describe_names
 from edgephi.export.calibrate.sensitivity import MEASURE
+from edgephi.export.job import Job
 from edgephi.export.output import bundle_files
+from edgephi.export.plan import ExportPlan
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.weights.layout import ITEM_BYTES, Layout
 from edgephi.export.weights.recipe import Recipe
@@ -34,28 +36,60 @@ LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "gguf", "tokenizers")
 """Libraries whose version can change the bytes of a bundle."""
 
 
-def make_manifest(
+def assemble_manifest(
+    job: Job,
     checkpoint: Checkpoint,
-    architecture: Architecture,
-    layout: Layout,
-    recipe: Recipe,
-    folder: Path,
-    source_files: tuple[FileEntry, ...],
-    calibration: CalibrationText | None,
-    parameters: int,
+    *,
+    model: ModelFacts,
+    recipe: RecipeRecord,
     graphs: tuple[GraphEntry, ...],
-    mix: Mix | None = None,
+    tokenizer: TokenizerFacts,
     npu: NpuFacts | None = None,
-    tokenizer: TokenizerFacts | None = None,
+    exporter: Literal["edgephi", "optimum"] = "edgephi",
+    libraries: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
+    """The manifest of a folder whose files are all in place but for edgephi.json.
+
+    Args:
+        libraries: installed distributions that decide its bytes, beside `LIBRARIES`.
+    """
     from importlib.metadata import version
 
-    spec = architecture.spec
     return Manifest(
         edgephi=edgephi.__version__,
-        versions={name: version(name) for name in (*LIBRARIES, *(("onnxruntime-qnn",) if npu else ()))},
-        source=Source(kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files),
+        exporter=exporter,
+        versions={name: version(name) for name in (*LIBRARIES, *libraries)},
+        source=Source(
+            kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=job.source_files()
+        ),
+        model=model,
+        recipe=recipe,
+        graphs=graphs,
+        npu=npu,
+        tokenizer=tokenizer,
+        files=tuple(describe_file(job.folder, path.name) for path in bundle_files(job.folder)),
+    )
+
+
+def make_manifest(
+    job: Job,
+    plan: ExportPlan,
+    layout: Layout,
+    *,
+    calibration: CalibrationText | None,
+    graphs: tuple[GraphEntry, ...] = (),
+    npu: NpuFacts | None = None,
+) -> Manifest:
+    """The manifest of a plan that was carried out, but for edgephi.json.
+
+    Args:
+        layout: the one that was used; of a mix it is not the plan's.
+    """
+    architecture, recipe, mix = plan.architecture, plan.recipe, plan.mix
+    spec = architecture.spec
+    return assemble_manifest(
+        job,
+        plan.checkpoint,
         model=ModelFacts(
             family=spec.family,
             hidden_size=spec.hidden_size,
@@ -68,7 +102,7 @@ def make_manifest(
             context_length=spec.context_length,
             sliding_window=spec.sliding_window,
             tied_embedding=spec.tied_embedding,
-            parameters=parameters,
+            parameters=plan.parameters,
             rope_switch=spec.long_rope.switch if spec.long_rope is not None else None,
         ),
         recipe=RecipeRecord(
@@ -82,8 +116,8 @@ def make_manifest(
         ),
         graphs=graphs,
         npu=npu,
-        tokenizer=tokenizer,
-        files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
+        tokenizer=plan.tokenizer_facts,
+        libraries=("onnxruntime-qnn",) if npu else (),
     )
 
 

@@ -15,6 +15,7 @@ from edgephi.export.calibrate.text import CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants
+from edgephi.export.options import unused_text
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer.genai import compare_with_genai
@@ -24,7 +25,7 @@ from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
 from edgephi.export.weights.repack import repackable_types
 from edgephi.export.weights.rotation import rotate_architecture
-from edgephi.quantize.registry import AUTO, FITTING, QUANTIZERS, ROUNDING, quantizer
+from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, quantizer
 
 FITTED_UP_TO = 1_000_000_000
 """Parameters up to which `auto` fits float weights to a text: minutes on two cores. Beyond, it has to be asked for."""
@@ -69,7 +70,7 @@ def make_plan(
     seed: int,
     integers: bool = False,
 ) -> ExportPlan:
-    """Open a source and decide. The arguments are those of `edgephi.export.pipeline.export`.
+    """Open a source and decide. The arguments are those of `edgephi.export_model`.
 
     Args:
         integers: for w4a16, into which nothing is repacked and whose ranges need a text.
@@ -108,15 +109,6 @@ def make_plan(
         variants,
         text,
         mix,
-    )
-
-
-def unused_text() -> UsageError:
-    """The error for a calibration text that nothing would read."""
-    names = [name for name in QUANTIZERS if quantizer(name).needs_inputs]
-    return UsageError(
-        f"only {', '.join(quantizer(name).title for name in names)} and a budget need a calibration text",
-        remedy=f"Add --quantize {' or '.join(names)}, --bits or --target-size, or leave the text out",
     )
 
 

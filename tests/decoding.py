@@ -15,8 +15,8 @@ from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import cpu_opset, plan_variants
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
 from edgephi.export.weights.recipe import Precision, Recipe, make_recipe

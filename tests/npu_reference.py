@@ -18,11 +18,11 @@ from edgephi.export.calibrate.text import CalibrationSource, calibration_tokens
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import npu_decoder, stages
 from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import embedding_graph, head_graph
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
 from edgephi.export.weights.recipe import make_recipe

@@ -15,11 +15,11 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.export.calibrate.text import calibration_tokens
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
 from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import INPUT_IDS, Stage, embedding_graph, head_graph, hidden_name
 from edgephi.export.plan import ExportPlan
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import Report, pack_weights
 

@@ -121,7 +121,7 @@ def _export(source: Path, folder: Path) -> Path:
     from edgephi.commands.export import exporting
 
     with exporting() as on_progress:
-        edgephi.export(source, folder, force=True, on_progress=on_progress)
+        edgephi.export_model(source, folder, force=True, on_progress=on_progress)
     return folder
 
 

@@ -15,7 +15,7 @@ from edgephi.quantize.registry import AUTO, FITTING, QUANTIZERS, ROUNDING, quant
 
 if TYPE_CHECKING:
     from edgephi.bundle import NpuFacts
-    from edgephi.export.pipeline import Progress
+    from edgephi.export.options import Progress
 
     Method = str
 else:
@@ -130,7 +130,7 @@ def export(
 
     started = time.perf_counter()
     with exporting() as on_progress:
-        manifest = edgephi.export(
+        manifest = edgephi.export_model(
             source,
             output,
             precision=precision,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,9 +16,6 @@ from edgephi.quantize.allocate import StorageOption, allocate
 from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.registry import FITTING
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -29,34 +25,6 @@ class Budget:
     """Stored bits of all matrices over published parameters, as `Manifest.bits_per_weight` counts."""
     bytes: int | None
     """Of `model.onnx.data`."""
-
-
-def make_budget(bits: float | None, target_size: str | int | None) -> Budget | None:
-    """The budget of an export's arguments; None where none is given.
-
-    Raises:
-        UsageError: both are given, or one makes no sense.
-    """
-    if bits is None and target_size is None:
-        return None
-    if bits is not None and target_size is not None:
-        raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
-    if bits is not None and not 0 < bits <= 32:
-        raise UsageError(f"{bits:g} bits a weight make no sense", remedy="Choose between 4 and 9, such as --bits 4.5")
-    return Budget(bits, None if target_size is None else parse_size(target_size))
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of "105MB", "2.2 GB", "100MiB" or a plain number; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
-
-    Raises:
-        UsageError: it is no size.
-    """
-    match = _SIZE.fullmatch(str(text).strip())
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or not float(match[1]):
-        raise UsageError(f"{text!r} is no size", remedy="Write it like 105MB, 2.2GB or 100MiB")
-    return int(float(match[1]) * unit)
 
 
 @dataclass(frozen=True)

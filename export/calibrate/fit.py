@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from edgephi.export.calibrate.fitted_head import pack_head
 from edgephi.export.calibrate.layer import LayerGraph, layer_weights
 from edgephi.export.calibrate.streams import LayerInputs, gather
+from edgephi.export.journal import Journal
 from edgephi.export.spec import HEAD, Architecture, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.layout import Layout, StoredMatrix
 from edgephi.export.weights.pack import Report, pack_weights, quantize_matrix, weight_source_bytes

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from edgephi.export.calibrate.float_model import end_of_model
 from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import Architecture, DecoderSpec
-from edgephi.export.weights.data_file import Journal, write_refusal
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.half_range import block_scales, scale_exponent, typical_scale
 from edgephi.export.weights.pack import Report, weight_source_bytes

@@ -15,12 +15,12 @@ from edgephi.bundle import NpuNumerics
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import Journal
 from edgephi.export.npu.decoder import NpuDecoder
 from edgephi.export.npu.encodings import measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import Stage, stage_graph
-from edgephi.export.weights.data_file import Journal
 from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.pack import Report
 from edgephi.export.weights.recipe import Recipe

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from edgephi.errors import UnsupportedModelError
 from edgephi.export.calibrate.fit import is_fitted, pack_fitted
+from edgephi.export.journal import Journal
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import Allocator, Layout, StoredMatrix, initializer_name, rope_tables
 from edgephi.export.weights.pack import Report, pack_weights, quantize_matrix, weight_source_bytes
 from edgephi.export.weights.recipe import Recipe, decided_by, require_written

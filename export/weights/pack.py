@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from edgephi.errors import WeightError
 from edgephi.export.checkpoint.tensors import require_finite, weight_slices
 from edgephi.export.families.rope import rope_table
+from edgephi.export.journal import Journal
 from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.half_range import require_half_vector, to_half
 from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
 from edgephi.export.weights.repack import repack

@@ -74,28 +74,11 @@ def make_recipe(
     rotation_seed: int | None = None,
     head_bits: int = 8,
 ) -> Recipe:
-    """The recipe a precision stands for.
-
-    Raises:
-        UsageError: a block size the operator does not have, a quantizer that cannot write the weights, bits for the
-            head that are neither 4 nor 8, or 4 for the head where linear weights have others.
-    """
-    if block_size not in (16, 32, 64, 128, 256):
-        raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
+    """The recipe a precision stands for; `export/options.py` refuses what does not exist."""
     eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
-    if quantize not in (AUTO, ROUNDING) and precision != "int4":
-        raise UsageError(
-            f"{quantizer(quantize).title} makes int4 bundles", remedy="Leave --quantize out, or --precision"
-        )
-    if head_bits not in (4, 8):
-        raise UsageError(f"a head of {head_bits} bits does not exist", remedy="Choose 4 or 8")
-    if head_bits == 4 and precision != "int4":
-        raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
     match precision:
         case "int4":
             linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
-            if quantize != AUTO:
-                require_written(quantize, linear)
             return Recipe(
                 precision,
                 linear,
@@ -137,7 +120,7 @@ def decided_by(recipe: Recipe, weight: Weight, fmt: Format | None) -> str:
     chosen = quantizer(recipe.quantizer)
     four_bits = isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
     meant = weight.role == "linear" or weight.name == HEAD or (weight.role == "expert" and not chosen.needs_inputs)
-    return chosen.name if four_bits and meant and chosen.writes(fmt) else ROUNDING
+    return chosen.name if fmt is not None and four_bits and meant and chosen.writes(fmt) else ROUNDING
 
 
 def repacks_any(recipe: Recipe, architecture: Architecture) -> bool:

@@ -16,10 +16,10 @@ from edgephi.export.calibrate.fit import group, pack_decoder
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import npu_decoder
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
-from edgephi.export.pipeline import Progress
-from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.options import Progress
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import source_bytes
 from edgephi.export.weights.recipe import make_recipe

@@ -15,6 +15,7 @@ from edgephi.benchmarks.studies.npu_stages import UncompiledStages
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import NpuNumerics
 from edgephi.export.npu.pipeline import export_for_npu
+from edgephi.export.options import ExportOptions
 from edgephi.export.plan import make_plan
 from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.model import load
@@ -70,7 +71,8 @@ def test_it_answers_on_the_simulator(
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
     # a short cache: the simulator attends to every row of it
     target = replace(X_ELITE, cache_rows=WINDOW)
-    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, quantize), target, numerics=numerics)
+    options = ExportOptions(smollm2_gguf, tmp_path / "npu", quantize=quantize, npu_numerics=numerics)
+    export_for_npu(options, target)
     with load(tmp_path / "npu", "snapdragon-x-elite") as model:
         said = model.chat(f"What is the capital of {country}?", max_new_tokens=7).result()
     assert capital in said.text

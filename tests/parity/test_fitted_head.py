@@ -23,8 +23,9 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import HEAD, Architecture
-from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture

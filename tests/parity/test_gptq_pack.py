@@ -14,7 +14,7 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
-from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import source_bytes
 from edgephi.export.weights.recipe import make_recipe
@@ -64,7 +64,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import tests.parity.test_gptq_pack as case
-from edgephi.export.weights.data_file import Journal
+from edgephi.export.journal import Journal
 add = Journal.add
 def add_and_wait(journal, name, *vouched):
     add(journal, name, *vouched)

@@ -19,7 +19,7 @@ from pathlib import Path
 if sys.argv[3] == "one":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 import numpy as np
-from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.families import describe
 from edgephi.export.calibrate.fit import pack_decoder

@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import UsageError
-from edgephi.export.calibrate.budget import Budget, describe_names, make_budget, parse_size, plan_mix, settle
+from edgephi.export.calibrate.budget import Budget, describe_names, plan_mix, settle
 from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.journal import JOURNAL, Journal
+from edgephi.export.options import ExportOptions, parse_size
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
 from edgephi.export.weights.recipe import Recipe, make_recipe
@@ -184,7 +185,7 @@ def test_what_is_no_size_is_an_error(text: str) -> None:
 
 def test_two_budgets_are_an_error() -> None:
     with pytest.raises(UsageError, match="two budgets"):
-        make_budget(4.5, "105MB")
+        ExportOptions("source", "output", bits=4.5, target_size="105MB").validate()
 
 
 def test_names_are_grouped() -> None:

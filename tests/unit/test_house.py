@@ -99,6 +99,25 @@ def test_nobody_imports_the_commands() -> None:
             assert not {name for name in imports_of(file) if name.startswith("edgephi.commands")}, file
 
 
+EXPORTERS = {
+    "edgephi.export.pipeline": PROJECT / "export" / "pipeline.py",
+    "edgephi.export.npu": PROJECT / "export" / "npu",
+    "edgephi.export.optimum": PROJECT / "export" / "optimum",
+}
+
+
+@pytest.mark.parametrize("exporter", sorted(EXPORTERS))
+def test_exporters_know_nothing_of_each_other(exporter: str) -> None:
+    """And nobody else in `export/` knows any of them, but for the function that chooses one."""
+    api = PROJECT / "export" / "api.py"
+    assert any(covered(module, {exporter}) for module in imports_of(api)), f"{api} offers no {exporter}"
+    own = EXPORTERS[exporter]
+    for file in (PROJECT / "export").rglob("*.py"):
+        if file not in (own, api) and not file.is_relative_to(own):
+            wrong = {module for module in imports_of(file) if covered(module, {exporter})}
+            assert not wrong, f"{file.relative_to(PROJECT)} imports {sorted(wrong)}"
+
+
 def modules_after(code: str) -> set[str]:
     program = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -134,7 +153,7 @@ def test_import_edgephi_takes_under_300_ms() -> None:
 
 def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Path) -> None:
     loaded = modules_after(
-        "import edgephi.export.pipeline, edgephi.runtime.model\n"
+        "import edgephi.export.api, edgephi.export.pipeline, edgephi.runtime.model\n"
         "from pathlib import Path\n"
         "from edgephi.export.families import describe\n"
         "from edgephi.export.checkpoint.safetensors import open_folder\n"
