@@ -10,7 +10,7 @@ from edgephi.bundle import Manifest, NpuNumerics
 from edgephi.errors import SourceError
 from edgephi.export.options import ExportOptions, Progress
 from edgephi.export.output import check_apart, check_output
-from edgephi.export.weights.layout import Precision, Quantize
+from edgephi.export.weights.recipe import Precision
 from edgephi.files import no_system_errors
 
 
@@ -22,7 +22,7 @@ def export_model(
     precision: Precision = "int4",
     block_size: int = 32,
     accuracy_level: int = 4,
-    quantize: Quantize = "auto",
+    quantize: str = "auto",
     bits: float | None = None,
     target_size: str | int | None = None,
     revision: str | None = None,

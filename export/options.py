@@ -29,8 +29,10 @@ from edgephi.export.calibrate.budget import Budget
 from edgephi.export.calibrate.text import require_text_file
 from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.graph.variants import require_devices
-from edgephi.export.weights.layout import Precision, Quantize, Recipe, make_recipe
+from edgephi.export.weights.recipe import Precision, Recipe, make_recipe, require_written
 from edgephi.files import refuse_path
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.registry import AUTO, QUANTIZERS, ROUNDING, may_need_inputs, quantizer, quantizer_words
 
 Exporter = Literal["edgephi", "optimum"]
 
@@ -58,7 +60,7 @@ class ExportOptions:
     precision: Precision = "int4"
     block_size: int = 32
     accuracy_level: int = 4
-    quantize: Quantize = "auto"
+    quantize: str = AUTO
     bits: float | None = None
     target_size: str | int | None = None
     revision: str | None = None
@@ -94,7 +96,7 @@ class ExportOptions:
         if options.via == "optimum":
             options._require_traced()
         if options.calibration_file is not None:
-            rounded = options.precision != "int4" or options.quantize == "rtn"
+            rounded = options.precision != "int4" or not may_need_inputs(options.quantize)
             if target is None and options.budget is None and rounded:
                 raise unused_text()
             require_text_file(options.calibration_file)
@@ -139,7 +141,7 @@ class ExportOptions:
         if self.on_progress is not None and not callable(self.on_progress):
             raise wrong("on_progress", self.on_progress, "a function that takes a Progress")
         require_choice("precision", self.precision, get_args(Precision))
-        require_choice("quantize", self.quantize, get_args(Quantize))
+        require_choice("quantize", self.quantize, quantizer_words())
         require_choice("via", self.via, get_args(Exporter))
         if self.npu_numerics is not None:
             require_choice("npu_numerics", self.npu_numerics, get_args(NpuNumerics))
@@ -175,8 +177,12 @@ class ExportOptions:
 
     def _require_agreement(self) -> None:
         """Options that every exporter has, with each other."""
-        if self.quantize == "gptq" and self.precision != "int4":
-            raise UsageError("GPTQ makes int4 bundles", remedy="Leave --quantize out, or --precision")
+        if self.quantize not in (AUTO, ROUNDING) and self.precision != "int4":
+            raise UsageError(
+                f"{quantizer(self.quantize).title} makes int4 bundles", remedy="Leave --quantize out, or --precision"
+            )
+        if self.quantize != AUTO and self.precision == "int4":
+            require_written(self.quantize, BlockFormat(4, self.block_size, symmetric=False))
         if self.head_bits == 4 and self.precision != "int4":
             raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
         if self.bits is not None and self.target_size is not None:
@@ -211,7 +217,7 @@ class ExportOptions:
     def _require_traced(self) -> None:
         """Options that graphs traced by optimum have."""
         plain = self.budget is None and self.calibration is None and self.head_bits == 8 and not self.rotate
-        if set(self.devices) != {"cpu"} or self.quantize == "gptq" or not plain:
+        if set(self.devices) != {"cpu"} or self.quantize not in (AUTO, ROUNDING) or not plain:
             raise UsageError(
                 "optimum's graph is for the CPU, and its weights are only rounded",
                 remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
@@ -236,7 +242,8 @@ def parse_size(text: str | int) -> int:
 
 def unused_text() -> UsageError:
     """The error for a calibration text that nothing would read."""
+    names = [name for name in QUANTIZERS if quantizer(name).needs_inputs]
     return UsageError(
-        "only GPTQ and a budget need a calibration text",
-        remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
+        f"only {', '.join(quantizer(name).title for name in names)} and a budget need a calibration text",
+        remedy=f"Add --quantize {' or '.join(names)}, --bits or --target-size, or leave the text out",
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
 from edgephi.export.calibrate.budget import settle
-from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.graph.block_sparse import prefill_chunk
@@ -23,7 +23,7 @@ from edgephi.export.output import GRAPH_ALLOWANCE
 from edgephi.export.plan import make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
-from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.weights.pack import source_bytes, weight_source_bytes
 
 
 def export_own_graphs(options: ExportOptions) -> Manifest:
@@ -87,11 +87,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             for one in variants
             for rows, file in one.files.items()
         ]
-        if recipe.quantize == "gptq":
-            assert tokens is not None
-            pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report)
-        else:
-            pack_weights(architecture, layout, folder / DATA_FILE, journal, job.threads, job.report)
+        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report)
         for graph in graphs:
             graph.result()
         if tokens is not None:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.half_scales import STEP, is_coarse
+from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
+from edgephi.quantize.per_channel import quantize_rows
+from edgephi.quantize.quantizer import Format, Statistics, StoredWeight
 
 Floats = NDArray[np.float32]
 
@@ -246,3 +249,33 @@ def _dot(a: Floats, b: Floats) -> Floats:
     """Per-block dot products."""
     result: Floats = np.einsum("ij,ij->j", a, b)
     return result
+
+
+class _RoundToNearest:
+    """Rounding as a quantizer: every format, and nothing to calibrate."""
+
+    name = "rtn"
+    title = "rounded to nearest"
+    needs_inputs = False
+
+    def writes(self, fmt: Format) -> bool:
+        return True
+
+    def describe(self, fmt: Format) -> str:
+        if isinstance(fmt, BlockFormat):
+            return "round to nearest, scale searched"
+        if isinstance(fmt, LpbqFormat):
+            return "round to nearest, scale searched, scales of two levels"
+        return "round to nearest"
+
+    def quantize(
+        self, weight: Floats, fmt: Format, statistics: Statistics | None, *, name: str, half_scales: bool
+    ) -> StoredWeight:
+        if isinstance(fmt, BlockFormat):
+            return round_to_nearest(weight, fmt, name, half_scales=half_scales)
+        if isinstance(fmt, LpbqFormat):
+            return quantize_lpbq(weight, fmt, name=name)
+        return quantize_rows(weight, name=name)
+
+
+RTN = _RoundToNearest()

@@ -17,8 +17,9 @@ from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import cpu_opset, plan_variants
 from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.weights.layout import Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import Precision, Recipe, make_recipe
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:

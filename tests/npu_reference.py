@@ -23,8 +23,9 @@ from edgephi.export.npu.decoder import npu_decoder, stages
 from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import embedding_graph, head_graph
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.layout import Quantize, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
@@ -75,7 +76,7 @@ def cpu_stages(
     folder: Path,
     target: HexagonTarget = X_ELITE,
     numerics: NpuNumerics = "float16",
-    quantize: Quantize = "rtn",
+    quantize: str = "rtn",
 ) -> CpuStages:
     """The graphs that `edgephi export --device` compiles, from the same blocks."""
     decoder = npu_decoder(describe(open_folder(source)), target)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from edgephi.benchmarks.compare_runtimes.results import Peer
 from edgephi.errors import UsageError
-from edgephi.export.weights.layout import Quantize
 
 CHILDREN = Path(__file__).parent / "children"
 PEERS: tuple[Peer, ...] = ("llama.cpp", "builder", "openvino", "transformers")
@@ -20,7 +19,7 @@ PEERS: tuple[Peer, ...] = ("llama.cpp", "builder", "openvino", "transformers")
 class Way(NamedTuple):
     """Arguments of edgephi's export."""
 
-    quantize: Quantize
+    quantize: str
     block_size: int
     head_bits: int = 8
 

@@ -21,7 +21,6 @@ from time import perf_counter
 from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport, measure
-from edgephi.export.weights.layout import Quantize
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import Model
 
@@ -48,7 +47,7 @@ class Way:
     """One export: the folder's name, and what differs from the defaults of `edgephi.export`."""
 
     name: str
-    quantize: Quantize = "auto"
+    quantize: str = "auto"
     block_size: int = 32
     rotate: bool = False
     target_size: int | None = None

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from edgephi.errors import UsageError
 from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.layout import Allocator, Layout, Recipe, place_matrix, plan_storage
-from edgephi.export.weights.repack import carried_types
-from edgephi.quantize import BlockFormat, Choice, allocate
+from edgephi.export.weights.layout import Allocator, Layout, place_matrix, plan_storage
+from edgephi.export.weights.recipe import Recipe
+from edgephi.export.weights.repack import repackable_types
+from edgephi.quantize.allocate import StorageOption, allocate
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.registry import FITTING
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Mix:
 
     budget: Budget
     weights: tuple[str, ...]
-    """Linear weights whose format is open; what is carried over has its format, and so have experts."""
+    """Linear weights whose format is open; what is repacked has its format, and so have experts."""
     smallest: Layout
     spare: int
     """Bytes the budget leaves on top of the smallest layout."""
@@ -45,14 +48,14 @@ def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
     open_weights = {
         name: weight
         for name, weight in architecture.weights.items()
-        if weight.role == "linear" and not (recipe.carries_over and carried_types(weight))
+        if weight.role == "linear" and not (recipe.repacks and repackable_types(weight))
     }
     sizes = {name: [stored_bytes(weight, fmt, recipe) for fmt in LADDER] for name, weight in open_weights.items()}
     formats = {name: LADDER[each.index(min(each))] for name, each in sizes.items()}
     smallest = plan_storage(architecture, recipe, formats)
     spare = _limit(architecture, budget) - _used(smallest, budget)
     if spare < 0:
-        raise _too_small(architecture, budget, smallest, carried=len(open_weights) < _linear(architecture))
+        raise _too_small(architecture, budget, smallest, repacked=len(open_weights) < _linear(architecture))
     return Mix(budget, tuple(open_weights), smallest, spare)
 
 
@@ -60,7 +63,7 @@ def settle(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensiti
     """The layout that keeps to the budget and errs least, by the errors that were measured."""
     choices = {
         name: [
-            Choice(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
+            StorageOption(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
             for fmt, error in zip(LADDER, errors[name], strict=True)
         ]
         for name in mix.weights
@@ -117,9 +120,9 @@ def _linear(architecture: Architecture) -> int:
     return sum(1 for weight in architecture.weights.values() if weight.role == "linear")
 
 
-def _too_small(architecture: Architecture, budget: Budget, smallest: Layout, *, carried: bool) -> UsageError:
+def _too_small(architecture: Architecture, budget: Budget, smallest: Layout, *, repacked: bool) -> UsageError:
     used = _used(smallest, budget)
-    otherwise = ", or --quantize gptq, for weights that are carried over keep their size" if carried else ""
+    otherwise = f", or --quantize {FITTING}, for weights that are carried over keep their size" if repacked else ""
     if budget.bytes is not None:
         least = f"{math.ceil(used / 1e5) / 10:.1f}MB"
         what = f"{budget.bytes:,} bytes are too few for this model, which takes {used:,} at least"

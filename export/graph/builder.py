@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
-from edgephi.export.weights.repack import MeanColumns
+from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
+from edgephi.export.weights.recipe import Recipe
+from edgephi.export.weights.repack import OffsetColumns
 from edgephi.export.weights.row_slices import matrix_rows, tensor_rows
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class GraphBuilder:
     ) -> ir.Value:
         assert matrix.format is not None and matrix.scales is not None
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
-        if matrix.means is not None:
-            value = self._with_block_means(name, value, matrix.means, matrix.format.block_size)
+        if matrix.offsets is not None:
+            value = self._with_block_means(name, value, matrix.offsets, matrix.format.block_size)
         inputs = [value, self.stored(matrix.codes), self.scales(matrix), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -185,8 +186,8 @@ class GraphBuilder:
         }
         return self.op("MatMulNBits", f"{name}/MatMulNBits", inputs, attributes, MS, output)
 
-    def _with_block_means(self, name: str, value: ir.Value, added: MeanColumns, block_size: int) -> ir.Value:
-        """The inputs, and for each digit the means of their blocks and zeros; once for all readers of a value."""
+    def _with_block_means(self, name: str, value: ir.Value, added: OffsetColumns, block_size: int) -> ir.Value:
+        """The inputs, and for each set of offsets the means of their blocks and zeros; once for all readers."""
         if value not in self._with_means:
             means = self._block_means(f"{name}/block_means", value, block_size)
             parts = [value]

@@ -19,7 +19,8 @@ from edgephi.export.graph.layer import decoder_layers
 from edgephi.export.graph.norms import add_and_norm
 from edgephi.export.graph.positions import positions
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,14 +60,15 @@ def build_graph(
         where = replace(where, rows=inputs[-1])
     hidden, update = decoder_layers(emit, spec, embed(emit, spec, token_ids), caches, where)
     _, normed = add_and_norm(emit, spec, "norm", hidden, update)
-    picked, count = None, {"all": "sequence_length", "last": 1, "chosen": "logit_rows"}[logit_rows]
+    rows: dict[LogitRows, str | int] = {"all": "sequence_length", "last": 1, "chosen": "logit_rows"}
+    picked = None
     if logit_rows == "last":
         normed = last_rows(emit, token_ids, where, normed)
     elif logit_rows == "chosen":
         picked = emit.int64(LOGIT_ROWS, [-1])
         picked.shape = ir.Shape(["logit_rows"])  # of what a run gives; nothing is -1, the last token
         normed = emit.op("Gather", "/lm_head/rows/Gather", [normed, picked], {"axis": 1})
-    logits = emit.port("logits", ["batch_size", count, spec.vocabulary_size])
+    logits = emit.port("logits", ["batch_size", rows[logit_rows], spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)
     inputs += [value for cache in caches.values() for value in (cache.past_key, cache.past_value)]
     # an input that is an initializer as well may be left out

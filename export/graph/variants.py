@@ -18,7 +18,8 @@ from edgephi.export.graph.builder import OPSET
 from edgephi.export.graph.decoder import LogitRows
 from edgephi.export.graph.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 GELU_OPSET = 20
 """ONNX has the operator since this version."""

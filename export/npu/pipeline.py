@@ -25,8 +25,9 @@ from edgephi.export.output import GRAPH_ALLOWANCE
 from edgephi.export.plan import make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
-from edgephi.export.weights.layout import Layout, Recipe, plan_storage
+from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.weights.recipe import Recipe
 
 COMPUTES = "the NPU's graphs compute"
 """In float16 between layers, norms and embeddings included, whatever the weights are; for messages."""

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, WeightRecipe
-from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.bundle import GraphEntry, Manifest, ModelFacts, RecipeRecord, WeightRecipe
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.checkpoint.config import Config
@@ -29,7 +28,7 @@ from edgephi.export.tokenizer.files import require_vocabulary
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.layout import Recipe
+from edgephi.export.weights.recipe import Recipe
 from edgephi.graph_file import check_graph
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")

@@ -188,15 +188,13 @@ def open_engine(request: OpenRequest) -> Engine:
     entry, manifest = request.place.choice.graph, request.manifest
     assert entry is not None, "the NPU's graphs are another engine's"
     name = graph_file(entry)
-    graph, expected = request.folder / name, request.hashes[name]
-    if request.prepacked is not None:
-        graph, expected = request.prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
+    packed = request.prepacked  # runtime/prepacked.py compares it with its own record
     opened = DecoderGraph(
-        graph,
-        expected,
+        request.folder / name if packed is None else packed / GRAPH,
+        request.hashes[name] if packed is None else None,
         threads=request.threads,
         spinning=request.place.choice.spinning.on,
-        packed=request.prepacked is not None,
+        packed=packed is not None,
     )
     return OnnxEngine(
         opened,

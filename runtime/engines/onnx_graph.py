@@ -71,7 +71,7 @@ class DecoderGraph:
     @property
     def bytes_per_token(self) -> int:
         """Of the KV cache."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize
+        return int(2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize)
 
     def close(self) -> None:
         """Free the weights."""

@@ -171,7 +171,7 @@ class Slots:
         logits = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options)[0, -1]
         place.tokens[start:] = tokens
         place.used = time.monotonic()
-        return logits.astype(np.float32)  # a copy: the memory is that of the next run
+        return np.array(logits, np.float32)  # a copy: the memory is that of the next run
 
     def verify(self, slot: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """As `prefill`, with logits [tokens, vocabulary] of all of them."""
@@ -180,7 +180,7 @@ class Slots:
         logits = self._pool.run(slot, ids, [start], rows=rows, long_rope=place.kind[0])[0]
         place.tokens[start:] = tokens
         place.used = time.monotonic()
-        return logits.astype(np.float32)
+        return np.array(logits, np.float32)
 
     def step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
         """One token for each sequence, `OnnxSequence.entering`; logits [vocabulary] each.

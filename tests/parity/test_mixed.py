@@ -20,9 +20,10 @@ from edgephi.export.graph.decoder import write_graph
 from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.options import ExportOptions, parse_size
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
-from edgephi.quantize import BlockFormat
+from edgephi.export.weights.recipe import Recipe, make_recipe
+from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized
 

@@ -18,7 +18,8 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.variants import plan_variants
-from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import Recipe, make_recipe
 from tests.decoding import Decoder, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 

@@ -12,8 +12,9 @@ from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import rotate_whole_heads
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import make_recipe
 from tests.decoding import Decoder, distance
 
 

@@ -21,7 +21,7 @@ from edgephi.bundle import GraphEntry
 from edgephi.devices.providers import DeviceInfo
 from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.ort import session_options
 from edgephi.runtime import probe
 from edgephi.runtime.engines.genai_settings import require_device

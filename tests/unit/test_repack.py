@@ -16,14 +16,14 @@ from edgephi.export.spec import Part, TensorRef, Weight
 from edgephi.export.weights.repack import (
     BLOCK,
     GROUP,
-    MeanColumns,
-    carried_types,
-    carry_over,
+    OffsetColumns,
     decode_blocks,
-    is_finer,
-    mean_columns,
+    has_higher_bits,
+    offset_columns,
+    repack,
+    repackable_types,
 )
-from edgephi.quantize import dequantize
+from edgephi.quantize.formats import dequantize
 
 Float32 = NDArray[np.float32]
 
@@ -66,14 +66,14 @@ def raw(ref: TensorRef) -> NDArray[np.uint8]:
     return np.frombuffer(ref.file.read_bytes()[7:], np.uint8).reshape(ROWS, -1)
 
 
-def with_means(inputs: Float32, added: MeanColumns) -> Float32:
-    """What the graph multiplies with: inputs, then for each digit the means of their blocks and zeros."""
+def with_means(inputs: Float32, added: OffsetColumns) -> Float32:
+    """What the graph multiplies with: inputs, then for each set of offsets the means of their blocks and zeros."""
     means = inputs.reshape(len(inputs), -1, BLOCK).mean(axis=-1)
     return np.concatenate([inputs, *(np.pad(means, ((0, 0), (0, zeros))) for zeros in added.zeros)], axis=1)
 
 
-def added_to(storage: str, columns: int) -> MeanColumns:
-    found = mean_columns((storage,), columns)
+def added_to(storage: str, columns: int) -> OffsetColumns:
+    found = offset_columns((storage,), columns)
     assert found is not None
     return found
 
@@ -90,8 +90,8 @@ def test_blocks_taken_apart_mean_what_the_gguf_package_says(storage: str, tmp_pa
 @pytest.mark.parametrize("columns", [32, 576])
 def test_q4_0_is_exact_to_the_last_bit(columns: int, tmp_path: Path) -> None:
     ref, expected = random_tensor(tmp_path, "Q4_0", columns)
-    assert mean_columns(("Q4_0",), columns) is None
-    packed = carry_over(ref, 0, ROWS, None, np.float16)
+    assert offset_columns(("Q4_0",), columns) is None
+    packed = repack(ref, 0, ROWS, None, np.float16)
     assert packed.scales.astype(np.float16).astype(np.float32).tobytes() == packed.scales.tobytes()
     np.testing.assert_array_equal(dequantize(packed), expected)
 
@@ -106,11 +106,11 @@ def test_products_with_inputs_and_means_are_those_of_the_decoded_weight(
     ref, expected = random_tensor(tmp_path, storage, columns, like_weights=True)
     added = added_to(storage, columns)
     scale_type = np.float16 if storage == "Q4_1" else np.float32
-    packed = carry_over(ref, 0, ROWS, added, scale_type)
+    packed = repack(ref, 0, ROWS, added, scale_type)
     weight = dequantize(replace(packed, scales=packed.scales.astype(scale_type).astype(np.float32)))
     inputs = np.random.default_rng(1).standard_normal((64, columns)).astype(np.float32)
     product, wanted = with_means(inputs, added) @ weight.T, inputs @ expected.T
-    # a digit leaves a sixteenth of offsets that are themselves at most half a step of the codes
+    # a set in 4 bits leaves a sixteenth of offsets that are themselves at most half a step of the codes
     assert relative(product - wanted, wanted) < (0.01 if len(added.zeros) == 1 else 0.0007)
     # without the offsets, what is left is blocks with whole zero points
     assert relative(inputs @ weight[:, :columns].T - wanted, wanted) > 0.05
@@ -129,7 +129,7 @@ def test_offsets_that_no_zero_point_reaches_are_as_exact_as_the_largest_of_their
     minima = rng.uniform(0, 0.2, len(blocks)).astype(np.float16)
     blocks[:, :4] = np.stack([scales, minima], axis=1).view(np.uint8)
     ref, expected = write_tensor(tmp_path, "Q4_1", blocks, 18 * BLOCK)
-    packed = carry_over(ref, 0, ROWS, added_to("Q4_1", 18 * BLOCK), np.float16)
+    packed = repack(ref, 0, ROWS, added_to("Q4_1", 18 * BLOCK), np.float16)
     values = dequantize(packed)
     offsets = values[:, 18 * BLOCK :][:, :18] / BLOCK
     error = values[:, : 18 * BLOCK].reshape(ROWS, 18, BLOCK) + offsets[..., None] - expected.reshape(ROWS, 18, BLOCK)
@@ -144,18 +144,18 @@ def test_offsets_that_no_zero_point_reaches_are_as_exact_as_the_largest_of_their
         (576, (14,)),  # another block would be a twentieth more
         (1536, (16, 16)),
         (2048, (0, 0)),
-        (3072, (32,)),  # the hundredth block, too little for three more of second digits
+        (3072, (32,)),  # the hundredth block, too little for three more of a second set
         (8192, (0,)),
     ],
 )
-def test_zeros_fill_blocks_and_groups_of_four_and_second_digits_take_the_room(
+def test_zeros_fill_blocks_and_groups_of_four_and_a_second_set_takes_the_room(
     columns: int, zeros: tuple[int, ...]
 ) -> None:
-    assert added_to("Q4_1", columns) == MeanColumns(columns // BLOCK, zeros)
+    assert added_to("Q4_1", columns) == OffsetColumns(columns // BLOCK, zeros)
 
 
 @pytest.mark.parametrize("columns", range(32, 20000, 160))
-def test_every_digit_begins_with_a_block(columns: int) -> None:
+def test_every_set_of_offsets_begins_with_a_block(columns: int) -> None:
     columns -= columns % BLOCK
     added = added_to("Q4_K", columns)
     assert all((added.means + zeros) % BLOCK == 0 for zeros in added.zeros)
@@ -168,21 +168,21 @@ def test_every_digit_begins_with_a_block(columns: int) -> None:
 def test_columns_of_zeros_are_exactly_zero(columns: int, tmp_path: Path) -> None:
     ref, _ = random_tensor(tmp_path, "Q4_1", columns)
     added = added_to("Q4_1", columns)
-    values = dequantize(carry_over(ref, 0, ROWS, added, np.float16))[:, columns:]
+    values = dequantize(repack(ref, 0, ROWS, added, np.float16))[:, columns:]
     for zeros in added.zeros:
-        digit, rest, values = np.split(values, [added.means, added.means + zeros], axis=1)
-        assert digit.any() and not rest.any()
+        offsets, rest, values = np.split(values, [added.means, added.means + zeros], axis=1)
+        assert offsets.any() and not rest.any()
     assert not values.size
 
 
 @pytest.mark.parametrize("storage", NUMBERS)
 def test_rotary_pairs_are_put_back_in_halves_with_all_that_belongs_to_a_row(storage: str, tmp_path: Path) -> None:
     ref, _ = random_tensor(tmp_path, storage, 512)
-    added = mean_columns((storage,), 512)
-    whole = carry_over(ref, 0, ROWS, added, np.float32)
+    added = offset_columns((storage,), 512)
+    whole = repack(ref, 0, ROWS, added, np.float32)
     order = np.arange(ROWS).reshape(-1, 4, 2).swapaxes(1, 2).reshape(-1)  # heads of 8 rows
     # a slice that begins and ends inside heads
-    part = carry_over(replace(ref, interleaved_head_dim=8), 3, 21, added, np.float32)
+    part = repack(replace(ref, interleaved_head_dim=8), 3, 21, added, np.float32)
     np.testing.assert_array_equal(dequantize(part), dequantize(whole)[order[3:21]])
 
 
@@ -194,14 +194,14 @@ def test_numbers_that_are_not_finite_are_named(storage: str, at: int, value: flo
     data[7 + at : 9 + at] = np.float16(value).tobytes()
     ref.file.write_bytes(data)
     with pytest.raises(WeightError, match=f"tensor w .*{storage}.bin"):
-        carry_over(ref, 0, ROWS, mean_columns((storage,), 512), np.float32)
+        repack(ref, 0, ROWS, offset_columns((storage,), 512), np.float32)
 
 
 def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
     ref, _ = random_tensor(tmp_path, "Q4_1", 64)
     ref.file.write_bytes(ref.file.read_bytes()[:-1])
     with pytest.raises(SourceError, match=r"Q4_1\.bin"):
-        carry_over(ref, 0, ROWS, added_to("Q4_1", 64), np.float16)
+        repack(ref, 0, ROWS, added_to("Q4_1", 64), np.float16)
 
 
 def weight_of(*storages: str, role: str = "linear", interleaved: bool = False) -> Weight:
@@ -210,17 +210,17 @@ def weight_of(*storages: str, role: str = "linear", interleaved: bool = False) -
 
 
 def test_a_weight_is_carried_over_whole_or_not_at_all() -> None:
-    assert carried_types(weight_of("Q4_0", "Q4_0", "Q4_0")) == ("Q4_0",)
-    assert carried_types(weight_of("Q4_1", "Q4_0", "Q4_1")) == ("Q4_0", "Q4_1")
-    assert carried_types(weight_of("Q4_K", "Q4_K", "Q6_K")) == ()
-    assert carried_types(weight_of("F16")) == ()
-    assert carried_types(weight_of("Q4_0", role="embedding")) == ()
-    assert carried_types(weight_of("Q4_0", "Q4_0", interleaved=True)) == ()
+    assert repackable_types(weight_of("Q4_0", "Q4_0", "Q4_0")) == ("Q4_0",)
+    assert repackable_types(weight_of("Q4_1", "Q4_0", "Q4_1")) == ("Q4_0", "Q4_1")
+    assert repackable_types(weight_of("Q4_K", "Q4_K", "Q6_K")) == ()
+    assert repackable_types(weight_of("F16")) == ()
+    assert repackable_types(weight_of("Q4_0", role="embedding")) == ()
+    assert repackable_types(weight_of("Q4_0", "Q4_0", interleaved=True)) == ()
 
 
 def test_beside_what_is_carried_over_more_bits_are_noticed() -> None:
-    assert is_finer(weight_of("Q6_K"))
-    assert is_finer(weight_of("Q4_K", "Q4_K", "Q6_K"))
-    assert not is_finer(weight_of("Q4_K", "Q4_K"))
-    assert not is_finer(weight_of("Q6_K", "F16"))
-    assert not is_finer(weight_of("Q6_K", role="embedding"))
+    assert has_higher_bits(weight_of("Q6_K"))
+    assert has_higher_bits(weight_of("Q4_K", "Q4_K", "Q6_K"))
+    assert not has_higher_bits(weight_of("Q4_K", "Q4_K"))
+    assert not has_higher_bits(weight_of("Q6_K", "F16"))
+    assert not has_higher_bits(weight_of("Q6_K", role="embedding"))

@@ -1,4 +1,4 @@
-"""The graph of a 4-bit GGUF file, carried over, computes what the decoded file does in float32."""
+"""The graph of a 4-bit GGUF file, repacked, computes what the decoded file does in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.families import describe
 from edgephi.export.plan import decide
 from edgephi.export.spec import Checkpoint
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from tests.decoding import Decoder, build_graph, build_graph_with, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 from tests.parity.test_phi import write_gguf as write_phi2
@@ -40,7 +41,7 @@ def pair(case: Path, folder: Path, quantization: str) -> tuple[Checkpoint, Check
 def test_logits_are_those_of_the_decoded_file(case: str, quantization: str, fixtures: Path, tmp_path: Path) -> None:
     stored, meant = pair(fixtures / case, tmp_path, quantization)
     layout = plan_storage(describe(stored), RECIPE)
-    carried = [name for name, matrix in layout.matrices.items() if matrix.carried == (quantization,)]
+    carried = [name for name, matrix in layout.matrices.items() if matrix.repacked == (quantization,)]
     assert len(carried) == 4 * describe(stored).spec.layers
     tokens = np.load(fixtures / case / "reference.npz")["input_ids"]
     reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
@@ -55,7 +56,7 @@ def test_one_weight_of_several_types_is_carried_over_together(fixtures: Path, tm
     case, mixed = fixtures / "llama-gqa", {"attn_v": "Q4_0"}
     stored = open_gguf(write_gguf(case, tmp_path / "a.gguf", "Q4_1", other_types=mixed))
     meant = open_gguf(write_gguf(case, tmp_path / "b.gguf", "Q4_1", dequantized=True, other_types=mixed))
-    assert plan_storage(describe(stored), RECIPE).matrices["layers.0.qkv.weight"].carried == ("Q4_0", "Q4_1")
+    assert plan_storage(describe(stored), RECIPE).matrices["layers.0.qkv.weight"].repacked == ("Q4_0", "Q4_1")
     tokens = np.load(case / "reference.npz")["input_ids"]
     reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
     logits = Decoder(build_graph_with(stored, tmp_path / "carried", RECIPE)).feed(tokens)
@@ -68,8 +69,8 @@ def test_a_weight_with_a_part_in_more_bits_gets_8(fixtures: Path, tmp_path: Path
     meant = open_gguf(write_gguf(case, tmp_path / "b.gguf", "Q4_1", dequantized=True, other_types=mixed))
     matrices = plan_storage(describe(stored), RECIPE).matrices
     qkv = matrices["layers.0.qkv.weight"]
-    assert qkv.carried == () and qkv.format is not None and qkv.format.bits == 8
-    assert matrices["layers.0.o.weight"].carried == ("Q4_1",)
+    assert qkv.repacked == () and qkv.format is not None and qkv.format.bits == 8
+    assert matrices["layers.0.o.weight"].repacked == ("Q4_1",)
     tokens = np.load(case / "reference.npz")["input_ids"]
     reference = Decoder(build_graph(meant, tmp_path / "fp32", "fp32")).feed(tokens)
     logits = Decoder(build_graph_with(stored, tmp_path / "carried", RECIPE)).feed(tokens)
@@ -80,7 +81,7 @@ def test_a_weight_with_a_part_in_more_bits_gets_8(fixtures: Path, tmp_path: Path
 def test_a_weight_with_a_part_in_float_is_rounded(types: dict[str, str], fixtures: Path, tmp_path: Path) -> None:
     stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1", other_types=types))
     qkv = plan_storage(describe(stored), RECIPE).matrices["layers.0.qkv.weight"]
-    assert qkv.carried == () and qkv.format is not None and qkv.format.bits == 4
+    assert qkv.repacked == () and qkv.format is not None and qkv.format.bits == 4
 
 
 def test_where_nothing_is_in_4_bits_nothing_gets_8(fixtures: Path, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_where_nothing_is_in_4_bits_nothing_gets_8(fixtures: Path, tmp_path: Pat
 @pytest.mark.parametrize("recipe", [make_recipe("int4", 64, quantize="auto"), make_recipe("int8", 32, quantize="auto")])
 def test_other_blocks_and_other_precisions_carry_nothing_over(recipe, fixtures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     stored = open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1"))
-    assert not any(matrix.carried for matrix in plan_storage(describe(stored), recipe).matrices.values())
+    assert not any(matrix.repacked for matrix in plan_storage(describe(stored), recipe).matrices.values())
 
 
 def test_means_are_computed_once_for_all_who_read_a_value(smollm2_bundle: Path) -> None:
@@ -125,5 +126,22 @@ def test_means_are_pooled_where_the_cpu_s_graph_has_no_newer_operator(
 def test_auto_fits_where_blocks_cannot_stay_what_they_are(fixtures: Path, tmp_path: Path) -> None:
     """An NPU's w4a16 has scales of two levels, which no file holds."""
     stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1")))
-    picked = [decide(RECIPE, stored, False, carry=carry).quantize for carry in (True, False)]
+    picked = [decide(RECIPE, stored, False, repack=repack).quantize for repack in (True, False)]
     assert picked == ["auto", "gptq"]
+
+
+def test_the_manifest_counts_what_is_repacked_and_what_gets_8_bits(fixtures: Path, tmp_path: Path) -> None:
+    from edgephi.export.manifest import quantization_choice
+
+    def said(types: dict[str, str]) -> tuple[str, str]:
+        file = tmp_path / f"{len(types)}.gguf"
+        stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", file, "Q4_1", other_types=types)))
+        choice = quantization_choice(plan_storage(stored, RECIPE), decide(RECIPE, stored, False))
+        assert choice is not None
+        return choice.picked, choice.reason
+
+    assert said({}) == ("carried over", "the source holds every linear weight in 4-bit blocks of 32")
+    assert said({"attn_v": "Q8_0", "attn_output": "F16"}) == (
+        "carried over, the rest rounded to nearest",
+        "the source holds 4 of 8 linear weights in 4-bit blocks of 32, and 2 in more bits, which get 8",
+    )

@@ -1,4 +1,4 @@
-"""A real 4-bit GGUF file, carried over: what the issue promises about size and quality, and what the bundle says."""
+"""A real 4-bit GGUF file, repacked: what the issue promises about size and quality, and what the bundle says."""
 
 from __future__ import annotations
 
