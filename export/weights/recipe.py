@@ -137,7 +137,7 @@ def decided_by(recipe: Recipe, weight: Weight, fmt: Format | None) -> str:
     chosen = quantizer(recipe.quantizer)
     four_bits = isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
     meant = weight.role == "linear" or weight.name == HEAD or (weight.role == "expert" and not chosen.needs_inputs)
-    return chosen.name if four_bits and meant and chosen.writes(fmt) else ROUNDING
+    return chosen.name if fmt is not None and four_bits and meant and chosen.writes(fmt) else ROUNDING
 
 
 def repacks_any(recipe: Recipe, architecture: Architecture) -> bool:
