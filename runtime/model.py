@@ -24,7 +24,7 @@ from edgephi.runtime.engines.genai import Engine, OgModel, Weights, capacity_for
 from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.npu_dispatch import NpuPlace, npu_place
 from edgephi.runtime.placement import Placement, placement, together
-from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack, prepacking
+from edgephi.runtime.prepacked.cache import Prepacked, Prepacking, prepack, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message

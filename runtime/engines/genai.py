@@ -14,7 +14,7 @@ from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError, PromptError, library_errors
 from edgephi.runtime.engines.genai_settings import og_config, require_device
-from edgephi.runtime.prepacked import SWITCH
+from edgephi.runtime.prepacked.cache import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class OgModel:
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
             an adapter that makes the graph take the long one at any length.
-        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one.
+        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked/cache.py`), if there is one.
 
     Raises:
         EngineError: og refuses the folder.
