@@ -25,7 +25,7 @@ from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
-from edgephi.runtime.prepacked import Prepacking, prepacking
+from edgephi.runtime.prepacked.cache import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message

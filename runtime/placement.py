@@ -2,8 +2,8 @@
 
 onnxruntime-genai does not expose its session, so a twin of it is asked: same graph, same provider, same options, no
 fallback. tests/end_to_end/test_webgpu.py compares the twin with a profile that onnxruntime-genai's own session wrote.
-Where the CPU provider loads prepacked weights (`runtime/prepacked.py`), the twin still reads the bundle's graph, the
-one that folder was made from.
+Where the CPU provider loads prepacked weights (`runtime/prepacked/`), the twin still reads the bundle's graph, the one
+that folder was made from.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def smollm2_gguf() -> Path:
     named = os.environ.get("EDGEPHI_SMOLLM2")
     if named:
         return Path(named)
-    from edgephi.demo_weights import demo_weights
+    from edgephi.demo import demo_weights
     from edgephi.devices.cache import cache_folder
     from edgephi.errors import DownloadError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -62,6 +62,27 @@ class Evaluation:
     against_choices: ChoiceScores | None
     questions: str | None
     """Name of the file of questions."""
+
+    def as_json(self) -> dict[str, object]:
+        """What `edgephi evaluate --json` prints of it; its help names the keys."""
+
+        def accuracies(scores: ChoiceScores) -> dict[str, object]:
+            return {"accuracy": scores.accuracy, "accuracy_normalized": scores.accuracy_normalized}
+
+        choices = self.choices and {
+            "file": self.questions,
+            "questions": self.choices.questions,
+            **accuracies(self.choices),
+            "against": self.against_choices and accuracies(self.against_choices),
+        }
+        return {
+            "model": self.model,
+            "against": self.against,
+            "text": self.text and self.text.model_dump(),
+            "figures": self.figures and asdict(self.figures),
+            "layers": self.layer_errors,
+            "choices": choices,
+        }
 
 
 class Predictions(Protocol):

@@ -81,6 +81,20 @@ class FleetReport(Strict):
     pending: int = Field(ge=0, description="jobs that are planned or running, and have no record yet")
     records: tuple[JobRecord, ...]
 
+    def require_success(self) -> None:
+        """
+        Raises:
+            HubError: a job failed; the sentence has the first one's reason.
+        """
+        failed = [record for record in self.records if record.status == "failed"]
+        if failed:
+            first = failed[0]
+            raise HubError(
+                f"{len(failed)} of {len(self.records)} jobs failed, the first for: {first.reason}",
+                where=first.url,
+                remedy="Look at the job's page, change what it names, and run again with --retry-failed",
+            )
+
 
 def measurement(profile: Mapping[str, Any], job: str) -> Measurement:
     """qai-hub's profile in this project's units.

@@ -12,8 +12,7 @@ import typer
 
 import edgephi
 from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, hub, inspect, verify
-from edgephi.commands.interrupts import INTERRUPTED, TERMINATED, Terminated, as_exceptions
-from edgephi.commands.streams import ReaderGone, guard_streams
+from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 

@@ -199,7 +199,7 @@ def exporting() -> Iterator[Callable[[Progress], None]]:
     After Ctrl-C and SIGTERM it says that nothing is lost; the exit status is the command's (130, 143).
     """
     from edgephi.commands.console import byte_progress
-    from edgephi.commands.interrupts import TERMINATED, Terminated
+    from edgephi.commands.process import TERMINATED, Terminated
 
     try:
         with byte_progress("exporting") as advance_to:

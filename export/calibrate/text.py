@@ -17,7 +17,7 @@ from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.files import read_argument, said
-from edgephi.text_encoder import open_tokenizer
+from edgephi.tokenizer.encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""

@@ -28,7 +28,7 @@ from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, read_fact
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
-from edgephi.runtime.prepacked import GRAPH
+from edgephi.runtime.prepacked.cache import GRAPH
 from edgephi.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.demo_weights import WHEEL_SHA256, weights_in_wheel
+from edgephi.demo import WHEEL_SHA256, weights_in_wheel
 from edgephi.errors import SourceError
 
 Result = subprocess.CompletedProcess[str]

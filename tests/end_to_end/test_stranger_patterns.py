@@ -43,7 +43,7 @@ def change(folder: Path, part: str, value: object) -> None:
 
 def children() -> list[psutil.Process]:
     gc.collect()
-    return children_that_run("edgephi.tokenizer_child")
+    return children_that_run("edgephi.tokenizer.child")
 
 
 def test_a_text_is_refused_after_five_seconds_and_the_model_goes_on(bundle: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgephi.benchmarks.bench.memory import held
+from edgephi.benchmarks.bench.meters.memory import held
 from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.compare_runtimes.goals import goals, ratios
 from edgephi.benchmarks.compare_runtimes.measure import (

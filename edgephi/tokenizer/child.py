@@ -1,4 +1,4 @@
-"""The process that encodes with a stranger's regular expressions: `python -m edgephi.tokenizer_child`, used by
+"""The process that encodes with a stranger's regular expressions: `python -m edgephi.tokenizer.child`, used by
 `text_encoder.py`.
 
 A request is `{"tokenizer"}`, the text of a tokenizer.json that is used from then on, or `{"text", "special"}`; the
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from edgephi.errors import TokenizerError
 from edgephi.serving import Answer, serve
-from edgephi.tokenizer_bounds import guarded
-from edgephi.tokenizer_parts import read_plain
+from edgephi.tokenizer.bounds import guarded
+from edgephi.tokenizer.parts import read_plain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -35,7 +35,7 @@ def find_meter(root: Path = Path("/")) -> Meter | str:
         root: where Linux's /sys is found.
     """
     if sys.platform == "win32":
-        from edgephi.benchmarks.bench.energy_windows import find_windows_meter
+        from edgephi.benchmarks.bench.meters.energy_windows import find_windows_meter
 
         return find_windows_meter()
     if sys.platform == "linux":

@@ -8,14 +8,14 @@ layout, temperature), so a verdict also needs a change beyond a threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from edgephi.benchmarks.bench.report.statistics import DRAWS, Shift, holm, shift, stratified_p
 from edgephi.benchmarks.bench.results import HIGHER_IS_BETTER, JUDGED, CaseResult, Group, Metric, Report
-from edgephi.benchmarks.bench.statistics import DRAWS, Shift, holm, shift, stratified_p
 
 SIGNIFICANT = 0.05
 THRESHOLD = 0.05
@@ -42,6 +42,23 @@ class Change:
         """Ratio of time, memory or energy, second over first: 1.1 is ten per cent worse, whichever way is up."""
         return 1 / self.shift.ratio if self.metric in HIGHER_IS_BETTER else self.shift.ratio
 
+    def as_json(self) -> dict[str, object]:
+        """A row of `Comparison.as_json`."""
+        return {
+            "case": self.case,
+            "metric": self.metric,
+            "first": self.first,
+            "second": self.second,
+            "ratio": self.shift.ratio,
+            "low": self.shift.low,
+            "high": self.shift.high,
+            "confidence": self.shift.confidence,
+            "p": self.shift.p,
+            "adjusted_p": self.adjusted_p,
+            "cost": self.cost,
+            "verdict": self.verdict,
+        }
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -57,6 +74,16 @@ class Comparison:
     def worse(self) -> tuple[Change, ...]:
         """What became worse (slower, or more of memory or energy), beyond noise and threshold."""
         return tuple(change for change in (*self.groups, *self.cases) if change.verdict == "worse")
+
+    def as_json(self) -> dict[str, object]:
+        """What `edgephi bench compare --json` prints of it; its help names the keys."""
+        return {
+            "differences": list(self.differences),
+            "unmatched": list(self.unmatched),
+            "groups": [change.as_json() for change in self.groups],
+            "cases": [change.as_json() for change in self.cases],
+            "worse": len(self.worse()),
+        }
 
 
 def compare(first: Report, second: Report, threshold: float = THRESHOLD) -> Comparison:
@@ -75,6 +102,18 @@ def compare(first: Report, second: Report, threshold: float = THRESHOLD) -> Comp
         groups=_judged(list(_of_groups(pairs)), threshold),
         unmatched=tuple(name for key in {**before, **after} if key not in common for name in [key[1]]),
     )
+
+
+def with_changes(reports: Sequence[Report]) -> list[tuple[Report, Comparison | None]]:
+    """Reports, the oldest first, each with its comparison to the one before it of the same workload and provider; None:
+    it is the first of these."""
+    last: dict[tuple[str, str], Report] = {}
+    runs = []
+    for report in reports:
+        asked = (report.workload.sha256, report.provider)
+        runs.append((report, compare(last[asked], report) if asked in last else None))
+        last[asked] = report
+    return runs
 
 
 def _of_case(before: CaseResult, after: CaseResult) -> Iterator[tuple[str, Metric, float, float, Shift]]:

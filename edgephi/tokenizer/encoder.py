@@ -1,10 +1,9 @@
 """Texts to token ids, within bounds.
 
-A tokenizer whose parts are all known (`edgephi/known_patterns.py`) takes time in proportion to a text, and encodes in
-this process. Any other one is the program of a stranger: it is read and encodes in a child process
-(`edgephi/tokenizer_child.py`), within bounds of time and memory, because the library cannot be stopped in the middle of
-a search and holds Python's lock meanwhile. This process keeps what decodes and knows the vocabulary, which runs no
-regular expression of the stranger's.
+A tokenizer whose parts are all known (`known_patterns.py`) takes time in proportion to a text, and encodes in this
+process. Any other one is the program of a stranger: it is read and encodes in a child process (`child.py`), within
+bounds of time and memory, because the library cannot be stopped in the middle of a search and holds Python's lock
+meanwhile. This process keeps what decodes and knows the vocabulary, which runs no regular expression of the stranger's.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.errors import EdgephiError
-from edgephi.known_patterns import known_model, known_steps
-from edgephi.tokenizer_bounds import bound_parts, guarded
-from edgephi.tokenizer_parts import read_plain, tokenizer_json, tokenizer_parts
+from edgephi.tokenizer.bounds import bound_parts, guarded
+from edgephi.tokenizer.known_patterns import known_model, known_steps
+from edgephi.tokenizer.parts import read_plain, tokenizer_json, tokenizer_parts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +76,7 @@ class InChild:
 
     def __init__(self, tokenizer: str) -> None:
         self._tokenizer = tokenizer
-        self._child = BoundedChild("edgephi.tokenizer_child", memory=MEMORY_LIMIT, seconds=max(TIME_LIMIT, LOAD_LIMIT))
+        self._child = BoundedChild("edgephi.tokenizer.child", memory=MEMORY_LIMIT, seconds=max(TIME_LIMIT, LOAD_LIMIT))
 
     def load(self, refuse: Refuse) -> None:
         """Have the child read the tokenizer.
@@ -142,7 +141,7 @@ def open_tokenizer(text: str, where: object, error: type[EdgephiError], remedy: 
         The library's tokenizer, for everything but encoding, and what encodes.
 
     Raises:
-        error: it is malformed or cannot be used, or it asks for more than `edgephi/tokenizer_bounds.py` allows.
+        error: it is malformed or cannot be used, or it asks for more than `edgephi/tokenizer/bounds.py` allows.
         DeviceError: no child process can be started (step `process`).
     """
 

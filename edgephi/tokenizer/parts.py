@@ -1,7 +1,7 @@
 """A tokenizer.json, read as far as it says how the tokenizer works.
 
 Nearly all of the file is the model's vocabulary, which the library reads itself. What it is made of otherwise is
-checked before the library sees the file (`edgephi/tokenizer_bounds.py`), because reading runs some of it already.
+checked before the library sees the file (`edgephi/tokenizer/bounds.py`), because reading runs some of it already.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_plain(text: str) -> Tokenizer:
     """The library's tokenizer, without what is left of training: cutting a prompt without a word, or filling memory.
 
     Raises:
-        Exception: whatever the library raises, its panics included; see `edgephi.tokenizer_bounds.guarded`.
+        Exception: whatever the library raises, its panics included; see `edgephi.tokenizer.bounds.guarded`.
     """
     from tokenizers import Tokenizer
 

@@ -40,7 +40,7 @@ from edgephi.errors import BundleError, OutputError, UsageError, library_errors
 from edgephi.files import unreadable
 from edgephi.ort import open_session, session_options
 from edgephi.records import Sha256, Strict
-from edgephi.runtime.prepacked_proof import same_answers
+from edgephi.runtime.prepacked.proof import same_answers
 
 Prepacking = Literal["auto", "now", "never"]
 

@@ -6,7 +6,7 @@ nothing can catch. So what is asked for is bounded here before a text is encoded
 
 The regular expressions are Oniguruma's. A search that goes back too often ends in a panic after 0.1 s; what is left
 is the pattern that takes time in proportion to a power of the text's length. The bounds below keep the power low, and
-patterns that are not known to take time in proportion to the text run in a child (`edgephi/text_encoder.py`).
+patterns that are not known to take time in proportion to the text run in a child (`edgephi/tokenizer/encoder.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from edgephi.errors import EdgephiError, one_line
-from edgephi.known_patterns import KNOWN_PATTERNS, regexes
+from edgephi.tokenizer.known_patterns import KNOWN_PATTERNS, regexes
 
 MOST_STEPS = 64
 """Of normalizer, pre-tokenizer, decoder or post-processor; the longest published one has 8."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
+from edgephi.benchmarks.bench.report.svg import Point, line_chart, stacked
+from edgephi.benchmarks.bench.report.table import SPREAD, facts, in_unit, notes, tables
 from edgephi.benchmarks.bench.results import CaseResult, Group, Metric, Report
-from edgephi.benchmarks.bench.svg import Point, line_chart, stacked
-from edgephi.benchmarks.bench.table import SPREAD, facts, in_unit, notes, tables
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 70rem; margin: 2rem auto;

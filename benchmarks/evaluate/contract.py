@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,17 @@ class Kept:
     """None: no text was named."""
     providers: tuple[str, ...]
     versions: dict[str, str]
+
+    def as_json(self) -> dict[str, object]:
+        """For `edgephi verify --json`, whose help names the keys."""
+        return {
+            "golden_tokens": self.golden.tokens,
+            "near_ties": len(self.golden.flips),
+            "margin_shift": self.golden.margin_shift,
+            "figures": self.figures and asdict(self.figures),
+            "providers": self.providers,
+            "versions": self.versions,
+        }
 
 
 def record(folder: Path, evaluation: Evaluation) -> Quality:
@@ -82,7 +93,6 @@ def check(
     Args:
         text: the one the figures were measured on.
         against: what they were measured against; None: perplexity alone is compared.
-
         device, fallback: as for `edgephi.load`; figures are measured on the CPU in any case.
 
     Raises:

@@ -21,7 +21,7 @@ from edgephi.files import JSON_LIMIT, parse_json, read_file, read_json_object, r
 from edgephi.genai_config import CONFIG_LIMIT
 from edgephi.graph_file import check_graph, is_plain, read_graph_names
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.foreign_options import dictionaries, refused_keys
+from edgephi.runtime.foreign.options import dictionaries, refused_keys
 
 TIMEOUT_S = 600
 MOST_GRAPHS = 512
@@ -74,7 +74,9 @@ def diagnose(folder: Path) -> Diagnosis:
     problems = []
     answer: dict[str, Any] = {"unknown": [], "error": None, "text": None}
     try:
-        found = call("edgephi.runtime.foreign:probe_config", {"text": json.dumps(config)}, timeout_s=60, where=where)
+        found = call(
+            "edgephi.runtime.foreign.diagnosis:probe_config", {"text": json.dumps(config)}, timeout_s=60, where=where
+        )
         assert isinstance(found, dict)
         answer = found
     except DeviceError as error:
@@ -172,7 +174,7 @@ def _open(folder: Path, graph: str) -> list[Problem]:
     if not may_open:
         return problems
     try:
-        call("edgephi.runtime.foreign:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
+        call("edgephi.runtime.foreign.diagnosis:open_graph", {"path": str(path)}, timeout_s=TIMEOUT_S, where=path)
     except DeviceError as error:
         said = error.what.split("[ONNXRuntimeError] : ")[-1]
         newer = "IR version" in said or "opset" in said.lower()

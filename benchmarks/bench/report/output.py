@@ -6,9 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from edgephi.benchmarks.bench.page import page, picture
+from edgephi.benchmarks.bench.report.page import page, picture
+from edgephi.benchmarks.bench.report.table import markdown
 from edgephi.benchmarks.bench.results import Report
-from edgephi.benchmarks.bench.table import markdown
 from edgephi.errors import OutputError
 
 JSON, MARKDOWN, HTML, PICTURE = "report.json", "report.md", "report.html", "report.svg"

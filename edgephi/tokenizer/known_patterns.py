@@ -4,7 +4,7 @@ time in proportion to a text's length.
 A regular expression is a program. `\w*\w*(?=\s)` takes time in proportion to the cube of a word's length, hours for a
 page of long words, and the library cannot be stopped in the middle. Those below were measured on runs of 200,000
 characters of every kind that they tell apart: 0.3 s at most, in proportion to the length. A tokenizer that holds
-nothing else encodes in the process that asks; any other one does so in a bounded child (`edgephi/text_encoder.py`).
+nothing else encodes in the process that asks; any other one does so in a bounded child (`encoder.py`).
 Left out because their time grows with the square of a run: `\s+$` (DeepSeek-LLM, DeepSeek-Coder-V2) and
 `\d{1,3}(?=(?:\d{3})*\b)` (Cohere's Aya).
 """

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgephi.benchmarks.bench.energy import Meter, Unwrapped
+from edgephi.benchmarks.bench.meters.energy import Meter, Unwrapped
 
 GUID_DEVICE_ENERGY_METER = struct.pack("<IHH8B", 0x45BD8344, 0x7ED6, 0x49CF, *bytes.fromhex("a440c276c933b053"))
 GET_VERSION, GET_METADATA_SIZE, GET_METADATA, GET_MEASUREMENT = 0x224000, 0x224004, 0x224008, 0x22400C

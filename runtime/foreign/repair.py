@@ -12,13 +12,29 @@ from pathlib import Path
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import BundleError, OutputError
 from edgephi.files import require_inside, unreadable
-from edgephi.runtime.foreign import Diagnosis
+from edgephi.runtime.foreign.diagnosis import Diagnosis, diagnose
 
 MOST_FILES = 10_000
 DEEPEST = 16
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
 REMEDY = "Copy the folder without it, and run `edgephi doctor` on that"
+
+
+def examine(folder: Path, output: Path | None) -> tuple[Diagnosis, tuple[str, ...] | None]:
+    """Diagnose a folder and, with an output, write a repaired copy; the diagnosis is then the copy's.
+
+    Returns:
+        The diagnosis, and the keys that were taken out (None: no copy was asked for).
+
+    Raises:
+        BundleError, OutputError: as `diagnose` and `write_repaired`.
+    """
+    diagnosis = diagnose(folder)
+    if output is None:
+        return diagnosis, None
+    write_repaired(folder, output, diagnosis)
+    return diagnose(output), diagnosis.unknown
 
 
 def write_repaired(folder: Path, output: Path, diagnosis: Diagnosis) -> None:
