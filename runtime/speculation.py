@@ -7,7 +7,11 @@ guessed token from one run, so a wrong guess costs time and changes nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 PHRASES = (8, 5, 3, 2)
 """Tokens of a phrase that is looked up, the longest first."""
@@ -77,3 +81,40 @@ class PromptLookup:
                 if end >= size:
                     self._phrases[size][tuple(tokens[end - size : end])] = end
         self._seen = len(tokens)
+
+
+class Guesses:
+    """Guessed tokens of one sequence whose logits are known, and that nobody has asked for yet.
+
+    They are at the end of the sequence's cache. An answer that takes another way makes them worthless.
+    """
+
+    def __init__(self) -> None:
+        self.lookup = PromptLookup()
+        self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
+        self._drafted, self._seconds = 0, 0.0
+
+    def __len__(self) -> int:
+        return len(self._ahead)
+
+    def verified(self, guess: Sequence[int], logits: Sequence[NDArray[np.float32]], seconds: float) -> None:
+        """One run computed the logits [vocabulary] behind each of these tokens."""
+        self._ahead.extend(zip(guess, logits, strict=True))
+        self._drafted, self._seconds = len(guess), seconds
+
+    def take(self, token: int) -> NDArray[np.float32] | None:
+        """The logits behind a token that was chosen, if it is the one that was guessed."""
+        if not self._ahead or self._ahead[0][0] != token:
+            return None
+        _, logits = self._ahead.popleft()
+        if not self._ahead:
+            self.lookup.learn(self._drafted, self._drafted, self._seconds)
+        return logits
+
+    def drop(self) -> int:
+        """Forget what is left; how many tokens at the end of the cache that were."""
+        wrong = len(self._ahead)
+        if wrong:
+            self.lookup.learn(self._drafted, self._drafted - wrong, self._seconds)
+            self._ahead.clear()
+        return wrong

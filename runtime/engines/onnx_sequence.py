@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from edgephi.runtime.engines.base import common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.saved_cache import write_cache
 from edgephi.runtime.prefix_cache import Rows
 from edgephi.runtime.sampling import Chooser
-from edgephi.runtime.speculation import PromptLookup
+from edgephi.runtime.speculation import Guesses
 
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
@@ -59,14 +58,11 @@ class OnnxSequence:
         self._recomputed = 0
         self._interrupted = False
         self._running: RunOptions | None = None
-        self._lookup = PromptLookup() if speculate else None
-        self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
-        """Guessed tokens at the end of the cache, and the logits behind each."""
-        self._drafted, self._draft_s = 0, 0.0
+        self._guesses = Guesses() if speculate else None
 
     @property
     def tokens(self) -> Sequence[int]:
-        return self._tokens[: len(self._tokens) - len(self._ahead)] if self._ahead else self._tokens
+        return self._tokens[: len(self._tokens) - len(self._guesses)] if self._guesses else self._tokens
 
     @property
     def recomputed(self) -> int:
@@ -75,7 +71,7 @@ class OnnxSequence:
     @property
     def guesses(self) -> tuple[int, int]:
         """Tokens that were guessed since the last `reuse`, and those of them that were right."""
-        return (0, 0) if self._lookup is None else (self._lookup.drafted, self._lookup.accepted)
+        return (0, 0) if self._guesses is None else (self._guesses.lookup.drafted, self._guesses.lookup.accepted)
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         if not tokens and self._take_guess():
@@ -91,6 +87,7 @@ class OnnxSequence:
                 )
             if not new:
                 return True
+            self._pending = None
             if self._long(length) != self._is_long:
                 # the rope of one sequence cannot change
                 self._recomputed += len(self._tokens)
@@ -119,8 +116,8 @@ class OnnxSequence:
         with self._call() as engine:
             self._interrupted = False
             self._pending = self._logits = None
-            if self._lookup is not None:
-                self._lookup = PromptLookup()
+            if self._guesses is not None:
+                self._guesses = Guesses()
             wanted = list(prompt[:-1])  # the last token is always computed: its logits choose what follows
             is_long = self._long(len(prompt))
             shared = common_prefix(self._tokens, wanted)
@@ -209,7 +206,7 @@ class OnnxSequence:
         for start in range(0, len(new), PREFILL_CHUNK):
             if cancelled():
                 return False
-            part, self._pending = list(new[start : start + PREFILL_CHUNK]), None
+            part = list(new[start : start + PREFILL_CHUNK])
             if len(part) == 1 and self._tokens:
                 self._step_or_verify(engine, part[0])
             elif not self._compute_part(engine, part):
@@ -218,45 +215,40 @@ class OnnxSequence:
 
     def _step_or_verify(self, engine: OnnxEngine, token: int) -> None:
         """Compute one token, and those that are guessed to follow where that pays."""
-        start, lookup = len(self._tokens), self._lookup
+        start, guesses = len(self._tokens), self._guesses
         guess: list[int] = []
-        if lookup is not None and not engine.scheduler.is_shared_with_others_than(self):
+        if guesses is not None and not engine.scheduler.is_shared_with_others_than(self):
             most = self.capacity - start - 1
             if engine.rope_switch is not None and not self._is_long:
                 most = min(most, engine.rope_switch - start - 1)
-            guess = lookup.draft([*self._tokens, token], most)
+            guess = guesses.lookup.draft([*self._tokens, token], most)
         started = perf_counter()
         if not guess or not engine.may_verify:
             self.entering = token, start
             self._logits = engine.scheduler.step(self)
-            if lookup is not None:
-                lookup.stepped(perf_counter() - started)
+            if guesses is not None:
+                guesses.lookup.stepped(perf_counter() - started)
             return
+        assert guesses is not None, "somebody guessed"
         slots, slot = engine.slots, self.slot
         rows = engine.scheduler.alone(lambda: slots.verify(slot, [token, *guess], start))
         self._logits = rows[0]
-        self._ahead.extend(zip(guess, rows[1:], strict=True))
-        self._drafted, self._draft_s = len(guess), perf_counter() - started
+        guesses.verified(guess, list(rows[1:]), perf_counter() - started)
 
     def _take_guess(self) -> bool:
         """Whether the token that was chosen is the one that was guessed; its logits are there then."""
-        if not self._ahead or self._pending is None or self._ahead[0][0] != self._pending:
+        logits = self._guesses.take(self._pending) if self._guesses and self._pending is not None else None
+        if logits is None:
             return False
         self._opened()
-        _, self._logits = self._ahead.popleft()
-        self._pending = None
-        if not self._ahead and self._lookup is not None:
-            self._lookup.learn(self._drafted, self._drafted, self._draft_s)
+        self._logits, self._pending = logits, None
         return True
 
     def _drop_guesses(self) -> None:
         """Forget those that were wrong."""
-        if not self._ahead:
-            return
-        del self._tokens[len(self._tokens) - len(self._ahead) :]
-        if self._lookup is not None:
-            self._lookup.learn(self._drafted, self._drafted - len(self._ahead), self._draft_s)
-        self._ahead.clear()
+        wrong = self._guesses.drop() if self._guesses else 0
+        if wrong:
+            del self._tokens[len(self._tokens) - wrong :]
 
     def _compute_part(self, engine: OnnxEngine, part: list[int]) -> bool:
         import onnxruntime
