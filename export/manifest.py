@@ -15,12 +15,12 @@ from edgephi.bundle import (
     ModelFacts,
     NpuFacts,
     QuantizationChoice,
+    RecipeRecord,
     Source,
     TokenizerFacts,
     WeightRecipe,
     describe_file,
 )
-from edgephi.bundle import Recipe as RecipeRecord
 from edgephi.export.calibrate.budget import Mix, describe_names
 from edgephi.export.calibrate.gptq import takes_gptq
 from edgephi.export.calibrate.sensitivity import MEASURE

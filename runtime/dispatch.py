@@ -17,7 +17,7 @@ from edgephi.devices.providers.base import ANY_KIND, HARDWARE
 from edgephi.errors import DeviceError
 from edgephi.runtime.config import answering, refuse_npu_bundle
 from edgephi.runtime.placement import Placement
-from edgephi.runtime.probe import Device, prove
+from edgephi.runtime.probe import ProvedDevice, prove
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Place:
     """Where a bundle runs."""
 
     choice: Choice
-    device: Device | None = None
+    device: ProvedDevice | None = None
     """None: the CPU."""
     placement: Placement | None = None
     """None: the CPU provider is the only one there is; `Model.placement` asks it when it is asked."""

@@ -27,7 +27,7 @@ TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
-class Device:
+class ProvedDevice:
     """The device a graph was tried on, as onnxruntime lists it."""
 
     provider: str
@@ -41,7 +41,7 @@ class Device:
     """The provider's, which onnxruntime loaded; None: it is built into onnxruntime."""
 
 
-def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[str]) -> tuple[Device, Placement]:
+def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[str]) -> tuple[ProvedDevice, Placement]:
     """Load a graph on a provider's device and compute one token there, in a child process.
 
     Args:
@@ -56,7 +56,7 @@ def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[s
     """
     arguments = {"graph": str(graph), "short": short, "options": dict(options), "kinds": list(kinds)}
     answer: Any = call("edgephi.runtime.probe:try_graph", arguments, timeout_s=TIMEOUT_S, where=graph)
-    return Device(**answer["device"]), from_json(answer["placement"])
+    return ProvedDevice(**answer["device"]), from_json(answer["placement"])
 
 
 def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str])
         raise _refused(error.what, path) from error
     require_placed(placed, path)
     compute_one_token(session, path, device.provider)
-    facts = Device(
+    facts = ProvedDevice(
         device.provider,
         device.kind,
         raw.device.type.name.lower(),

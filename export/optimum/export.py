@@ -15,8 +15,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import edgephi
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
-from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.bundle import (
+    GraphEntry,
+    Manifest,
+    ModelFacts,
+    RecipeRecord,
+    Source,
+    WeightRecipe,
+    describe_file,
+    write_manifest,
+)
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.checkpoint.config import Config

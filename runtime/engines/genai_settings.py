@@ -20,7 +20,7 @@ from edgephi.runtime.prepacked.cache import GRAPH
 
 if TYPE_CHECKING:
     from edgephi.runtime.dispatch import Place
-    from edgephi.runtime.probe import Device
+    from edgephi.runtime.probe import ProvedDevice
 
 _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""
@@ -167,7 +167,7 @@ def require_device(used: str, place: Place) -> None:
         )
 
 
-def _register(device: Device) -> None:
+def _register(device: ProvedDevice) -> None:
     """Make the library that was proved known to og, once per process."""
     import onnxruntime_genai as og
 
