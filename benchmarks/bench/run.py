@@ -54,7 +54,7 @@ LIBRARIES = (
     "numpy",
 )
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told (done, in all), in the unit of `Case.cost`."""
 
 
@@ -76,7 +76,7 @@ def bench(
     *,
     device: str = "auto",
     spinning: bool | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
 ) -> Report:
     """Measure a bundle.
 

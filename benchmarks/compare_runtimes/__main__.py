@@ -71,7 +71,7 @@ def main() -> None:
     everybody = contenders(
         source,
         folder,
-        ways=given.edgephi,
+        variants=given.edgephi,
         peers=given.peers,
         pythons=pythons,
         threads=settings.threads,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgephi.errors import BundleError, QualityError, UsageError
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.evaluate.evaluation import Evaluation, Figures, Progress
+    from edgephi.benchmarks.evaluate.evaluation import Evaluation, Figures, StepProgress
     from edgephi.bundle import Manifest, Quality
     from edgephi.runtime.golden import Flip, Reproduction
 
@@ -25,7 +25,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptContract:
     """A contract that held."""
 
     golden: Reproduction
@@ -84,10 +84,10 @@ def check(
     manifest: Manifest,
     text: Path | None,
     against: str | None,
-    progress: Progress,
+    progress: StepProgress,
     device: str = "auto",
     fallback: bool = False,
-) -> Kept:
+) -> KeptContract:
     """Reproduce the golden answers and, where a text is named, the figures.
 
     Args:
@@ -144,7 +144,7 @@ def check(
         ).figures
         assert figures is not None
         _same_figures(folder, quality, figures, _circumstances(quality, providers, versions))
-    return Kept(golden, figures, providers, versions)
+    return KeptContract(golden, figures, providers, versions)
 
 
 def _providers(folder: Path) -> tuple[str, ...]:

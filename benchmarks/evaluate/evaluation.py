@@ -26,7 +26,7 @@ from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError, UsageError
 
 TokenIds = NDArray[np.int64]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+StepProgress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Of a task and its number of steps; gives a function to call after each step (`benchmarks.report.progress`)."""
 
 ROWS = 128
@@ -130,7 +130,7 @@ def evaluate(
     window_length: int = 512,
     choices: Path | None = None,
     questions: int | None = None,
-    progress: Progress = _no_progress,
+    progress: StepProgress = _no_progress,
 ) -> Evaluation:
     """Measure a bundle.
 
@@ -190,7 +190,7 @@ def evaluate(
 
 @contextmanager
 def _reference(
-    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: Progress
+    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: StepProgress
 ) -> Iterator[tuple[str | None, Predictions | None]]:
     """Name and predictions of what is compared with."""
     if against is None:

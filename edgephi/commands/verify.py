@@ -11,7 +11,7 @@ from edgephi.commands.options import Against, Bundle, Device, Fallback, Json
 from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.evaluate.contract import Kept
+    from edgephi.benchmarks.evaluate.contract import KeptContract
 
 
 def verify(
@@ -72,7 +72,7 @@ def verify(
         stdout().print(printable(line), soft_wrap=True)
 
 
-def _sentence(kept: Kept) -> str:
+def _sentence(kept: KeptContract) -> str:
     golden, ties = kept.golden, len(kept.golden.flips)
     near = f", {ties} of them flipped where two tokens were nearly equal" if ties else ""
     figures = f"; perplexity {kept.figures.perplexity:.3f} as recorded" if kept.figures else ""

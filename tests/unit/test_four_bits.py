@@ -8,8 +8,8 @@ from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport
 from edgephi.benchmarks.studies.quantization_sweep import (
     Answers,
     FourBits,
+    SweepVariant,
     Target,
-    Way,
     decode_ratios,
     sentences,
     table,
@@ -29,8 +29,8 @@ def test_a_verdict_is_the_best_target_that_holds_or_the_distance_to_the_one_that
 
 
 def test_every_way_has_its_row_and_the_reference_comes_first() -> None:
-    ways = (Way("auto", target=Target(0.03, 0.006)), Way("rtn-b32", "rtn"))
-    rows = table(ways, [bundle("fp32", 0.0), bundle("auto", 0.0039), bundle("rtn-b32", 0.26)]).splitlines()[2:]
+    variants = (SweepVariant("auto", target=Target(0.03, 0.006)), SweepVariant("rtn-b32", "rtn"))
+    rows = table(variants, [bundle("fp32", 0.0), bundle("auto", 0.0039), bundle("rtn-b32", 0.26)]).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["fp32", "auto", "rtn-b32"]
     assert cells[1][4:] == ["0.0039", "96.2 %", "0.03", "0.006", "aim met"]

@@ -318,7 +318,7 @@ def everybody(tmp_path: Path, file_type: int | None, **more: Any) -> list[Conten
     return contenders(
         tmp_path / "source.gguf",
         tmp_path,
-        ways=more.pop("ways", ["auto"]),
+        variants=more.pop("variants", ["auto"]),
         peers=PEERS,
         pythons={},
         threads=2,
@@ -346,7 +346,7 @@ def test_a_peer_without_an_interpreter_has_that_as_its_reason(tmp_path: Path) ->
 
 def test_a_way_nobody_knows_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'q5'"):
-        everybody(tmp_path, file_type=1, ways=["q5"])
+        everybody(tmp_path, file_type=1, variants=["q5"])
 
 
 def test_a_user_s_choices_do_not_reach_the_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
