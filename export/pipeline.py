@@ -260,6 +260,7 @@ def _carry_out(
                 folder / file,
                 opset=one.opset,
                 separate=one.separate,
+                row_numbers=one.row_numbers,
                 last_row=file == one.last_row_file,
             )
             for one in variants

@@ -11,6 +11,7 @@ CPU = Provider(
     wheels=("onnxruntime",),
     graph=GraphTraits(
         opset=18,  # up to there onnxruntime's AveragePool is vectorized
+        row_numbers=True,
         last_row=True,  # the head is 7 to 12 % of a prompt; on other devices nobody measured
         float_weights=True,
         experts=True,

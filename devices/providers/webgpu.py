@@ -83,6 +83,7 @@ WEBGPU = Provider(
         # half the KV cache, and on a GPU with float16 units up to half the time
         float_type="float16",
         exact_in_float32=True,
+        row_numbers=False,  # its GroupQueryAttention takes the input position_ids and does not read it
         experts=False,  # "zero_points for QMoE are not yet supported"
         block_sparse=False,  # not tried
         sliding_window=True,

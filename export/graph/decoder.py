@@ -31,6 +31,7 @@ def build_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     last_row: bool = False,
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
@@ -40,12 +41,13 @@ def build_graph(
         opset: of ONNX's own operators; see `variants.cpu_opset`.
         separate: attention takes queries, keys and values apart; the graph then has an input `position_ids`, unless
             it chooses between two ropes itself.
+        row_numbers: attention takes rows of the rotary tables by number.
         last_row: logits of each sequence's last token only, [batch, 1, vocabulary]. onnxruntime-genai allocates what
             the output declares, so one graph cannot do both.
     """
     import onnx_ir as ir
 
-    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate)
+    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers)
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
@@ -74,9 +76,11 @@ def write_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     last_row: bool = False,
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    ir.save(build_graph(spec, layout, recipe, opset=opset, separate=separate, last_row=last_row), path)
+    form = {"separate": separate, "row_numbers": row_numbers, "last_row": last_row}
+    ir.save(build_graph(spec, layout, recipe, opset=opset, **form), path)
