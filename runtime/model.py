@@ -346,9 +346,10 @@ class Model:
         kept = scope if self._keeps_prefixes else None
         return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept, speculate=speculate)
 
-    def answering_sequence(self, tokens: int) -> KvSequence:
-        """A sequence for prompt and answer, `tokens` together, which begins with what others of this model left."""
-        return self.open_sequence(tokens, scope=SHARED, speculate=True)
+    def answering_sequence(self, tokens: int, prompt: Sequence[int] = ()) -> KvSequence:
+        """A sequence for prompt and answer, `tokens` together, which begins with what others of this model left, or
+        with a kept prefix of this prompt."""
+        return self._beginnings.fork_for(prompt) or self.open_sequence(tokens, scope=SHARED, speculate=True)
 
     def stream(
         self,
@@ -385,7 +386,7 @@ class Model:
 
         def fresh(prompt: Prompt) -> KvSequence:
             tokens = len(prompt.tokens) + prompt.max_new_tokens
-            sequences.append(self._beginnings.fork_for(prompt.tokens) or self.answering_sequence(tokens))
+            sequences.append(self.answering_sequence(tokens, prompt.tokens))
             return sequences[0]
 
         def free(answer: Answer | None, sound: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,21 +75,25 @@ class Beginnings:
 
     def __init__(self) -> None:
         self._kept: list[KvSequence] = []
+        self._lock = threading.Lock()
 
     def keep(self, sequence: KvSequence) -> Callable[[], None]:
         """Keep a sequence until the function that is returned is called."""
-        self._kept.append(sequence)
+        with self._lock:
+            self._kept.append(sequence)
 
         def release() -> None:
-            self._kept.remove(sequence)
-            sequence.close()
+            with self._lock:
+                self._kept.remove(sequence)
+                sequence.close()
 
         return release
 
     def fork_for(self, prompt: Sequence[int]) -> KvSequence | None:
-        """A fork of the one that has most in common with a prompt, if any has something."""
-        best = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
-        return best.fork() if best is not None and common_prefix(best.tokens, prompt) else None
+        """A fork of the one that has most in common with a prompt, if any has something; it speculates."""
+        with self._lock:
+            best = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
+            return best.fork(speculate=True) if best is not None and common_prefix(best.tokens, prompt) else None
 
 
 def default_prefix_bytes() -> int:

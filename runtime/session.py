@@ -82,7 +82,7 @@ class Session:
             needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
         if self._sequence is None:
-            self._sequence = self._model.answering_sequence(needed)
+            self._sequence = self._model.answering_sequence(needed, prompt.tokens)
         return self._sequence
 
     def _drop_cache(self) -> None:

@@ -26,7 +26,7 @@ from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
 from edgephi.export.weights.recipe import make_recipe
-from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence
+from edgephi.runtime.engines.npu_sequence import KvCache, NpuGraphs, NpuSequence
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
 
@@ -44,7 +44,7 @@ class CpuStages:
 
     def sequence(self, capacity: int) -> NpuSequence:
         cache = KvCache(self.layers, self.cache_shape, self.cache_type)
-        return NpuSequence(self._run, self._logits, cache, self.chunk, capacity, self.vocabulary)
+        return NpuSequence(NpuGraphs(self._run, self._logits, self.chunk, self.vocabulary), cache, capacity)
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
         hidden = self.sessions["embedding"].run(None, {"input_ids": np.asarray([tokens], np.int64)})[0]

@@ -78,7 +78,7 @@ class ToySequence:
         self.rewind(min(common_prefix(self.tokens, prompt), len(prompt) - 1))
         return len(self.tokens)
 
-    def fork(self) -> ToySequence:
+    def fork(self, *, speculate: bool = False) -> ToySequence:
         forked = ToySequence(self.capacity, self._vocabulary)
         forked.tokens, forked._next = [*self.tokens], self._next
         return forked

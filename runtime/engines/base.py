@@ -96,9 +96,12 @@ class KvSequence(Protocol):
             EngineError: the sequence is closed.
         """
 
-    def fork(self) -> KvSequence:
+    def fork(self, *, speculate: bool = False) -> KvSequence:
         """A second sequence with the same tokens, cache and capacity, and with the token that was chosen last. What is
         done to one does not show in the other.
+
+        Args:
+            speculate: of the second sequence; see `Engine.sequence`.
 
         Raises:
             EngineError: the sequence is closed, there is no memory, or the engine cannot (`Abilities.fork`).

@@ -239,7 +239,7 @@ class OgSequence:
             self._change_rope()
         return len(self._tokens)
 
-    def fork(self) -> OgSequence:
+    def fork(self, *, speculate: bool = False) -> OgSequence:
         raise cannot(TITLE, "fork")
 
     def save(self, file: Path) -> None:

@@ -58,11 +58,11 @@ class OnnxSequence:
         self._recomputed = 0
         self._interrupted = False
         self._running: RunOptions | None = None
-        self._guesses = Guesses() if speculate else None
+        self._guesses: Guesses[NDArray[np.float32]] = Guesses((lambda: engine.may_verify) if speculate else None)
 
     @property
     def tokens(self) -> Sequence[int]:
-        return self._tokens[: len(self._tokens) - len(self._guesses)] if self._guesses else self._tokens
+        return self._guesses.asked_for(self._tokens)
 
     @property
     def recomputed(self) -> int:
@@ -71,7 +71,7 @@ class OnnxSequence:
     @property
     def guesses(self) -> tuple[int, int]:
         """Tokens that were guessed since the last `reuse`, and those of them that were right."""
-        return (0, 0) if self._guesses is None else (self._guesses.lookup.drafted, self._guesses.lookup.accepted)
+        return self._guesses.counts
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         if not tokens and self._take_guess():
@@ -108,7 +108,7 @@ class OnnxSequence:
 
     def rewind(self, length: int) -> None:
         self._opened()
-        self._drop_guesses()
+        self._guesses.drop(self._tokens)
         self._pending = self._logits = None
         del self._tokens[length:]
 
@@ -116,8 +116,7 @@ class OnnxSequence:
         with self._call() as engine:
             self._interrupted = False
             self._pending = self._logits = None
-            if self._guesses is not None:
-                self._guesses = Guesses()
+            self._guesses = self._guesses.anew()
             wanted = list(prompt[:-1])  # the last token is always computed: its logits choose what follows
             is_long = self._long(len(prompt))
             shared = common_prefix(self._tokens, wanted)
@@ -132,9 +131,9 @@ class OnnxSequence:
             engine.slots.count(len(prompt), len(self._tokens))
             return len(self._tokens)
 
-    def fork(self) -> OnnxSequence:
+    def fork(self, *, speculate: bool = False) -> OnnxSequence:
         with self._call() as engine:
-            other = engine.sequence(self.capacity, scope=self._scope)
+            other = engine.sequence(self.capacity, scope=self._scope, speculate=speculate)
             other._held, other._tokens, other._is_long = self._rows(engine), list(self._tokens), self._is_long
             other._pending, other._logits, other._recomputed = self._pending, self._logits, self._recomputed
             return other
@@ -215,40 +214,31 @@ class OnnxSequence:
 
     def _step_or_verify(self, engine: OnnxEngine, token: int) -> None:
         """Compute one token, and those that are guessed to follow where that pays."""
-        start, guesses = len(self._tokens), self._guesses
-        guess: list[int] = []
-        if guesses is not None and not engine.scheduler.is_shared_with_others_than(self):
+        start, guess = len(self._tokens), list[int]()
+        if not engine.scheduler.is_shared_with_others_than(self):
             most = self.capacity - start - 1
             if engine.rope_switch is not None and not self._is_long:
                 most = min(most, engine.rope_switch - start - 1)
-            guess = guesses.lookup.draft([*self._tokens, token], most)
+            guess = self._guesses.draft([*self._tokens, token], most)
         started = perf_counter()
-        if not guess or not engine.may_verify:
+        if not guess:
             self.entering = token, start
             self._logits = engine.scheduler.step(self)
-            if guesses is not None:
-                guesses.lookup.stepped(perf_counter() - started)
+            self._guesses.stepped(perf_counter() - started)
             return
-        assert guesses is not None, "somebody guessed"
         slots, slot = engine.slots, self.slot
         rows = engine.scheduler.alone(lambda: slots.verify(slot, [token, *guess], start))
         self._logits = rows[0]
-        guesses.verified(guess, list(rows[1:]), perf_counter() - started)
+        self._guesses.verified(guess, list(rows[1:]), perf_counter() - started)
 
     def _take_guess(self) -> bool:
         """Whether the token that was chosen is the one that was guessed; its logits are there then."""
-        logits = self._guesses.take(self._pending) if self._guesses and self._pending is not None else None
+        logits = self._guesses.take(self._pending)
         if logits is None:
             return False
         self._opened()
         self._logits, self._pending = logits, None
         return True
-
-    def _drop_guesses(self) -> None:
-        """Forget those that were wrong."""
-        wrong = self._guesses.drop() if self._guesses else 0
-        if wrong:
-            del self._tokens[len(self._tokens) - wrong :]
 
     def _compute_part(self, engine: OnnxEngine, part: list[int]) -> bool:
         import onnxruntime
@@ -292,7 +282,7 @@ class OnnxSequence:
         with engine.slots.lock:
             self.busy, self.thread = True, threading.get_ident()
         try:
-            self._drop_guesses()
+            self._guesses.drop(self._tokens)
             yield engine
         finally:
             self.busy = False

@@ -1,23 +1,16 @@
-"""Guessed tokens save runs where an answer repeats its text, and change nothing.
-
-The model is planted: its layers compute as any model's do and add nothing, its head sends every token to the next one
-of a cycle. So its answers repeat, as those of a model do that copies.
-"""
+"""Guessed tokens save runs where an answer repeats its text, and change nothing: on a model that copies."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from time import process_time
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import edgephi
 from edgephi.runtime.model import Model, load
-from tests.tiny_phi import TOKENS, tiny_phi
+from tests.tiny_phi import FIRST, copying_phi, cycle
 
 CYCLE = 23
 SHAPE: dict[str, object] = {
@@ -29,24 +22,12 @@ SHAPE: dict[str, object] = {
     "sliding_window": 2047,
     "rope_theta": 10000.0,
 }
-FIRST = 3
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    source = tiny_phi(folder / "source", SHAPE)
-    weights = dict(load_file(source / "model.safetensors"))
-    for name in weights:
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = np.zeros_like(weights[name])
-    weights["model.norm.weight"] = np.ones_like(weights["model.norm.weight"])
-    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
-    head[:] = 0
-    for place in range(CYCLE):
-        head[FIRST + (place + 1) % CYCLE] = embedding[FIRST + place]
-    save_file(weights, source / "model.safetensors")
-    assert json.loads((source / "config.json").read_text())["vocab_size"] > TOKENS >= FIRST + CYCLE
+    source = copying_phi(folder / "source", SHAPE, CYCLE)
     edgephi.export(source, folder / "bundle", quantize="rtn")
     return folder / "bundle"
 
@@ -63,7 +44,7 @@ def guessing(bundle: Path) -> Iterator[Model]:
         yield model
 
 
-PROMPT = "".join(chr(0x4E00 + FIRST + place % CYCLE) for place in range(CYCLE + 4))
+PROMPT = cycle(CYCLE, CYCLE + 4)
 
 
 def test_answers_are_equal_and_nearly_every_guess_is_right(plain: Model, guessing: Model) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgephi.runtime.speculation import MOST, PAUSE, Guesses, PromptLookup
+from edgephi.runtime.speculation import GROWING, PAUSE, Guesses, Lengths, PromptLookup, repeats_exactly
 
 TEXT = [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
 
@@ -31,9 +32,18 @@ def test_guesses_grow_while_they_are_right_and_shrink_when_wrong() -> None:
     repeated = [*range(100, 140), 7, *range(100, 104)]
     assert len(lookup.draft(repeated, 99)) == 4
     lookup.learn(4, 4, 1.6)
-    assert len(lookup.draft(repeated, 99)) == MOST
+    assert len(lookup.draft(repeated, 99)) == GROWING.most == 8
     lookup.learn(8, 1, 1.5)
     assert len(lookup.draft(repeated, 99)) == 2
+
+
+def test_where_a_run_costs_the_same_every_guess_is_as_long_as_the_run() -> None:
+    lookup, repeated = PromptLookup(Lengths.always(30)), [*range(100, 140), 7, *range(100, 104)]
+    lookup.stepped(1.0)
+    for accepted in (30, 2, 0):
+        assert lookup.draft(repeated, 99) == [*range(104, 134)]
+        lookup.learn(30, accepted, 1.0)
+    assert len(lookup.draft(repeated, 20)) == 20
 
 
 def test_it_stops_when_it_does_not_pay_and_comes_back() -> None:
@@ -70,15 +80,46 @@ def test_never_trying_costs_little_where_nothing_repeats() -> None:
     assert wasted / 1000 < 0.03
 
 
-def test_logits_are_given_for_the_guessed_tokens_only() -> None:
-    guesses, rows = Guesses(), [np.full(3, value, np.float32) for value in (1, 2, 3)]
-    guesses.verified([5, 6, 7], rows, 0.1)
-    assert guesses.take(5) is rows[0]
+def test_what_is_known_is_given_for_the_guessed_tokens_only() -> None:
+    guesses, cached = Guesses[str](lambda: True), [1, 5, 6, 7]
+    guesses.verified([5, 6, 7], ["behind 5", "behind 6", "behind 7"], 0.1)
+    assert guesses.asked_for(cached) == [1]
+    assert guesses.take(5) == "behind 5"
+    assert guesses.asked_for(cached) == [1, 5]
+    assert guesses.counts == (3, 1)
     assert guesses.take(9) is None
-    assert len(guesses) == 2
-    assert guesses.drop() == 2
-    assert guesses.drop() == 0
-    assert (guesses.lookup.drafted, guesses.lookup.accepted) == (3, 1)
-    guesses.verified([5], rows[:1], 0.1)
-    assert guesses.take(5) is rows[0]
-    assert (guesses.lookup.drafted, guesses.lookup.accepted) == (4, 2)
+    assert guesses.take(None) is None
+    for _ in range(2):
+        guesses.drop(cached)
+        assert cached == [1, 5]
+    assert guesses.counts == (3, 1)
+    guesses.verified([8], ["behind 8"], 0.1)
+    assert guesses.take(8) == "behind 8"
+    assert guesses.counts == (4, 2)
+    assert guesses.anew().counts == (0, 0)
+
+
+def test_a_machine_that_may_not_verify_is_asked_once() -> None:
+    asked: list[bool] = []
+
+    def may_verify() -> bool:
+        asked.append(False)
+        return False
+
+    guesses = Guesses[str](may_verify)
+    for text in ([*TEXT, 90], [*TEXT, 90, 12, 13, 14], [*TEXT, 90, 12, 13, 14, 15]):
+        assert guesses.draft(text, 8) == []
+    assert len(asked) == 1
+    assert Guesses[str](None).draft([*TEXT, 90, 12, 13, 14], 8) == []
+
+
+def test_a_run_that_computes_tokens_otherwise_when_they_are_together_is_found() -> None:
+    def exact(tokens: list[int], past: int) -> NDArray[np.float32]:
+        return np.array([[token, past + place] for place, token in enumerate(tokens)], np.float32)
+
+    def rounded(tokens: list[int], past: int) -> NDArray[np.float32]:
+        return exact(tokens, past) + np.float32(1e-6 if 1 < len(tokens) < 8 else 0)
+
+    assert repeats_exactly(exact, 50, (2, 5, 9))
+    assert repeats_exactly(rounded, 50, (9,))
+    assert not repeats_exactly(rounded, 50, (2, 5, 9))
