@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
-from edgephi.export.calibrate.budget import settle
+from edgephi.export.calibrate.budget import choose_layout
 from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
@@ -69,7 +69,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         if mix and tokens is not None:
             errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, job.report)
-            layout = settle(architecture, recipe, mix, errors)
+            layout = choose_layout(architecture, recipe, mix, errors)
             variants = plan_variants(options.devices, architecture.spec, layout, recipe)
         layout = fit_to_half(architecture, replace(layout, half=computing_in_half(variants)))
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second

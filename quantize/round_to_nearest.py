@@ -146,7 +146,7 @@ def round_to_nearest(
         scale, low = _quantize(chunk, fmt, t)
         found = np.ldexp(scale, exponent)
         if half_scales:
-            _settle(chunk, found, low, exponent)
+            _store_coarse_scales(chunk, found, low, exponent)
         np.subtract(c, low, out=c)
         stored = c.astype(np.uint8).T
         target = codes[start : start + step].reshape(count, -1)
@@ -216,8 +216,8 @@ def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats,
     return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
 
 
-def _settle(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
-    """Moves scales [blocks] that float16 holds coarsely to one of the two steps next to them, and rounds anew."""
+def _store_coarse_scales(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
+    """Move scales [blocks] that float16 holds coarsely to one of the two steps next to them, and round anew."""
     coarse = np.flatnonzero(is_coarse(scale))
     if not coarse.size:
         return

@@ -27,8 +27,8 @@ class Answer:
     reused_tokens: int
     """Of the prompt, taken from the KV cache instead of computed."""
     recomputed_tokens: int
-    """Computed again although they were in the KV cache, because the sequence crossed the length at which the model
-    changes its rotary factors (LongRoPE)."""
+    """Computed again although they were in the KV cache: the sequence crossed the length at which the model changes its
+    rotary factors (LongRoPE), or lost its place to another caller while nobody asked for its next token."""
     new_tokens: int
     """Generated."""
     token_ids: tuple[int, ...]

@@ -173,7 +173,7 @@ class Model:
                 self._placement = together(name, read_back)
             self.place = replace(place, placement=self._placement)
             self._beginnings = Beginnings()
-            self._keeps_prefixes = request.prefix_bytes > 0
+            self.keeps_prefixes = request.prefix_bytes > 0
             opened.pop_all()
 
     @property
@@ -275,7 +275,7 @@ class Model:
             PromptError: no chat template, it refuses the messages, or nothing of them is in every conversation.
             EngineError: the engine keeps no prefixes (`engine.abilities`), or the model is closed.
             OutputError: the user's cache cannot be written.
-            UsageError: the system message is no text.
+            UsageError: the system message is no text, or the model was loaded without a prefix cache.
         """
         return make_prefix(self, self._beginnings, system, messages, tools, saved=saved)
 
@@ -343,7 +343,7 @@ class Model:
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
-        kept = scope if self._keeps_prefixes else None
+        kept = scope if self.keeps_prefixes else None
         return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept, speculate=speculate)
 
     def answering_sequence(self, tokens: int, prompt: Sequence[int] = ()) -> KvSequence:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edgephi.arguments import require_text
 from edgephi.devices.cache import cache_folder, require_writable
 from edgephi.devices.memory import installed_bytes
-from edgephi.errors import EngineError, PromptError
+from edgephi.errors import EngineError, PromptError, UsageError
 from edgephi.runtime.engines import engines_that
 from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
 from edgephi.runtime.templates import Message, user_message
@@ -117,6 +117,11 @@ def make_prefix(
         raise EngineError(
             f"on {model.place.choice.provider} this model keeps no prefix",
             remedy=f"Use a session, which keeps its own; of edgephi's engines {able} keep prefixes",
+        )
+    if abilities.share and not model.keeps_prefixes:
+        raise UsageError(
+            "this model was loaded with prefix_cache_bytes=0, so that no answer would find a prefix",
+            remedy="Load it with prefix_cache_bytes left out, or a size",
         )
     if system is not None:
         require_text("system", system, "the system message as one text")

@@ -47,7 +47,7 @@ class Session:
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
-        self._settle()
+        self._finish_answer()
         messages = (*self._messages, user_message(text))
         prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)
 
@@ -62,15 +62,15 @@ class Session:
 
     def reset(self) -> None:
         """Forget all messages but the system's. The cache stays: the next prompt often begins alike."""
-        self._settle()
+        self._finish_answer()
         self._messages = () if self._system is None else ({"role": "system", "content": self._system},)
 
     def close(self) -> None:
         """Free the KV cache; the messages stay, and saying more makes a new one."""
-        self._settle()
+        self._finish_answer()
         self._drop_cache()
 
-    def _settle(self) -> None:
+    def _finish_answer(self) -> None:
         if self._stream is not None and not self._stream.finished:
             self._stream.cancel()
             self._stream.result()

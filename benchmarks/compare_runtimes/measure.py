@@ -29,7 +29,7 @@ Advance = Callable[[], None]
 
 
 class Child(Protocol):
-    """What `PeerProcess` is to this file."""
+    """What `RuntimeProcess` is to this file."""
 
     @property
     def hello(self) -> dict[str, Any]: ...

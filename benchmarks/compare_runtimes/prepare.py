@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgephi.benchmarks.checkpoint_folder import write_checkpoint_folder
 from edgephi.benchmarks.child_cost import run_and_measure
-from edgephi.benchmarks.compare_runtimes.process import PeerProcess
+from edgephi.benchmarks.compare_runtimes.process import RuntimeProcess
 from edgephi.benchmarks.compare_runtimes.variants import VARIANTS, Contender
 from edgephi.benchmarks.studies.export_cost import contenders as export_commands
 from edgephi.bundle import folder_bytes, sha256_of
@@ -80,16 +80,16 @@ def prepare(contender: Contender, source: Path, folder: Path) -> None:
             _run_builder(contender, folder)
 
 
-def start(contender: Contender, folder: Path) -> PeerProcess:
+def start(contender: Contender, folder: Path) -> RuntimeProcess:
     """A child of this contender, its libraries imported; what it says on standard error goes to a log in the folder.
 
     Raises:
-        EngineError: see `PeerProcess`.
+        EngineError: see `RuntimeProcess`.
     """
     if contender.python is None:
         raise UsageError("no interpreter was named", where=contender.peer, remedy=f"Name one for {contender.peer}")
     log = folder / f"{contender.name.replace(' ', '-')}.log"
-    return PeerProcess(contender.python, contender.engine, log, contender.environment())
+    return RuntimeProcess(contender.python, contender.engine, log, contender.environment())
 
 
 def stored_bytes(contender: Contender) -> int:

@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class SweepVariant:
-    """One export: the folder's name, and what differs from the defaults of `edgephi.export`."""
+    """One export: the folder's name, and what differs from the defaults of `edgephi.export_model`."""
 
     name: str
     quantize: str = "auto"
@@ -81,7 +81,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class FourBits:
+class SweepResult:
     quality: QualityReport
     decode: tuple[float, ...]
     """Decode speed of `auto` over that of `rtn-b32`, one ratio for each round of taking turns."""
@@ -94,7 +94,7 @@ def make(
     """Export the float model and every variant that is not there yet.
 
     Raises:
-        EdgephiError: see `edgephi.export`.
+        EdgephiError: see `edgephi.export_model`.
     """
     import edgephi
 
@@ -206,7 +206,7 @@ def _bits(bundle: BundleQuality) -> str:
     return "–" if bundle.bits_per_weight is None else f"{bundle.bits_per_weight:.2f}"
 
 
-def sentences(result: FourBits) -> list[str]:
+def sentences(result: SweepResult) -> list[str]:
     """What the table has no column for."""
     lines = []
     if result.decode:
@@ -243,7 +243,7 @@ def main() -> None:
         quality = measure(reference, bundles, given.text, windows=given.windows, on_window=advance)
     decode = decode_ratios(given.folder / "auto", given.folder / "rtn-b32", given.loads, given.rounds, 128)
     answers = answer(given.folder / "auto", reference, given.choices) if given.choices else None
-    result = FourBits(quality, decode, answers)
+    result = SweepResult(quality, decode, answers)
     facts = circumstances("onnxruntime", "numpy")
     print(table(VARIANTS, quality.bundles))
     print(f"\n{quality.text}: {quality.predictions:,} predictions; KL in nats.")

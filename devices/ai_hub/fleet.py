@@ -125,7 +125,7 @@ class Fleet:
                 raise HubError(
                     f"{left} job{' still runs' if left == 1 else 's still run'} after {timeout_s / 60:g} minutes",
                     where=self.path,
-                    remedy="Run the same command again, or `edgephi hub wait` with this file, to go on waiting",
+                    remedy="Run the same command again, or `edgephi ai-hub wait` with this file, to go on waiting",
                 )
             if running or outages:
                 time.sleep(poll_s)

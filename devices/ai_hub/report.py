@@ -1,6 +1,6 @@
 """What hosted devices measured: one JSON document. These models are its documentation and its schema.
 
-`edgephi hub schema` prints the JSON Schema. `format` changes when a reader of the old one could misunderstand a
+`edgephi ai-hub schema` prints the JSON Schema. `format` changes when a reader of the old one could misunderstand a
 document; a new optional field does not change it. Times are seconds, sizes bytes. Every record stands alone.
 """
 

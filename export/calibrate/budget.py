@@ -59,7 +59,7 @@ def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
     return Mix(budget, tuple(open_weights), smallest, spare)
 
 
-def settle(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
+def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
     """The layout that keeps to the budget and errs least, by the errors that were measured."""
     choices = {
         name: [

@@ -70,7 +70,7 @@ VERBS: tuple[tuple[str, ...], ...] = (
     ("demo", "--weights", "@"),
     ("bench", "compare", "@", "@"),
     ("bench", "history", "@"),
-    ("hub", "wait", "@"),
+    ("ai-hub", "wait", "@"),
 )
 
 

@@ -1,4 +1,4 @@
-"""`edgephi.export` under a budget: what is in the folder, what the manifest says of it, and what is refused."""
+"""`edgephi.export_model` under a budget: what is in the folder, what the manifest says of it, and what is refused."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import UsageError
-from edgephi.export.calibrate.budget import Budget, describe_names, plan_mix, settle
+from edgephi.export.calibrate.budget import Budget, choose_layout, describe_names, plan_mix
 from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
@@ -143,9 +143,9 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
     largest, errors = plan_storage(architecture, RECIPE, dict.fromkeys(names, LADDER[-1])).bytes, []
     for size in range(smallest, largest + 500, 500):
         mix = plan_mix(architecture, RECIPE, Budget(None, size))
-        layout = settle(architecture, RECIPE, mix, table)
+        layout = choose_layout(architecture, RECIPE, mix, table)
         assert layout.bytes <= size
-        assert layout == settle(architecture, RECIPE, mix, dict(reversed(table.items())))
+        assert layout == choose_layout(architecture, RECIPE, mix, dict(reversed(table.items())))
         errors.append(sum(table[name][LADDER.index(layout.matrices[name].format)] for name in names))
     assert all(later <= earlier for earlier, later in pairwise(errors))
     assert layout.bytes == largest
@@ -154,7 +154,7 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
 def test_bits_count_as_the_manifest_does(fixtures: Path) -> None:
     architecture = describe(open_folder(fixtures / "llama-gqa"))
     table = dict.fromkeys(linear_weights(architecture), (4.0, 3.0, 2.0, 0.02, 0.01))
-    layout = settle(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
+    layout = choose_layout(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
     used = sum(tensor.bytes for matrix in layout.matrices.values() for tensor in matrix.tensors)
     assert 7.2 < 8 * used / architecture.parameters <= 7.5
 

@@ -1,4 +1,4 @@
-"""edgephi hub when something goes wrong: each is a sentence, and nothing that was submitted is lost or sent twice."""
+"""edgephi ai-hub in trouble: each problem is a sentence, and nothing that was submitted is lost or sent twice."""
 
 from __future__ import annotations
 

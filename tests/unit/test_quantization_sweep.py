@@ -7,7 +7,7 @@ import pytest
 from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport
 from edgephi.benchmarks.studies.quantization_sweep import (
     Answers,
-    FourBits,
+    SweepResult,
     SweepVariant,
     Target,
     decode_ratios,
@@ -40,10 +40,10 @@ def test_every_way_has_its_row_and_the_reference_comes_first() -> None:
 def test_speed_is_a_median_with_its_quartiles_and_answers_are_points_apart() -> None:
     quality = QualityReport("text.txt", 8, 512, 4088, (bundle("fp32", 0.0),))
     answers = Answers(1838, float_model=(0.650, 0.663), auto=(0.647, 0.664))
-    speed, points = sentences(FourBits(quality, (0.8, 0.96, 0.9, 0.7, 0.94), answers))
+    speed, points = sentences(SweepResult(quality, (0.8, 0.96, 0.9, 0.7, 0.94), answers))
     assert "0.900 (median of 5 rounds in turns, quartiles 0.800 and 0.940" in speed
     assert "plain 65.0 and 64.7 % (-0.3 points), normalized 66.3 and 66.4 % (+0.1 points)" in points
-    assert sentences(FourBits(quality, (), None)) == []
+    assert sentences(SweepResult(quality, (), None)) == []
 
 
 def test_a_bundle_is_about_as_fast_as_itself_in_every_load_and_round(smollm2_bundle: Path) -> None:

@@ -26,12 +26,12 @@ from edgephi.benchmarks.compare_runtimes.measure import (
     order,
 )
 from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare
-from edgephi.benchmarks.compare_runtimes.process import PeerProcess
+from edgephi.benchmarks.compare_runtimes.process import RuntimeProcess
 from edgephi.benchmarks.compare_runtimes.results import (
+    ComparisonReport,
     ContenderResult,
     Loading,
     Peer,
-    PeersReport,
     Quality,
     Settings,
     Speed,
@@ -76,8 +76,8 @@ def engine(tmp_path: Path) -> Path:
     return path
 
 
-def child(engine: Path, tmp_path: Path, **more: Any) -> PeerProcess:
-    return PeerProcess(PYTHON, engine, tmp_path / "log", os.environ, **more)
+def child(engine: Path, tmp_path: Path, **more: Any) -> RuntimeProcess:
+    return RuntimeProcess(PYTHON, engine, tmp_path / "log", os.environ, **more)
 
 
 def contender(engine: Path, name: str = "one", peer: Peer = "builder", **settings: object) -> Contender:
@@ -85,7 +85,7 @@ def contender(engine: Path, name: str = "one", peer: Peer = "builder", **setting
 
 
 def starter(tmp_path: Path) -> Any:
-    return lambda one: PeerProcess(one.python, one.engine, tmp_path / "log", one.environment())
+    return lambda one: RuntimeProcess(one.python, one.engine, tmp_path / "log", one.environment())
 
 
 def test_a_child_answers_requests_while_its_libraries_print(engine: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_child_that_does_not_start_leaves_its_last_words(text: str, reason: st
 
 def test_an_interpreter_that_is_not_there_and_one_that_is_silent(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not start"):
-        PeerProcess(tmp_path / "no-python", engine, tmp_path / "log", os.environ)
+        RuntimeProcess(tmp_path / "no-python", engine, tmp_path / "log", os.environ)
     engine.write_text("import time; time.sleep(60)", encoding="utf-8")
     with pytest.raises(EngineError, match=r"no answer in 0\.5 s"):
         child(engine, tmp_path, timeout_s=0.5)
@@ -260,9 +260,9 @@ def test_load_may_take_half_and_memory_a_quarter_of_the_builder_s() -> None:
     assert beyond.ratio == pytest.approx((30 - 10) / (100 - 10))
 
 
-def report(*results: ContenderResult, windows: int = 4) -> PeersReport:
+def report(*results: ContenderResult, windows: int = 4) -> ComparisonReport:
     found = ratios(results)
-    return PeersReport(
+    return ComparisonReport(
         machine={"cpu": "one"},
         weights="weights.gguf",
         settings=Settings(
@@ -304,7 +304,7 @@ def test_random_weights_have_no_divergence_and_the_table_says_so() -> None:
 
 def test_the_document_reads_back() -> None:
     document = report(OURS, Q4_0)
-    assert PeersReport.model_validate_json(document.model_dump_json()) == document
+    assert ComparisonReport.model_validate_json(document.model_dump_json()) == document
 
 
 def test_the_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from edgephi.benchmarks.compare_runtimes import shape
 from edgephi.benchmarks.compare_runtimes.__main__ import main
-from edgephi.benchmarks.compare_runtimes.results import PeersReport
-from tests.unit.test_peers_shape import SMALL
+from edgephi.benchmarks.compare_runtimes.results import ComparisonReport
+from tests.unit.test_compare_runtimes_shape import SMALL
 
 
 def test_a_run_with_absent_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_a_run_with_absent_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = ["--edgephi", "rtn-32", "--peers", "llama.cpp,openvino", "--openvino-python", sys.executable]
     monkeypatch.setattr(sys, "argv", ["peers", *arguments, *measured, *rows, "--output", str(output)])
     main()
-    report = PeersReport.model_validate_json((output / "peers.json").read_bytes())
+    report = ComparisonReport.model_validate_json((output / "peers.json").read_bytes())
     ours, *theirs = report.contenders
     assert (ours.name, ours.reason) == ("edgephi rtn-32", None)
     assert [speed.tokens for speed in ours.prefill] == [16]

@@ -1,4 +1,4 @@
-"""edgephi hub: a bundle's NPU graphs on the hosted devices of Qualcomm AI Hub. Only these verbs touch the network."""
+"""edgephi ai-hub: a bundle's NPU graphs on the hosted devices of Qualcomm AI Hub. Only this verb uses the network."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def run(
     Where compile is among the jobs, the others run what it made; link makes one binary of everything compiled for a
     device, and the others run that.
 
-    With --json, one object: the report, whose schema `edgephi hub schema` prints.
+    With --json, one object: the report, whose schema `edgephi ai-hub schema` prints.
     """
     from edgephi.devices.ai_hub.matrix import graphs_of, plan, read_matrix
 
@@ -117,7 +117,7 @@ def submit(
     folder: Bundle,
     device: Annotated[
         list[str],
-        typer.Option(metavar="NAME", help="As `edgephi hub devices` lists it; repeatable.", show_default=False),
+        typer.Option(metavar="NAME", help="As `edgephi ai-hub devices` lists it; repeatable.", show_default=False),
     ],
     output: Output,
     job: Annotated[Literal["compile", "profile"], typer.Option(help="What to do with each graph.")] = "profile",
@@ -126,7 +126,7 @@ def submit(
         typer.Option(metavar="NAME", help="Name or pattern of a graph; repeatable; all for an NPU when left out."),
     ] = None,
 ) -> None:
-    """Submit a job for each NPU graph of a bundle and each device, and return; `edgephi hub wait` fetches the results.
+    """Submit a job for each NPU graph of a bundle and each device, and return; `edgephi ai-hub wait` fetches results.
 
     Prints the path of the run's state, which `wait` takes. Submitting again submits only what is missing.
     """
@@ -152,7 +152,7 @@ def wait(
 ) -> None:
     """Wait for the submitted jobs of a run, fetch what they measured, and merge it into fleet.json beside the state.
 
-    With --json, one object: the report, whose schema `edgephi hub schema` prints.
+    With --json, one object: the report, whose schema `edgephi ai-hub schema` prints.
     """
     from edgephi.devices.ai_hub.fleet import resume
 
