@@ -1,0 +1,107 @@
+"""Ctrl-C at every place of the scheduler where Python looks for it: one thread stops, the others are served."""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from edgephi.runtime import scheduler as module
+from edgephi.runtime.scheduler import Scheduler
+
+OTHERS, TOKENS = 2, 5
+PLACES = 120
+
+
+@cache
+def places(code: CodeType) -> frozenset[int]:
+    """Where Python runs signal handlers: when a function begins, behind a call, and when a loop begins again."""
+    instructions = [one for one in dis.get_instructions(code) if one.opname not in ("CACHE", "COPY_FREE_VARS")]
+    found = {instructions[0].offset}
+    for one, following in itertools.pairwise(instructions):
+        if one.opname.startswith("CALL"):
+            found.add(following.offset)
+        elif one.opname.startswith("JUMP_BACKWARD") or one.opname == "JUMP_ABSOLUTE":
+            found.add(one.offset)
+    return frozenset(found)
+
+
+class Strike:
+    """Ctrl-C at the n-th of these places that this thread comes to in the scheduler."""
+
+    def __init__(self, number: int) -> None:
+        self._left, self.struck = number, False
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Strike | None:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in places(frame.f_code):
+            self._left -= 1
+            if self._left <= 0:
+                self.struck = True
+                raise KeyboardInterrupt
+        return self
+
+
+def struck_in(work: Callable[[], object], number: int) -> bool:
+    """Whether there are so many places."""
+    strike, before = Strike(number), sys.gettrace()
+    sys.settrace(strike)
+    try:
+        work()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return strike.struck
+
+
+def served_after(number: int, *, leads: bool) -> bool:
+    """Strike once while others ask as well; whether the call was that long.
+
+    Args:
+        leads: the interrupted thread begins, and the others come while it computes.
+    """
+    begin, got = threading.Event(), dict[int, list[int]]()
+
+    def step(items: Sequence[int]) -> list[int]:
+        begin.set()
+        time.sleep(0.001)
+        return [item * 10 for item in items]
+
+    def other(item: int) -> None:
+        got[item] = []
+        begin.wait(10)
+        for _ in range(TOKENS):
+            got[item] += [scheduler.step(item), scheduler.alone(lambda: item)]
+        scheduler.leave(item)
+
+    scheduler = Scheduler(step, OTHERS + 1)
+    threads = [threading.Thread(target=other, args=(item,), daemon=True) for item in range(OTHERS)]
+    for thread in threads:
+        thread.start()
+    if not leads:
+        begin.set()
+    struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], number)
+    begin.set()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads), f"somebody waits for ever, place {number}"
+    assert got == {item: [item * 10, item] * TOKENS for item in range(OTHERS)}, f"place {number}"
+    assert scheduler.step(5) == 50
+    return struck
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_whoever_is_interrupted_wherever_the_others_get_what_they_asked_for(leads: bool) -> None:
+    # how many places there are depends on who computes for whom
+    assert sum(served_after(number, leads=leads) for number in range(1, PLACES)) > PLACES / 2
