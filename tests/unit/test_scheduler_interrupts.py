@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-import dis
-import itertools
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
-from types import CodeType, FrameType
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
 from edgephi.runtime import scheduler as module
 from edgephi.runtime.scheduler import Scheduler
+from tests.interrupts import struck_in
 
 OTHERS, TOKENS = 2, 5
 PLACES = 120
-
-
-@cache
-def places(code: CodeType) -> frozenset[int]:
-    """Where Python runs signal handlers: when a function begins, behind a call, and when a loop begins again."""
-    instructions = [one for one in dis.get_instructions(code) if one.opname not in ("CACHE", "COPY_FREE_VARS")]
-    found = {instructions[0].offset}
-    for one, following in itertools.pairwise(instructions):
-        if one.opname.startswith("CALL"):
-            found.add(following.offset)
-        elif one.opname.startswith("JUMP_BACKWARD") or one.opname == "JUMP_ABSOLUTE":
-            found.add(one.offset)
-    return frozenset(found)
-
-
-class Strike:
-    """Ctrl-C at the n-th of these places that this thread comes to in the scheduler."""
-
-    def __init__(self, number: int) -> None:
-        self._left, self.struck = number, False
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Strike | None:
-        if frame.f_code.co_filename != module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in places(frame.f_code):
-            self._left -= 1
-            if self._left <= 0:
-                self.struck = True
-                raise KeyboardInterrupt
-        return self
-
-
-def struck_in(work: Callable[[], object], number: int) -> bool:
-    """Whether there are so many places."""
-    strike, before = Strike(number), sys.gettrace()
-    sys.settrace(strike)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return strike.struck
 
 
 def served_after(number: int, *, leads: bool) -> bool:
@@ -91,7 +42,7 @@ def served_after(number: int, *, leads: bool) -> bool:
         thread.start()
     if not leads:
         begin.set()
-    struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], number)
+    struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], module.__file__, number)
     begin.set()
     for thread in threads:
         thread.join(10)
