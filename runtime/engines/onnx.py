@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ from edgephi.runtime.prefix_cache import PrefixStatistics
 from edgephi.runtime.prepacked.cache import GRAPH
 from edgephi.runtime.scheduler import Scheduler
 
-if TYPE_CHECKING:
-    pass
+Made = TypeVar("Made")
 
 ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True)
 
@@ -75,11 +74,12 @@ class OnnxEngine:
             rope_switch=rope_switch,
             prefix_bytes=prefix_bytes,
         )
-        self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self.slots.step, max_parallel)
+        self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self._step, max_parallel)
         self._speculation = speculation
         self._may_verify: bool | None = None if speculation is None else speculation and graph.picks_rows
         self._line: deque[object] = deque()
-        self._freed = threading.Condition()
+        self._lock = threading.RLock()
+        self._freed = threading.Condition(self._lock)
         self._sequences: weakref.WeakSet[OnnxSequence] = weakref.WeakSet()
 
     @property
@@ -104,7 +104,8 @@ class OnnxEngine:
         """
         self.require_open()
         sequence = OnnxSequence(self, capacity, scope, speculate=speculate and self._speculation is not False)
-        self._sequences.add(sequence)
+        with self._lock:
+            self._sequences.add(sequence)
         return sequence
 
     def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OnnxSequence:
@@ -125,10 +126,29 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the sequences, then the weights, and return the memory to the system; more than once is allowed."""
-        for sequence in list(self._sequences):
+        with self._lock:
+            sequences = list(self._sequences)
+        for sequence in sequences:
             sequence.close()
         if self._graph is not None:
             self.scheduler.alone(self._free)
+
+    def alone(self, work: Callable[[], Made]) -> Made:
+        """Run a function inside of the scheduler; see `Scheduler.alone`.
+
+        Raises:
+            EngineError: the engine was closed before it was this function's turn.
+        """
+
+        def checked() -> Made:
+            self.require_open()
+            return work()
+
+        return self.scheduler.alone(checked)
+
+    def _step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
+        self.require_open()
+        return self.slots.step(sequences)
 
     def _free(self) -> None:
         graph, self._graph = self._graph, None
@@ -151,30 +171,46 @@ class OnnxEngine:
     def measure_verification(self) -> bool:
         """Whether a run of several tokens computes bit for bit what runs of one do, on this machine."""
         graph = self._graph
-        return graph is not None and graph.picks_rows and self.scheduler.alone(lambda: verifies_exactly(graph))
+        return graph is not None and graph.picks_rows and self.alone(lambda: verifies_exactly(graph))
 
-    def wait_for_slot(self, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
-        """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled."""
-        if not self._line and self.scheduler.alone(place):
+    def wait_for_slot(self, sequence: OnnxSequence, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
+        """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled.
+
+        Args:
+            sequence: it may have a slot, and gives it to whoever came before.
+        """
+        if not self._line and self.alone(place):
             return True
         ticket = object()
-        with self._freed:
-            self._line.append(ticket)
         try:
+            with self._lock:
+                self._line.append(ticket)
+                sequence.yields = True
+                self._freed.notify_all()
             while not cancelled():
-                if self._line[0] is ticket and self.scheduler.alone(place):
+                if self._line[0] is ticket and self.alone(place):
                     return True
-                with self._freed:
+                with self._lock:
                     self._freed.wait(0.05)
             return False
         finally:
-            with self._freed:
-                self._line.remove(ticket)
-                self._freed.notify_all()
+            struck: BaseException | None = None
+            while True:
+                try:
+                    sequence.yields = False
+                    with self._lock:
+                        if ticket in self._line:
+                            self._line.remove(ticket)
+                        self._freed.notify_all()
+                    break
+                except BaseException as error:  # Ctrl-C in here: those behind would wait for ever
+                    struck = error
+            if struck is not None:
+                raise struck
 
     def released(self) -> None:
         """Somebody is done with a slot."""
-        with self._freed:
+        with self._lock:
             self._freed.notify_all()
 
 

@@ -118,9 +118,20 @@ class KvPool:
         self._arrays, self.slots, self.capacity = made, slots, capacity
 
     def read(self, slot: int, start: int, stop: int) -> Rows:
-        """A copy of the rows [start, stop) of a slot."""
+        """A copy of the rows [start, stop) of a slot.
+
+        Raises:
+            EngineError: there is no memory.
+        """
         graph = self._graph
-        rows = np.empty((len(self._arrays), graph.kv_heads, stop - start, graph.head_dim), graph.kv_type)
+        try:
+            rows = np.empty((len(self._arrays), graph.kv_heads, stop - start, graph.head_dim), graph.kv_type)
+        except MemoryError as error:
+            raise EngineError(
+                f"there is no memory for a copy of {stop - start:,} tokens",
+                where="KV cache",
+                remedy="Close other programs, or fork and keep less",
+            ) from error
         for index, array in enumerate(self._arrays):
             rows[index] = array[slot, :, start:stop]
         return rows

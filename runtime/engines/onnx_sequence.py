@@ -37,6 +37,7 @@ class OnnxSequence:
 
     Attributes:
         busy: a thread is inside one of its calls, so that it keeps its slot.
+        yields: that thread waits in line, and whoever is before it may take the slot.
         thread: the one that was last.
         slot: where its cache is; -1: nowhere.
         entering: the token a step computes, and how many come before it.
@@ -46,7 +47,7 @@ class OnnxSequence:
         self._engine: OnnxEngine | None = engine
         self._scope = scope
         self.capacity = capacity
-        self.busy, self.thread, self.slot = False, 0, -1
+        self.busy, self.yields, self.thread, self.slot = False, False, 0, -1
         self.entering = (0, 0)
         self._tokens: list[int] = []
         """In the cache where there is a slot, else those that are to be there again."""
@@ -87,15 +88,13 @@ class OnnxSequence:
                 )
             if not new:
                 return True
-            self._pending = None
+            self._pending, self._interrupted = None, False
             if self._long(length) != self._is_long:
                 # the rope of one sequence cannot change
                 self._recomputed += len(self._tokens)
                 new = [*self._tokens, *new]
                 self._forget(is_long=not self._is_long)
-            done = self._compute(new, lambda: cancelled() or self._interrupted)
-            self._interrupted = False
-            return done
+            return self._compute(new, lambda: cancelled() or self._interrupted)
 
     def step(self, choose: Chooser) -> int:
         if self._pending is not None:
@@ -114,7 +113,6 @@ class OnnxSequence:
 
     def reuse(self, prompt: Sequence[int]) -> int:
         with self._call() as engine:
-            self._interrupted = False
             self._pending = self._logits = None
             self._guesses = self._guesses.anew()
             wanted = list(prompt[:-1])  # the last token is always computed: its logits choose what follows
@@ -123,8 +121,9 @@ class OnnxSequence:
             crossed = shared if is_long != self._is_long else 0
             held = self._held[:, :, :shared] if self._held is not None and not crossed else None
             placed = engine.wait_for_slot(
-                lambda: engine.slots.place(self, wanted, (is_long, self._scope), held), lambda: self._interrupted
+                self, lambda: engine.slots.place(self, wanted, (is_long, self._scope), held), lambda: self._interrupted
             )
+            self._interrupted = False
             if not placed:
                 self._forget(is_long=is_long)
             self._recomputed = max(0, crossed - len(self._tokens))
@@ -135,7 +134,9 @@ class OnnxSequence:
         with self._call() as engine:
             other = engine.sequence(self.capacity, scope=self._scope, speculate=speculate)
             other._held, other._tokens, other._is_long = self._rows(engine), list(self._tokens), self._is_long
-            other._pending, other._logits, other._recomputed = self._pending, self._logits, self._recomputed
+            other._pending, other._recomputed = self._pending, self._recomputed
+            # a copy: whoever chooses may write into what it is given
+            other._logits = None if self._logits is None else self._logits.copy()
             return other
 
     def save(self, file: Path) -> None:
@@ -159,7 +160,7 @@ class OnnxSequence:
         with self._call() as engine:
             self._compute((), lambda: False)
             slots, slot = engine.slots, self.slot
-            unpin = engine.scheduler.alone(lambda: slots.pin(slot))
+            unpin = engine.alone(lambda: slots.pin(slot))
 
         def release() -> None:
             engine.scheduler.alone(unpin)
@@ -186,29 +187,41 @@ class OnnxSequence:
 
     def take_slot(self, slot: int, tokens: list[int], *, is_long: bool) -> None:
         """Called by the engine: the cache is there, and holds these tokens, the first of those that were wanted."""
-        self.slot, self._tokens, self._is_long, self._held = slot, tokens, is_long, None
+        self.slot, self._tokens, self._is_long, self._held, self.yields = slot, tokens, is_long, None, False
 
     def lose_slot(self) -> None:
         """Called by the engine: the cache is gone until the next call."""
         self.slot = -1
 
     def _compute(self, new: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        """Have everything in the cache, these tokens at its end; False: cancelled before."""
+        """Have everything in the cache, these tokens at its end; False: cancelled before.
+
+        Whatever keeps it from that, there is then nothing that `step` could take for the logits of the last token.
+        """
+        done = False
+        try:
+            done = self._compute_all(new, cancelled)
+        finally:
+            if not done:
+                self._pending = self._logits = None
+        return done
+
+    def _compute_all(self, new: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         engine = self._opened()
         if self.slot < 0:
             known, kind, held = self._tokens, (self._is_long, self._scope), self._held
-            if not engine.wait_for_slot(lambda: engine.slots.place(self, known, kind, held), cancelled):
+            if not engine.wait_for_slot(self, lambda: engine.slots.place(self, known, kind, held), cancelled):
                 return False
             lost = known[len(self._tokens) :]
             self._recomputed += len(lost)
             new = [*lost, *new]
         for start in range(0, len(new), PREFILL_CHUNK):
-            if cancelled():
-                return False
             part = list(new[start : start + PREFILL_CHUNK])
             if len(part) == 1 and self._tokens:
+                if cancelled():
+                    return False
                 self._step_or_verify(engine, part[0])
-            elif not self._compute_part(engine, part):
+            elif not self._compute_part(engine, part, cancelled):
                 return False
         return True
 
@@ -227,7 +240,7 @@ class OnnxSequence:
             self._guesses.stepped(perf_counter() - started)
             return
         slots, slot = engine.slots, self.slot
-        rows = engine.scheduler.alone(lambda: slots.verify(slot, [token, *guess], start))
+        rows = engine.alone(lambda: slots.verify(slot, [token, *guess], start))
         self._logits = rows[0]
         self._guesses.verified(guess, list(rows[1:]), perf_counter() - started)
 
@@ -240,20 +253,24 @@ class OnnxSequence:
         self._logits, self._pending = logits, None
         return True
 
-    def _compute_part(self, engine: OnnxEngine, part: list[int]) -> bool:
+    def _compute_part(self, engine: OnnxEngine, part: list[int], cancelled: Callable[[], bool]) -> bool:
         import onnxruntime
 
         slot, start = self.slot, len(self._tokens)
-        options = self._running = onnxruntime.RunOptions()
-        try:
-            self._logits = engine.scheduler.alone(lambda: engine.slots.prefill(slot, part, start, options))
-        except EngineError:
-            if self._interrupted and self._engine is not None:
-                return False
-            raise
-        finally:
-            self._running = None
-        return True
+        while True:
+            options = self._running = onnxruntime.RunOptions()
+            try:
+                if cancelled():  # asked here, because `interrupt` finds the options from now on
+                    return False
+                self._logits = engine.alone(lambda: engine.slots.prefill(slot, part, start, options))  # noqa: B023
+                return True
+            except EngineError:
+                self._opened()
+                # once more where nobody asked for the end of this: a fork, say, of a cache that was lost
+                if not options.terminate:
+                    raise
+            finally:
+                self._running = None
 
     def _rows(self, engine: OnnxEngine) -> Rows | None:
         """A copy of the cache."""
@@ -263,7 +280,7 @@ class OnnxSequence:
             return None
         self._compute((), lambda: False)
         slots, slot, length = engine.slots, self.slot, len(self._tokens)
-        return engine.scheduler.alone(lambda: slots.read(slot, length))
+        return engine.alone(lambda: slots.read(slot, length))
 
     def _forget(self, *, is_long: bool) -> None:
         """An empty cache."""
@@ -279,9 +296,9 @@ class OnnxSequence:
     def _call(self) -> Iterator[OnnxEngine]:
         engine = self._opened()
         engine.require_open()
-        with engine.slots.lock:
-            self.busy, self.thread = True, threading.get_ident()
         try:
+            with engine.slots.lock:
+                self.busy, self.thread = True, threading.get_ident()
             self._guesses.drop(self._tokens)
             yield engine
         finally:
