@@ -82,6 +82,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
                 folder / file,
                 opset=one.opset,
                 separate=one.separate,
+                row_numbers=one.row_numbers,
                 logit_rows=rows,
             )
             for one in variants

@@ -51,7 +51,8 @@ def build_variants(source: Path | Checkpoint, folder: Path, recipe: Recipe, devi
     for variant in plan_variants(devices, architecture.spec, layout, recipe):
         graph = graphs[variant.device] = folder / variant.file
         one = variant.recipe
-        write_graph(architecture.spec, layout, one, graph, opset=variant.opset, separate=variant.separate)
+        form = {"separate": variant.separate, "row_numbers": variant.row_numbers}
+        write_graph(architecture.spec, layout, one, graph, opset=variant.opset, **form)
     return {str(device): path for device, path in graphs.items()}
 
 

@@ -47,6 +47,7 @@ class GraphBuilder:
     Args:
         opset: of ONNX's own operators.
         separate_attention: attention takes queries, keys and values apart and already rotated.
+        row_numbers: attention takes rows of the rotary tables by number.
     """
 
     fused_norms = True
@@ -61,13 +62,14 @@ class GraphBuilder:
         data_file: str = DATA_FILE,
         opset: int = OPSET,
         separate_attention: bool = False,
+        row_numbers: bool = True,
     ) -> None:
         import onnx_ir as ir
 
         self._ir = ir
         self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
-        self.opset, self.separate_attention = opset, separate_attention
+        self.opset, self.separate_attention, self.row_numbers = opset, separate_attention, row_numbers
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}

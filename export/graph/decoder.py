@@ -35,6 +35,7 @@ def build_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     logit_rows: LogitRows = "all",
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
@@ -44,13 +45,14 @@ def build_graph(
         opset: of ONNX's own operators; see `variants.cpu_opset`.
         separate: attention takes queries, keys and values apart; the graph then has an input `position_ids`, unless
             it chooses between two ropes itself.
+        row_numbers: attention takes rows of the rotary tables by number.
         logit_rows: which tokens of a run get logits: all of them; each sequence's last, [batch, 1, vocabulary];
             or those whose numbers an optional input gives. onnxruntime-genai allocates what the output declares and
             takes no input it does not know, so it runs the first two only.
     """
     import onnx_ir as ir
 
-    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate)
+    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers)
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
@@ -85,9 +87,13 @@ def write_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     logit_rows: LogitRows = "all",
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    ir.save(build_graph(spec, layout, recipe, opset=opset, separate=separate, logit_rows=logit_rows), path)
+    graph = build_graph(
+        spec, layout, recipe, opset=opset, separate=separate, row_numbers=row_numbers, logit_rows=logit_rows
+    )
+    ir.save(graph, path)
