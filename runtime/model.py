@@ -173,7 +173,8 @@ class Model:
                 self._placement = together(name, read_back)
             self.place = replace(place, placement=self._placement)
             self._beginnings = Beginnings()
-            self._keeps_prefixes = request.prefix_bytes > 0
+            self.keeps_prefixes = request.prefix_bytes > 0
+            """Whether answers find what earlier ones left, where the engine can."""
             opened.pop_all()
 
     @property
@@ -343,7 +344,7 @@ class Model:
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
-        kept = scope if self._keeps_prefixes else None
+        kept = scope if self.keeps_prefixes else None
         return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept, speculate=speculate)
 
     def answering_sequence(self, tokens: int) -> KvSequence:
