@@ -131,9 +131,9 @@ def test_a_slot_that_changes_hands_while_its_sequence_closes_has_one_owner(engin
 def test_a_sequence_whose_place_failed_does_not_write_into_anothers(
     engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = greedy(engine, OTHER)
-    sequence, longer = begun(engine, PROMPT), [*PROMPT[:20], *OTHER]
-    answer = greedy(engine, longer)
+    long = [*OTHER, *PROMPT]
+    expected, answer = greedy(engine, long), greedy(engine, [*PROMPT, 7, 8])
+    sequence = begun(engine, PROMPT)
 
     def fails(slot: Slot, common: int) -> None:
         raise EngineError("there is no memory", remedy="Close other programs")
@@ -141,9 +141,9 @@ def test_a_sequence_whose_place_failed_does_not_write_into_anothers(
     with monkeypatch.context() as patched:
         patched.setattr(engine.slots, "_remember", fails)
         with pytest.raises(EngineError, match="no memory"):
-            sequence.reuse(longer)
-    others = [begun(engine, OTHER) for _ in range(2)]
-    assert sequence.prefill(longer[sequence.reuse(longer) :], never)
+            sequence.reuse(PROMPT[:20])
+    others = [begun(engine, long) for _ in range(2)]
+    assert sequence.prefill([*PROMPT, 7, 8][len(sequence.tokens) :], never)
     assert [sequence.step(most_likely) for _ in range(4)] == answer
     for other in others:
         assert [other.step(most_likely) for _ in range(4)] == expected
