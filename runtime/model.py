@@ -174,6 +174,7 @@ class Model:
             self.place = replace(place, placement=self._placement)
             self._beginnings = Beginnings()
             self.keeps_prefixes = request.prefix_bytes > 0
+            """Whether answers find what earlier ones left, where the engine can."""
             opened.pop_all()
 
     @property

@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from edgephi.arguments import require_text
-from edgephi.devices.cache import cache_folder, require_writable
+from edgephi.devices.cache import cache_folder, require_writable, unusable
 from edgephi.devices.memory import installed_bytes
 from edgephi.errors import EngineError, PromptError, UsageError
 from edgephi.runtime.engines import engines_that
 from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
+from edgephi.runtime.engines.saved_cache import UNFINISHED
 from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SAVED_BYTES = 4 * 2**30
 """Of all saved prefixes of a user; those used longest ago go first."""
 ENDING = ".kv.safetensors"
+ABANDONED_S = 3600
+"""A file that was begun so long ago belongs to a process that has ended."""
 
 
 @dataclass(frozen=True)
@@ -202,14 +205,21 @@ def _file(model: Model, tokens: list[int]) -> Path:
     """Where a prefix is saved: a name of this bundle's and these tokens' own. The file says and proves the rest."""
     folder = cache_folder() / "prefixes"
     require_writable(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as problem:  # a file has the folder's name, say
+        raise unusable(problem, folder) from problem
     files = sorted((entry.path, entry.sha256) for entry in model.manifest.files)
     name = hashlib.sha256(json.dumps([files, tokens]).encode()).hexdigest()[:32]
     return folder / f"{name}{ENDING}"
 
 
 def _make_room(newest: Path) -> None:
-    """Delete what was used longest ago while the folder holds more than it may."""
+    """Delete what was used longest ago while the folder holds more than it may, and what was never written whole."""
+    for path in newest.parent.glob(f"*{ENDING}*{UNFINISHED}"):
+        with suppress(OSError):
+            if time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
     files = []
     for path in newest.parent.glob(f"*{ENDING}"):
         with suppress(OSError):

@@ -50,6 +50,12 @@ class Statistics:
     """Steps by the number of their sequences."""
 
 
+def interrupt_behind(error: RuntimeError) -> BaseException:
+    """Ctrl-C in the moment in which a condition's `wait` has given its lock away: leaving the lock then fails."""
+    struck = error.__context__
+    return error if struck is None or isinstance(struck, Exception) else struck
+
+
 class Scheduler(Generic[Item, Result]):
     """The order of one model's work.
 
@@ -107,6 +113,8 @@ class Scheduler(Generic[Item, Result]):
                     self._leader = job
             while not job.done:
                 self._compute(self._next())
+        except RuntimeError as error:
+            raise interrupt_behind(error) from None
         finally:
             struck: BaseException | None = None
             while True:

@@ -29,7 +29,7 @@ from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, re
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
 from edgephi.runtime.prepacked.cache import GRAPH
-from edgephi.runtime.scheduler import Scheduler
+from edgephi.runtime.scheduler import Scheduler, interrupt_behind
 
 Made = TypeVar("Made")
 
@@ -193,6 +193,8 @@ class OnnxEngine:
                 with self._lock:
                     self._freed.wait(0.05)
             return False
+        except RuntimeError as error:
+            raise interrupt_behind(error) from None
         finally:
             struck: BaseException | None = None
             while True:
