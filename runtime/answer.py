@@ -28,7 +28,8 @@ class Answer:
     """Of the prompt, taken from the KV cache instead of computed."""
     recomputed_tokens: int
     """Computed again although they were in the KV cache, because the sequence crossed the length at which the model
-    changes its rotary factors (LongRoPE)."""
+    changes its rotary factors (LongRoPE), or because more answers are open than
+    `max_parallel` and another one took its place."""
     new_tokens: int
     """Generated."""
     token_ids: tuple[int, ...]

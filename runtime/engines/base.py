@@ -59,7 +59,8 @@ class KvSequence(Protocol):
     @property
     def recomputed(self) -> int:
         """Cached tokens, since `reuse` or the beginning, that had to be computed again: the sequence became longer
-        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong."""
+        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong; or
+        another sequence took its place."""
 
     @property
     def guesses(self) -> tuple[int, int]:
