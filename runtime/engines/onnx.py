@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
-from edgephi.errors import EngineError
+from edgephi.errors import EngineError, PromptError
 from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
@@ -67,6 +67,7 @@ class OnnxEngine:
         self._tensors = {KV: CacheTensor(graph.kv_type, (2 * graph.layers, graph.kv_heads, ROWS, graph.head_dim))}
         self._graph: DecoderGraph | None = graph
         self.vocabulary, self.rope_switch = graph.vocabulary, rope_switch
+        self._context_length = context_length
         self.slots = Slots(
             graph,
             most=max_parallel,
@@ -101,8 +102,14 @@ class OnnxEngine:
 
         Raises:
             EngineError: the engine is closed.
+            PromptError: the capacity is larger than the model's context.
         """
         self.require_open()
+        if capacity > self._context_length:
+            raise PromptError(
+                f"a sequence of {capacity:,} tokens exceeds the model's context of {self._context_length:,}",
+                remedy="Ask for fewer tokens",
+            )
         sequence = OnnxSequence(self, capacity, scope, speculate=speculate and self._speculation is not False)
         with self._lock:
             self._sequences.add(sequence)

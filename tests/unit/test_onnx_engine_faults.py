@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import edgephi
-from edgephi.errors import EdgephiError, EngineError
+from edgephi.errors import EdgephiError, EngineError, PromptError
 from edgephi.runtime.engines.base import SHARED
 from edgephi.runtime.engines.onnx import OnnxEngine
 from edgephi.runtime.engines.onnx_sequence import OnnxSequence
@@ -231,6 +231,11 @@ def test_what_is_computed_behind_a_sequence_that_was_rewound_meanwhile_is_not_be
     assert slot.tokens == [1, 2, 3]
     slot.hold(3, [4])
     assert slot.tokens == [1, 2, 3, 4]
+
+
+def test_no_sequence_is_longer_than_the_context(engine: OnnxEngine) -> None:
+    with pytest.raises(PromptError, match="context of 256"):
+        engine.sequence(257)
 
 
 def test_closing_while_threads_compute_is_said_to_all_of_them(bundle: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import edgephi
+from edgephi.bundle import LOGIT_ROWS
 from edgephi.errors import OutputError
 from edgephi.runtime.prepacked import cache as prepacked
+from edgephi.runtime.prepacked.proof import same_answers
 from tests.tiny_phi import PHI_3, tiny_phi
 
 
@@ -41,3 +46,23 @@ def test_packed_weights_that_were_asked_for_and_answer_otherwise_are_an_error(
     with pytest.raises(OutputError, match="do not compute"):
         edgephi.load(tmp_path / "bundle", prepacked="now")
     assert not [path for path in (tmp_path / "cache" / "prepacked").iterdir() if path.is_dir()]
+
+
+def test_the_head_is_compared_for_as_many_rows_as_drafts_have() -> None:
+    """A graph whose rows can be chosen computes one row when nobody chooses, which has a kernel of its own."""
+
+    rows = list[int]()
+
+    class Session:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="input_ids", type="tensor(int64)")]
+
+        def get_overridable_initializers(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name=LOGIT_ROWS)]
+
+        def run(self, outputs: list[str], feeds: dict[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+            rows.append(len(feeds[LOGIT_ROWS]))
+            return [np.arange(5, dtype=np.float32)]
+
+    assert same_answers(Session(), Session())  # type: ignore[arg-type]  # as much of one as is asked
+    assert max(rows) > 1
