@@ -219,6 +219,8 @@ class Model:
     ) -> Stream:
         """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
 
+        The prompt is the caller's own template: control tokens in it are read as such. For text of others use `chat`.
+
         Raises:
             PromptError: no text, an empty one, or one that is longer than the context.
             UsageError: a sampling argument outside its range.
@@ -298,6 +300,10 @@ class Model:
     ) -> list[int]:
         """Token ids of a conversation, ending where the answer starts.
 
+        Control tokens are those that the template writes. What looks like one in a message or a tool is encoded as
+        text. In the assistant's messages, tokens that decoding leaves in an answer and that open or close no turn, such
+        as `<think>` and `<|tool_call|>`, stay what they are.
+
         Raises:
             PromptError: no chat template, or it refuses the messages or leaves one or the tools out.
         """
@@ -305,7 +311,8 @@ class Model:
             raise PromptError(
                 "this model has no chat template", where=self.folder, remedy="Use `generate` (--raw) with a raw prompt"
             )
-        return self.tokenizer.encode(self.template.render(messages, tools=tools))
+        text, mark = self.template.render_apart(messages, self.tokenizer.control, tools=tools)
+        return self.tokenizer.encode(text, mark=mark)
 
     def count_tokens(
         self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None

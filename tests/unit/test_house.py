@@ -24,9 +24,16 @@ TEMPLATES = {
     "edgephi.templates.dropped",
     "edgephi.templates.jinja_child",
     "edgephi.templates.facts",
+    "edgephi.templates.marked_values",
     "edgephi.templates.values",
+    "edgephi.tokenizer.control_tokens",
 }
-ENCODERS = {"edgephi.tokenizer.encoder", "edgephi.tokenizer.child"}
+ENCODERS = {
+    "edgephi.tokenizer.encoder",
+    "edgephi.tokenizer.child",
+    "edgephi.tokenizer.control_tokens",
+    "edgephi.tokenizer.marked",
+}
 FOUNDATION = {
     "edgephi.arguments",
     "edgephi.child",
