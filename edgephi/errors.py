@@ -117,6 +117,10 @@ class PromptError(EdgephiError):
     """The prompt or the messages cannot be given to this model (too long, empty, not understood by the template)."""
 
 
+class PromptTooLongError(PromptError):
+    """The prompt leaves no room in the context."""
+
+
 class EngineError(EdgephiError):
     """The runtime refused the graph or failed while running it."""
 

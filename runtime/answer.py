@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
+from edgephi.runtime.endings import Repetition, StopTexts
 from edgephi.runtime.engines.base import KvSequence
-from edgephi.runtime.sampling import Sampling, chooser
+from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.tokenizer import Tokenizer
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled", "repetition"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Answer:
     token_ids: tuple[int, ...]
     """Generated, the stop token included."""
     finish: Finish
+    """`stop`: a stop token, or one of the stop texts. `repetition`: it only repeated its last tokens
+    (`Sampling.stop_repetition`)."""
     time_to_first_token_s: float | None
     """From the start of the iteration, templating and tokenizing added; None when cancelled before."""
     decode_tokens_per_s: float | None
@@ -47,6 +54,8 @@ class Answer:
     """Of the answer, taken from the text before it and verified several in one run (prompt lookup)."""
     accepted_tokens: int = 0
     """Of those, the ones that the model would have chosen itself."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each token of `token_ids`, if they were asked for (`Sampling.logprobs`)."""
     rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
@@ -62,8 +71,10 @@ class Prompt:
     """Time templating and tokenizing took."""
 
 
-class Stream(Iterator[str]):
+class Stream(Iterator[str], AsyncIterator[str]):
     """Pieces of text, whole characters each; computing happens while it is iterated.
+
+    `async for` computes in a thread beside the event loop; a task that is cancelled cancels the answer.
 
     Args:
         prompt: what to answer.
@@ -90,7 +101,9 @@ class Stream(Iterator[str]):
         rejected: tuple[str, ...] = (),
     ) -> None:
         self._prompt = prompt
-        self._choose = chooser(sampling)
+        self._choose = Sampler(sampling, prompt.tokens)
+        self._stops = StopTexts(sampling.stop)
+        self._repetition = Repetition() if sampling.stop_repetition else None
         self._text = tokenizer.stream()
         self._stop_ids = stop_ids
         self._open_sequence = open_sequence
@@ -101,6 +114,9 @@ class Stream(Iterator[str]):
         self._reused = 0
         self._pieces: list[str] = []
         self._ids: list[int] = []
+        self._closed = False
+        """By one of the stop texts: nothing of what was held back belongs to the answer."""
+        self._handover, self._is_beside = threading.Lock(), False
         self._cancelled = False
         self._elapsed = prompt.prepare_s
         self._first: float | None = None
@@ -114,6 +130,44 @@ class Stream(Iterator[str]):
             if piece := self._advance():
                 return piece
         raise StopIteration
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> str:
+        piece = await self._beside(lambda: next(self, None))
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def whole(self) -> Answer:
+        """The whole answer, for `await`; computes what is left of it in a thread beside the event loop."""
+        return await self._beside(self.result)
+
+    async def _beside(self, work: Callable[[], Made]) -> Made:
+        """Work in a thread. After a cancel nobody asks any more, so what the answer holds is freed by whoever is last:
+        the thread, or where it has just ended, another one."""
+
+        def until_cancelled() -> Made:
+            try:
+                return work()
+            finally:
+                with self._handover:
+                    self._is_beside = False
+                    cancelled = self._cancelled
+                if cancelled and not self.finished:
+                    self.result()
+
+        self._is_beside = True
+        try:
+            return await asyncio.to_thread(until_cancelled)
+        except asyncio.CancelledError:
+            with self._handover:
+                self.cancel()
+                ended = not self._is_beside
+            if ended and not self.finished:
+                asyncio.get_running_loop().run_in_executor(None, self.result)
+            raise
 
     def cancel(self) -> None:
         """Stop after the token or the piece of prompt being computed. Any thread or signal handler may call it."""
@@ -160,14 +214,26 @@ class Stream(Iterator[str]):
             self._ids.append(token)
             if self._first is None:
                 self._first = self._elapsed + seconds
-            if token in self._stop_ids:
-                self._end("stop", seconds)
+            finish = self._push(token)
+            if finish is None:
+                self._elapsed += seconds
             else:
-                self._pieces.append(self._text.push(token))
-                if len(self._ids) == self._prompt.max_new_tokens:
-                    self._end("length", seconds)
-                else:
-                    self._elapsed += seconds
+                self._end(finish, seconds)
+
+    def _push(self, token: int) -> Finish | None:
+        """Take a token's text; what ends the answer with it."""
+        if token in self._stop_ids:
+            return "stop"
+        text, stopped = self._stops.push(self._text.push(token))
+        self._pieces.append(text)
+        if stopped:
+            self._closed = True
+            return "stop"
+        if len(self._ids) == self._prompt.max_new_tokens:
+            return "length"
+        if self._repetition is not None and self._repetition.push(token):
+            return "repetition"
+        return None
 
     def _compute(self) -> int | None:
         """The next token, or None when cancelled first."""
@@ -187,7 +253,9 @@ class Stream(Iterator[str]):
 
     def _end(self, finish: Finish, seconds: float, *, sound: bool = True) -> None:
         self._elapsed += seconds
-        self._pieces.append(self._text.finish())
+        if not self._closed:
+            text, stopped = self._stops.push(self._text.finish())
+            self._pieces.append(text if stopped else text + self._stops.finish())
         count = len(self._ids)
         guessed, accepted = self._sequence.guesses if self._sequence is not None else (0, 0)
         decode_s = self._elapsed - (self._first or 0.0)
@@ -204,6 +272,7 @@ class Stream(Iterator[str]):
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
+            logprobs=tuple(self._choose.logprobs),
             guessed_tokens=guessed,
             accepted_tokens=accepted,
             rejected=self._rejected,

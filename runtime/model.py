@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import Unpack, get_args
 
-from edgephi.arguments import require_flag, require_integer, require_path, require_text
+from edgephi.arguments import require_choice, require_flag, require_integer, require_path, require_text
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError, UsageError
 from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import read_config
@@ -26,8 +27,8 @@ from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
 from edgephi.runtime.prepacked.cache import Prepacking, prepacking
-from edgephi.runtime.sampling import Sampling
-from edgephi.runtime.session import Session
+from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
+from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 
@@ -195,11 +196,8 @@ class Model:
         self,
         messages: str | Sequence[Message],
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
 
@@ -212,19 +210,17 @@ class Model:
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), sampling)
+        wanted = make_sampling(sampling)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted)
 
     def generate(
         self,
         prompt: str,
-        *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
+
+        The prompt is the caller's own template: control tokens in it are read as such. For text of others use `chat`.
 
         Raises:
             PromptError: no text, an empty one, or one that is longer than the context.
@@ -232,26 +228,32 @@ class Model:
             EngineError: the model is closed.
         """
         require_text("prompt", prompt, "the prompt as one text", PromptError)
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], sampling)
+        wanted = make_sampling(sampling)
+        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted)
 
     def session(
         self,
         *,
         system: str | None = None,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        messages: Sequence[Message] = (),
+        overflow: Overflow = "error",
+        **sampling: Unpack[SamplingOptions],
     ) -> Session:
         """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
+
+        Args:
+            system: the system message.
+            messages: a conversation to go on with, such as `Session.messages` of an earlier process.
+            overflow: what to do when a conversation no longer fits the context: an error, forget the oldest turns, or
+                have the model summarize them. A system message always stays.
 
         Raises:
             UsageError: a sampling argument outside its range, or a system message that is no text.
         """
         if system is not None:
             require_text("system", system, "the system message as one text")
-        return Session(self, Sampling(max_new_tokens, temperature, top_p, seed), system)
+        require_choice("overflow", overflow, get_args(Overflow))
+        return Session(self, make_sampling(sampling), system, messages, overflow)
 
     def prefix(
         self,
@@ -299,6 +301,10 @@ class Model:
     ) -> list[int]:
         """Token ids of a conversation, ending where the answer starts.
 
+        Control tokens are those that the template writes. What looks like one in a message or a tool is encoded as
+        text. In the assistant's messages, tokens that decoding leaves in an answer and that open or close no turn, such
+        as `<think>` and `<|tool_call|>`, stay what they are.
+
         Raises:
             PromptError: no chat template, or it refuses the messages or leaves one or the tools out.
         """
@@ -306,7 +312,25 @@ class Model:
             raise PromptError(
                 "this model has no chat template", where=self.folder, remedy="Use `generate` (--raw) with a raw prompt"
             )
-        return self.tokenizer.encode(self.template.render(messages, tools=tools))
+        text, mark = self.template.render_apart(messages, self.tokenizer.control, tools=tools)
+        return self.tokenizer.encode(text, mark=mark)
+
+    def count_tokens(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
+    ) -> int:
+        """Tokens of a conversation as the model reads it, what the template adds included.
+
+        Raises:
+            PromptError: as `chat`.
+        """
+        if isinstance(messages, str):
+            messages = [user_message(messages)]
+        return len(self.encode_chat(messages, tools=tools))
+
+    def context_left(self, session: Session) -> int:
+        """Tokens that a session's next message and its answer may have together, about: a template adds some."""
+        used = self.count_tokens(session.messages) if session.messages else 0
+        return max(0, self.context_length - used)
 
     def prepare(self, encode: Callable[[], list[int]], sampling: Sampling) -> Prompt:
         """Tokenize a prompt, on the clock, and check it against the context.
@@ -322,7 +346,7 @@ class Model:
             raise empty_prompt()
         room = self.context_length - len(tokens)
         if room < 1:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"the prompt has {len(tokens):,} tokens and the model's context holds {self.context_length:,}, "
                 "answer included",
                 remedy="Shorten the prompt or start a new conversation",

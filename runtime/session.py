@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from edgephi.arguments import require_text
-from edgephi.errors import PromptError
+from edgephi.errors import PromptError, PromptTooLongError
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling
@@ -14,26 +16,44 @@ from edgephi.runtime.templates import Message, user_message
 if TYPE_CHECKING:
     from edgephi.runtime.model import Model
 
+Overflow = Literal["error", "drop_oldest", "summarize"]
+
+SUMMARY_TOKENS = 200
+SUMMARY = "Summary of the conversation so far: "
+"""What the message begins with that stands for the turns it sums up."""
+ASKED = (
+    "Summarize the conversation below in a few sentences, so that it can go on without its beginning. Keep names, "
+    "numbers and decisions.\n\n"
+)
+
 
 class Session:
     """Made by `Model.session`. Each `say` renders all messages again and computes only what the cache does not hold.
 
-    The cache is sized for the turn; a conversation that outgrows it gets one of twice the size and computes its prompt
-    once more (the answer's `reused_tokens` is then 0).
+    The cache is sized for the turn. An engine that cannot make one larger computes the prompt of a conversation that
+    outgrows it once more, in one of twice the size (the answer's `reused_tokens` is then 0).
     """
 
-    def __init__(self, model: Model, sampling: Sampling, system: str | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling,
+        system: str | None,
+        messages: Sequence[Message] = (),
+        overflow: Overflow = "error",
+    ) -> None:
         self._model = model
         self._sampling = sampling
-        self._system = system
+        self._overflow = overflow
+        self._system: tuple[Message, ...] = () if system is None else ({"role": "system", "content": system},)
         self._sequence: KvSequence | None = None
         self._stream: Stream | None = None
-        self._messages: tuple[Message, ...] = ()
-        self.reset()
+        self._messages: tuple[Message, ...] = (*self._system, *messages)
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation so far; the answer being written is not in it yet."""
+        """The conversation so far; the answer being written is not in it yet. `Model.session(messages=...)` goes on
+        with it, in another process too."""
         return self._messages
 
     def say(self, text: str) -> Stream:
@@ -43,13 +63,13 @@ class Session:
         enter the conversation.
 
         Raises:
-            PromptError: no text, the conversation is longer than the context, or the template refuses it.
+            PromptError: no text, the conversation is longer than the context (and may not be shortened), or the
+                template refuses it.
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
         self._finish_answer()
-        messages = (*self._messages, user_message(text))
-        prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)
+        messages, prompt = self._fitting((*self._messages, user_message(text)))
 
         def on_end(answer: Answer | None, sound: bool) -> None:
             if not sound:
@@ -60,15 +80,74 @@ class Session:
         self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end)
         return self._stream
 
+    def fork(self) -> Session:
+        """A second conversation that has begun like this one; what is said in one is not heard in the other. An answer
+        that was not read to its end is cancelled first."""
+        self._finish_answer()
+        other = Session(self._model, self._sampling, None, self._messages, self._overflow)
+        other._system = self._system
+        if self._sequence is not None and self._model.engine.abilities.fork:
+            other._sequence = self._sequence.fork(speculate=True)
+        return other
+
     def reset(self) -> None:
         """Forget all messages but the system's. The cache stays: the next prompt often begins alike."""
         self._finish_answer()
-        self._messages = () if self._system is None else ({"role": "system", "content": self._system},)
+        self._messages = self._system
 
     def close(self) -> None:
         """Free the KV cache; the messages stay, and saying more makes a new one."""
         self._finish_answer()
         self._drop_cache()
+
+    def _fitting(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Prompt]:
+        """The messages, the oldest turns left out as far as they must and may be, and their prompt."""
+        while True:
+            try:
+                prompt = self._model.prepare(partial(self._model.encode_chat, messages), self._sampling)
+            except PromptTooLongError:
+                shorter = self._shortened(messages)
+                if shorter is None:
+                    raise
+            else:
+                # an answer wants room too: what was asked for, or a quarter of the context
+                wanted = min(self._sampling.max_new_tokens, self._model.context_length // 4)
+                shorter = self._shortened(messages) if prompt.max_new_tokens < wanted else None
+                if shorter is None:
+                    return messages, prompt
+            messages = shorter
+
+    def _shortened(self, messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+        """The messages without their oldest turn, or with a summary for their older half; None: not possible."""
+        if self._overflow == "error":
+            return None
+        start = len(messages[: len(self._system)])
+        # a turn begins with a user's message; the newest one stays
+        begins = [place for place in range(start, len(messages)) if messages[place].get("role") == "user"]
+        if len(begins) < 2:
+            return None
+        if self._overflow == "drop_oldest":
+            return (*messages[:start], *messages[begins[1] :])
+        return self._summarized(messages, start, begins)
+
+    def _summarized(
+        self, messages: tuple[Message, ...], start: int, begins: Sequence[int]
+    ) -> tuple[Message, ...] | None:
+        cut = begins[max(1, len(begins) // 2)]
+        old = messages[start:cut]
+        if len(old) == 2 and str(old[0].get("content", "")).startswith(SUMMARY):
+            return (*messages[:start], *messages[cut:])  # a summary alone cannot be made shorter: it goes
+        room = max(1, self._model.context_length // 2)
+        text = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in old)
+        while self._model.count_tokens(ASKED + text) > room and len(text) > 200:
+            text = text[len(text) // 4 :]  # the beginning of what is to be forgotten goes first
+        limit = min(SUMMARY_TOKENS, max(1, self._model.context_length // 8))
+        summary = self._model.chat(ASKED + text, max_new_tokens=limit).result().text.strip()
+        stands_for: tuple[Message, ...] = (
+            {"role": "user", "content": SUMMARY + summary},
+            {"role": "assistant", "content": "Understood."},
+        )
+        return (*messages[:start], *stands_for, *messages[cut:])
 
     def _finish_answer(self) -> None:
         if self._stream is not None and not self._stream.finished:

@@ -9,7 +9,8 @@ from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import JSON_LIMIT, read_text
 from edgephi.runtime.text_stream import TextStream
 from edgephi.tokenizer.bounds import guarded
-from edgephi.tokenizer.encoder import open_tokenizer
+from edgephi.tokenizer.encoder import InChild, open_tokenizer
+from edgephi.tokenizer.marked import control_tokens
 
 TOKENIZER = "tokenizer.json"
 _AGAIN = "Export the model again"
@@ -20,6 +21,9 @@ class Tokenizer:
 
     One with regular expressions that no published tokenizer has encodes in a child process, within bounds of time and
     memory (`edgephi/tokenizer/encoder.py`). Several threads may use it at once.
+
+    Attributes:
+        control: its control tokens.
 
     Raises:
         TokenizerError: tokenizer.json is missing or cannot be used, or it asks for more than
@@ -34,12 +38,18 @@ class Tokenizer:
         text = read_text(path, limit=JSON_LIMIT, error=TokenizerError, remedy=_AGAIN)
         self._reference, self._encoder = open_tokenizer(text, path, TokenizerError, _AGAIN)
         self._where = path
+        # a tokenizer that encodes elsewhere has its normalizer there
+        normalizes = isinstance(self._encoder, InChild) or self._reference.normalizer is not None
+        with guarded(self._gives_up_on_tokens):
+            self.control = control_tokens(self._reference, normalizes=normalizes)
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, mark: str | None = None) -> list[int]:
         """Token ids of a text.
 
         Args:
-            special: let the tokenizer add the tokens it starts a text with (a chat template writes its own).
+            special: let the tokenizer add the tokens it starts a text with (a chat template writes its own); without a
+                mark only.
+            mark: what the text has inside control tokens that are to be read as text (`edgephi/tokenizer/marked.py`).
 
         Raises:
             PromptError: the text holds half of a surrogate pair, or the tokenizer breaks off at it or takes more time
@@ -52,7 +62,7 @@ class Tokenizer:
             raise PromptError(
                 f"the text is not valid Unicode at character {error.start}", remedy="Give the text as UTF-8"
             ) from error
-        return self._encoder.encode(text, self._gives_up_on_a_text, special=special)
+        return self._encoder.encode(text, self._gives_up_on_a_text, special=special, mark=mark)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless asked for.

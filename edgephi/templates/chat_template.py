@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.templates.dropped import dropped_messages, is_whole, refuse_dropped, refuse_form, refuse_media
+from edgephi.templates.marked_values import Unclear, apart
 from edgephi.templates.values import Message as Message
 from edgephi.templates.values import template_values
+from edgephi.tokenizer.control_tokens import ControlTokens
 
 Answer = TypeVar("Answer")
 
@@ -72,6 +75,7 @@ class ChatTemplate:
         self._compiled = False
         self._fault: TokenizerError | None = None
         self._accepted: set[bytes] = set()
+        self._kept: dict[ControlTokens, frozenset[str]] = {}
         _require_source(source)
         for name, token in self._special_tokens.items():
             _require_text(token, f"the {name}")
@@ -132,6 +136,43 @@ class ChatTemplate:
             DeviceError: no child process can be started (step `process`).
         """
         given = self._values(messages, tools, add_generation_prompt, variables or {})
+        return self._whole(given, messages, lambda text, time: text)
+
+    def render_apart(
+        self,
+        messages: Sequence[Message],
+        control: ControlTokens,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> tuple[str, str | None]:
+        """The prompt for a conversation with marks inside the control tokens that its texts hold, and the mark.
+
+        None for the mark: the texts hold none. In messages of the assistant tokens that are not special and that the
+        template does not open or close messages with stay unmarked: an answer's own reasoning and calls.
+
+        Raises:
+            PromptError: as `render`, or the template takes the control tokens in the texts apart.
+            TokenizerError, DeviceError: as `render`.
+        """
+        given = self._values(messages, tools, True, {})
+
+        def marked(text: str, time: _Time) -> tuple[str, str | None]:
+            try:
+                kept = partial(self._kept_in_answers, control, time)
+                return apart(given, text, control, kept, lambda values: self._try(values, time))
+            except Unclear as unclear:
+                raise PromptError(
+                    "the chat template takes apart a text that looks like a control token",
+                    where="messages",
+                    remedy="Leave the control token out of the messages",
+                ) from unclear
+
+        return self._whole(given, messages, marked)
+
+    def _whole(
+        self, given: Mapping[str, object], messages: Sequence[Message], ready: Callable[[str, _Time], Answer]
+    ) -> Answer:
+        """What `ready` makes of the text for values of which the template leaves nothing out."""
         self.check()
         where = ", ".join(str(message["role"]) for message in messages[:8])
         refuse_media(given)
@@ -143,6 +184,7 @@ class ChatTemplate:
                 refuse_form(given, lambda changed: self._try(changed, time))
                 raise
             refuse_dropped(given, lambda marked: self._try(marked, time), self._accepted)
+            return ready(text, time)
         except _Refused as refused:
             raise PromptError(
                 f"the chat template refuses these messages: {refused}",
@@ -155,7 +197,6 @@ class ChatTemplate:
                 where=where,
                 remedy="Send fewer or shorter messages; if a short one does not work either, send a raw prompt instead",
             ) from bound
-        return text
 
     def attempt(
         self,
@@ -196,6 +237,20 @@ class ChatTemplate:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _kept_in_answers(self, control: ControlTokens, time: _Time) -> frozenset[str]:
+        """Control tokens that are not special, but for those with which the template opens and closes messages."""
+        if control not in self._kept:
+            texts: list[str | None] = []
+            for form in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+                said: list[Message] = [{"role": role, "content": form("1")} for role in ("user", "assistant", "user")]
+                answered: list[Message] = [*said[:2], {"role": "tool", "content": form("1")}]
+                texts += [self._try(self._values(each, None, False, {}), time) for each in (said, answered)]
+            opening = {token for text in texts if text is not None for _, token in control.found(text)}
+            kept = frozenset(token.text for token in control.tokens if not token.special) - opening
+            # a template that refuses such a conversation tells nothing about its tokens
+            self._kept[control] = kept if any(texts) else frozenset()
+        return self._kept[control]
 
     def _compile(self) -> None:
         try:

@@ -1,10 +1,10 @@
 """The process that encodes with a stranger's regular expressions: `python -m edgephi.tokenizer.child`, used by
-`text_encoder.py`.
+`encoder.py`.
 
-A request is `{"tokenizer"}`, the text of a tokenizer.json that is used from then on, or `{"text", "special"}`; the
-answer's body is the ids of that text, each an unsigned int of the machine. `fault` in the header is "unloaded" before
-the first tokenizer, or "library" with the `message` with which the library broke off. How requests travel, and what
-this process gives up, is in `edgephi/serving.py`.
+A request is `{"tokenizer"}`, the text of a tokenizer.json that is used from then on, or `{"text", "special", "mark"}`;
+the answer's body is the ids of that text, each an unsigned int of the machine. `fault` in the header is "unloaded"
+before the first tokenizer, or "library" with the `message` with which the library broke off. How requests travel, and
+what this process gives up, is in `edgephi/serving.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgephi.errors import TokenizerError
 from edgephi.serving import Answer, serve
 from edgephi.tokenizer.bounds import guarded
+from edgephi.tokenizer.marked import MarkedEncoder
 from edgephi.tokenizer.parts import read_plain
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ def start() -> Callable[[dict[str, object]], Answer]:
     import tokenizers  # noqa: F401
 
     kept: list[Tokenizer] = []
+    marked: list[MarkedEncoder] = []
 
     def answer(request: dict[str, object]) -> Answer:
         try:
             with guarded(lambda said: TokenizerError(said, remedy="")):
-                body = _answer(request, kept)
+                body = _answer(request, kept, marked)
                 return ({"fault": "unloaded"}, b"") if body is None else ({}, body)
         except TokenizerError as error:
             if isinstance(error.__cause__, MemoryError):
@@ -43,14 +45,23 @@ def start() -> Callable[[dict[str, object]], Answer]:
     return answer
 
 
-def _answer(request: dict[str, object], kept: list[Tokenizer]) -> bytes | None:
-    """The body of an answer; `kept` holds the tokenizer, and None is the answer as long as it holds none."""
+def _answer(request: dict[str, object], kept: list[Tokenizer], marked: list[MarkedEncoder]) -> bytes | None:
+    """The body of an answer; `kept` holds the tokenizer, and None is the answer as long as it holds none.
+
+    Args:
+        marked: holds what encodes texts with the mark that was used last.
+    """
     if (text := request.get("tokenizer")) is not None:
         kept.clear()
+        marked.clear()
         kept.append(read_plain(str(text)))
         return b""
     if not kept:
         return None
+    if (mark := request.get("mark")) is not None:
+        if not marked or marked[0].mark != mark:
+            marked[:] = [MarkedEncoder(kept[0], str(mark))]
+        return array("I", marked[0].encode(str(request["text"]))).tobytes()
     ids = kept[0].encode(str(request["text"]), add_special_tokens=request["special"] is True).ids
     return array("I", ids).tobytes()
 

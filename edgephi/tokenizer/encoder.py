@@ -17,6 +17,7 @@ from edgephi.bounded import BoundedChild, ChildDied, Exceeded
 from edgephi.errors import EdgephiError
 from edgephi.tokenizer.bounds import bound_parts, guarded
 from edgephi.tokenizer.known_patterns import known_model, known_steps
+from edgephi.tokenizer.marked import MarkedEncoder
 from edgephi.tokenizer.parts import read_plain, tokenizer_json, tokenizer_parts
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ Refuse = Callable[[str], EdgephiError]
 class Encoder(Protocol):
     """What makes token ids of texts; several threads may use it at once."""
 
-    def encode(self, text: str, refuse: Refuse, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, refuse: Refuse, *, special: bool = False, mark: str | None = None) -> list[int]:
         """Token ids of a text that UTF-8 can hold.
 
         Args:
             refuse: makes the error when the tokenizer breaks off or takes more than it may.
-            special: let the tokenizer add the tokens it starts a text with.
+            special: let the tokenizer add the tokens it starts a text with; without a mark only.
+            mark: what the text has where it holds no control token (`marked.py`).
 
         Raises:
             EdgephiError: what `refuse` makes.
@@ -57,10 +59,16 @@ class Here:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._marked: MarkedEncoder | None = None
 
-    def encode(self, text: str, refuse: Refuse, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, refuse: Refuse, *, special: bool = False, mark: str | None = None) -> list[int]:
         """See `Encoder`."""
         with guarded(lambda said: refuse(f"breaks off at this text: {said}")):
+            if mark is not None:
+                marked = self._marked
+                if marked is None or marked.mark != mark:
+                    self._marked = marked = MarkedEncoder(self._tokenizer, mark)
+                return marked.encode(text)
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def close(self) -> None:
@@ -92,9 +100,9 @@ class InChild:
         except _Bound as bound:
             raise refuse(f"it {bound} while it is read") from bound
 
-    def encode(self, text: str, refuse: Refuse, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, refuse: Refuse, *, special: bool = False, mark: str | None = None) -> list[int]:
         """See `Encoder`."""
-        request = {"text": text, "special": special}
+        request = {"text": text, "special": special, "mark": mark}
         try:
             # a child that was just started has not read it yet, and another thread's text may have ended it since
             while (body := self._call(request, TIME_LIMIT)) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgephi.errors import EngineError, UsageError
-from edgephi.runtime.sampling import Sampling, chooser
+from edgephi.runtime.sampling import Sampler, Sampling, SamplingOptions, chooser, make_sampling
 
 LOGITS = np.array([1.0, 3.0, 2.0, -4.0, 2.5], dtype=np.float32)
 
@@ -91,3 +93,113 @@ def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float)
 def test_values_outside_their_range_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Sampling(**arguments)  # type: ignore[arg-type]
+
+
+def test_top_k_keeps_the_most_likely() -> None:
+    expected = np.where(np.isin(np.arange(5), [1, 4]), softmax(LOGITS), 0)
+    assert frequencies(Sampling(temperature=1, top_k=2, seed=3)) == pytest.approx(expected / expected.sum(), abs=0.018)
+    ties = np.zeros(9, np.float32)
+    choose = chooser(Sampling(temperature=1, top_k=3, seed=0))
+    assert {choose(ties) for _ in range(200)} == {0, 1, 2}, "of equals those with the lowest numbers"
+
+
+def test_min_p_leaves_out_what_is_less_likely_than_a_share_of_the_best() -> None:
+    weights = softmax(LOGITS)
+    expected = np.where(weights >= 0.5 * weights.max(), weights, 0)
+    assert frequencies(Sampling(temperature=1, min_p=0.5, seed=4)) == pytest.approx(
+        expected / expected.sum(), abs=0.018
+    )
+
+
+@given(
+    logits=arrays(np.float32, st.integers(2, 3000), elements=st.floats(-30, 30, width=32)),
+    top_k=st.integers(0, 20),
+    top_p=st.floats(0.01, 1.0),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_drawn_passes_every_filter(
+    logits: np.ndarray, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    token = chooser(Sampling(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed))(logits)
+    weights = softmax(logits.astype(np.float64) - logits.max())
+    likelier = weights > weights[token] * (1 + 1e-5)
+    assert not top_k or likelier.sum() < top_k
+    assert weights[token] >= min_p * weights.max() * (1 - 1e-5)
+    kept = np.sort(weights)[::-1][: top_k or None]
+    assert weights[likelier].sum() < top_p * kept.sum() + 1e-5
+
+
+def test_a_large_vocabulary_is_drawn_with_its_probabilities() -> None:
+    logits = np.linspace(-2, 2, 3000).astype(np.float32)
+    choose = chooser(Sampling(temperature=1, seed=5))
+    drawn = np.bincount([choose(logits) // 300 for _ in range(20_000)], minlength=10) / 20_000
+    assert drawn == pytest.approx(softmax(logits).reshape(10, 300).sum(1), abs=0.018)
+
+
+def test_penalties_follow_their_formulas() -> None:
+    prompt = [0, 3]
+    sampler = Sampler(Sampling(repetition_penalty=2.0, logprobs=5), prompt)
+    assert sampler(LOGITS) == 1
+    assert sampler(LOGITS) == 4, "token 1 has 3 / 2 now, token 4 has 2.5"
+    assert sampler(LOGITS) == 2, "and it 1.25"
+    negative = np.array([-1.0, -1.5, -3, -4], np.float32)
+    assert Sampler(Sampling(repetition_penalty=2.0), [0])(negative) == 1, "a negative logit is multiplied"
+    presence = Sampler(Sampling(presence_penalty=0.6))
+    assert [presence(LOGITS) for _ in range(3)] == [1, 4, 1], "taken off once"
+    frequency = Sampler(Sampling(frequency_penalty=0.6))
+    assert [frequency(LOGITS) for _ in range(5)] == [1, 4, 1, 2, 4], "taken off as often as it came"
+    assert Sampler(Sampling(logit_bias={3: 100, 10**6: 5}))(LOGITS) == 3
+
+
+def test_dry_lowers_what_would_make_a_repeated_run_longer() -> None:
+    row = np.zeros(10, np.float32)
+    row[[5, 6]] = 1.0, 0.9
+    history = [1, 2, 3, 5, 8, 1, 2, 3]
+    assert Sampler(Sampling(dry_multiplier=1.0, dry_allowed_length=4), history)(row) == 5, "three are free"
+    assert Sampler(Sampling(dry_multiplier=1.0, dry_allowed_length=3), history)(row) == 6
+    strong = Sampler(Sampling(dry_multiplier=0.05, dry_base=2.0, dry_allowed_length=2), history)
+    assert strong(row) == 5, "0.05 * 2 ** 1 leaves 5 at 0.9, the lower number of two equals"
+
+
+def test_logprobs_are_the_models_own() -> None:
+    sampler = Sampler(Sampling(logprobs=2, logit_bias={0: 50.0}))
+    assert sampler(LOGITS) == 0
+    (seen,) = sampler.logprobs
+    expected = np.log(softmax(LOGITS.astype(np.float64)))
+    assert seen.logprob == pytest.approx(expected[0], abs=1e-5)
+    assert [token for token, _ in seen.top] == [1, 4]
+    assert [value for _, value in seen.top] == pytest.approx(expected[[1, 4]], abs=1e-5)
+
+
+def test_options_are_the_fields_of_sampling() -> None:
+    assert list(SamplingOptions.__annotations__) == [one.name for one in fields(Sampling)]
+    assert make_sampling({"top_k": 3}) == Sampling(top_k=3)
+    with pytest.raises(UsageError, match=r"no argument 'temprature'.*temperature"):
+        make_sampling({"temprature": 1})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"presence_penalty": float("nan")},
+        {"logit_bias": {"a": 1}},
+        {"logit_bias": {1: float("inf")}},
+        {"logit_bias": [1]},
+        {"dry_base": 0.5},
+        {"dry_allowed_length": 0},
+        {"stop": "\n"},
+        {"stop": [""]},
+        {"stop": ["a"] * 17},
+        {"logprobs": 21},
+        {"logprobs": True},
+        {"stop_repetition": 1},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Sampling(**wrong)  # type: ignore[arg-type]  # what a caller could pass
