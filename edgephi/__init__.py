@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from edgephi.errors import EdgephiError
     from edgephi.export.api import export_model
     from edgephi.export.api import export_model as export
+    from edgephi.runtime.grammar import Lark, Regex
     from edgephi.runtime.model import Model, load
 
-__all__ = ["EdgephiError", "Model", "export", "export_model", "load"]
+__all__ = ["EdgephiError", "Lark", "Model", "Regex", "export", "export_model", "load"]
 __version__ = "0.1.0"
 
 # onnxruntime and onnxruntime-genai make telemetry events while they are imported, and send them some seconds later.
@@ -32,6 +33,8 @@ _LAZY = {
     "export_model": "edgephi.export.api",
     "load": "edgephi.runtime.model",
     "Model": "edgephi.runtime.model",
+    "Lark": "edgephi.runtime.grammar",
+    "Regex": "edgephi.runtime.grammar",
     "EdgephiError": "edgephi.errors",
 }
 

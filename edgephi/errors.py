@@ -121,6 +121,10 @@ class PromptTooLongError(PromptError):
     """The prompt leaves no room in the context."""
 
 
+class GrammarError(EdgephiError):
+    """What an answer should be (a schema, a regular expression, a grammar) cannot be enforced."""
+
+
 class EngineError(EdgephiError):
     """The runtime refused the graph or failed while running it."""
 

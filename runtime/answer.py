@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from edgephi.runtime.endings import Repetition, StopTexts
 from edgephi.runtime.engines.base import KvSequence
+from edgephi.runtime.grammar import Grammar, why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.tokenizer import Tokenizer
 
@@ -58,6 +59,12 @@ class Answer:
     """Of each token of `token_ids`, if they were asked for (`Sampling.logprobs`)."""
     rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
+    parsed: object = None
+    """What a finished answer in a `response_format` says: an instance of the pydantic model, what the JSON holds, or
+    the text. None: no format was asked for, or the answer was cut off."""
+    invalid: str | None = None
+    """Why `parsed` is None although the answer is finished: validators of the pydantic model's own, which its schema
+    does not tell, refused it."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         on_end: called with the answer (None: the runtime failed) and whether the sequence may be used again; once, or
             again where Ctrl-C struck in it.
         provider, prefill_provider, rejected: for the answer's statistics.
+        grammar: what the answer has to be. Tokens that it leaves no choice about are not computed one by one: they
+            enter the sequence together, before the next one that is.
 
     Raises (on iteration):
         EngineError: the model was closed, or the runtime failed.
+        GrammarError: the model's vocabulary cannot write what the grammar wants.
     """
 
     def __init__(
@@ -99,9 +109,15 @@ class Stream(Iterator[str], AsyncIterator[str]):
         provider: str = "cpu",
         prefill_provider: str | None = None,
         rejected: tuple[str, ...] = (),
+        grammar: Grammar | None = None,
     ) -> None:
         self._prompt = prompt
-        self._choose = Sampler(sampling, prompt.tokens)
+        self._grammar = grammar
+        # a token that was not chosen has no log probability: where they are asked for, all tokens are
+        self._jumps = sampling.logprobs is None
+        self._entering: list[int] = []
+        """Tokens of the answer that nobody had to choose, and that the sequence does not have yet."""
+        self._choose = Sampler(sampling, prompt.tokens, grammar.restrict if grammar else None)
         self._stops = StopTexts(sampling.stop)
         self._repetition = Repetition() if sampling.stop_repetition else None
         self._text = tokenizer.stream()
@@ -120,6 +136,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._cancelled = False
         self._elapsed = prompt.prepare_s
         self._first: float | None = None
+        self._before_first = 0
+        """Tokens that stood before the first one that was computed."""
         self._answer: Answer | None = None
         self._failure: Exception | None = None
 
@@ -188,11 +206,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self._answer is not None or self._failure is not None
 
     def _advance(self) -> str:
-        """One token further; the text it completes."""
+        """One token further, or several that need no step; the text they complete."""
         started = perf_counter()
         written = len(self._pieces)
         try:
-            self._take(self._compute(), perf_counter() - started)
+            tokens = self._forced() or self._compute()
+            self._take(tokens, perf_counter() - started)
         except Exception as error:
             self._failure = error
             self._on_end(None, False)
@@ -206,19 +225,20 @@ class Stream(Iterator[str], AsyncIterator[str]):
             raise
         return "".join(self._pieces[written:])
 
-    def _take(self, token: int | None, seconds: float) -> None:
-        """Enter what `_compute` gave, and how long it took."""
-        if token is None:
-            self._end("cancelled", seconds)
-        else:
+    def _take(self, tokens: list[int] | None, seconds: float) -> None:
+        """Enter tokens that were computed or forced (None: cancelled), and how long they took."""
+        finish: Finish | None = "cancelled" if tokens is None else None
+        for token in tokens or ():
             self._ids.append(token)
-            if self._first is None:
-                self._first = self._elapsed + seconds
             finish = self._push(token)
-            if finish is None:
-                self._elapsed += seconds
-            else:
-                self._end(finish, seconds)
+            if finish is not None:
+                break
+        if tokens and not self._closed and self._grammar is not None and self._grammar.finished:
+            finish = "stop"
+        if finish is None:
+            self._elapsed += seconds
+        else:
+            self._end(finish, seconds)
 
     def _push(self, token: int) -> Finish | None:
         """Take a token's text; what ends the answer with it."""
@@ -231,25 +251,45 @@ class Stream(Iterator[str], AsyncIterator[str]):
             return "stop"
         if len(self._ids) == self._prompt.max_new_tokens:
             return "length"
-        if self._repetition is not None and self._repetition.push(token):
+        # a token that nobody chose is no sign that the model is stuck
+        if self._repetition is not None and not self._entering and self._repetition.push(token):
             return "repetition"
         return None
 
-    def _compute(self) -> int | None:
+    def _forced(self) -> list[int] | None:
+        """Tokens that the grammar leaves no choice about."""
+        if self._grammar is None or not self._jumps or self._cancelled:
+            return None
+        forced = self._grammar.forced(self._prompt.max_new_tokens - len(self._ids))
+        for token in forced:
+            self._choose.append(token)
+        self._entering = [*self._entering, *forced]
+        return forced
+
+    def _compute(self) -> list[int] | None:
         """The next token, or None when cancelled first."""
         if self._cancelled:
             return None
+        started = perf_counter()
         if self._sequence is None:
             self._sequence = self._open_sequence(self._prompt)
             if self._cancelled:  # before there was a sequence to interrupt
                 return None
             self._reused = self._sequence.reuse(self._prompt.tokens)
-            if not self._sequence.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
-                return None
-        # enters the last token here, not in `step`: with LongRoPE all tokens may have to be computed again
-        elif not self._sequence.prefill((), lambda: self._cancelled):
+            new = [*self._prompt.tokens[self._reused :], *self._entering]
+        else:
+            # enters the last token here, not in `step`: with LongRoPE all tokens may have to be computed again
+            new = self._entering
+        self._entering = []
+        if not self._sequence.prefill(new, lambda: self._cancelled):
             return None
-        return self._sequence.step(self._choose)
+        token = self._sequence.step(self._choose)
+        if self._grammar is not None and token not in self._stop_ids:
+            self._grammar.take(token)
+        if self._first is None:
+            self._first = self._elapsed + perf_counter() - started
+            self._before_first = len(self._ids)
+        return [token]
 
     def _end(self, finish: Finish, seconds: float, *, sound: bool = True) -> None:
         self._elapsed += seconds
@@ -258,7 +298,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
             self._pieces.append(text if stopped else text + self._stops.finish())
         count = len(self._ids)
         guessed, accepted = self._sequence.guesses if self._sequence is not None else (0, 0)
-        decode_s = self._elapsed - (self._first or 0.0)
+        if self._first is None and count:
+            self._first, self._before_first = self._elapsed, count  # nothing had to be computed
+        decode_s, decoded = self._elapsed - (self._first or 0.0), count - self._before_first - 1
+        parsed, invalid = self._read("".join(self._pieces), finish)
         self._answer = Answer(
             text="".join(self._pieces),
             prompt_tokens=len(self._prompt.tokens),
@@ -268,7 +311,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             token_ids=tuple(self._ids),
             finish=finish,
             time_to_first_token_s=self._first,
-            decode_tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else None,
+            decode_tokens_per_s=decoded / decode_s if decoded > 0 and decode_s > 0 else None,
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
@@ -276,6 +319,18 @@ class Stream(Iterator[str], AsyncIterator[str]):
             guessed_tokens=guessed,
             accepted_tokens=accepted,
             rejected=self._rejected,
+            parsed=parsed,
+            invalid=invalid,
         )
         self._sequence = None
         self._on_end(self._answer, sound)
+
+    def _read(self, text: str, finish: Finish) -> tuple[object, str | None]:
+        """`Answer.parsed` and `Answer.invalid`."""
+        grammar = self._grammar
+        if grammar is None or finish != "stop" or self._closed or not grammar.complete:
+            return None, None
+        try:
+            return grammar.read(text), None
+        except ValueError as problem:
+            return None, why_invalid(problem)

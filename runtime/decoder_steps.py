@@ -31,7 +31,7 @@ def decoder_steps(decoder: object) -> list[Step] | None:
     """The steps of a decoder as tokenizer.json has it; None: one of them is of a kind that is not known here."""
     steps: list[Step] = []
     joined = False
-    for one in _flat(decoder):
+    for one in flat_steps(decoder):
         kind = one.get("type") if isinstance(one, dict) else None
         if kind == "Fuse":
             joined = True
@@ -44,10 +44,10 @@ def decoder_steps(decoder: object) -> list[Step] | None:
     return steps
 
 
-def _flat(decoder: object) -> list[object]:
+def flat_steps(decoder: object) -> list[object]:
     """The steps in order, those of sequences inside sequences too; tokenizer bounds keep them few."""
     inner = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None
-    return [step for one in inner for step in _flat(one)] if isinstance(inner, list) else [decoder]
+    return [step for one in inner for step in flat_steps(one)] if isinstance(inner, list) else [decoder]
 
 
 def _step(one: Mapping[str, object], joined: bool) -> Step | None:
@@ -76,7 +76,7 @@ class _ByteLevel:
 
     def push(self, text: str) -> list[str]:
         try:
-            data = bytes(_BYTES[letter] for letter in text)
+            data = bytes(LETTERS[letter] for letter in text)
         except KeyError:  # an added token outside of the alphabet stands for itself
             data = text.encode("utf-8", "surrogatepass")
         return [self._bytes.decode(data)]
@@ -192,4 +192,4 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
-_BYTES = _alphabet()
+LETTERS = _alphabet()

@@ -23,6 +23,7 @@ from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
+from edgephi.runtime.grammar import Grammar, Grammars, ResponseFormat
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
@@ -163,6 +164,7 @@ class Model:
             opened.callback(self._close_template)
             self.tokenizer = Tokenizer(self.folder)
             opened.callback(self.tokenizer.close)
+            self.grammars = Grammars(self.tokenizer, self.stop_ids, config.vocab_size)
             return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
             loaded = open_engine()  # last, because it costs most
             self._engine, self.prepacked = loaded.engine, loaded.prepacked
@@ -197,39 +199,51 @@ class Model:
         messages: str | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
+        response_format: ResponseFormat | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
 
+        Args:
+            response_format: what the answer has to be: a pydantic model, a JSON Schema, `{"type": "json_object"}`,
+                `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
+                message what you want as well.
+
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
                 are longer than the context.
+            GrammarError: the format cannot be enforced; it says why.
             UsageError: a sampling argument outside its range.
             EngineError: the model is closed.
             DeviceError: no process can be started to render the template (step `process`).
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
-        wanted = make_sampling(sampling)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted)
+        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, grammar)
 
     def generate(
         self,
         prompt: str,
+        response_format: ResponseFormat | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
 
         The prompt is the caller's own template: control tokens in it are read as such. For text of others use `chat`.
 
+        Args:
+            response_format: what the continuation has to be, as for `chat`.
+
         Raises:
             PromptError: no text, an empty one, or one that is longer than the context.
+            GrammarError: the format cannot be enforced; it says why.
             UsageError: a sampling argument outside its range.
             EngineError: the model is closed.
         """
         require_text("prompt", prompt, "the prompt as one text", PromptError)
-        wanted = make_sampling(sampling)
-        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted)
+        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
+        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, grammar)
 
     def session(
         self,
@@ -382,6 +396,7 @@ class Model:
         sampling: Sampling,
         open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
+        grammar: Grammar | None = None,
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
         return Stream(
@@ -394,6 +409,7 @@ class Model:
             provider=self.place.choice.decode_provider or self.place.choice.provider,
             prefill_provider=self.place.choice.provider,
             rejected=self.place.rejected,
+            grammar=grammar,
         )
 
     def _check_template(self) -> None:
@@ -406,7 +422,9 @@ class Model:
         if self.template is not None:
             self.template.close()
 
-    def _answer_once(self, encode: Callable[[], list[int]], sampling: Sampling) -> Stream:
+    def _answer_once(
+        self, encode: Callable[[], list[int]], sampling: Sampling, grammar: Grammar | None = None
+    ) -> Stream:
         sequences: list[KvSequence] = []
 
         def fresh(prompt: Prompt) -> KvSequence:
@@ -418,4 +436,4 @@ class Model:
             for sequence in sequences:
                 sequence.close()
 
-        return self.stream(self.prepare(encode, sampling), sampling, fresh, free)
+        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, grammar)

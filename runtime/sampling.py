@@ -226,10 +226,14 @@ class Sampler:
         if sampling.logprobs is not None:
             self.logprobs.append(_logprobs(logits, token, sampling.logprobs))
         if self._changes:
-            self._counts[token] += 1
-            self._seen[token] = None
-            self._history.append(token)
+            self.append(token)
         return token
+
+    def append(self, token: int) -> None:
+        """Count a token of the answer that nobody had to choose."""
+        self._counts[token] += 1
+        self._seen[token] = None
+        self._history.append(token)
 
     def _changed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         sampling, row = self._sampling, logits.copy()

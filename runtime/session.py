@@ -10,6 +10,7 @@ from edgephi.arguments import require_text
 from edgephi.errors import PromptError, PromptTooLongError
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.engines.base import KvSequence
+from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 
@@ -56,18 +57,23 @@ class Session:
         with it, in another process too."""
         return self._messages
 
-    def say(self, text: str) -> Stream:
+    def say(self, text: str, response_format: ResponseFormat | None = None) -> Stream:
         """Add a message and answer it. An earlier answer that was not read to its end is cancelled first.
 
         A cancelled answer stays in the conversation as far as it went. A message that cannot be answered does not
         enter the conversation.
 
+        Args:
+            response_format: what this answer has to be, as for `Model.chat`.
+
         Raises:
+            GrammarError: the format cannot be enforced; it says why.
             PromptError: no text, the conversation is longer than the context (and may not be shortened), or the
                 template refuses it.
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
+        grammar = self._model.grammars.grammar(response_format)
         self._finish_answer()
         messages, prompt = self._fitting((*self._messages, user_message(text)))
 
@@ -77,7 +83,7 @@ class Session:
             if answer is not None:
                 self._messages = (*messages, {"role": "assistant", "content": answer.text})
 
-        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end)
+        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end, grammar)
         return self._stream
 
     def fork(self) -> Session:

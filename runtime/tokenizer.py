@@ -8,6 +8,7 @@ from pathlib import Path
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import JSON_LIMIT, read_text
 from edgephi.runtime.text_stream import TextStream
+from edgephi.runtime.token_bytes import vocabulary_bytes
 from edgephi.tokenizer.bounds import guarded
 from edgephi.tokenizer.encoder import InChild, open_tokenizer
 from edgephi.tokenizer.marked import control_tokens
@@ -72,6 +73,21 @@ class Tokenizer:
         """
         with guarded(self._gives_up_on_tokens):
             return str(self._reference.decode(list(ids), skip_special_tokens=not special))
+
+    def vocabulary_bytes(self, size: int) -> list[bytes] | None:
+        """The bytes of the first `size` tokens; None: see `runtime/token_bytes.py`.
+
+        Raises:
+            TokenizerError: the tokenizer breaks off.
+        """
+        with guarded(self._gives_up_on_tokens):
+            return vocabulary_bytes(self._reference, size)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Of tokens that are no text."""
+        added = self._reference.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def stream(self) -> TextStream:
         """A decoder for one answer."""

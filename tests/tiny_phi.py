@@ -39,15 +39,22 @@ FIRST = 3
 """The first token that stands for a character."""
 
 
-def tiny_phi(folder: Path, shape: dict[str, object], context: int = 1024, seed: int = 0) -> Path:
-    """A checkpoint of a Phi3ForCausalLM whose tokenizer knows TOKENS single characters."""
+ASCII_VOCABULARY = 384
+"""Of a byte-level tokenizer that writes all text: the special tokens, 256 bytes and MERGES; the rest is padding."""
+MERGES = ('{ "', '" :', '" ,', '": Ġ', '", Ġ', "} ,", "a b", "o n", "t r", "tr u", "tru e", "n u", "l l", "nu ll")
+
+
+def tiny_phi(
+    folder: Path, shape: dict[str, object], context: int = 1024, seed: int = 0, *, ascii_text: bool = False
+) -> Path:
+    """A checkpoint of a Phi3ForCausalLM whose tokenizer knows TOKENS single characters, or ASCII_VOCABULARY."""
     folder.mkdir(parents=True)
     config: dict[str, object] = {
         "model_type": "phi3",
         "hidden_act": "silu",
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
-        "vocab_size": VOCABULARY,
+        "vocab_size": ASCII_VOCABULARY if ascii_text else VOCABULARY,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 2,
@@ -56,7 +63,10 @@ def tiny_phi(folder: Path, shape: dict[str, object], context: int = 1024, seed: 
         config["max_position_embeddings"] = 4 * context
         config["original_max_position_embeddings"] = context
     (folder / "config.json").write_text(json.dumps(config))
-    _write_tokenizer(folder)
+    if ascii_text:
+        _write_byte_level(folder)
+    else:
+        _write_tokenizer(folder)
     _write_weights(folder, config, np.random.default_rng(seed))
     return folder
 
@@ -106,6 +116,25 @@ def _write_tokenizer(folder: Path) -> None:
     )
 
 
+def _write_byte_level(folder: Path) -> None:
+    letters = [*map(chr, (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)))]
+    letters += [chr(0x100 + place) for place in range(256 - len(letters))]
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    for text in (*letters, *(merge.replace(" ", "") for merge in MERGES)):
+        vocabulary[text] = len(vocabulary)
+    special = [
+        {"id": index, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False}
+        for index, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": list(MERGES)}
+    tokenizer = {"version": "1.0", "added_tokens": special, "model": model, "decoder": step, "normalizer": None}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": step, "post_processor": None}))
+    words = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+
+
 def _write_weights(folder: Path, config: dict[str, object], rng: np.random.Generator) -> None:
     hidden, inner, heads, kv_heads, layers = (
         int(str(config[key]))
@@ -123,11 +152,11 @@ def _write_weights(folder: Path, config: dict[str, object], rng: np.random.Gener
         return rng.standard_normal((rows, columns)).astype(np.float32) / np.float32(np.sqrt(columns))
 
     tensors = {
-        "model.embed_tokens.weight": matrix(VOCABULARY, hidden),
+        "model.embed_tokens.weight": matrix(int(str(config["vocab_size"])), hidden),
         "model.norm.weight": rng.uniform(0.7, 1.3, hidden).astype(np.float32),
     }
     if not config.get("tie_word_embeddings"):
-        tensors["lm_head.weight"] = matrix(VOCABULARY, hidden)
+        tensors["lm_head.weight"] = matrix(int(str(config["vocab_size"])), hidden)
     for layer in range(layers):
         name = f"model.layers.{layer}"
         tensors |= {

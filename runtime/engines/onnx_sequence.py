@@ -75,8 +75,10 @@ class OnnxSequence:
         return self._guesses.counts
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        if not tokens and self._take_guess():
-            return True
+        while self._take_guess():
+            if not tokens:
+                return True
+            self._pending, tokens = tokens[0], tokens[1:]
         with self._call() as engine:
             require_in_vocabulary(tokens, engine.vocabulary)
             new = [*(() if self._pending is None else (self._pending,)), *tokens]
