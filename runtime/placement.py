@@ -18,7 +18,8 @@ from edgephi.bundle import check_bundle, read_manifest, read_unchanged
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import library_errors
 from edgephi.ort import CPU, open_session, session_options
-from edgephi.runtime.config import decode_file, read_genai_config
+from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.engines import engine_for
 from edgephi.runtime.graph_facts import GraphFacts, read_graph
 
 if TYPE_CHECKING:
@@ -86,8 +87,10 @@ def placement(folder: Path) -> Placement:
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
-    read_genai_config(folder, manifest)
-    name = decode_file(manifest.graph_for("cpu") or manifest.graphs[0])
+    config = read_genai_config(folder, manifest)
+    entry = manifest.graph_for("cpu") or manifest.graphs[0]
+    engine = engine_for(entry.device, shared_cache=config.search.past_present_share_buffer is not False)
+    name = engine.load().graph_file(entry)
     graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
     model = read_unchanged(graph, hashes[name])
     options = session_options(prepacking=False, record_placement=True, data_folder=graph.parent)

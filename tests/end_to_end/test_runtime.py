@@ -271,7 +271,7 @@ def test_every_node_runs_on_the_cpu_provider(smollm2_bundle: Path) -> None:
     assert cpu.provider == "CPUExecutionProvider"
     assert cpu.op_types["com.microsoft::GroupQueryAttention"] == 30
     assert cpu.nodes == sum(cpu.op_types.values()) == placed.nodes_per_provider["CPUExecutionProvider"]
-    assert json.loads(json.dumps(dataclasses.asdict(placed)))["graph"] == "model_last_row.onnx"
+    assert json.loads(json.dumps(dataclasses.asdict(placed)))["graph"] == "model_rows.onnx"
 
 
 @pytest.fixture
