@@ -15,9 +15,15 @@ from typing import Any
 def places(code: CodeType) -> frozenset[int]:
     """Where Python runs signal handlers: when a function begins, behind a call, and when a loop begins again."""
     instructions = [one for one in dis.get_instructions(code) if one.opname not in ("CACHE", "COPY_FREE_VARS")]
+    entries = dis.Bytecode(code).exception_entries
+
+    def handler(offset: int) -> int | None:
+        return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)
+
     found = {instructions[0].offset}
     for one, following in itertools.pairwise(instructions):
-        if one.opname.startswith("CALL"):
+        # behind a call is within whatever handles its exceptions
+        if one.opname.startswith("CALL") and handler(one.offset) == handler(following.offset):
             found.add(following.offset)
         elif one.opname.startswith("JUMP_BACKWARD") or one.opname == "JUMP_ABSOLUTE":
             found.add(one.offset)
