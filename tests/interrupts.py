@@ -1,4 +1,4 @@
-"""Ctrl-C at every place of some file where Python looks for it."""
+"""Ctrl-C at every place of some files where Python looks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from functools import cache
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 
@@ -31,13 +31,13 @@ def places(code: CodeType) -> frozenset[int]:
 
 
 class Strike:
-    """Ctrl-C at the n-th of these places that this thread comes to in a file."""
+    """Ctrl-C at the n-th of these places that this thread comes to in some files."""
 
-    def __init__(self, file: str | None, number: int) -> None:
-        self._file, self._left, self.struck = file, number, False
+    def __init__(self, files: frozenset[str | None], number: int) -> None:
+        self._files, self._left, self.struck = files, number, False
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Strike | None:
-        if frame.f_code.co_filename != self._file:
+        if frame.f_code.co_filename not in self._files:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and frame.f_lasti in places(frame.f_code):
@@ -48,13 +48,13 @@ class Strike:
         return self
 
 
-def struck_in(work: Callable[[], object], file: str | None, number: int) -> bool:
+def struck_in(work: Callable[[], object], number: int, *modules: ModuleType) -> bool:
     """Do the work and strike once; whether there are so many places.
 
     Args:
-        file: of the module in which it strikes, as its `__file__`.
+        modules: in which it strikes.
     """
-    strike, before = Strike(file, number), sys.gettrace()
+    strike, before = Strike(frozenset(module.__file__ for module in modules), number), sys.gettrace()
     sys.settrace(strike)
     try:
         work()

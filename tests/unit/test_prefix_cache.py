@@ -122,7 +122,7 @@ def test_ctrl_c_anywhere_leaves_the_count_right() -> None:
     cache = PrefixCache(120 * 2 * HEADS * SIZE * 4)
     for number in range(400):
         tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 30))]
-        struck += struck_in(lambda tokens=tokens: cache.insert(0, tokens, reader(tokens)), module.__file__, number % 80)  # type: ignore[misc]
+        struck += struck_in(lambda tokens=tokens: cache.insert(0, tokens, reader(tokens)), number % 80, module)  # type: ignore[misc]
         nodes = list(cache._nodes())
         assert cache.stored_tokens == sum(len(node.tokens) for node in nodes)
         assert cache.stored_bytes == sum(node.rows.nbytes for node in nodes)
