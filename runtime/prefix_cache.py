@@ -5,7 +5,8 @@ longest stored prefix of a prompt is found without a search. Its memory is bound
 first, and what somebody pinned stays. Source of the idea: Zheng et al. 2024, "SGLang: Efficient Execution of
 Structured Language Model Programs" (arXiv:2312.07104), section 3.
 
-Nothing here is locked: the engine that owns a cache calls it from one thread at a time.
+Nothing here is locked: the engine that owns a cache calls it from one thread at a time. Ctrl-C comes between calls, so
+what belongs together is changed with no call in between.
 """
 
 from __future__ import annotations
@@ -170,8 +171,9 @@ class PrefixCache:
 
     def _append(self, parent: _Node, tokens: NDArray[np.int32], rows: Rows) -> _Node:
         child = _Node(tokens, rows, parent, used=self._clock)
-        parent.children[int(tokens[0])] = child
-        self._tokens += len(tokens)
+        first, count = int(tokens[0]), len(tokens)
+        parent.children[first] = child
+        self._tokens += count
         self._bytes += rows.nbytes
         return child
 
@@ -181,8 +183,9 @@ class PrefixCache:
         # copies: a view of one part would keep the memory of both. First, because they may fail
         head = _Node(node.tokens[:at].copy(), node.rows[:, :, :at].copy(), node.parent, used=self._clock)
         tokens, rows = node.tokens[at:].copy(), node.rows[:, :, at:].copy()
-        head.children[int(tokens[0])] = node
-        node.parent.children[int(head.tokens[0])] = head
+        first, divided = int(head.tokens[0]), int(tokens[0])
+        head.children[divided] = node
+        node.parent.children[first] = head
         node.tokens, node.rows, node.parent = tokens, rows, head
         return head
 
@@ -196,10 +199,11 @@ class PrefixCache:
                 if self._bytes <= self.limit_bytes:
                     return
                 assert node.parent is not None
-                del node.parent.children[int(node.tokens[0])]
+                first, count = int(node.tokens[0]), len(node.tokens)
+                del node.parent.children[first]
                 self._bytes -= node.rows.nbytes
-                self._tokens -= len(node.tokens)
-                self._evicted += len(node.tokens)
+                self._tokens -= count
+                self._evicted += count
 
     def _nodes(self) -> Iterator[_Node]:
         waiting = list(self._roots.values())

@@ -1,4 +1,4 @@
-"""Ctrl-C at every place of some file where Python looks for it."""
+"""Ctrl-C at every place of some files where Python looks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from functools import cache
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 
@@ -15,9 +15,15 @@ from typing import Any
 def places(code: CodeType) -> frozenset[int]:
     """Where Python runs signal handlers: when a function begins, behind a call, and when a loop begins again."""
     instructions = [one for one in dis.get_instructions(code) if one.opname not in ("CACHE", "COPY_FREE_VARS")]
+    entries = dis.Bytecode(code).exception_entries
+
+    def handler(offset: int) -> int | None:
+        return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)
+
     found = {instructions[0].offset}
     for one, following in itertools.pairwise(instructions):
-        if one.opname.startswith("CALL"):
+        # behind a call is within whatever handles its exceptions
+        if one.opname.startswith("CALL") and handler(one.offset) == handler(following.offset):
             found.add(following.offset)
         elif one.opname.startswith("JUMP_BACKWARD") or one.opname == "JUMP_ABSOLUTE":
             found.add(one.offset)
@@ -25,13 +31,13 @@ def places(code: CodeType) -> frozenset[int]:
 
 
 class Strike:
-    """Ctrl-C at the n-th of these places that this thread comes to in a file."""
+    """Ctrl-C at the n-th of these places that this thread comes to in some files."""
 
-    def __init__(self, file: str | None, number: int) -> None:
-        self._file, self._left, self.struck = file, number, False
+    def __init__(self, files: frozenset[str | None], number: int) -> None:
+        self._files, self._left, self.struck = files, number, False
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Strike | None:
-        if frame.f_code.co_filename != self._file:
+        if frame.f_code.co_filename not in self._files:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and frame.f_lasti in places(frame.f_code):
@@ -42,13 +48,13 @@ class Strike:
         return self
 
 
-def struck_in(work: Callable[[], object], file: str | None, number: int) -> bool:
+def struck_in(work: Callable[[], object], number: int, *modules: ModuleType) -> bool:
     """Do the work and strike once; whether there are so many places.
 
     Args:
-        file: of the module in which it strikes, as its `__file__`.
+        modules: in which it strikes.
     """
-    strike, before = Strike(file, number), sys.gettrace()
+    strike, before = Strike(frozenset(module.__file__ for module in modules), number), sys.gettrace()
     sys.settrace(strike)
     try:
         work()

@@ -11,7 +11,10 @@ import pytest
 
 import edgephi
 from edgephi.devices.memory import return_freed_memory
+from edgephi.runtime import answer, scheduler
+from edgephi.runtime.engines import onnx, onnx_sequence, onnx_slots
 from edgephi.runtime.model import Model, load
+from tests.interrupts import struck_in
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 THREADS, REQUESTS = 8, 100
@@ -52,6 +55,34 @@ def test_eight_threads_of_a_hundred_requests(bundle: Path) -> None:
     assert grown < FLAT_BYTES, f"{grown / 1e6:.1f} MB more"
 
 
+def test_ctrl_c_anywhere_in_one_thread_changes_no_answer_of_another(bundle: Path) -> None:
+    asked = prompts()
+    with load(bundle, threads=1, prefix_cache_bytes=0) as lone:
+        expected = {prompt: lone.generate(prompt, max_new_tokens=4).result().token_ids for prompt in asked}
+    struck, wrong, number = 0, list[str](), 0
+
+    def other(seed: int) -> None:
+        for prompt in random.Random(seed).choices(asked, k=2):
+            if model.generate(prompt, max_new_tokens=4).result().token_ids != expected[prompt]:
+                wrong.append(prompt)
+
+    with load(bundle, threads=1, max_parallel=2, prefix_cache_bytes=2**19, speculation=True) as model:
+        for seed in range(60):
+            number += 5 if number < 150 else 12
+            threads = [threading.Thread(target=other, args=(2 * seed + one,), daemon=True) for one in range(2)]
+            for thread in threads:
+                thread.start()
+            question = model.generate(asked[seed % len(asked)], max_new_tokens=4)
+            struck += struck_in(question.result, number, answer, onnx, onnx_sequence, onnx_slots, scheduler)
+            for thread in threads:
+                thread.join(30)
+            assert not any(thread.is_alive() for thread in threads), f"somebody waits for ever, place {number}"
+            assert not wrong, f"place {number}"
+        for prompt in asked:
+            assert model.generate(prompt, max_new_tokens=4).result().token_ids == expected[prompt]
+    assert struck > 20
+
+
 def run(model: Model, asked: list[str], expected: dict[str, tuple[int, ...]], *, requests: int) -> int:
     """How many were cancelled; the others' answers, and what was heard of the cancelled ones, are compared."""
     wrong, cancelled, done = list[str](), 0, 0
@@ -70,13 +101,13 @@ def run(model: Model, asked: list[str], expected: dict[str, tuple[int, ...]], *,
             for heard, _ in enumerate(stream):
                 if heard == stop_after:
                     stream.cancel()
-            answer = stream.result()
+            given = stream.result()
             with lock:
                 done += 1
-                cancelled += answer.finish == "cancelled"
+                cancelled += given.finish == "cancelled"
                 whole = expected[prompt]
-                if answer.token_ids != (whole if answer.finish != "cancelled" else whole[: len(answer.token_ids)]):
-                    wrong.append(f"{answer.token_ids} where {whole} was expected, {answer.finish}")
+                if given.token_ids != (whole if given.finish != "cancelled" else whole[: len(given.token_ids)]):
+                    wrong.append(f"{given.token_ids} where {whole} was expected, {given.finish}")
             if timer is not None:
                 timer.join()
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from edgephi.runtime import prefix_cache as module
 from edgephi.runtime.prefix_cache import PrefixCache, Rows
+from tests.interrupts import struck_in
 
 HEADS, SIZE = 2, 4
 
@@ -113,6 +115,19 @@ def test_a_cache_without_room_keeps_nothing(limit: int) -> None:
     cache = PrefixCache(limit)
     cache.insert(0, [1, 2, 3], reader([1, 2, 3]))
     assert found(cache, [1, 2, 3]) == cache.stored_bytes == 0
+
+
+def test_ctrl_c_anywhere_leaves_the_count_right() -> None:
+    rng, struck = random.Random(3), 0
+    cache = PrefixCache(120 * 2 * HEADS * SIZE * 4)
+    for number in range(400):
+        tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 30))]
+        struck += struck_in(lambda tokens=tokens: cache.insert(0, tokens, reader(tokens)), number % 80, module)  # type: ignore[misc]
+        nodes = list(cache._nodes())
+        assert cache.stored_tokens == sum(len(node.tokens) for node in nodes)
+        assert cache.stored_bytes == sum(node.rows.nbytes for node in nodes)
+        found(cache, tokens)
+    assert struck > 200
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ def served_after(number: int, *, leads: bool) -> bool:
         thread.start()
     if not leads:
         begin.set()
-    struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], module.__file__, number)
+    struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], number, module)
     begin.set()
     for thread in threads:
         thread.join(10)
