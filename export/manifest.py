@@ -11,6 +11,7 @@ from edgephi.bundle import (
     CalibrationText,
     FileEntry,
     GraphEntry,
+    KvCacheChoice,
     Manifest,
     ModelFacts,
     NpuFacts,
@@ -47,6 +48,7 @@ def make_manifest(
     mix: Mix | None = None,
     npu: NpuFacts | None = None,
     tokenizer: TokenizerFacts | None = None,
+    kv_cache: KvCacheChoice | None = None,
 ) -> Manifest:
     """The manifest of a folder whose files are all in place but for edgephi.json; `parameters` as published."""
     from importlib.metadata import version
@@ -79,6 +81,7 @@ def make_manifest(
             budget=_budget(mix) if mix else None,
             weights=_weight_recipes(architecture, layout, recipe, mix),
             calibration=calibration,
+            kv_cache=kv_cache,
         ),
         graphs=graphs,
         npu=npu,

@@ -14,7 +14,9 @@ from edgephi.export.weights.repack import MeanColumns
 from edgephi.export.weights.row_slices import matrix_rows, tensor_rows
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
 DATA_FILE = "model.onnx.data"
 MS = "com.microsoft"
@@ -37,6 +39,14 @@ class KvCache:
     present_value: ir.Value
 
 
+@dataclass(frozen=True)
+class KvScales:
+    """What a step of the int8 codes of one layer's keys and values is worth, float32 [kv_heads, 1, head_dim]."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+
 class GraphBuilder:
     """The graph so far: nodes in order, and the initializers they use.
 
@@ -46,6 +56,7 @@ class GraphBuilder:
     Args:
         opset: of ONNX's own operators.
         separate_attention: attention takes queries, keys and values apart and already rotated.
+        kv_scales: of a KV cache in int8, by the layer's number; None: it has the float type attention computes in.
     """
 
     fused_norms = True
@@ -60,13 +71,14 @@ class GraphBuilder:
         data_file: str = DATA_FILE,
         opset: int = OPSET,
         separate_attention: bool = False,
+        kv_scales: Mapping[int, KvScales] | None = None,
     ) -> None:
         import onnx_ir as ir
 
         self._ir = ir
         self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
-        self.opset, self.separate_attention = opset, separate_attention
+        self.opset, self.separate_attention, self.kv_scales = opset, separate_attention, kv_scales
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -84,7 +96,7 @@ class GraphBuilder:
     @property
     def cache_type(self) -> ir.DataType:
         """Element type of the KV cache's inputs and outputs."""
-        return self.attention_type
+        return self.attention_type if self.kv_scales is None else self._ir.DataType.INT8
 
     def open_cache(self, layer: int, cache: KvCache) -> KvCache:
         """What attention takes and gives, for the graph's inputs and outputs."""
@@ -304,6 +316,13 @@ class GraphBuilder:
         if name not in self.initializers:
             shape = self._ir.Shape([])
             self._add(name, self._ir.tensor(number, dtype=self.float, name=name), self.float, shape)
+        return self.initializers[name]
+
+    def float32(self, name: str, numbers: NDArray[np.float32]) -> ir.Value:
+        """A small array, kept in the graph itself."""
+        if name not in self.initializers:
+            dtype, shape = self._ir.DataType.FLOAT, self._ir.Shape(numbers.shape)
+            self._add(name, self._ir.tensor(numbers, dtype=dtype, name=name), dtype, shape)
         return self.initializers[name]
 
     def lowest(self) -> ir.Value:
