@@ -23,7 +23,7 @@ amd-pstate.rst)."""
 
 
 @dataclass(frozen=True)
-class Power:
+class PowerState:
     """The state of one moment."""
 
     source: Literal["mains", "battery"] | None
@@ -42,13 +42,13 @@ class Spinning:
     because: str
 
 
-def read_power(root: Path = Path("/")) -> Power:
+def read_power(root: Path = Path("/")) -> PowerState:
     """Look now; costs less than a millisecond.
 
     Args:
         root: where Linux's /sys is found.
     """
-    return Power(power_source(root), power_mode(root), _saving(root))
+    return PowerState(power_source(root), power_mode(root), _saving(root))
 
 
 def spinning(asked: bool | Literal["mains"], who: str, root: Path = Path("/")) -> Spinning:

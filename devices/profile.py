@@ -46,13 +46,13 @@ ShortName = Annotated[str, AfterValidator(_known_provider)]
 GraphName = Annotated[str, AfterValidator(_known_graph)]
 
 
-class Strict(BaseModel):
+class StrictTable(BaseModel):
     """Unknown keys and values of another type are errors: a misspelt setting must not pass for the default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class DeviceRule(Strict):
+class DeviceRule(StrictTable):
     """A device that onnxruntime has to list."""
 
     provider: ShortName
@@ -69,7 +69,7 @@ class DeviceRule(Strict):
         )
 
 
-class MatchRules(Strict):
+class MatchRules(StrictTable):
     """All that are given have to hold."""
 
     os: tuple[Literal["linux", "windows", "darwin"], ...] | None = None
@@ -83,7 +83,7 @@ class MatchRules(Strict):
     """At least so much, in 10^9 bytes."""
 
 
-class ProviderUse(Strict):
+class ProviderUse(StrictTable):
     """How one provider is used."""
 
     graph: GraphName
@@ -91,14 +91,14 @@ class ProviderUse(Strict):
     options: dict[str, str] = Field(default_factory=dict)
 
 
-class Power(Strict):
+class PowerModes(StrictTable):
     """Which power mode to ask of a provider."""
 
     mains: PowerMode = "performance"
     battery: PowerMode = "balanced"
 
 
-class Profile(Strict):
+class Profile(StrictTable):
     """One class of machine."""
 
     name: Text
@@ -122,7 +122,7 @@ class Profile(Strict):
     """Ceiling for weights and KV cache, as a share of the machine's memory."""
     context_length: int | None = Field(default=None, ge=1)
     """Tokens; None: the bundle's own."""
-    power: Power = Power()
+    power: PowerModes = PowerModes()
 
     def memory_ceiling(self, machine: Machine) -> int:
         """Bytes."""

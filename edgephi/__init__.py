@@ -1,9 +1,11 @@
 """edgephi: published Phi weights become int4 ONNX bundles that run, with proof, on the device at hand.
 
-edgephi.export("microsoft/Phi-4-mini-instruct", "phi4-mini")
+edgephi.export_model("microsoft/Phi-4-mini-instruct", "phi4-mini")
 with edgephi.load("phi4-mini") as model:
     for piece in model.chat("What is the capital of Japan?"):
         print(piece, end="")
+
+`edgephi.export(...)` is `edgephi.export_model` by a shorter name.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as `typing` has it, whose import takes longer than the rest of this file
 if TYPE_CHECKING:
-    from edgephi.errors import EdgephiError as EdgephiError
-    from edgephi.export.pipeline import export as export
-    from edgephi.runtime.model import Model as Model
-    from edgephi.runtime.model import load as load
+    from edgephi.errors import EdgephiError
+    from edgephi.export.api import export_model
+    from edgephi.export.api import export_model as export
+    from edgephi.runtime.model import Model, load
 
+__all__ = ["EdgephiError", "Model", "export", "export_model", "load"]
 __version__ = "0.1.0"
 
 # onnxruntime and onnxruntime-genai make telemetry events while they are imported, and send them some seconds later.
@@ -25,7 +28,12 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # imported on first use, so that `import edgephi` costs milliseconds
-_LAZY = {"load": "edgephi.runtime.model", "Model": "edgephi.runtime.model", "EdgephiError": "edgephi.errors"}
+_LAZY = {
+    "export_model": "edgephi.export.api",
+    "load": "edgephi.runtime.model",
+    "Model": "edgephi.runtime.model",
+    "EdgephiError": "edgephi.errors",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -32,7 +32,7 @@ from edgephi.manifest import MeasuredText as MeasuredText
 from edgephi.manifest import ModelFacts as ModelFacts
 from edgephi.manifest import Quality as Quality
 from edgephi.manifest import QuantizationChoice as QuantizationChoice
-from edgephi.manifest import Recipe as Recipe
+from edgephi.manifest import RecipeRecord as RecipeRecord
 from edgephi.manifest import Source as Source
 from edgephi.manifest import TokenizerFacts as TokenizerFacts
 from edgephi.manifest import WeightRecipe as WeightRecipe

@@ -113,7 +113,7 @@ class KvCacheChoice(Strict):
     calibration: CalibrationText | None = Field(default=None, description="what the scales were fitted to")
 
 
-class Recipe(Strict):
+class RecipeRecord(Strict):
     """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
 
     precision: Literal["int4", "int8", "fp16", "fp32"]
@@ -248,7 +248,7 @@ class Manifest(Strict):
     versions: Versions = Field(description="libraries that took part")
     source: Source
     model: ModelFacts
-    recipe: Recipe
+    recipe: RecipeRecord
     graphs: tuple[GraphEntry, ...] = Field(max_length=16)
     npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
     tokenizer: TokenizerFacts | None = Field(default=None, description="None: written before this was recorded")

@@ -8,7 +8,7 @@ import sys
 import edgephi
 
 source, bundle = sys.argv[1:3]
-manifest = edgephi.export(source, bundle)
+manifest = edgephi.export_model(source, bundle)
 print(f"{manifest.source.name}: {manifest.stored_bytes / 1e6:.0f} MB, {manifest.bits_per_weight:.2f} bits per weight")
 
 with edgephi.load(bundle) as model:

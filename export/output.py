@@ -18,12 +18,14 @@ from pathlib import Path
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.contents import READ_BY_NAME
 from edgephi.errors import EdgephiError, OutputError, SourceError
+from edgephi.export.journal import JOURNAL, Journal, write_refusal
 from edgephi.export.lock import locked
-from edgephi.export.weights.data_file import JOURNAL, Journal, write_refusal
 from edgephi.files import is_link, refuse_path, unreadable
 
 _NAMES = READ_BY_NAME | {MANIFEST}
 _ENDINGS = (".onnx", ".onnx.data", ".onnx_adapter")
+GRAPH_ALLOWANCE = 32 * 2**20
+"""Disk for graph, tokenizer and configuration, on top of the weights."""
 RESERVE = 64 * 2**20
 """Disk left free for everything else on the machine."""
 _NO_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[ .]$')

@@ -15,20 +15,24 @@ from edgephi.export.calibrate.text import CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants
-from edgephi.export.spec import Architecture, Checkpoint
+from edgephi.export.options import unused_text
+from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.layout import Layout, Recipe, carries_any, plan_storage
+from edgephi.export.weights.layout import Layout, plan_storage
+from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
+from edgephi.export.weights.repack import repackable_types
 from edgephi.export.weights.rotation import rotate_architecture
+from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, quantizer
 
 FITTED_UP_TO = 1_000_000_000
-"""Parameters up to which `auto` fits float weights by GPTQ: minutes on two cores. Beyond, it has to be asked for."""
+"""Parameters up to which `auto` fits float weights to a text: minutes on two cores. Beyond, it has to be asked for."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """An export before it begins."""
 
     checkpoint: Checkpoint
@@ -38,7 +42,7 @@ class Plan:
     tokenizer: TokenizerFiles
     tokenizer_facts: TokenizerFacts
     recipe: Recipe
-    """With the quantizer that `auto` stands for."""
+    """With the quantizer that `auto` stands for, and why."""
     layout: Layout
     """Of a mix the smallest; the one that is used follows from what is measured."""
     variants: tuple[Variant, ...]
@@ -65,11 +69,11 @@ def make_plan(
     calibration: Path | None,
     seed: int,
     integers: bool = False,
-) -> Plan:
-    """Open a source and decide. The arguments are those of `edgephi.export.pipeline.export`.
+) -> ExportPlan:
+    """Open a source and decide. The arguments are those of `edgephi.export_model`.
 
     Args:
-        integers: for w4a16, into which nothing is carried over and whose ranges need a text.
+        integers: for w4a16, into which nothing is repacked and whose ranges need a text.
 
     Raises:
         EdgephiError: the source cannot be used, or the arguments do not fit it.
@@ -80,21 +84,21 @@ def make_plan(
     if recipe.head is not None:
         architecture = with_own_head(architecture)
     tokenizer = read_tokenizer(checkpoint, architecture)
-    recipe = decide(recipe, architecture, calibration is not None, carry=not integers)
-    if recipe.head is not None and recipe.quantize == "auto":
+    recipe = decide(recipe, architecture, calibration is not None, repack=not integers)
+    if recipe.head is not None and recipe.quantize == AUTO:
         raise UsageError(
             "a head in 4 bits is fitted to calibration text, and auto would fit nothing here",
             remedy="Add --quantize gptq, or --quantize rtn to have it rounded, or leave --head-bits out",
         )
     text = None
-    if recipe.quantize == "gptq" or budget is not None or integers:
+    if quantizer(recipe.quantizer).needs_inputs or budget is not None or integers:
         text = CalibrationSource(calibration, seed)
     elif calibration is not None:
         raise unused_text()
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     variants = plan_variants(devices, architecture.spec, layout, recipe)
-    return Plan(
+    return ExportPlan(
         checkpoint,
         published.parameters,
         architecture,
@@ -108,27 +112,49 @@ def make_plan(
     )
 
 
-def unused_text() -> UsageError:
-    """The error for a calibration text that nothing would read."""
-    return UsageError(
-        "only GPTQ and a budget need a calibration text",
-        remedy="Add --quantize gptq, --bits or --target-size, or leave the text out",
-    )
+def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, repack: bool = True) -> Recipe:
+    """The recipe with the decision about its int4 weights, `auto` settled.
 
-
-def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, carry: bool = True) -> Recipe:
-    """The recipe with `auto` settled: GPTQ where nothing is in 4 bits yet and it takes minutes, or a text is given.
+    `auto` keeps the 4-bit blocks of the source, if it has any. Else it fits where that takes minutes or a text is
+    given, and rounds what is left.
 
     Args:
-        carry: whether what is in 4 bits could stay as it is.
+        repack: whether what is in 4 bits could stay as it is.
     """
-    if recipe.asked != "auto" or recipe.linear is None or recipe.linear.bits != 4:
+    if recipe.linear is None or recipe.linear.bits != 4:
         return recipe
-    linear = any(weight.role == "linear" for weight in architecture.weights.values())
-    if not linear or (carry and carries_any(recipe, architecture)):
-        return recipe
-    fits = text_given or architecture.parameters <= FITTED_UP_TO
-    return replace(recipe, quantize="gptq") if fits else recipe
+    if recipe.asked != AUTO:
+        return replace(recipe, decision=Decision(_title(recipe, architecture), "asked for"))
+    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
+    if repack and repacks_any(recipe, architecture):
+        return replace(recipe, decision=_repacked(linear))
+    if any(weight.role == "linear" for weight in linear) and (text_given or architecture.parameters <= FITTED_UP_TO):
+        fitted = replace(recipe, quantize=FITTING)
+        reason = "the source holds float weights, and of all ways measured it loses least at a size"
+        if not repack:
+            reason = "no source has the NPU's scales of two levels, and of all ways measured it loses least"
+        return replace(fitted, decision=Decision(_title(fitted, architecture), reason))
+    reason = f"the quick way; --quantize {FITTING} loses less and takes hours on a large model"
+    return replace(recipe, decision=Decision(_title(recipe, architecture), reason))
+
+
+def _title(recipe: Recipe, architecture: Architecture) -> str:
+    """What the recipe's quantizer does to the model, and that experts are rounded where it leaves them."""
+    chosen = quantizer(recipe.quantizer)
+    expert = next((weight for weight in architecture.weights.values() if weight.role == "expert"), None)
+    if expert is None or decided_by(recipe, expert, expert_format(recipe, architecture.spec)) == chosen.name:
+        return chosen.title
+    return f"{chosen.title}, experts {quantizer(ROUNDING).title}"
+
+
+def _repacked(linear: Sequence[Weight]) -> Decision:
+    count = sum(1 for weight in linear if repackable_types(weight))
+    if count == len(linear):
+        return Decision("carried over", "the source holds every linear weight in 4-bit blocks of 32")
+    return Decision(
+        f"carried over, the rest {quantizer(ROUNDING).title}",
+        f"the source holds {count} of {len(linear)} linear weights in 4-bit blocks of 32",
+    )
 
 
 def read_tokenizer(checkpoint: Checkpoint, architecture: Architecture) -> TokenizerFiles:

@@ -10,7 +10,7 @@ from edgephi.quantize.formats import BlockFormat
 
 
 @dataclass(frozen=True)
-class Choice:
+class StorageOption:
     """One way to store a weight, what it takes, and the error it causes; errors of different weights add up."""
 
     format: BlockFormat
@@ -18,7 +18,7 @@ class Choice:
     error: float
 
 
-def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice]:
+def allocate(choices: Mapping[str, Sequence[StorageOption]], budget: int) -> dict[str, StorageOption]:
     """Choose one way for every weight, so that together they take at most `budget` bytes and err little.
 
     Every weight starts at its smallest choice and climbs the lower convex hull of its (bytes, error) points; the step
@@ -55,9 +55,9 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     return chosen
 
 
-def lower_hull(points: Sequence[Choice]) -> list[Choice]:
+def lower_hull(points: Sequence[StorageOption]) -> list[StorageOption]:
     """The choices on the lower convex hull, from the smallest on; each errs less than the one before."""
-    hull: list[Choice] = []
+    hull: list[StorageOption] = []
     for point in sorted(points, key=lambda choice: (choice.bytes, choice.error)):
         if hull and point.error >= hull[-1].error:
             continue
@@ -67,6 +67,6 @@ def lower_hull(points: Sequence[Choice]) -> list[Choice]:
     return hull
 
 
-def _gain(before: Choice, after: Choice) -> float:
+def _gain(before: StorageOption, after: StorageOption) -> float:
     """Error saved per byte; `after` is larger."""
     return (before.error - after.error) / (after.bytes - before.bytes)

@@ -111,6 +111,10 @@ class QuantizedWeight:
         """Bytes of codes, scales and zero points together."""
         return self.codes.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
 
+    def values(self) -> NDArray[np.float32]:
+        """What it decodes to, float32 [rows, columns]."""
+        return dequantize(self)
+
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Packs codes 0..15 two a byte, the first in the low nibble: uint8 [..., n] -> uint8 [..., ceil(n / 2)].

@@ -22,6 +22,7 @@ from edgephi.quantize.cholesky import factor
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.gptq_block import BlockLoss, Grid, fit_block, search_grid
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq
+from edgephi.quantize.quantizer import Format, Statistics, StoredWeight
 from edgephi.quantize.refine import refine
 from edgephi.quantize.workers import COLUMNS, product, worker_pool
 
@@ -247,3 +248,33 @@ def _search(
     return Grid(
         np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]), unit, half
     )
+
+
+class _Gptq:
+    """GPTQ as a quantizer: 4 bits, fitted to the inputs."""
+
+    name = "gptq"
+    title = "GPTQ"
+    needs_inputs = True
+
+    def writes(self, fmt: Format) -> bool:
+        return isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
+
+    def describe(self, fmt: Format) -> str:
+        return "GPTQ, scales of two levels" if isinstance(fmt, LpbqFormat) else "GPTQ"
+
+    def quantize(
+        self, weight: Floats, fmt: Format, statistics: Statistics | None, *, name: str, half_scales: bool
+    ) -> StoredWeight:
+        if statistics is None:
+            raise QuantizationError(
+                "GPTQ needs to know the inputs of a layer", where=name, remedy="Pass statistics of calibration text"
+            )
+        if isinstance(fmt, LpbqFormat):
+            return gptq_lpbq(weight, statistics.hessian, fmt, name=name)
+        if isinstance(fmt, BlockFormat):
+            return gptq(weight, statistics.hessian, fmt, name=name, half_scales=half_scales)
+        raise QuantizationError("GPTQ makes 4-bit weights", where=name, remedy="Round 8-bit weights to nearest")
+
+
+GPTQ = _Gptq()

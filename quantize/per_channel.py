@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import WeightError
 
 
-def quantize_rows(weight: NDArray[np.float32], *, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round to nearest: codes int8 [rows, columns] from -127 to 127, and scales float32 [rows], positive.
+@dataclass(frozen=True)
+class ChannelFormat:
+    """8 bits, symmetric, one scale a row."""
+
+
+@dataclass(frozen=True)
+class ChannelWeight:
+    """A weight [rows, columns].
+
+    Attributes:
+        codes: int8 [rows, columns], -127 to 127.
+        scales: float32 [rows], positive.
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    def values(self) -> NDArray[np.float32]:
+        """What it decodes to, float32 [rows, columns]."""
+        return self.codes * self.scales[:, None]
+
+
+def quantize_rows(weight: NDArray[np.float32], *, name: str) -> ChannelWeight:
+    """Round to nearest.
 
     Raises:
         WeightError: NaN or infinite values; `name` is the weight's.
@@ -19,4 +43,4 @@ def quantize_rows(weight: NDArray[np.float32], *, name: str) -> tuple[NDArray[np
         raise WeightError("the weight holds NaN or infinite values", where=name, remedy="Check the checkpoint")
     # a row of zeros needs a scale that is one
     scales = np.where(peaks < 2.0**-60, np.float32(1), peaks / np.float32(127)).astype(np.float32)
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+    return ChannelWeight(np.rint(weight / scales[:, None]).astype(np.int8), scales)

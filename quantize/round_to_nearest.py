@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.half_scales import STEP, is_coarse
+from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
+from edgephi.quantize.per_channel import quantize_rows
+from edgephi.quantize.quantizer import Format, Statistics, StoredWeight
 
 Floats = NDArray[np.float32]
 
@@ -143,7 +146,7 @@ def round_to_nearest(
         scale, low = _quantize(chunk, fmt, t)
         found = np.ldexp(scale, exponent)
         if half_scales:
-            _settle(chunk, found, low, exponent)
+            _store_coarse_scales(chunk, found, low, exponent)
         np.subtract(c, low, out=c)
         stored = c.astype(np.uint8).T
         target = codes[start : start + step].reshape(count, -1)
@@ -213,8 +216,8 @@ def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats,
     return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
 
 
-def _settle(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
-    """Moves scales [blocks] that float16 holds coarsely to one of the two steps next to them, and rounds anew."""
+def _store_coarse_scales(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
+    """Move scales [blocks] that float16 holds coarsely to one of the two steps next to them, and round anew."""
     coarse = np.flatnonzero(is_coarse(scale))
     if not coarse.size:
         return
@@ -246,3 +249,33 @@ def _dot(a: Floats, b: Floats) -> Floats:
     """Per-block dot products."""
     result: Floats = np.einsum("ij,ij->j", a, b)
     return result
+
+
+class _RoundToNearest:
+    """Rounding as a quantizer: every format, and nothing to calibrate."""
+
+    name = "rtn"
+    title = "rounded to nearest"
+    needs_inputs = False
+
+    def writes(self, fmt: Format) -> bool:
+        return True
+
+    def describe(self, fmt: Format) -> str:
+        if isinstance(fmt, BlockFormat):
+            return "round to nearest, scale searched"
+        if isinstance(fmt, LpbqFormat):
+            return "round to nearest, scale searched, scales of two levels"
+        return "round to nearest"
+
+    def quantize(
+        self, weight: Floats, fmt: Format, statistics: Statistics | None, *, name: str, half_scales: bool
+    ) -> StoredWeight:
+        if isinstance(fmt, BlockFormat):
+            return round_to_nearest(weight, fmt, name, half_scales=half_scales)
+        if isinstance(fmt, LpbqFormat):
+            return quantize_lpbq(weight, fmt, name=name)
+        return quantize_rows(weight, name=name)
+
+
+RTN = _RoundToNearest()

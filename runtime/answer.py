@@ -27,9 +27,10 @@ class Answer:
     reused_tokens: int
     """Of the prompt, taken from the KV cache instead of computed."""
     recomputed_tokens: int
-    """Computed again although they were in the KV cache, because the sequence crossed the length at which the model
-    changes its rotary factors (LongRoPE)."""
+    """Computed again although they were in the KV cache: the sequence crossed the length at which the model changes its
+    rotary factors (LongRoPE), or lost its place to another caller while nobody asked for its next token."""
     new_tokens: int
+    """Generated."""
     token_ids: tuple[int, ...]
     """Generated, the stop token included."""
     finish: Finish
@@ -42,6 +43,10 @@ class Answer:
     """Short name of the execution provider that computed its tokens."""
     prefill_provider: str = "cpu"
     """Of the one that computed the prompt."""
+    guessed_tokens: int = 0
+    """Of the answer, taken from the text before it and verified several in one run (prompt lookup)."""
+    accepted_tokens: int = 0
+    """Of those, the ones that the model would have chosen itself."""
     rejected: tuple[str, ...] = ()
     """Providers that should have, and why they did not; empty unless the model was loaded with a fallback."""
 
@@ -63,7 +68,8 @@ class Stream(Iterator[str]):
     Args:
         prompt: what to answer.
         open_sequence: gives the sequence to use, whatever its cache holds.
-        on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
+        on_end: called with the answer (None: the runtime failed) and whether the sequence may be used again; once, or
+            again where Ctrl-C struck in it.
         provider, prefill_provider, rejected: for the answer's statistics.
 
     Raises (on iteration):
@@ -112,8 +118,9 @@ class Stream(Iterator[str]):
     def cancel(self) -> None:
         """Stop after the token or the piece of prompt being computed. Any thread or signal handler may call it."""
         self._cancelled = True
-        if self._sequence is not None:
-            self._sequence.interrupt()
+        sequence = self._sequence  # read once: the answer may end meanwhile
+        if sequence is not None:
+            sequence.interrupt()
 
     def result(self) -> Answer:
         """The whole answer; computes what is left of it."""
@@ -131,16 +138,22 @@ class Stream(Iterator[str]):
         started = perf_counter()
         written = len(self._pieces)
         try:
-            token = self._compute()
+            self._take(self._compute(), perf_counter() - started)
         except Exception as error:
             self._failure = error
             self._on_end(None, False)
             raise
         except BaseException:
-            # Ctrl-C may have struck between the runtime and our record of what its cache holds
-            self._end("cancelled", perf_counter() - started, sound=False)
+            # Ctrl-C may have struck between the runtime and our record of what its cache holds, or at the answer's end
+            if self._answer is None:
+                self._end("cancelled", perf_counter() - started, sound=False)
+            else:
+                self._on_end(self._answer, False)
             raise
-        seconds = perf_counter() - started
+        return "".join(self._pieces[written:])
+
+    def _take(self, token: int | None, seconds: float) -> None:
+        """Enter what `_compute` gave, and how long it took."""
         if token is None:
             self._end("cancelled", seconds)
         else:
@@ -155,7 +168,6 @@ class Stream(Iterator[str]):
                     self._end("length", seconds)
                 else:
                     self._elapsed += seconds
-        return "".join(self._pieces[written:])
 
     def _compute(self) -> int | None:
         """The next token, or None when cancelled first."""
@@ -163,6 +175,8 @@ class Stream(Iterator[str]):
             return None
         if self._sequence is None:
             self._sequence = self._open_sequence(self._prompt)
+            if self._cancelled:  # before there was a sequence to interrupt
+                return None
             self._reused = self._sequence.reuse(self._prompt.tokens)
             if not self._sequence.prefill(self._prompt.tokens[self._reused :], lambda: self._cancelled):
                 return None
@@ -175,6 +189,7 @@ class Stream(Iterator[str]):
         self._elapsed += seconds
         self._pieces.append(self._text.finish())
         count = len(self._ids)
+        guessed, accepted = self._sequence.guesses if self._sequence is not None else (0, 0)
         decode_s = self._elapsed - (self._first or 0.0)
         self._answer = Answer(
             text="".join(self._pieces),
@@ -189,6 +204,8 @@ class Stream(Iterator[str]):
             total_s=self._elapsed,
             provider=self._provider,
             prefill_provider=self._prefill_provider,
+            guessed_tokens=guessed,
+            accepted_tokens=accepted,
             rejected=self._rejected,
         )
         self._sequence = None

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from edgephi.known_patterns import TEXT_BEGINS_WITH_A_SPACE
+from edgephi.tokenizer.known_patterns import TEXT_BEGINS_WITH_A_SPACE
 
 REPLACEMENT = "\ufffd"
 BYTE = re.compile(r"<0x(\+?[0-9A-Fa-f]{1,2})>")

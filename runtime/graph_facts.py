@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+ROW_NUMBERS = 9
+"""Place of `position_ids` among GroupQueryAttention's inputs (microsoft/onnxruntime, docs/ContribOperators.md)."""
 _COMPARES = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Not"})
 _FROM_SHAPES = frozenset({"Shape", "Size", "ArgMax", "ArgMin", "NonZero"})
 
@@ -23,6 +25,8 @@ class GraphFacts:
     the product of scales with a power of two."""
     integer_nodes: frozenset[str]
     """Nodes whose inputs and outputs are integers or truth values, and those that read a shape."""
+    row_numbers: bool
+    """Attention is told each token's row in the rotary tables."""
 
 
 def read_graph(path: Path) -> GraphFacts:
@@ -38,7 +42,7 @@ def read_graph(path: Path) -> GraphFacts:
     integers = {tensor.name for tensor in graph.initializer if _whole(tensor.data_type)}
     integers |= {port.name for port in graph.input if _whole(port.type.tensor_type.elem_type)}
     constants = {tensor.name for tensor in graph.initializer}
-    weights, counting = {}, set()
+    weights, counting, row_numbers = {}, set(), False
     for node in graph.node:
         read = [places[name] for name in node.input if name in places]
         if read and (node.op_type == "Cast" or (node.op_type == "Mul" and set(node.input) <= constants)):
@@ -46,13 +50,14 @@ def read_graph(path: Path) -> GraphFacts:
             constants.add(node.output[0])
         elif read:
             weights[node.name] = frozenset(read)
+        row_numbers |= node.op_type == "GroupQueryAttention" and any(node.input[ROW_NUMBERS : ROW_NUMBERS + 1])
         from_integers = bool(node.input) and all(name in integers for name in node.input if name)
         if node.op_type in _FROM_SHAPES or (from_integers and _keeps_integers(node)):
             counting.add(node.name)
             integers.update(node.output)
         elif node.op_type in _COMPARES or (node.op_type == "Cast" and _keeps_integers(node)):
             integers.update(node.output)
-    return GraphFacts(weights, frozenset(counting))
+    return GraphFacts(weights, frozenset(counting), row_numbers)
 
 
 def _place(tensor: onnx.TensorProto) -> tuple[int, int]:

@@ -12,20 +12,20 @@ from types import TracebackType
 
 from edgephi.arguments import require_flag, require_integer, require_path, require_text
 from edgephi.bundle import check_bundle, read_manifest
-from edgephi.devices.memory import installed_bytes, return_freed_memory
+from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, UsageError
 from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.answer import Answer, Prompt, Stream
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.engines import engines_that, require_engine
-from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for, common_prefix
+from edgephi.runtime.engines import require_engine
+from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
-from edgephi.runtime.prefix import Prefix, prefix_tokens, restore_or_compute
-from edgephi.runtime.prepacked import Prepacking, prepacking
+from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
+from edgephi.runtime.prepacked.cache import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.session import Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
@@ -47,6 +47,7 @@ def load(
     engine: str | None = None,
     max_parallel: int = 4,
     prefix_cache_bytes: int | None = None,
+    speculation: bool | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -71,6 +72,9 @@ def load(
         max_parallel: answers that are computed in one run, where the engine can; more can be open at once.
         prefix_cache_bytes: of keys and values that are kept for prompts that begin alike, where the engine can. None: a
             sixteenth of the machine's memory, at most 2 GiB; 0: none.
+        speculation: guess tokens from the text so far and verify several in one run, where the engine can. None: where
+            a measurement on this machine shows that it changes no answer. True: also where two tokens that are nearly
+            as likely may change places.
 
     Raises:
         BundleError: the folder is not an intact bundle.
@@ -98,6 +102,8 @@ def load(
         require_integer("prefix_cache_bytes", prefix_cache_bytes)
         if prefix_cache_bytes < 0:
             raise UsageError(f"prefix_cache_bytes is {prefix_cache_bytes}", remedy="Use 0 for none, or more")
+    if speculation is not None:
+        require_flag("speculation", speculation)
     require_engine(engine)
     path = Path(folder)
     packing = prepacking(prepacked)
@@ -117,6 +123,7 @@ def load(
             threads or place.threads,
             engine=engine,
             max_parallel=max_parallel,
+            speculation=speculation,
             prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
         )
         return Model(request, lambda: open_engine(request, packing, every_byte=verify))
@@ -128,11 +135,6 @@ def load(
         except (DeviceError, EngineError) as error:
             rejected = (*rejected, str(error))
     return open_there(last)
-
-
-def default_prefix_bytes() -> int:
-    """What a prefix cache takes where nobody says."""
-    return min(installed_bytes() // 16, 2 * 2**30)
 
 
 class Model:
@@ -170,8 +172,9 @@ class Model:
                 name = self.manifest.npu.target if self.manifest.npu else self.folder.name
                 self._placement = together(name, read_back)
             self.place = replace(place, placement=self._placement)
-            self._beginnings: list[KvSequence] = []
-            self._keeps_prefixes = request.prefix_bytes > 0
+            self._beginnings = Beginnings()
+            self.keeps_prefixes = request.prefix_bytes > 0
+            """Whether answers find what earlier ones left, where the engine can."""
             opened.pop_all()
 
     @property
@@ -273,50 +276,9 @@ class Model:
             PromptError: no chat template, it refuses the messages, or nothing of them is in every conversation.
             EngineError: the engine keeps no prefixes (`engine.abilities`), or the model is closed.
             OutputError: the user's cache cannot be written.
-            UsageError: the system message is no text.
+            UsageError: the system message is no text, or the model was loaded without a prefix cache.
         """
-        abilities = self._engine.abilities
-        if not (abilities.share or abilities.fork):
-            able = " and ".join(engines_that("fork"))
-            raise EngineError(
-                f"on {self.place.choice.provider} this model keeps no prefix",
-                remedy=f"Use a session, which keeps its own; of edgephi's engines {able} keep prefixes",
-            )
-        if system is not None:
-            require_text("system", system, "the system message as one text")
-            messages = [{"role": "system", "content": system}, *messages]
-        tokens = prefix_tokens(self, messages, tools)
-        if len(tokens) >= self.context_length:
-            raise PromptError(
-                f"the beginning has {len(tokens):,} tokens and the model's context holds {self.context_length:,}",
-                remedy="Shorten it",
-            )
-        sequence, cost = restore_or_compute(self, tokens, saved=saved, scope=SHARED)
-        return Prefix(tokens, cost, self._keep(sequence))
-
-    def _keep(self, sequence: KvSequence) -> Callable[[], None]:
-        """Keep a sequence's cache as the beginning of others, until the function that is returned is called."""
-        if self._engine.abilities.share:
-            try:
-                return sequence.pin()
-            finally:
-                sequence.close()
-        self._beginnings.append(sequence)
-
-        def release() -> None:
-            if sequence in self._beginnings:
-                self._beginnings.remove(sequence)
-            sequence.close()
-
-        return release
-
-    def _begin(self, prompt: Sequence[int], tokens: int) -> KvSequence:
-        """A sequence for a prompt and its answer, `tokens` together; with an engine that cannot share, a fork of the
-        kept beginning that fits best."""
-        best = max(self._beginnings, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
-        if best is not None and common_prefix(best.tokens, prompt):
-            return best.fork()
-        return self.open_sequence(tokens, scope=SHARED)
+        return make_prefix(self, self._beginnings, system, messages, tools, saved=saved)
 
     def close(self) -> None:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
@@ -372,17 +334,23 @@ class Model:
         """What computes; its sequences are for those who decode themselves."""
         return self._engine
 
-    def open_sequence(self, tokens: int, *, scope: str | None = None) -> KvSequence:
+    def open_sequence(self, tokens: int, *, scope: str | None = None, speculate: bool = False) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
 
         Args:
             scope: `KvSequence.reuse` finds what sequences of the same scope left. None: nothing.
+            speculate: guess tokens and verify them together, as `load(speculation=...)` says.
 
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
-        kept = scope if self._keeps_prefixes else None
-        return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept)
+        kept = scope if self.keeps_prefixes else None
+        return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept, speculate=speculate)
+
+    def answering_sequence(self, tokens: int, prompt: Sequence[int] = ()) -> KvSequence:
+        """A sequence for prompt and answer, `tokens` together, which begins with what others of this model left, or
+        with a kept prefix of this prompt."""
+        return self._beginnings.fork_for(prompt) or self.open_sequence(tokens, scope=SHARED, speculate=True)
 
     def stream(
         self,
@@ -418,7 +386,8 @@ class Model:
         sequences: list[KvSequence] = []
 
         def fresh(prompt: Prompt) -> KvSequence:
-            sequences.append(self._begin(prompt.tokens, len(prompt.tokens) + prompt.max_new_tokens))
+            tokens = len(prompt.tokens) + prompt.max_new_tokens
+            sequences.append(self.answering_sequence(tokens, prompt.tokens))
             return sequences[0]
 
         def free(answer: Answer | None, sound: bool) -> None:

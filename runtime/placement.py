@@ -2,8 +2,8 @@
 
 onnxruntime-genai does not expose its session, so a twin of it is asked: same graph, same provider, same options, no
 fallback. tests/end_to_end/test_webgpu.py compares the twin with a profile that onnxruntime-genai's own session wrote.
-Where the CPU provider loads prepacked weights (`runtime/prepacked.py`), the twin still reads the bundle's graph, the
-one that folder was made from.
+Where the CPU provider loads prepacked weights (`runtime/prepacked/`), the twin still reads the bundle's graph, the one
+that folder was made from.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Placement:
     @property
     def refused(self) -> tuple[Kept, ...]:
         """What is on the CPU and computes: the provider did not take the model."""
-        return tuple(one for one in self.kept if one.cause in ("operator", "assignment"))
+        return tuple(kept for kept in self.kept if kept.cause in ("operator", "assignment"))
 
 
 def placement(folder: Path) -> Placement:
@@ -113,17 +113,17 @@ def read_placement(session: onnxruntime.InferenceSession, graph: Path, requested
 
 def together(graph: str, parts: Sequence[Placement]) -> Placement:
     """The division of a model in several graphs, under one name."""
-    names = list(dict.fromkeys(one.provider for part in parts for one in part.providers))
+    names = list(dict.fromkeys(share.provider for part in parts for share in part.providers))
     providers = []
     for name in names:
-        mine = [one for part in parts for one in part.providers if one.provider == name]
+        shares = [share for part in parts for share in part.providers if share.provider == name]
         operators = Counter[str]()
-        for one in mine:
-            operators.update(one.op_types)
-        nodes, weights = sum(one.nodes for one in mine), sum(one.weight_bytes for one in mine)
+        for share in shares:
+            operators.update(share.op_types)
+        nodes, weights = sum(share.nodes for share in shares), sum(share.weight_bytes for share in shares)
         providers.append(ProviderNodes(name, nodes, dict(operators.most_common()), weights))
     requested = tuple(dict.fromkeys(name for part in parts for name in part.requested))
-    kept = tuple(one for part in parts for one in part.kept)
+    kept = tuple(kept for part in parts for kept in part.kept)
     return Placement(graph, requested, tuple(sorted(providers, key=lambda part: -part.nodes)), kept)
 
 
@@ -133,7 +133,7 @@ def from_json(record: Mapping[str, Any]) -> Placement:
         record["graph"],
         tuple(record["requested"]),
         tuple(ProviderNodes(**part) for part in record["providers"]),
-        tuple(Kept(**one) for one in record["kept"]),
+        tuple(Kept(**kept) for kept in record["kept"]),
     )
 
 
@@ -146,7 +146,7 @@ def _kept(provider: str, nodes: Sequence[Any], taken: set[str], facts: GraphFact
     groups: dict[tuple[str, str], list[Any]] = {}
     for node in nodes:
         groups.setdefault((_operator(node), _cause(node, taken, facts)), []).append(node)
-    found = []
+    kept = []
     for (operator, cause), members in groups.items():
         why = {
             "integers": "counts lengths or positions in integers, which onnxruntime leaves on the CPU",
@@ -154,8 +154,8 @@ def _kept(provider: str, nodes: Sequence[Any], taken: set[str], facts: GraphFact
             "operator": f"{provider} took no {operator} of this graph",
             "assignment": f"onnxruntime gave it to the CPU, although {provider} took others",
         }[cause]
-        found.append(Kept(operator, len(members), _bytes(members, facts), cause, why))  # type: ignore[arg-type]  # from _cause
-    return tuple(sorted(found, key=lambda one: (-one.weight_bytes, -one.nodes, one.op_type)))
+        kept.append(Kept(operator, len(members), _bytes(members, facts), cause, why))  # type: ignore[arg-type]  # from _cause
+    return tuple(sorted(kept, key=lambda group: (-group.weight_bytes, -group.nodes, group.op_type)))
 
 
 def _cause(node: Any, taken: set[str], facts: GraphFacts) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from edgephi.devices.cache import cache_folder, require_writable
-from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.engines.base import KvSequence, common_prefix
+from edgephi.arguments import require_text
+from edgephi.devices.cache import cache_folder, require_writable, unusable
+from edgephi.devices.memory import installed_bytes
+from edgephi.errors import EngineError, PromptError, UsageError
+from edgephi.runtime.engines import engines_that
+from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
+from edgephi.runtime.engines.saved_cache import UNFINISHED
 from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 SAVED_BYTES = 4 * 2**30
 """Of all saved prefixes of a user; those used longest ago go first."""
 ENDING = ".kv.safetensors"
+ABANDONED_S = 3600
+"""A file that was begun so long ago belongs to a process that has ended."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,80 @@ class Prefix:
         self.close()
 
 
-def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None) -> list[int]:
+class Beginnings:
+    """The kept prefixes of a model whose engine cannot share them: sequences, of which answers take forks."""
+
+    def __init__(self) -> None:
+        self._kept: list[KvSequence] = []
+        self._lock = threading.Lock()
+
+    def keep(self, sequence: KvSequence) -> Callable[[], None]:
+        """Keep a sequence until the function that is returned is called."""
+        with self._lock:
+            self._kept.append(sequence)
+
+        def release() -> None:
+            with self._lock:
+                self._kept.remove(sequence)
+                sequence.close()
+
+        return release
+
+    def fork_for(self, prompt: Sequence[int]) -> KvSequence | None:
+        """A fork of the one that has most in common with a prompt, if any has something; it speculates."""
+        with self._lock:
+            best = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
+            return best.fork(speculate=True) if best is not None and common_prefix(best.tokens, prompt) else None
+
+
+def default_prefix_bytes() -> int:
+    """What a prefix cache takes where nobody says."""
+    return min(installed_bytes() // 16, 2 * 2**30)
+
+
+def make_prefix(
+    model: Model,
+    beginnings: Beginnings,
+    system: str | None,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, object]] | None,
+    *,
+    saved: bool,
+) -> Prefix:
+    """See `Model.prefix`."""
+    abilities = model.engine.abilities
+    if not (abilities.share or abilities.fork):
+        able = " and ".join(engines_that("fork"))
+        raise EngineError(
+            f"on {model.place.choice.provider} this model keeps no prefix",
+            remedy=f"Use a session, which keeps its own; of edgephi's engines {able} keep prefixes",
+        )
+    if abilities.share and not model.keeps_prefixes:
+        raise UsageError(
+            "this model was loaded with prefix_cache_bytes=0, so that no answer would find a prefix",
+            remedy="Load it with prefix_cache_bytes left out, or a size",
+        )
+    if system is not None:
+        require_text("system", system, "the system message as one text")
+        messages = [{"role": "system", "content": system}, *messages]
+    tokens = _prefix_tokens(model, messages, tools)
+    if len(tokens) >= model.context_length:
+        raise PromptError(
+            f"the beginning has {len(tokens):,} tokens and the model's context holds {model.context_length:,}",
+            remedy="Shorten it",
+        )
+    sequence, cost = _restore_or_compute(model, tokens, saved=saved)
+    if not abilities.share:
+        return Prefix(tokens, cost, beginnings.keep(sequence))
+    try:
+        return Prefix(tokens, cost, sequence.pin())
+    finally:
+        sequence.close()
+
+
+def _prefix_tokens(
+    model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None
+) -> list[int]:
     """The tokens that all conversations share that begin with these messages and tools.
 
     They are those of two conversations that go on with different letters, as far as these agree: how a template opens a
@@ -85,7 +165,7 @@ def prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[Map
     return tokens
 
 
-def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: str) -> tuple[KvSequence, PrefixCost]:
+def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tuple[KvSequence, PrefixCost]:
     """A sequence that holds the tokens.
 
     Args:
@@ -102,7 +182,7 @@ def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: s
     file = _file(model, tokens) if saved else None
     if file is not None and file.is_file():
         try:
-            sequence = model.engine.restore(file, capacity, scope=scope)
+            sequence = model.engine.restore(file, capacity, scope=SHARED)
         except EngineError:  # damaged, or of another version: it is written again
             with suppress(OSError):
                 file.unlink()
@@ -112,7 +192,7 @@ def restore_or_compute(model: Model, tokens: list[int], *, saved: bool, scope: s
                     os.utime(file)  # when it was used last
                 return sequence, PrefixCost(len(tokens), 0, True, perf_counter() - started)
             sequence.close()
-    sequence = model.engine.sequence(capacity, scope=scope)
+    sequence = model.engine.sequence(capacity, scope=SHARED)
     reused = sequence.reuse([*tokens, tokens[-1]])  # the last token is never reused, so there is one more
     sequence.prefill(tokens[reused:], lambda: False)
     if file is not None:
@@ -125,14 +205,21 @@ def _file(model: Model, tokens: list[int]) -> Path:
     """Where a prefix is saved: a name of this bundle's and these tokens' own. The file says and proves the rest."""
     folder = cache_folder() / "prefixes"
     require_writable(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as problem:  # a file has the folder's name, say
+        raise unusable(problem, folder) from problem
     files = sorted((entry.path, entry.sha256) for entry in model.manifest.files)
     name = hashlib.sha256(json.dumps([files, tokens]).encode()).hexdigest()[:32]
     return folder / f"{name}{ENDING}"
 
 
 def _make_room(newest: Path) -> None:
-    """Delete what was used longest ago while the folder holds more than it may."""
+    """Delete what was used longest ago while the folder holds more than it may, and what was never written whole."""
+    for path in newest.parent.glob(f"*{ENDING}*{UNFINISHED}"):
+        with suppress(OSError):
+            if time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
     files = []
     for path in newest.parent.glob(f"*{ENDING}"):
         with suppress(OSError):

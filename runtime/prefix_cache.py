@@ -123,15 +123,19 @@ class PrefixCache:
             self._make_room()
 
     def pin(self, kind: Hashable, tokens: Sequence[int], read: Callable[[int, int], Rows]) -> Callable[[], None]:
-        """As `insert`, and kept until the function that is returned is called, once."""
+        """As `insert`, and kept until the function that is returned is called."""
         node = self._place(kind, np.asarray(tokens, np.int32), read)
         if node is None:
             return lambda: None
         node.pins += 1
         self._make_room()
+        held = True
 
         def unpin() -> None:
-            node.pins -= 1
+            nonlocal held
+            if held:
+                held = False
+                node.pins -= 1
             self._make_room()
 
         return unpin
@@ -174,11 +178,12 @@ class PrefixCache:
     def _split(self, node: _Node, at: int) -> _Node:
         """Divide a node's run; the part before it becomes its parent. Whoever pinned the run still has it whole."""
         assert node.parent is not None
-        # copies: a view of one part would keep the memory of both
+        # copies: a view of one part would keep the memory of both. First, because they may fail
         head = _Node(node.tokens[:at].copy(), node.rows[:, :, :at].copy(), node.parent, used=self._clock)
+        tokens, rows = node.tokens[at:].copy(), node.rows[:, :, at:].copy()
+        head.children[int(tokens[0])] = node
         node.parent.children[int(head.tokens[0])] = head
-        node.tokens, node.rows, node.parent = node.tokens[at:].copy(), node.rows[:, :, at:].copy(), head
-        head.children[int(node.tokens[0])] = node
+        node.tokens, node.rows, node.parent = tokens, rows, head
         return head
 
     def _make_room(self) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgephi.child import call
-from edgephi.devices.providers import DeviceInfo, provider, register
+from edgephi.devices.providers import DeviceInfo, graph_traits, provider, register
 from edgephi.errors import DeviceError, EngineError, library_errors, one_line
 from edgephi.ort import open_session, session_options
+from edgephi.runtime.graph_facts import read_graph
 from edgephi.runtime.placement import Placement, from_json, read_placement
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def try_graph(graph: str, short: str, options: dict[str, str], kinds: list[str])
     device = pick_device(short, register(short), kinds)
     raw = device.raw
     assert raw is not None, "registered in this process"
+    require_rows_read(short, path)
     settings = session_options(device=raw, device_options=options, record_placement=True)
     refusal = f"{device.provider} does not load the graph"
     try:
@@ -115,8 +117,24 @@ def require_placed(placed: Placement, graph: Path) -> None:
     if not placed.nodes_per_provider.get(name):
         raise _refused(f"{name} took none of the graph's nodes", graph)
     if placed.refused:
-        operators = ", ".join(f"{one.nodes} {one.op_type} ({one.why})" for one in placed.refused)
+        operators = ", ".join(f"{kept.nodes} {kept.op_type} ({kept.why})" for kept in placed.refused)
         raise _refused(f"{name} left nodes to the CPU: {operators}", graph)
+
+
+def require_rows_read(short: str, graph: Path) -> None:
+    """Refuse a graph that chooses its rope by an input the provider takes and does not read: long sequences would come
+    out wrong. edgephi wrote such graphs for WebGPU before it cut the tables.
+
+    Raises:
+        DeviceError: step `graph`.
+    """
+    if not graph_traits(short).row_numbers and read_graph(graph).row_numbers:
+        raise DeviceError(
+            f"{provider(short).name} does not read the rows of rotary tables that this graph names",
+            where=graph.name,
+            remedy="Export the model again with this version of edgephi, or load the bundle with --device cpu",
+            step="graph",
+        )
 
 
 def compute_one_token(session: onnxruntime.InferenceSession, graph: Path, name: str) -> None:

@@ -3,6 +3,9 @@
 No thread runs in the background. Whoever asks and finds nobody computing computes, first come first served; single
 tokens of several sequences, which are cheap together, are taken in one go. So a caller waits for at most one piece of
 somebody else's prompt, and a lone caller pays nothing.
+
+Ctrl-C ends one thread's waiting or computing, at any place. What it was computing for others one of them computes
+again, so all work must bear being done twice.
 """
 
 from __future__ import annotations
@@ -47,6 +50,12 @@ class Statistics:
     """Steps by the number of their sequences."""
 
 
+def interrupt_behind(error: RuntimeError) -> BaseException:
+    """Ctrl-C in the moment in which a condition's `wait` has given its lock away: leaving the lock then fails."""
+    struck = error.__context__
+    return error if struck is None or isinstance(struck, Exception) else struck
+
+
 class Scheduler(Generic[Item, Result]):
     """The order of one model's work.
 
@@ -56,9 +65,12 @@ class Scheduler(Generic[Item, Result]):
 
     def __init__(self, step: Callable[[Sequence[Item]], Sequence[Result]], most: int) -> None:
         self._step, self._most = step, most
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        """Entered instead of the condition: Ctrl-C can strike inside of a condition's `__enter__`, and not of this."""
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[_Job[Item, Result]] = deque()
-        self._busy = False
+        self._leader: _Job[Item, Result] | None = None
+        """Of the thread that computes."""
         self._expected: set[Item] = set()
         self._last_s = 0.0
         self.statistics = Statistics()
@@ -81,50 +93,53 @@ class Scheduler(Generic[Item, Result]):
 
     def leave(self, item: Item) -> None:
         """No further step waits for this item."""
-        with self._changed:
+        with self._lock:
             self._expected.discard(item)
             self._changed.notify_all()
 
     def is_shared_with_others_than(self, item: Item) -> bool:
         """Whether somebody else computes, or has lately taken part in a step."""
-        with self._changed:
-            return bool(self._waiting) or self._busy or bool(self._expected - {item})
+        with self._lock:
+            return bool(self._waiting) or self._leader is not None or bool(self._expected - {item})
 
     def _submit(self, job: _Job[Item, Result]) -> object:
-        with self._changed:
-            self._waiting.append(job)
-            self._changed.notify_all()
-            try:
-                while self._busy and not job.done:
+        try:
+            with self._lock:
+                self._waiting.append(job)
+                self._changed.notify_all()
+                while self._leader is not None and not job.done:
                     self._changed.wait()
-            except BaseException:  # Ctrl-C: nobody will read the result
-                if job in self._waiting:
-                    self._waiting.remove(job)
-                raise
-            if not job.done:
-                self._busy = True
-        if not job.done:
-            self._lead(job)
+                if not job.done:
+                    self._leader = job
+            while not job.done:
+                self._compute(self._next())
+        except RuntimeError as error:
+            raise interrupt_behind(error) from None
+        finally:
+            struck: BaseException | None = None
+            while True:
+                try:
+                    with self._lock:
+                        if job in self._waiting:  # Ctrl-C: nobody will read the result
+                            self._waiting.remove(job)
+                        if self._leader is job:
+                            self._changed.notify_all()
+                            self._leader = None
+                    break
+                except BaseException as error:  # Ctrl-C in here: the others would wait for ever
+                    struck = error
+            if struck is not None:
+                raise struck
         if job.error is not None:
             raise job.error
         return job.result
 
-    def _lead(self, mine: _Job[Item, Result]) -> None:
-        try:
-            while not mine.done:
-                self._compute(self._next())
-        finally:
-            with self._changed:
-                self._busy = False
-                if mine in self._waiting:
-                    self._waiting.remove(mine)
-                self._changed.notify_all()
-
     def _next(self) -> list[_Job[Item, Result]]:
-        """The jobs to compute now; there is at least one."""
-        with self._changed:
+        """The jobs to compute now; there is at least one. They wait on until they are done."""
+        with self._lock:
+            self._drop_done()  # Ctrl-C may have struck before that
             if self._waiting[0].alone is not None:
-                return [self._waiting.popleft()]
+                return [self._waiting[0]]
             deadline = perf_counter() + max(WAIT_S, WAIT_SHARE * self._last_s)
             while True:
                 steps = [job for job in self._waiting if job.alone is None]
@@ -134,8 +149,6 @@ class Scheduler(Generic[Item, Result]):
                     break
                 self._changed.wait(left)
             chosen = steps[: self._most]
-            for job in chosen:
-                self._waiting.remove(job)
             self._expected = {job.item for job in chosen if job.item is not None}
             return chosen
 
@@ -153,17 +166,17 @@ class Scheduler(Generic[Item, Result]):
                 self.statistics.sizes[len(items)] = self.statistics.sizes.get(len(items), 0) + 1
                 self._last_s = perf_counter() - started
         except Exception as error:
-            with self._changed:
+            with self._lock:
                 for job in jobs:
                     job.error, job.done = error, True
+                self._drop_done()
                 self._changed.notify_all()
-        except BaseException:
-            # Ctrl-C in the thread that computes for all: the others' work is done again by one of them
-            with self._changed:
-                self._waiting.extendleft(reversed(jobs))
-            raise
         else:
-            with self._changed:
+            with self._lock:
                 for job, result in zip(jobs, results, strict=True):
                     job.result, job.done = result, True
+                self._drop_done()
                 self._changed.notify_all()
+
+    def _drop_done(self) -> None:
+        self._waiting = deque(job for job in self._waiting if not job.done)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError
 from edgephi.runtime.answer import Answer, Prompt, Stream
-from edgephi.runtime.engines.base import SHARED, KvSequence
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling
 from edgephi.runtime.templates import Message, user_message
 
@@ -47,7 +47,7 @@ class Session:
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
-        self._settle()
+        self._finish_answer()
         messages = (*self._messages, user_message(text))
         prompt = self._model.prepare(lambda: self._model.encode_chat(messages), self._sampling)
 
@@ -62,15 +62,15 @@ class Session:
 
     def reset(self) -> None:
         """Forget all messages but the system's. The cache stays: the next prompt often begins alike."""
-        self._settle()
+        self._finish_answer()
         self._messages = () if self._system is None else ({"role": "system", "content": self._system},)
 
     def close(self) -> None:
         """Free the KV cache; the messages stay, and saying more makes a new one."""
-        self._settle()
+        self._finish_answer()
         self._drop_cache()
 
-    def _settle(self) -> None:
+    def _finish_answer(self) -> None:
         if self._stream is not None and not self._stream.finished:
             self._stream.cancel()
             self._stream.result()
@@ -82,7 +82,7 @@ class Session:
             needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
         if self._sequence is None:
-            self._sequence = self._model.open_sequence(needed, scope=SHARED)
+            self._sequence = self._model.answering_sequence(needed, prompt.tokens)
         return self._sequence
 
     def _drop_cache(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgephi.errors import EdgephiError
 from edgephi.runtime.decoder_steps import BYTE, REPLACEMENT, Step, decoder_steps
-from edgephi.tokenizer_bounds import guarded
+from edgephi.tokenizer.bounds import guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,8 +8,8 @@ from pathlib import Path
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import JSON_LIMIT, read_text
 from edgephi.runtime.text_stream import TextStream
-from edgephi.text_encoder import open_tokenizer
-from edgephi.tokenizer_bounds import guarded
+from edgephi.tokenizer.bounds import guarded
+from edgephi.tokenizer.encoder import open_tokenizer
 
 TOKENIZER = "tokenizer.json"
 _AGAIN = "Export the model again"
@@ -19,11 +19,11 @@ class Tokenizer:
     """The tokenizer of a bundle.
 
     One with regular expressions that no published tokenizer has encodes in a child process, within bounds of time and
-    memory (`edgephi/text_encoder.py`). Several threads may use it at once.
+    memory (`edgephi/tokenizer/encoder.py`). Several threads may use it at once.
 
     Raises:
         TokenizerError: tokenizer.json is missing or cannot be used, or it asks for more than
-            `edgephi/tokenizer_bounds.py` allows.
+            `edgephi/tokenizer/bounds.py` allows.
         DeviceError: no child process can be started to encode (step `process`).
     """
 

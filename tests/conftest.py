@@ -36,7 +36,7 @@ def smollm2_gguf() -> Path:
     named = os.environ.get("EDGEPHI_SMOLLM2")
     if named:
         return Path(named)
-    from edgephi.demo_weights import demo_weights
+    from edgephi.demo import demo_weights
     from edgephi.devices.cache import cache_folder
     from edgephi.errors import DownloadError
 
@@ -63,8 +63,9 @@ def fixtures() -> Path:
 
 
 @pytest.fixture(scope="session")
-def software_webgpu() -> Iterator[None]:
-    """WebGPU on Mesa's software Vulkan, allowed for this session; skips with the reason where it is not to be had."""
+def software_webgpu() -> Iterator[tuple[str, ...]]:
+    """WebGPU with Mesa's software Vulkan allowed for this session, and the kinds of devices it lists (a machine with a
+    GPU uses that); skips with the reason where there is none."""
     from edgephi.child import call
     from edgephi.devices.providers import SOFTWARE_GPU
     from edgephi.errors import DeviceError
@@ -72,10 +73,18 @@ def software_webgpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SOFTWARE_GPU, "1")
         try:
-            call("edgephi.devices.detect:probe", {"name": "webgpu"}, timeout_s=120)
+            listed = call("edgephi.devices.detect:probe", {"name": "webgpu"}, timeout_s=120)
         except DeviceError as error:
             pytest.skip(f"WebGPU does not run here: {error}")
-        yield
+        assert isinstance(listed, list)
+        yield tuple(device["kind"] for device in listed)
+
+
+@pytest.fixture
+def no_gpu(software_webgpu: tuple[str, ...]) -> None:
+    """For what a machine without a GPU does."""
+    if "gpu" in software_webgpu:
+        pytest.skip("this machine has a GPU")
 
 
 @pytest.fixture(scope="session")

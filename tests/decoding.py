@@ -15,10 +15,11 @@ from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import cpu_opset, plan_variants
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import Architecture, Checkpoint
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import Precision, Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import Precision, Recipe, make_recipe
 
 
 def build_graph(source: Path | Checkpoint, folder: Path, precision: Precision, block_size: int = 32) -> Path:
@@ -50,7 +51,8 @@ def build_variants(source: Path | Checkpoint, folder: Path, recipe: Recipe, devi
     for variant in plan_variants(devices, architecture.spec, layout, recipe):
         graph = graphs[variant.device] = folder / variant.file
         one = variant.recipe
-        write_graph(architecture.spec, layout, one, graph, opset=variant.opset, separate=variant.separate)
+        form = {"separate": variant.separate, "row_numbers": variant.row_numbers}
+        write_graph(architecture.spec, layout, one, graph, opset=variant.opset, **form)
     return {str(device): path for device, path in graphs.items()}
 
 

@@ -18,14 +18,15 @@ from edgephi.export.calibrate.text import CalibrationSource, calibration_tokens
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import npu_decoder, stages
 from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import embedding_graph, head_graph
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import Quantize, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
-from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence
+from edgephi.export.weights.recipe import make_recipe
+from edgephi.runtime.engines.npu_sequence import KvCache, NpuGraphs, NpuSequence
 
 X_ELITE = target_of(load_profile("snapdragon-x-elite"))
 
@@ -43,7 +44,7 @@ class CpuStages:
 
     def sequence(self, capacity: int) -> NpuSequence:
         cache = KvCache(self.layers, self.cache_shape, self.cache_type)
-        return NpuSequence(self._run, self._logits, cache, self.chunk, capacity, self.vocabulary)
+        return NpuSequence(NpuGraphs(self._run, self._logits, self.chunk, self.vocabulary), cache, capacity)
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
         hidden = self.sessions["embedding"].run(None, {"input_ids": np.asarray([tokens], np.int64)})[0]
@@ -75,7 +76,7 @@ def cpu_stages(
     folder: Path,
     target: HexagonTarget = X_ELITE,
     numerics: NpuNumerics = "float16",
-    quantize: Quantize = "rtn",
+    quantize: str = "rtn",
 ) -> CpuStages:
     """The graphs that `edgephi export --device` compiles, from the same blocks."""
     decoder = npu_decoder(describe(open_folder(source)), target)

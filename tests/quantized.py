@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
-from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, dequantize
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 EIGHT = BlockFormat(bits=8, block_size=32, symmetric=True)
 """Embedding and head under the int4 recipe."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 PHI_3: dict[str, object] = {
     "hidden_size": 128,
@@ -35,6 +35,8 @@ PHI_4_MINI: dict[str, object] = {
 """The shape of Phi-4-mini: three queries to a key, a part of every head rotated, LongRoPE, the embedding as head."""
 
 VOCABULARY, TOKENS = 64, 60
+FIRST = 3
+"""The first token that stands for a character."""
 
 
 def tiny_phi(folder: Path, shape: dict[str, object], context: int = 1024, seed: int = 0) -> Path:
@@ -59,8 +61,38 @@ def tiny_phi(folder: Path, shape: dict[str, object], context: int = 1024, seed: 
     return folder
 
 
+def copying_phi(
+    folder: Path, shape: dict[str, object], length: int, context: int = 1024, layers_weigh: float = 0.0
+) -> Path:
+    """A planted model whose answers repeat, as those of a model do that copies: every token of a cycle of `length`
+    is followed by the next one.
+
+    Args:
+        layers_weigh: how much the layers add to a token's embedding, so that logits tell of all tokens before; 0: the
+            layers compute as any model's do and add nothing.
+    """
+    assert FIRST + length <= TOKENS
+    source = tiny_phi(folder, shape, context)
+    weights = dict(load_file(source / "model.safetensors"))
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] *= np.float32(layers_weigh)
+    weights["model.norm.weight"] = np.ones_like(weights["model.norm.weight"])
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    head[:] = 0
+    for place in range(length):
+        head[FIRST + (place + 1) % length] = embedding[FIRST + place]
+    save_file(weights, source / "model.safetensors")
+    return source
+
+
+def cycle(length: int, count: int) -> str:
+    """The first tokens that `copying_phi` says, as text."""
+    return "".join(chr(0x4E00 + FIRST + place % length) for place in range(count))
+
+
 def _write_tokenizer(folder: Path) -> None:
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {chr(0x4E00 + index): index for index in range(3, TOKENS)}
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {chr(0x4E00 + index): index for index in range(FIRST, TOKENS)}
     special = [
         {"id": index, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False}

@@ -39,7 +39,7 @@ class ToyEngine:
     def require_open(self) -> None:
         pass
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> ToySequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> ToySequence:
         return ToySequence(capacity, self._vocabulary)
 
     def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> ToySequence:
@@ -56,6 +56,10 @@ class ToySequence:
         self.capacity, self._vocabulary = capacity, vocabulary
         self.tokens: list[int] = []
         self._next = 7
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        return 0, 0
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         require_in_vocabulary(tokens, self._vocabulary)
@@ -74,7 +78,7 @@ class ToySequence:
         self.rewind(min(common_prefix(self.tokens, prompt), len(prompt) - 1))
         return len(self.tokens)
 
-    def fork(self) -> ToySequence:
+    def fork(self, *, speculate: bool = False) -> ToySequence:
         forked = ToySequence(self.capacity, self._vocabulary)
         forked.tokens, forked._next = [*self.tokens], self._next
         return forked

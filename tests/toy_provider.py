@@ -23,7 +23,9 @@ TOY = Provider(
     power=PowerOption("pace", {"performance": "fast", "balanced": "slow", "saver": "slow"}),
     device_class="gpu",
     profile="toy-gpu",
-    graph=GraphTraits(float_type="float16", separate_attention=True, whole_prompts=True, last_row=True),
+    graph=GraphTraits(
+        float_type="float16", separate_attention=True, row_numbers=True, whole_prompts=True, last_row=True
+    ),
 )
 
 

@@ -48,6 +48,8 @@ def sections(app: Typer, name: str, level: int) -> Iterator[str]:
     for group in app.registered_groups:
         inner = group.typer_instance
         assert inner is not None
+        if group.hidden is True:
+            continue
         described = inner.info.help
         assert isinstance(described, str)
         yield f"{'#' * level} {name} {group.name}\n\n{paragraphs(described)}\n"

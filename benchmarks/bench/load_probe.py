@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from edgephi.benchmarks.bench.memory import PeakOfPrivate, held, peak_resident
-from edgephi.benchmarks.bench.usage import read_usage
+from edgephi.benchmarks.bench.meters.memory import PeakOfPrivate, held, peak_resident
+from edgephi.benchmarks.bench.meters.usage import read_usage
 from edgephi.errors import EdgephiError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.sampling import Sampling, chooser

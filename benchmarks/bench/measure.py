@@ -9,8 +9,8 @@ from time import perf_counter_ns
 import numpy as np
 
 from edgephi.benchmarks.bench.cases import Case
+from edgephi.benchmarks.bench.meters.usage import Usage, read_usage
 from edgephi.benchmarks.bench.results import Metric
-from edgephi.benchmarks.bench.usage import Usage, read_usage
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Sampling, chooser
 

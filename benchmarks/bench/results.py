@@ -54,13 +54,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Strict(BaseModel):
+class StrictData(BaseModel):
     """Unknown keys are errors and values do not change: a report is a record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Figure(Strict):
+class Figure(StrictData):
     """One quantity over the repetitions of a case."""
 
     values: tuple[Finite, ...] = Field(
@@ -71,7 +71,7 @@ class Figure(Strict):
     high: Finite = Field(description="third quartile")
 
 
-class CaseResult(Strict):
+class CaseResult(StrictData):
     """One case of the workload."""
 
     name: str
@@ -93,14 +93,14 @@ class CaseResult(Strict):
     figures: dict[Metric, Figure] = Field(default_factory=dict)
 
 
-class Ceiling(Strict):
+class Ceiling(StrictData):
     """What the machine can do, in units a second; shares are of the best reading."""
 
     per_s: Figure
     method: str
 
 
-class Roofline(Strict):
+class Roofline(StrictData):
     """What a token costs, and what the machine can do: `benchmarks/bench/roofline.py` has the formulas.
 
     Both halves of the readings are there: those before the first case and those after the last.
@@ -116,7 +116,7 @@ class Roofline(Strict):
     head_operations: int = Field(ge=0, description="of the head for one row")
 
 
-class Derived(Strict):
+class Derived(StrictData):
     """A number computed from figures."""
 
     name: str
@@ -124,7 +124,7 @@ class Derived(Strict):
     formula: str
 
 
-class Machine(Strict):
+class Machine(StrictData):
     """What was measured on."""
 
     cpu: str
@@ -134,7 +134,7 @@ class Machine(Strict):
     python: str
 
 
-class BundleFacts(Strict):
+class BundleFacts(StrictData):
     """What was measured."""
 
     name: str = Field(description="name of the folder, without its path")
@@ -147,7 +147,7 @@ class BundleFacts(Strict):
     source: str
 
 
-class EnergyConditions(Strict):
+class EnergyConditions(StrictData):
     """What stood behind the energies; a null source means that they were not measured."""
 
     source: str | None = Field(description="the meter, and what it covers")
@@ -155,7 +155,7 @@ class EnergyConditions(Strict):
     idle_w: Finite | None = Field(description="measured before the first case and subtracted")
 
 
-class Conditions(Strict):
+class Conditions(StrictData):
     """The state of the machine; null where it does not say."""
 
     power_source: Literal["mains", "battery"] | None
@@ -167,14 +167,14 @@ class Conditions(Strict):
     energy: EnergyConditions
 
 
-class SpinningChoice(Strict):
+class SpinningChoice(StrictData):
     """Whether CPU threads without work waited actively."""
 
     on: bool
     because: str
 
 
-class QualityCheck(Strict):
+class QualityCheck(StrictData):
     """Whether the model answered as its quality contract records, before anything was timed."""
 
     contract: Literal["held", "not recorded"]
@@ -182,7 +182,7 @@ class QualityCheck(Strict):
     near_ties: int = Field(ge=0, description="tokens that flipped where two logits were nearly equal")
 
 
-class WorkloadFacts(Strict):
+class WorkloadFacts(StrictData):
     """What was asked of it."""
 
     name: str
@@ -194,7 +194,7 @@ class WorkloadFacts(Strict):
     seed: int
 
 
-class Report(Strict):
+class Report(StrictData):
     """The content of report.json."""
 
     format: Literal[1] = 1

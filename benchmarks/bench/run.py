@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
-from edgephi.benchmarks.bench import conditions, loading, schedule
+from edgephi.benchmarks.bench import loading, schedule
 from edgephi.benchmarks.bench.cases import Case, Prompts, plan
 from edgephi.benchmarks.bench.derive import derive
-from edgephi.benchmarks.bench.energy import Meter, find_meter, idle_watts
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
+from edgephi.benchmarks.bench.meters import conditions
+from edgephi.benchmarks.bench.meters.energy import Meter, find_meter, idle_watts
 from edgephi.benchmarks.bench.og_loop import OgLoop
 from edgephi.benchmarks.bench.results import (
     BundleFacts,
@@ -40,7 +41,7 @@ from edgephi.runtime.config import decode_file, read_genai_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.place import Place
-from edgephi.runtime.prepacked import prepack, prepacked_files, prepacking
+from edgephi.runtime.prepacked.cache import prepack, prepacked_files, prepacking
 from edgephi.runtime.templates import read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 
@@ -53,7 +54,7 @@ LIBRARIES = (
     "numpy",
 )
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told (done, in all), in the unit of `Case.cost`."""
 
 
@@ -75,7 +76,7 @@ def bench(
     *,
     device: str = "auto",
     spinning: bool | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
 ) -> Report:
     """Measure a bundle.
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
-from edgephi.benchmarks.bench.results import Strict
+from edgephi.benchmarks.bench.results import StrictData
 from edgephi.errors import UsageError
 from edgephi.files import parse_toml, read_file
 from edgephi.records import RelativePath, first_problem
@@ -26,7 +26,7 @@ Depth = Annotated[int, Field(ge=0, le=2**20)]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 
 
-class Method(Strict):
+class Method(StrictData):
     """How often, in which order, and what counts as disturbed."""
 
     warmups: int = Field(default=1, ge=1, le=100, description="uncounted runs of every case; the first sets the tokens")
@@ -42,7 +42,7 @@ class Method(Strict):
     )
 
 
-class Prefill(Strict):
+class Prefill(StrictData):
     """Prompts of the given lengths, cut from a repeated text, after the given depths of KV cache."""
 
     text: RelativePath
@@ -50,7 +50,7 @@ class Prefill(Strict):
     depths: tuple[Depth, ...] = Field(default=(0,), min_length=1)
 
 
-class Decode(Strict):
+class Decode(StrictData):
     """Greedy tokens after the given depths of KV cache; stop tokens do not stop."""
 
     text: RelativePath
@@ -58,7 +58,7 @@ class Decode(Strict):
     depths: tuple[Depth, ...] = Field(min_length=1)
 
 
-class Answer(Strict):
+class Answer(StrictData):
     """A prompt as a person would send it: the instruction, then the documents, through the chat template if any."""
 
     name: Name
@@ -69,7 +69,7 @@ class Answer(Strict):
     stop: bool = Field(default=True, description="whether a stop token ends the answer")
 
 
-class Loading(Strict):
+class Loading(StrictData):
     """Loading the bundle in a process of its own, its first token included."""
 
     warm: bool = True
@@ -77,7 +77,7 @@ class Loading(Strict):
     repetitions: int = Field(default=5, ge=1, le=100)
 
 
-class Speculation(Strict):
+class Speculation(StrictData):
     """An answer with n-gram speculation off and on."""
 
     name: Name
@@ -88,7 +88,7 @@ class Speculation(Strict):
     max_draft_tokens: int = Field(default=4, ge=1, le=64)
 
 
-class Score(Strict):
+class Score(StrictData):
     """sqrt(a / mean time to first token (s) × 5000 × mean tokens/s / b) over the answers.
 
     UL publishes 1250 and 244 for Phi-3.5-mini in the Procyon AI text generation benchmark. Prompts differ here, so a
@@ -99,7 +99,7 @@ class Score(Strict):
     rate_of_5000: float = Field(gt=0)
 
 
-class Content(Strict):
+class Content(StrictData):
     """The TOML file."""
 
     description: str

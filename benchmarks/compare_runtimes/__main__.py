@@ -32,7 +32,7 @@ from edgephi.benchmarks.compare_runtimes.measure import (
     measure_rounds,
 )
 from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare, reference, start, stored_bytes
-from edgephi.benchmarks.compare_runtimes.results import ContenderResult, PeersReport, Settings, Speed
+from edgephi.benchmarks.compare_runtimes.results import ComparisonReport, ContenderResult, Settings, Speed
 from edgephi.benchmarks.compare_runtimes.shape import write_shape
 from edgephi.benchmarks.compare_runtimes.table import markdown, plot
 from edgephi.benchmarks.compare_runtimes.variants import PEERS, contenders
@@ -71,7 +71,7 @@ def main() -> None:
     everybody = contenders(
         source,
         folder,
-        ways=given.edgephi,
+        variants=given.edgephi,
         peers=given.peers,
         pythons=pythons,
         threads=settings.threads,
@@ -114,7 +114,7 @@ def main() -> None:
     results = tuple(_result(tally, settings, float_model) for tally in tallies)
     found = ratios(results)
     weights = f"{given.shape}, {given.layers} layers, random" if given.shape else source.name
-    report = PeersReport(
+    report = ComparisonReport(
         machine=machine(),
         weights=weights,
         settings=settings,

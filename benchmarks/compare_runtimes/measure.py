@@ -29,7 +29,7 @@ Advance = Callable[[], None]
 
 
 class Child(Protocol):
-    """What `PeerProcess` is to this file."""
+    """What `RuntimeProcess` is to this file."""
 
     @property
     def hello(self) -> dict[str, Any]: ...
@@ -178,7 +178,7 @@ def measure_rounds(
 
 
 def _busy_s() -> float:
-    from edgephi.benchmarks.bench.usage import read_usage
+    from edgephi.benchmarks.bench.meters.usage import read_usage
 
     return read_usage().busy_s
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from edgephi.benchmarks.checkpoint_folder import write_checkpoint_folder
 from edgephi.benchmarks.child_cost import run_and_measure
-from edgephi.benchmarks.compare_runtimes.process import PeerProcess
-from edgephi.benchmarks.compare_runtimes.variants import WAYS, Contender
+from edgephi.benchmarks.compare_runtimes.process import RuntimeProcess
+from edgephi.benchmarks.compare_runtimes.variants import VARIANTS, Contender
 from edgephi.benchmarks.studies.export_cost import contenders as export_commands
 from edgephi.bundle import folder_bytes, sha256_of
 from edgephi.errors import EngineError, UsageError
@@ -80,16 +80,16 @@ def prepare(contender: Contender, source: Path, folder: Path) -> None:
             _run_builder(contender, folder)
 
 
-def start(contender: Contender, folder: Path) -> PeerProcess:
+def start(contender: Contender, folder: Path) -> RuntimeProcess:
     """A child of this contender, its libraries imported; what it says on standard error goes to a log in the folder.
 
     Raises:
-        EngineError: see `PeerProcess`.
+        EngineError: see `RuntimeProcess`.
     """
     if contender.python is None:
         raise UsageError("no interpreter was named", where=contender.peer, remedy=f"Name one for {contender.peer}")
     log = folder / f"{contender.name.replace(' ', '-')}.log"
-    return PeerProcess(contender.python, contender.engine, log, contender.environment())
+    return RuntimeProcess(contender.python, contender.engine, log, contender.environment())
 
 
 def stored_bytes(contender: Contender) -> int:
@@ -105,9 +105,13 @@ def _prepare_edgephi(contender: Contender, source: Path, folder: Path) -> None:
     import edgephi
 
     if not contender.made.exists():
-        way = WAYS[contender.name.split()[1]]
+        variant = VARIANTS[contender.name.split()[1]]
         edgephi.export(
-            source, contender.made, quantize=way.quantize, block_size=way.block_size, head_bits=way.head_bits
+            source,
+            contender.made,
+            quantize=variant.quantize,
+            block_size=variant.block_size,
+            head_bits=variant.head_bits,
         )
     # the second load of a bundle writes this and all later ones use it: what is measured is a user's every day
     with start(contender, folder) as child:

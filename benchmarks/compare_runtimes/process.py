@@ -16,7 +16,7 @@ SERVE = Path(__file__).parent / "children" / "serve.py"
 REMEDY = "Check that peer's environment"
 
 
-class PeerProcess:
+class RuntimeProcess:
     """A started child that has imported its libraries.
 
     Args:
@@ -82,7 +82,7 @@ class PeerProcess:
             self._child.kill()
             self._child.wait()
 
-    def __enter__(self) -> PeerProcess:
+    def __enter__(self) -> RuntimeProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -109,7 +109,7 @@ class Settings(Strict):
     text: str | None = Field(description="name of the file that prompts and windows come from; None: random ids")
 
 
-class PeersReport(Strict):
+class ComparisonReport(Strict):
     """The document."""
 
     format: Literal[1] = 1

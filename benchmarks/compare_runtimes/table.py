@@ -7,13 +7,13 @@ from pathlib import Path
 
 from edgephi.benchmarks.bench.results import Figure
 from edgephi.benchmarks.compare_runtimes.goals import BOUNDS
-from edgephi.benchmarks.compare_runtimes.results import ContenderResult, Goal, PeersReport, Ratio, Speed
+from edgephi.benchmarks.compare_runtimes.results import ComparisonReport, ContenderResult, Goal, Ratio, Speed
 from edgephi.benchmarks.report import in_one_line, markdown_table
 
 MISSING = "–"
 
 
-def markdown(report: PeersReport) -> str:
+def markdown(report: ComparisonReport) -> str:
     """Figures, notes, ratios and goals."""
     parts = [f"# {report.weights}: peers in one run", figures_table(report), _method(report)]
     parts.append("\n".join(_notes(report.contenders)))
@@ -26,7 +26,7 @@ def markdown(report: PeersReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _method(report: PeersReport) -> str:
+def _method(report: ComparisonReport) -> str:
     settings = report.settings
     source = settings.text or "random token ids"
     said = (
@@ -41,7 +41,7 @@ def _method(report: PeersReport) -> str:
     return f"{said} KL in nats to the float32 model, {windows}."
 
 
-def figures_table(report: PeersReport) -> str:
+def figures_table(report: ComparisonReport) -> str:
     """One row a contender; one without any figure is there with its reason."""
     prompts, depths = report.settings.prompts, report.settings.depths
     header = (
@@ -144,7 +144,7 @@ def _title(metric: str, tokens: int | None) -> str:
     return f"prefill {tokens}" if metric == "prefill" else f"decode at {0 if tokens == 1 else tokens}"
 
 
-def plot(report: PeersReport, path: Path) -> bool:
+def plot(report: ComparisonReport, path: Path) -> bool:
     """Draw decode and prefill speed against KL divergence; False when there is nothing to draw, or no matplotlib."""
     rows = [one for one in report.contenders if one.quality and one.prefill and one.decode]
     if not rows:

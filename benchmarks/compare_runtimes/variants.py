@@ -11,28 +11,27 @@ from typing import NamedTuple
 
 from edgephi.benchmarks.compare_runtimes.results import Peer
 from edgephi.errors import UsageError
-from edgephi.export.weights.layout import Quantize
 
 CHILDREN = Path(__file__).parent / "children"
 PEERS: tuple[Peer, ...] = ("llama.cpp", "builder", "openvino", "transformers")
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """Arguments of edgephi's export."""
 
-    quantize: Quantize
+    quantize: str
     block_size: int
     head_bits: int = 8
 
 
-WAYS: Mapping[str, Way] = {
-    "auto": Way("auto", 32),
-    "rtn-32": Way("rtn", 32),
-    "rtn-128": Way("rtn", 128),
-    "rtn-128-head4": Way("rtn", 128, 4),
-    "gptq-32": Way("gptq", 32),
-    "gptq-128": Way("gptq", 128),
-    "gptq-128-head4": Way("gptq", 128, 4),
+VARIANTS: Mapping[str, Variant] = {
+    "auto": Variant("auto", 32),
+    "rtn-32": Variant("rtn", 32),
+    "rtn-128": Variant("rtn", 128),
+    "rtn-128-head4": Variant("rtn", 128, 4),
+    "gptq-32": Variant("gptq", 32),
+    "gptq-128": Variant("gptq", 128),
+    "gptq-128-head4": Variant("gptq", 128, 4),
 }
 LLAMA_TYPES = ("Q4_0", "Q4_K_M")
 FILE_TYPES = {2: "Q4_0", 3: "Q4_1", 15: "Q4_K_M"}
@@ -72,7 +71,7 @@ def contenders(
     source: Path,
     folder: Path,
     *,
-    ways: Sequence[str],
+    variants: Sequence[str],
     peers: Sequence[Peer],
     pythons: Mapping[Peer, Path],
     threads: int,
@@ -85,24 +84,24 @@ def contenders(
     Args:
         source: GGUF file.
         folder: where `prepare` puts what it makes.
-        ways: keys of `WAYS`.
+        variants: keys of `VARIANTS`.
         pythons: interpreters; a peer without one takes part with the reason.
         capacity: tokens of the longest sequence.
         file_type: of the source, `general.file_type`.
         types: of transformers' weights.
 
     Raises:
-        UsageError: nobody knows this way.
+        UsageError: nobody knows this variant.
     """
     found = []
-    for way in ways:
-        if way not in WAYS:
-            raise UsageError(f"edgephi has no way {way!r}", remedy=f"Choose from {', '.join(WAYS)}")
-        export = WAYS[way]
-        bundle = folder / f"edgephi-{way}"
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UsageError(f"edgephi has no variant {variant!r}", remedy=f"Choose from {', '.join(VARIANTS)}")
+        export = VARIANTS[variant]
+        bundle = folder / f"edgephi-{variant}"
         found.append(
             Contender(
-                f"edgephi {way}",
+                f"edgephi {variant}",
                 "edgephi",
                 Path(sys.executable),
                 CHILDREN / "with_edgephi.py",
@@ -110,7 +109,7 @@ def contenders(
                 bundle,
                 f"quantize {export.quantize}, block {export.block_size}, int{export.head_bits} head; {LAST}, "
                 "in pieces of 256; prepacked weights, mapped",
-                {"EDGEPHI_CACHE": str(folder / f"cache-{way}")},
+                {"EDGEPHI_CACHE": str(folder / f"cache-{variant}")},
             )
         )
     for peer in peers:

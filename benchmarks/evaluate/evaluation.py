@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +26,7 @@ from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError, UsageError
 
 TokenIds = NDArray[np.int64]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+StepProgress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Of a task and its number of steps; gives a function to call after each step (`benchmarks.report.progress`)."""
 
 ROWS = 128
@@ -64,6 +64,27 @@ class Evaluation:
     """Name of the file of questions."""
     kv_cache: str | None
     """Type of the KV cache the bundle was measured with, such as int8; None: its graph has none."""
+
+    def as_json(self) -> dict[str, object]:
+        """What `edgephi evaluate --json` prints of it; its help names the keys."""
+
+        def accuracies(scores: ChoiceScores) -> dict[str, object]:
+            return {"accuracy": scores.accuracy, "accuracy_normalized": scores.accuracy_normalized}
+
+        choices = self.choices and {
+            "file": self.questions,
+            "questions": self.choices.questions,
+            **accuracies(self.choices),
+            "against": self.against_choices and accuracies(self.against_choices),
+        }
+        return {
+            "model": self.model,
+            "against": self.against,
+            "text": self.text and self.text.model_dump(),
+            "figures": self.figures and asdict(self.figures),
+            "layers": self.layer_errors,
+            "choices": choices,
+        }
 
 
 class Predictions(Protocol):
@@ -116,7 +137,7 @@ def evaluate(
     window_length: int = 512,
     choices: Path | None = None,
     questions: int | None = None,
-    progress: Progress = _no_progress,
+    progress: StepProgress = _no_progress,
 ) -> Evaluation:
     """Measure a bundle.
 
@@ -178,7 +199,7 @@ def evaluate(
 
 @contextmanager
 def _reference(
-    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: Progress
+    against: str | None, sequences: Sequence[TokenIds], layers: LayerErrors | None, progress: StepProgress
 ) -> Iterator[tuple[str | None, Predictions | None]]:
     """Name and predictions of what is compared with."""
     if against is None:

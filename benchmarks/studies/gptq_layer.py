@@ -19,7 +19,6 @@ from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table
 from edgephi.devices.memory import peak_resident_bytes
 from edgephi.errors import UsageError
 from edgephi.export.families.published import PUBLISHED
-from edgephi.quantize import BlockFormat
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,14 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
     Raises:
         UsageError: no such published model.
     """
-    from edgephi.export.calibrate.gptq import fit_layer
+    from edgephi.export.calibrate.fit import fit_layer
     from edgephi.export.calibrate.layer import LayerGraph, layer_weights
-    from edgephi.export.calibrate.streams import Streams
+    from edgephi.export.calibrate.streams import LayerInputs
     from edgephi.export.families import describe
     from edgephi.export.families.naming import Blueprint
     from edgephi.export.spec import Checkpoint
+    from edgephi.export.weights.layout import plan_storage
+    from edgephi.export.weights.recipe import make_recipe
 
     if model not in PUBLISHED:
         raise UsageError(f"there is no published model {model!r} in the table", remedy="Choose a hub id of a Phi model")
@@ -62,7 +63,8 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
     for array in values.values():
         array *= np.float32(0.02)
     hidden = rng.standard_normal((sequences, length, architecture.spec.hidden_size), np.float32)
-    formats = {name: BlockFormat(4, block_size, False) for name, weight in weights.items() if weight.role == "linear"}
+    layout = plan_storage(architecture, make_recipe("int4", block_size, quantize="gptq"))
+    matrices = {name: layout.matrices[name] for name, weight in weights.items() if weight.role == "linear"}
     steps = []
     wall, cpu = time.perf_counter(), time.process_time()
 
@@ -72,11 +74,11 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
         wall, cpu = time.perf_counter(), time.process_time()
 
     graph = LayerGraph(architecture, 0, length)
-    exact, streams = dict(values), Streams(hidden, hidden + np.float32(0.05) * np.roll(hidden, 1, axis=0))
-    for name, _ in fit_layer(graph, streams, exact, values, formats):
+    exact, inputs = dict(values), LayerInputs(hidden, hidden + np.float32(0.05) * np.roll(hidden, 1, axis=0))
+    for name, _ in fit_layer(graph, inputs, exact, values, matrices):
         finish(name.split(".")[2])
-    graph.run(streams.exact, exact)
-    graph.run(streams.actual, values)
+    graph.run(inputs.float, exact)
+    graph.run(inputs.quantized, values)
     finish("next layer's input")
     return LayerCost(tuple(steps), peak_resident_bytes(), architecture.spec.layers)
 

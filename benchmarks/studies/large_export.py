@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -49,15 +49,23 @@ def make_checkpoint(name: str, folder: Path, layers: int | None, seed: int = 0) 
         UsageError: no such published model.
         OutputError: the disk cannot hold it.
     """
-    from edgephi.export.families import expected_tensors
-
     if name not in PUBLISHED:
         raise UsageError(
             f"there is no published model {name!r} in the table", remedy=f"Choose from {', '.join(PUBLISHED)}"
         )
-    config = dict(PUBLISHED[name])
-    if layers is not None:
-        config["num_hidden_layers"] = layers
+    cut = {} if layers is None else {"num_hidden_layers": layers}
+    return write_checkpoint({**PUBLISHED[name], **cut}, folder, seed)
+
+
+def write_checkpoint(config: Mapping[str, object], folder: Path, seed: int = 0) -> int:
+    """The same for any config.json of edgephi's families.
+
+    Raises:
+        UnsupportedModelError: no family reads it.
+        OutputError: the disk cannot hold it.
+    """
+    from edgephi.export.families import expected_tensors
+
     shapes = expected_tensors(config)
     total = sum(2 * prod(shape) for shape in shapes.values())
     free = shutil.disk_usage(folder).free
@@ -67,7 +75,7 @@ def make_checkpoint(name: str, folder: Path, layers: int | None, seed: int = 0) 
             where=folder,
             remedy="Choose another --folder or fewer --layers",
         )
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
     _write_tokenizer(folder)
     weight_map = {}
     shards = list(_shards(shapes))

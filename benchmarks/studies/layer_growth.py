@@ -67,12 +67,12 @@ def make(model: str, layers: int, folder: Path, block_size: int) -> Path:
     Raises:
         EdgephiError: no such shape, or the disk cannot hold it.
     """
-    from edgephi.export.pipeline import export
+    from edgephi.export.api import export_model
 
     checkpoint, bundle = folder / f"checkpoint-{layers}", folder / f"layers-{layers}"
     checkpoint.mkdir()
     make_checkpoint(model, checkpoint, layers)
-    export(str(checkpoint), bundle, precision="int4", quantize="rtn", block_size=block_size)
+    export_model(str(checkpoint), bundle, precision="int4", quantize="rtn", block_size=block_size)
     shutil.rmtree(checkpoint)
     return bundle
 

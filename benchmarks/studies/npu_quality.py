@@ -31,9 +31,10 @@ from edgephi.devices.profile import load_profile
 from edgephi.errors import UsageError
 from edgephi.export.npu.compile import compile_stage
 from edgephi.export.npu.decoder import npu_decoder
-from edgephi.export.plan import Plan, make_plan
-from edgephi.export.weights.layout import Recipe, make_recipe
+from edgephi.export.plan import ExportPlan, make_plan
 from edgephi.export.weights.pack import Report, source_bytes
+from edgephi.export.weights.recipe import Recipe, make_recipe
+from edgephi.quantize.registry import quantizer_words
 from edgephi.runtime.templates import read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 
@@ -152,14 +153,14 @@ def compiled_bytes(graphs: tuple[Path, ...], target: HexagonTarget, folder: Path
     return total
 
 
-def _plan(source: str, recipe: Recipe, numerics: NpuNumerics) -> Plan:
+def _plan(source: str, recipe: Recipe, numerics: NpuNumerics) -> ExportPlan:
     integers = numerics == "w4a16"
     return make_plan(
         source, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0, integers=integers
     )
 
 
-def _kv_bytes(plan: Plan, target: HexagonTarget, numerics: NpuNumerics) -> int:
+def _kv_bytes(plan: ExportPlan, target: HexagonTarget, numerics: NpuNumerics) -> int:
     decoder = npu_decoder(plan.architecture, target)
     spec = decoder.inner.spec
     return 2 * spec.layers * spec.kv_heads * spec.head_dim * decoder.cache_rows * (1 if numerics == "w4a16" else 2)
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="UTF-8 text to score")
     parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="for graphs, which are removed again")
     parser.add_argument("--numerics", choices=known, nargs="+", default=known, help="which to measure (all)")
-    parser.add_argument("--quantize", default="auto", choices=("auto", "rtn", "gptq"))
+    parser.add_argument("--quantize", default="auto", choices=quantizer_words())
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--rotate", action="store_true")
     parser.add_argument("--binaries", action="store_true", help="compile the stages too, for their size")

@@ -15,11 +15,11 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.export.calibrate.text import calibration_tokens
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import NpuDecoder, npu_decoder, stages
 from edgephi.export.npu.layers import pack_layers, plan_layers
 from edgephi.export.npu.static_graph import INPUT_IDS, Stage, embedding_graph, head_graph, hidden_name
-from edgephi.export.plan import Plan
-from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.plan import ExportPlan
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import Report, pack_weights
 from edgephi.ort import open_session, session_options
@@ -50,7 +50,7 @@ class UncompiledStages:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExportPlan,
         target: HexagonTarget,
         folder: Path,
         numerics: NpuNumerics = "float16",
@@ -107,7 +107,7 @@ class UncompiledStages:
 
 
 def _write(
-    plan: Plan, decoder: NpuDecoder, numerics: NpuNumerics, planned: Sequence[Stage], folder: Path, report: Report
+    plan: ExportPlan, decoder: NpuDecoder, numerics: NpuNumerics, planned: Sequence[Stage], folder: Path, report: Report
 ) -> None:
     """Weights and graphs, as `edgephi.export.npu.pipeline` writes them for the compiler."""
     import onnx_ir as ir

@@ -21,7 +21,6 @@ from time import perf_counter
 from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport, measure
-from edgephi.export.weights.layout import Quantize
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import Model
 
@@ -44,11 +43,11 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One export: the folder's name, and what differs from the defaults of `edgephi.export`."""
+class SweepVariant:
+    """One export: the folder's name, and what differs from the defaults of `edgephi.export_model`."""
 
     name: str
-    quantize: Quantize = "auto"
+    quantize: str = "auto"
     block_size: int = 32
     rotate: bool = False
     target_size: int | None = None
@@ -56,19 +55,19 @@ class Way:
     target: Target | None = None
 
 
-WAYS = (
-    Way("auto", target=Target(0.03, 0.006)),
-    Way("rtn-b32", "rtn"),
-    Way("rtn-b128", "rtn", 128),
-    Way("gptq-b32", "gptq", target=Target(0.13, 0.08)),
-    Way("gptq-b128", "gptq", 128, target=Target(0.28, 0.15)),
-    Way("gptq-b32-head4", "gptq", head_bits=4),
-    Way("gptq-b128-head4", "gptq", 128, head_bits=4),
-    Way("mixed", "gptq", target_size=MIXED_BYTES, target=Target(0.09, 0.057)),
-    Way("rtn-b32-rotated", "rtn", rotate=True),
-    Way("rtn-b128-rotated", "rtn", 128, rotate=True),
-    Way("gptq-b32-rotated", "gptq", rotate=True),
-    Way("gptq-b128-rotated", "gptq", 128, rotate=True),
+VARIANTS = (
+    SweepVariant("auto", target=Target(0.03, 0.006)),
+    SweepVariant("rtn-b32", "rtn"),
+    SweepVariant("rtn-b128", "rtn", 128),
+    SweepVariant("gptq-b32", "gptq", target=Target(0.13, 0.08)),
+    SweepVariant("gptq-b128", "gptq", 128, target=Target(0.28, 0.15)),
+    SweepVariant("gptq-b32-head4", "gptq", head_bits=4),
+    SweepVariant("gptq-b128-head4", "gptq", 128, head_bits=4),
+    SweepVariant("mixed", "gptq", target_size=MIXED_BYTES, target=Target(0.09, 0.057)),
+    SweepVariant("rtn-b32-rotated", "rtn", rotate=True),
+    SweepVariant("rtn-b128-rotated", "rtn", 128, rotate=True),
+    SweepVariant("gptq-b32-rotated", "gptq", rotate=True),
+    SweepVariant("gptq-b128-rotated", "gptq", 128, rotate=True),
 )
 
 
@@ -82,18 +81,20 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class FourBits:
+class SweepResult:
     quality: QualityReport
     decode: tuple[float, ...]
     """Decode speed of `auto` over that of `rtn-b32`, one ratio for each round of taking turns."""
     answers: Answers | None
 
 
-def make(source: str, folder: Path, ways: Sequence[Way], advance: Callable[[], None]) -> tuple[Path, list[Path]]:
-    """Export the float model and every way that is not there yet.
+def make(
+    source: str, folder: Path, variants: Sequence[SweepVariant], advance: Callable[[], None]
+) -> tuple[Path, list[Path]]:
+    """Export the float model and every variant that is not there yet.
 
     Raises:
-        EdgephiError: see `edgephi.export`.
+        EdgephiError: see `edgephi.export_model`.
     """
     import edgephi
 
@@ -101,19 +102,19 @@ def make(source: str, folder: Path, ways: Sequence[Way], advance: Callable[[], N
     if not reference.exists():
         edgephi.export(source, reference, precision="fp32")
     advance()
-    for way in ways:
-        if not (folder / way.name).exists():
+    for variant in variants:
+        if not (folder / variant.name).exists():
             edgephi.export(
                 source,
-                folder / way.name,
-                quantize=way.quantize,
-                block_size=way.block_size,
-                rotate=way.rotate,
-                target_size=way.target_size,
-                head_bits=way.head_bits,
+                folder / variant.name,
+                quantize=variant.quantize,
+                block_size=variant.block_size,
+                rotate=variant.rotate,
+                target_size=variant.target_size,
+                head_bits=variant.head_bits,
             )
         advance()
-    return reference, [folder / way.name for way in ways]
+    return reference, [folder / variant.name for variant in variants]
 
 
 TURN = 10
@@ -184,13 +185,13 @@ def answer(bundle: Path, reference: Path, choices: Path) -> Answers:
     )
 
 
-def table(ways: Sequence[Way], bundles: Sequence[BundleQuality]) -> str:
-    """The report in Markdown: `bundles[0]` is the reference, the others are those of `ways`."""
+def table(variants: Sequence[SweepVariant], bundles: Sequence[BundleQuality]) -> str:
+    """The report in Markdown: `bundles[0]` is the reference, the others are those of `variants`."""
     header = ("bundle", "MB", "bits/weight", "perplexity", "KL mean", "top-1", "must", "aim", "")
     reference, *others = bundles
     rows = [(reference.name, _megabytes(reference), _bits(reference), f"{reference.perplexity:.2f}", *["–"] * 5)]
-    for way, bundle in zip(ways, others, strict=True):
-        target = way.target
+    for variant, bundle in zip(variants, others, strict=True):
+        target = variant.target
         limits = (f"{target.must:g}", f"{target.aim:g}", target.verdict(bundle.kl_mean)) if target else ("–", "–", "")
         scores = (f"{bundle.perplexity:.2f}", f"{bundle.kl_mean:.2g}", f"{100 * bundle.top1_agreement:.1f} %")
         rows.append((bundle.name, _megabytes(bundle), _bits(bundle), *scores, *limits))
@@ -205,7 +206,7 @@ def _bits(bundle: BundleQuality) -> str:
     return "–" if bundle.bits_per_weight is None else f"{bundle.bits_per_weight:.2f}"
 
 
-def sentences(result: FourBits) -> list[str]:
+def sentences(result: SweepResult) -> list[str]:
     """What the table has no column for."""
     lines = []
     if result.decode:
@@ -236,15 +237,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    with progress("exporting", len(WAYS) + 1) as advance:
-        reference, bundles = make(given.source, given.folder, WAYS, advance)
+    with progress("exporting", len(VARIANTS) + 1) as advance:
+        reference, bundles = make(given.source, given.folder, VARIANTS, advance)
     with progress("scoring", given.windows * len(bundles)) as advance:
         quality = measure(reference, bundles, given.text, windows=given.windows, on_window=advance)
     decode = decode_ratios(given.folder / "auto", given.folder / "rtn-b32", given.loads, given.rounds, 128)
     answers = answer(given.folder / "auto", reference, given.choices) if given.choices else None
-    result = FourBits(quality, decode, answers)
+    result = SweepResult(quality, decode, answers)
     facts = circumstances("onnxruntime", "numpy")
-    print(table(WAYS, quality.bundles))
+    print(table(VARIANTS, quality.bundles))
     print(f"\n{quality.text}: {quality.predictions:,} predictions; KL in nats.")
     print("\n".join([*sentences(result), in_one_line(facts)]))
     if given.json:

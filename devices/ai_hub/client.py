@@ -1,6 +1,6 @@
 """Qualcomm AI Hub through qai-hub: typed, quiet, patient for seconds instead of minutes, and every failure a sentence.
 
-Nothing here is imported or connected before a command of `edgephi hub` asks for it.
+Nothing here is imported or connected before a command of `edgephi ai-hub` asks for it.
 """
 
 from __future__ import annotations

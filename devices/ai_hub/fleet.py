@@ -20,8 +20,18 @@ from typing import TYPE_CHECKING
 from edgephi.devices.ai_hub import report
 from edgephi.devices.ai_hub.client import HubClient
 from edgephi.devices.ai_hub.graphs import HubGraph, pack, read_inputs
-from edgephi.devices.ai_hub.state import FleetState, Step, write_beside, write_state
-from edgephi.errors import HubError, HubUnreachableError, OutputError
+from edgephi.devices.ai_hub.matrix import Matrix, graphs_of, plan, require_devices
+from edgephi.devices.ai_hub.state import (
+    STATE,
+    FleetState,
+    Step,
+    new_state,
+    planned,
+    read_state,
+    write_beside,
+    write_state,
+)
+from edgephi.errors import BundleError, HubError, HubUnreachableError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +125,7 @@ class Fleet:
                 raise HubError(
                     f"{left} job{' still runs' if left == 1 else 's still run'} after {timeout_s / 60:g} minutes",
                     where=self.path,
-                    remedy="Run the same command again, or `edgephi hub wait` with this file, to go on waiting",
+                    remedy="Run the same command again, or `edgephi ai-hub wait` with this file, to go on waiting",
                 )
             if running or outages:
                 time.sleep(poll_s)
@@ -225,3 +235,59 @@ def _write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None
         raise OutputError(
             f"the outputs cannot be written: {error.strerror or error}", where=path, remedy="Free disk space"
         ) from error
+
+
+def prepare(matrix: Matrix, root: Path, output: Path, *, retry_failed: bool) -> Fleet:
+    """Check everything that can be checked before something is sent, and write down the plan: nothing was sent yet.
+
+    Args:
+        root: folder that the matrix names bundles from.
+        output: of the run; what an earlier one did there is gone on with.
+        retry_failed: plan jobs again that failed.
+
+    Raises:
+        EdgephiError: the matrix, a bundle, the token, a device or the state of an earlier run does not fit.
+    """
+    chosen = graphs_of(matrix, root)
+    client = HubClient()
+    chipsets = {device.name: device.chipset for device in client.devices()}
+    require_devices(matrix.devices, chipsets)
+    path = output / STATE
+    state = read_state(path) if path.is_file() else new_state(client.server)
+    _require_server(state, client, path)
+    steps = plan(matrix, root, chosen, chipsets)
+    state = planned(state, steps, retry_failed=retry_failed)
+    write_state(path, state)
+    graphs = {graph.sha256: graph for _, of_bundle in chosen for graph in of_bundle}
+    return Fleet(client, path, state, graphs, lambda step, what: None)
+
+
+def resume(state: Path) -> Fleet:
+    """A run that was submitted before, to wait for; it uploads nothing.
+
+    Args:
+        state: its state file, or the folder of that.
+
+    Raises:
+        BundleError: it cannot be read, or is of another server.
+        HubError: there is no client or no token.
+    """
+    path = state / STATE if state.is_dir() else state
+    before = read_state(path)
+    client = HubClient()
+    _require_server(before, client, path)
+    return Fleet(client, path, before, {}, lambda step, what: None)
+
+
+def _require_server(state: FleetState, client: HubClient, path: Path) -> None:
+    """A run's job ids mean nothing on another server.
+
+    Raises:
+        BundleError: the run was submitted to another one.
+    """
+    if state.server != client.server:
+        raise BundleError(
+            f"this run was submitted to {state.server}, and client.ini names {client.server}",
+            where=path,
+            remedy="Choose another --output, or change client.ini back",
+        )

@@ -80,7 +80,7 @@ def read_matrix(path: Path) -> Matrix:
     Raises:
         UsageError: it is missing or malformed.
     """
-    remedy = "Write one as `edgephi hub run --help` describes"
+    remedy = "Write one as `edgephi ai-hub run --help` describes"
     text = read_argument(path, "the matrix", error=UsageError, limit=MATRIX_LIMIT)
     try:
         written = parse_toml(text)
@@ -112,7 +112,7 @@ def require_devices(wanted: Collection[str], offered: Mapping[str, object]) -> N
         near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
         raise UsageError(
             f"the hub has no device {name!r}",
-            remedy=f"Did you mean {' or '.join(near)}" if near else "Choose one that `edgephi hub devices` lists",
+            remedy=f"Did you mean {' or '.join(near)}" if near else "Choose one that `edgephi ai-hub devices` lists",
         )
 
 

@@ -1,6 +1,6 @@
 """What hosted devices measured: one JSON document. These models are its documentation and its schema.
 
-`edgephi hub schema` prints the JSON Schema. `format` changes when a reader of the old one could misunderstand a
+`edgephi ai-hub schema` prints the JSON Schema. `format` changes when a reader of the old one could misunderstand a
 document; a new optional field does not change it. Times are seconds, sizes bytes. Every record stands alone.
 """
 
@@ -80,6 +80,20 @@ class FleetReport(Strict):
     created: str = Field(description="UTC, ISO 8601")
     pending: int = Field(ge=0, description="jobs that are planned or running, and have no record yet")
     records: tuple[JobRecord, ...]
+
+    def require_success(self) -> None:
+        """
+        Raises:
+            HubError: a job failed; the sentence has the first one's reason.
+        """
+        failed = [record for record in self.records if record.status == "failed"]
+        if failed:
+            first = failed[0]
+            raise HubError(
+                f"{len(failed)} of {len(self.records)} jobs failed, the first for: {first.reason}",
+                where=first.url,
+                remedy="Look at the job's page, change what it names, and run again with --retry-failed",
+            )
 
 
 def measurement(profile: Mapping[str, Any], job: str) -> Measurement:

@@ -67,6 +67,9 @@ class GraphTraits:
     """Version of ONNX's operators it is fastest with; None: the one of all other graphs."""
     separate_attention: bool = False
     """Its attention takes queries, keys and values apart and already rotated; see `export/graph/attention.py`."""
+    row_numbers: bool = False
+    """Its attention can be told each token's row in the rotary tables, by which a graph chooses between two ropes;
+    otherwise the graph cuts the tables so that a token's row is its position."""
     whole_prompts: bool = False
     """It computes several tokens only behind an empty cache, and takes the cache for empty when it gets several."""
     last_row: bool = False

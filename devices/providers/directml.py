@@ -47,6 +47,7 @@ DIRECTML = Provider(
     graph=GraphTraits(
         float_type="float16",
         separate_attention=True,  # DmlOperatorGroupQueryAttention takes neither packed nor unrotated input
+        row_numbers=True,  # RotaryEmbedding takes them
         whole_prompts=True,  # the same operator
         experts=False,  # there is no QMoE
         block_sparse=False,  # its attention takes no bias

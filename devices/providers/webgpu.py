@@ -83,9 +83,11 @@ WEBGPU = Provider(
         # half the KV cache, and on a GPU with float16 units up to half the time
         float_type="float16",
         exact_in_float32=True,
+        row_numbers=False,  # its GroupQueryAttention takes the input position_ids and does not read it
         experts=False,  # "zero_points for QMoE are not yet supported"
         block_sparse=False,  # not tried
         sliding_window=True,
+        last_row=True,  # the head of 200,064 rows is a sixth of the products of Phi-4-mini's prompt
         partial_blocks=True,
     ),
     no_device=allow_software,

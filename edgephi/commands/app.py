@@ -11,9 +11,8 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 import edgephi
-from edgephi.commands import bench, chat, demo, devices, doctor, evaluate, export, generate, hub, inspect, verify
-from edgephi.commands.interrupts import INTERRUPTED, TERMINATED, Terminated, as_exceptions
-from edgephi.commands.streams import ReaderGone, guard_streams
+from edgephi.commands import ai_hub, bench, chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
+from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 
@@ -35,7 +34,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
-app.add_typer(hub.app, name="hub")
+app.add_typer(ai_hub.app, name="ai-hub")
+app.add_typer(ai_hub.app, name="hub", hidden=True)  # its earlier name
 
 
 def _version(wanted: bool) -> None:

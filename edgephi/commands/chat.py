@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, Device, Fallback, MaxNewTokens, Seed, Temperature, TopP
+from edgephi.commands.options import (
+    Bundle,
+    Device,
+    Engine,
+    Fallback,
+    MaxNewTokens,
+    Seed,
+    Speculation,
+    Temperature,
+    TopP,
+)
 
 if TYPE_CHECKING:
     from edgephi.runtime.model import Model
@@ -30,6 +40,8 @@ def chat(
     seed: Seed = None,
     device: Device = "auto",
     fallback: Fallback = False,
+    engine: Engine = None,
+    speculation: Speculation = None,
 ) -> None:
     """Talk with a model; one line is one message.
 
@@ -42,7 +54,7 @@ def chat(
 
     note = stderr()
     all_taken = True
-    with load(folder, device, fallback=fallback) as model:
+    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
         _require_answerable(model, system)
         session = model.session(
             system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed

@@ -106,11 +106,12 @@ def print_stream(stream: Stream) -> Answer:
 
 
 def statistics(answer: Answer) -> str:
-    """One line about an answer: tokens, times, how it ended."""
+    """One line about an answer: tokens, those that were found or guessed, times, how it ended."""
     reused = f" ({answer.reused_tokens} from the cache)" if answer.reused_tokens else ""
+    guessed = f" ({answer.accepted_tokens} of {answer.guessed_tokens} guesses right)" if answer.guessed_tokens else ""
     parts = [
         f"{answer.prompt_tokens} prompt token{'' if answer.prompt_tokens == 1 else 's'}{reused}",
-        f"{answer.new_tokens} new",
+        f"{answer.new_tokens} new{guessed}",
     ]
     if answer.time_to_first_token_s is not None:
         parts.append(f"first after {answer.time_to_first_token_s:.2f} s")

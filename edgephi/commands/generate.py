@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, Device, Fallback, Json, MaxNewTokens, Seed, Temperature, TopP
+from edgephi.commands.options import (
+    Bundle,
+    Device,
+    Engine,
+    Fallback,
+    Json,
+    MaxNewTokens,
+    Seed,
+    Speculation,
+    Temperature,
+    TopP,
+)
 
 
 def generate(
@@ -20,6 +31,8 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     device: Device = "auto",
     fallback: Fallback = False,
+    engine: Engine = None,
+    speculation: Speculation = None,
     as_json: Json = False,
 ) -> None:
     """Answer PROMPT on stdout, word by word; statistics go to stderr.
@@ -30,14 +43,15 @@ def generate(
     With --json, one object: text, prompt_tokens, reused_tokens (of the prompt, found in the KV cache),
     recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
     ("stop", "length" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
-    templated (whether the chat template was used), threads, spinning (on, because: whether idle threads waited
-    actively), prefill_provider (that computed the prompt), provider (that computed the answer's tokens) and rejected
-    (sentences about those that --fallback left behind).
+    guessed_tokens (verified several in one run), accepted_tokens (those that were right), templated (whether the chat
+    template was used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider (that
+    computed the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that
+    --fallback left behind).
     """
     from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.runtime.model import load
 
-    with load(folder, device, fallback=fallback) as model:
+    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
         stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from edgephi.runtime.engines import ENGINES
+
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[tuple(entry.name for entry in ENGINES)]
 
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="A folder `edgephi export` wrote.", show_default=False)]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Upper bound of an answer; the context bounds it as well.")]
@@ -29,4 +36,22 @@ Device = Annotated[
 ]
 Fallback = Annotated[
     bool, typer.Option("--fallback", help="Where the device cannot run the bundle, take the next one and say so.")
+]
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(
+        "--engine",
+        help=f"What computes. {' '.join(f'{entry.name}: {entry.about}.' for entry in ENGINES)} Left out, the first of "
+        "these that runs the bundle on the device.",
+        show_default=False,
+    ),
+]
+Speculation = Annotated[
+    bool | None,
+    typer.Option(
+        "--speculation/--no-speculation",
+        help="Guess tokens from the text so far and verify several in one run, where the engine can. Left out, where a "
+        "measurement on this machine shows that it changes no answer.",
+        show_default=False,
+    ),
 ]

@@ -11,7 +11,7 @@ from edgephi.commands.options import Against, Bundle, Device, Fallback, Json
 from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from edgephi.commands.contract import Kept
+    from edgephi.benchmarks.evaluate.contract import KeptContract
 
 
 def verify(
@@ -59,33 +59,20 @@ def verify(
         check_bundle(folder, manifest, every_byte=True, on_bytes=on_bytes)
     kept = None
     if run:
+        from edgephi.benchmarks.evaluate.contract import check
         from edgephi.benchmarks.report import progress
-        from edgephi.commands.contract import check
 
         kept = check(folder, manifest, text, against, progress, device, fallback)
     if as_json:
         record: dict[str, object] = {"files": files, "bytes": size, "intact": True}
-        print_json(record | ({"contract": _record(kept)} if kept else {}))
+        print_json(record | ({"contract": kept.as_json()} if kept else {}))
         return
     intact = f"Intact: {files} files, {format_bytes(size)}, sizes and SHA-256 as in the manifest"
     for line in [intact, *([_sentence(kept)] if kept else [])]:
         stdout().print(printable(line), soft_wrap=True)
 
 
-def _record(kept: Kept) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return {
-        "golden_tokens": kept.golden.tokens,
-        "near_ties": len(kept.golden.flips),
-        "margin_shift": kept.golden.margin_shift,
-        "figures": kept.figures and asdict(kept.figures),
-        "providers": kept.providers,
-        "versions": kept.versions,
-    }
-
-
-def _sentence(kept: Kept) -> str:
+def _sentence(kept: KeptContract) -> str:
     golden, ties = kept.golden, len(kept.golden.flips)
     near = f", {ties} of them flipped where two tokens were nearly equal" if ties else ""
     figures = f"; perplexity {kept.figures.perplexity:.3f} as recorded" if kept.figures else ""

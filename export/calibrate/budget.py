@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgephi.errors import UsageError
 from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.layout import Allocator, Layout, Recipe, place_matrix, plan_storage
-from edgephi.export.weights.repack import carried_types
-from edgephi.quantize import BlockFormat, Choice, allocate
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+from edgephi.export.weights.layout import Allocator, Layout, place_matrix, plan_storage
+from edgephi.export.weights.recipe import Recipe
+from edgephi.export.weights.repack import repackable_types
+from edgephi.quantize.allocate import StorageOption, allocate
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.registry import FITTING
 
 
 @dataclass(frozen=True)
@@ -28,41 +27,13 @@ class Budget:
     """Of `model.onnx.data`."""
 
 
-def make_budget(bits: float | None, target_size: str | int | None) -> Budget | None:
-    """The budget of an export's arguments; None where none is given.
-
-    Raises:
-        UsageError: both are given, or one makes no sense.
-    """
-    if bits is None and target_size is None:
-        return None
-    if bits is not None and target_size is not None:
-        raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
-    if bits is not None and not 0 < bits <= 32:
-        raise UsageError(f"{bits:g} bits a weight make no sense", remedy="Choose between 4 and 9, such as --bits 4.5")
-    return Budget(bits, None if target_size is None else parse_size(target_size))
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of "105MB", "2.2 GB", "100MiB" or a plain number; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
-
-    Raises:
-        UsageError: it is no size.
-    """
-    match = _SIZE.fullmatch(str(text).strip())
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or not float(match[1]):
-        raise UsageError(f"{text!r} is no size", remedy="Write it like 105MB, 2.2GB or 100MiB")
-    return int(float(match[1]) * unit)
-
-
 @dataclass(frozen=True)
 class Mix:
     """A budget that can be met, before anything is measured."""
 
     budget: Budget
     weights: tuple[str, ...]
-    """Linear weights whose format is open; what is carried over has its format, and so have experts."""
+    """Linear weights whose format is open; what is repacked has its format, and so have experts."""
     smallest: Layout
     spare: int
     """Bytes the budget leaves on top of the smallest layout."""
@@ -77,22 +48,22 @@ def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
     open_weights = {
         name: weight
         for name, weight in architecture.weights.items()
-        if weight.role == "linear" and not (recipe.carries_over and carried_types(weight))
+        if weight.role == "linear" and not (recipe.repacks and repackable_types(weight))
     }
     sizes = {name: [stored_bytes(weight, fmt, recipe) for fmt in LADDER] for name, weight in open_weights.items()}
     formats = {name: LADDER[each.index(min(each))] for name, each in sizes.items()}
     smallest = plan_storage(architecture, recipe, formats)
     spare = _limit(architecture, budget) - _used(smallest, budget)
     if spare < 0:
-        raise _too_small(architecture, budget, smallest, carried=len(open_weights) < _linear(architecture))
+        raise _too_small(architecture, budget, smallest, repacked=len(open_weights) < _linear(architecture))
     return Mix(budget, tuple(open_weights), smallest, spare)
 
 
-def settle(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
+def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
     """The layout that keeps to the budget and errs least, by the errors that were measured."""
     choices = {
         name: [
-            Choice(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
+            StorageOption(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
             for fmt, error in zip(LADDER, errors[name], strict=True)
         ]
         for name in mix.weights
@@ -149,9 +120,9 @@ def _linear(architecture: Architecture) -> int:
     return sum(1 for weight in architecture.weights.values() if weight.role == "linear")
 
 
-def _too_small(architecture: Architecture, budget: Budget, smallest: Layout, *, carried: bool) -> UsageError:
+def _too_small(architecture: Architecture, budget: Budget, smallest: Layout, *, repacked: bool) -> UsageError:
     used = _used(smallest, budget)
-    otherwise = ", or --quantize gptq, for weights that are carried over keep their size" if carried else ""
+    otherwise = f", or --quantize {FITTING}, for weights that are carried over keep their size" if repacked else ""
     if budget.bytes is not None:
         least = f"{math.ceil(used / 1e5) / 10:.1f}MB"
         what = f"{budget.bytes:,} bytes are too few for this model, which takes {used:,} at least"

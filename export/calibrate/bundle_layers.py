@@ -24,8 +24,9 @@ from edgephi.export.graph.layer import decoder_layers
 from edgephi.export.graph.layer_graph import HEAD_IN, HIDDEN_IN, HIDDEN_OUT, LOGITS, MASK
 from edgephi.export.graph.norms import normalize
 from edgephi.export.graph.positions import positions
+from edgephi.export.graph.variants import Variant
 from edgephi.export.spec import HEAD, DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
 from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_threads
 
@@ -54,13 +55,13 @@ class BundleLayers:
     """The parts of a bundle's CPU graph.
 
     Args:
+        variant: the CPU's graphs.
         folder: where the data file is.
-        opset: of ONNX's own operators, as in the graph.
     """
 
-    def __init__(self, spec: DecoderSpec, layout: Layout, recipe: Recipe, folder: Path, opset: int) -> None:
-        self._spec, self._layout, self._recipe, self._folder, self._opset = spec, layout, recipe, folder, opset
-        self._type = np.dtype(recipe.float_type)
+    def __init__(self, spec: DecoderSpec, layout: Layout, variant: Variant, folder: Path) -> None:
+        self._spec, self._layout, self._variant, self._folder = spec, layout, variant, folder
+        self._type = np.dtype(variant.recipe.float_type)
 
     def embedded(self, ids: NDArray[np.int64]) -> Values:
         """Hidden states [length, hidden] of tokens [length]."""
@@ -149,7 +150,8 @@ class BundleLayers:
         return emit.model(inputs, [output, cache.present_key, cache.present_value])
 
     def _builder(self, scales: dict[int, KvScales] | None = None) -> GraphBuilder:
-        return GraphBuilder(self._layout, self._recipe, opset=self._opset, kv_scales=scales)
+        one = self._variant
+        return GraphBuilder(self._layout, one.recipe, opset=one.opset, row_numbers=one.row_numbers, kv_scales=scales)
 
     def _session(self, model: ir.Model, where: str) -> Any:
         import onnx_ir as ir

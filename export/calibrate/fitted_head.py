@@ -1,7 +1,7 @@
-"""A head in 4 bits, fitted by GPTQ to what it will multiply.
+"""A head in 4 bits, fitted to what it will multiply.
 
 On SmolLM2-135M, 8 windows of WikiText-2, only the head in 4 bits (blocks of 32): KL divergence 0.062 rounded, 0.014
-fitted. Rounding all other weights costs 0.26.
+fitted by GPTQ. Rounding all other weights costs 0.26.
 
 Where a checkpoint's embedding serves as its head, that stays as it is for lookups, and the head is stored once more:
 a lookup touches a row, so the embedding costs disk and hardly memory, and the product reads half as much.
@@ -12,15 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgephi.export.calibrate.float_model import up_to_head
-from edgephi.export.calibrate.streams import Streams, gather
+from edgephi.export.calibrate.streams import LayerInputs, gather
 from edgephi.export.checkpoint.tensors import require_finite, weight_slices
 from edgephi.export.spec import HEAD, Architecture
 from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import StoredMatrix
-from edgephi.export.weights.pack import Report, weight_source_bytes, write_quantized
+from edgephi.export.weights.pack import Report, quantize_matrix, weight_source_bytes
+from edgephi.export.weights.stored import write_stored
 from edgephi.export.weights.transforms import read_slice
-from edgephi.quantize import gptq
 from edgephi.quantize.gptaq import compensate
+from edgephi.quantize.quantizer import Statistics
 
 VALUES_AT_ONCE = 1 << 26
 """Of the head, fitted together: 256 MB, and as much for what they shall become. Each time costs a factorization."""
@@ -37,15 +38,15 @@ def with_own_head(architecture: Architecture) -> Architecture:
 def pack_head(
     architecture: Architecture,
     matrix: StoredMatrix,
-    hidden: Streams,
+    hidden: LayerInputs,
     data: DataFile,
     report: Report,
     half: str | None = None,
 ) -> None:
-    """Quantize the head with GPTQ and write it to its place.
+    """Quantize the head on its inputs and write it to its place.
 
     Args:
-        matrix: 4-bit blocks.
+        matrix: blocks, by a quantizer that needs inputs.
         hidden: behind the last layer.
         report: told the source bytes at the end.
         half: see `Layout.half`.
@@ -58,12 +59,12 @@ def pack_head(
     assert matrix.format is not None
     weight = architecture.weights[HEAD]
     with up_to_head(architecture) as inputs:
-        pairs = ((inputs(ours), inputs(theirs)) for ours, theirs in zip(hidden.actual, hidden.exact, strict=True))
+        pairs = ((inputs(ours), inputs(theirs)) for ours, theirs in zip(hidden.quantized, hidden.float, strict=True))
         hessian, cross = gather(pairs, weight.shape[1])
     for row, tensors, start, stop in weight_slices(weight, VALUES_AT_ONCE):  # a rotation mixes a head's columns only
         values = read_slice(weight, tensors, start, stop)
         require_finite(values, tensors[0])
         target = compensate(values, hessian, cross, name=HEAD)
-        packed = gptq(matrix.before_rounding(target), hessian, matrix.format, name=HEAD, half_scales=True)
-        write_quantized(packed, matrix, row, data, tensors[0], half)
+        packed = quantize_matrix(target, matrix, Statistics(hessian), name=HEAD)
+        write_stored(packed, matrix, row, data, tensors[0], half)
     report(weight_source_bytes(weight))

@@ -34,8 +34,9 @@ from edgephi.export.graph.layer_graph import (
 )
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.weights.embedding import TokenIds, embed_sequences
-from edgephi.export.weights.layout import Layout, Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.ort import open_session, session_options
 
 if TYPE_CHECKING:

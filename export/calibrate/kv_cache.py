@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,14 @@ from edgephi.export.calibrate.text import CalibrationSource, describe_text, sequ
 from edgephi.export.graph.builder import KvScales
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import Variant
+from edgephi.export.options import KvCache
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
-from edgephi.export.weights.layout import Layout, Recipe
-from edgephi.text_encoder import open_tokenizer
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
+from edgephi.tokenizer.encoder import open_tokenizer
 
 Float64 = NDArray[np.float64]
-KvCache = Literal["auto", "int8", "float"]
 
 MOST_KL = 0.02
 """Nats a token: what `auto` lets int8 change. Running a prompt in pieces of one token instead of many changes
@@ -135,7 +135,7 @@ def settle_kv_cache(
     if takes_float(asked, variant.recipe):
         reason = "asked for" if asked == "float" else "products in float are for comparisons"
         return KvCacheChoice(asked=asked, picked="float", reason=reason)
-    layers = BundleLayers(spec, layout, variant.recipe, folder, variant.opset)
+    layers = BundleLayers(spec, layout, variant, folder)
     try:
         given = tokens()
         scales, kl = calibrate_kv_cache(spec, layers, given, report)
@@ -157,6 +157,7 @@ def settle_kv_cache(
             variant.recipe,
             folder / variant.files["chosen"],
             opset=variant.opset,
+            row_numbers=variant.row_numbers,
             logit_rows="chosen",
             kv_scales=scales,
         )

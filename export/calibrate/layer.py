@@ -19,7 +19,8 @@ from edgephi.export.families.rope import rope_table
 from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, single_layer
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.layout import Layout, Recipe, StoredTensor, expert_stacks, make_recipe, plan_storage
+from edgephi.export.weights.layout import Layout, StoredTensor, expert_stacks, plan_storage
+from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_threads
 

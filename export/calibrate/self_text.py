@@ -20,8 +20,9 @@ from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.genai_config import GRAPH_FILE
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.layout import Layout, Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_pool
 

@@ -30,13 +30,14 @@ from numpy.typing import NDArray
 
 from edgephi.export.calibrate.float_model import end_of_model
 from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import Architecture, DecoderSpec
-from edgephi.export.weights.data_file import Journal, write_refusal
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.half_range import block_scales, scale_exponent, typical_scale
 from edgephi.export.weights.pack import Report, weight_source_bytes
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 Float32 = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ def states_bytes(spec: DecoderSpec, weights: int) -> int:
 
 
 @dataclass
-class _Progress:
+class _Measurement:
     """How far the measurement has come; what is in the folder behind every layer."""
 
     folder: Path
@@ -167,7 +168,7 @@ def measure_sensitivities(
             report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
             _forget_states(folder)
             return {name: tuple(errors) for name, errors in measured.items()}
-    so_far = _Progress(folder, journal)
+    so_far = _Measurement(folder, journal)
     so_far.load((len(tokens[0, :TOKENS]), architecture.spec.hidden_size), names)
     report(sum(weight_source_bytes(architecture.weights[name]) for name in so_far.errors))
     for layer in range(so_far.layer, architecture.spec.layers):

@@ -1,4 +1,4 @@
-"""What GPTQ knows of a linear layer: its inputs in the float model and in the one that is quantized so far."""
+"""What calibration knows of a linear layer: its inputs in the float model and in the one that is quantized so far."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
-class Streams:
+class LayerInputs:
     """Hidden states at one place of the decoder, float32 [sequences, length, hidden]."""
 
-    exact: Float32
+    float: Float32
     """Of the float model."""
-    actual: Float32
+    quantized: Float32
     """Of the model whose earlier layers are quantized."""
 
 
@@ -30,29 +30,29 @@ def gather(pairs: Iterable[tuple[Float32, Float32]], columns: int) -> tuple[Floa
     """Hessian A^T A and drift A^T (X - A), float32 [columns, columns].
 
     Args:
-        pairs: of every sequence the actual inputs A and those of the float model X, both [length, columns].
+        pairs: of every sequence the inputs A in the quantized model and X in the float one, both [length, columns].
     """
     hessian, cross = np.zeros((2, columns, columns), np.float32)
-    actual: list[Float32] = []
+    quantized: list[Float32] = []
     wanted: list[Float32] = []
 
     def add() -> None:
         # a product of many rows is worth more than its sum costs
-        rows = np.concatenate(actual)
+        rows = np.concatenate(quantized)
         drift = np.concatenate(wanted)
         drift -= rows
         add_gram(pool, hessian, rows)
         add_gram(pool, cross, rows, drift)
-        actual.clear()
+        quantized.clear()
         wanted.clear()
 
     with worker_pool() as pool:
         for ours, theirs in pairs:
-            actual.append(ours)
+            quantized.append(ours)
             wanted.append(theirs)
-            if sum(map(len, actual)) >= ROWS_AT_ONCE:
+            if sum(map(len, quantized)) >= ROWS_AT_ONCE:
                 add()
-        if actual:
+        if quantized:
             add()
     mirror(hessian)
     return hessian, cross

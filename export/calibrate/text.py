@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from edgephi.bundle import CalibrationText
 from edgephi.errors import SourceError, TokenizerError, UsageError
 from edgephi.export.calibrate.self_text import sample_text, sampling_layout
+from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import Architecture, DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
-from edgephi.export.weights.data_file import Journal, write_refusal
 from edgephi.files import read_argument, said
-from edgephi.text_encoder import open_tokenizer
+from edgephi.tokenizer.encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""

@@ -95,7 +95,7 @@ def _packed_inputs(
     name = f"/model/layers.{layer}/attn/qkv_proj"
     qkv = emit.linear(name, normed, f"layers.{layer}.qkv.weight", f"layers.{layer}.qkv.bias")
     qkv = emit.cast(name, qkv, emit.float, emit.attention_type)
-    inputs: Inputs = [qkv, None, None, *_past(cache, positions), *_rotary_tables(emit)]
+    inputs: Inputs = [qkv, None, None, *_past(cache, positions), *_rotary_tables(emit, positions)]
     sparse = spec.block_sparse
     covered = sparse is not None and sparse.covers(layer)
     assert positions.visible is not None or not covered, "a sparse layer would look at all keys"
@@ -124,7 +124,7 @@ def _separate_inputs(
         part: emit.linear_rows(f"{base}/{part}_proj", normed, packed, span, ("qkv_proj", f"{part}_proj"))
         for part, span in parts.items()
     }
-    tables = _rotary_tables(emit)
+    tables = _rotary_tables(emit, positions)
     for part, heads in (("q", spec.heads), ("k", spec.kv_heads)):
         partial = {"num_heads": heads, "rotary_embedding_dim": spec.rope.dim}
         attributes = {"interleaved": 0, **(partial if spec.rope.dim != spec.head_dim else {})}
@@ -137,5 +137,7 @@ def _past(cache: KvCache, positions: Positions) -> list[ir.Value]:
     return [cache.past_key, cache.past_value, positions.last, positions.total]
 
 
-def _rotary_tables(emit: GraphBuilder) -> list[ir.Value]:
+def _rotary_tables(emit: GraphBuilder, positions: Positions) -> list[ir.Value]:
+    if positions.tables is not None:
+        return list(positions.tables)
     return [emit.vector(name, emit.attention_type) for name in ("cos_cache", "sin_cache")]

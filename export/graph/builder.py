@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
-from edgephi.export.weights.repack import MeanColumns
+from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
+from edgephi.export.weights.recipe import Recipe
+from edgephi.export.weights.repack import OffsetColumns
 from edgephi.export.weights.row_slices import matrix_rows, tensor_rows
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class GraphBuilder:
     Args:
         opset: of ONNX's own operators.
         separate_attention: attention takes queries, keys and values apart and already rotated.
+        row_numbers: attention takes rows of the rotary tables by number.
         kv_scales: of a KV cache in int8, by the layer's number; None: it has the float type attention computes in.
     """
 
@@ -71,6 +73,7 @@ class GraphBuilder:
         data_file: str = DATA_FILE,
         opset: int = OPSET,
         separate_attention: bool = False,
+        row_numbers: bool = True,
         kv_scales: Mapping[int, KvScales] | None = None,
     ) -> None:
         import onnx_ir as ir
@@ -78,7 +81,8 @@ class GraphBuilder:
         self._ir = ir
         self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
-        self.opset, self.separate_attention, self.kv_scales = opset, separate_attention, kv_scales
+        self.opset, self.separate_attention, self.row_numbers = opset, separate_attention, row_numbers
+        self.kv_scales = kv_scales
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -183,8 +187,8 @@ class GraphBuilder:
     ) -> ir.Value:
         assert matrix.format is not None and matrix.scales is not None
         zero_points = self.stored(matrix.zero_points) if matrix.zero_points is not None else None
-        if matrix.means is not None:
-            value = self._with_block_means(name, value, matrix.means, matrix.format.block_size)
+        if matrix.offsets is not None:
+            value = self._with_block_means(name, value, matrix.offsets, matrix.format.block_size)
         inputs = [value, self.stored(matrix.codes), self.scales(matrix), zero_points, None, bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -197,8 +201,8 @@ class GraphBuilder:
         }
         return self.op("MatMulNBits", f"{name}/MatMulNBits", inputs, attributes, MS, output)
 
-    def _with_block_means(self, name: str, value: ir.Value, added: MeanColumns, block_size: int) -> ir.Value:
-        """The inputs, and for each digit the means of their blocks and zeros; once for all readers of a value."""
+    def _with_block_means(self, name: str, value: ir.Value, added: OffsetColumns, block_size: int) -> ir.Value:
+        """The inputs, and for each set of offsets the means of their blocks and zeros; once for all readers."""
         if value not in self._with_means:
             means = self._block_means(f"{name}/block_means", value, block_size)
             parts = [value]

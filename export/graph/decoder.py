@@ -20,7 +20,8 @@ from edgephi.export.graph.layer import decoder_layers
 from edgephi.export.graph.norms import add_and_norm
 from edgephi.export.graph.positions import positions
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,6 +36,7 @@ def build_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     logit_rows: LogitRows = "all",
     kv_scales: Mapping[int, KvScales] | None = None,
 ) -> ir.Model:
@@ -45,6 +47,7 @@ def build_graph(
         opset: of ONNX's own operators; see `variants.cpu_opset`.
         separate: attention takes queries, keys and values apart; the graph then has an input `position_ids`, unless
             it chooses between two ropes itself.
+        row_numbers: attention takes rows of the rotary tables by number.
         logit_rows: which tokens of a run get logits: all of them; each sequence's last, [batch, 1, vocabulary];
             or those whose numbers an optional input gives. onnxruntime-genai allocates what the output declares and
             takes no input it does not know, so it runs the first two only.
@@ -52,7 +55,9 @@ def build_graph(
     """
     import onnx_ir as ir
 
-    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate, kv_scales=kv_scales)
+    emit = GraphBuilder(
+        layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers, kv_scales=kv_scales
+    )
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
@@ -62,14 +67,15 @@ def build_graph(
         where = replace(where, rows=inputs[-1])
     hidden, update = decoder_layers(emit, spec, embed(emit, spec, token_ids), caches, where)
     _, normed = add_and_norm(emit, spec, "norm", hidden, update)
-    picked, count = None, {"all": "sequence_length", "last": 1, "chosen": "logit_rows"}[logit_rows]
+    rows: dict[LogitRows, str | int] = {"all": "sequence_length", "last": 1, "chosen": "logit_rows"}
+    picked = None
     if logit_rows == "last":
         normed = last_rows(emit, token_ids, where, normed)
     elif logit_rows == "chosen":
         picked = emit.int64(LOGIT_ROWS, [-1])
         picked.shape = ir.Shape(["logit_rows"])  # of what a run gives; nothing is -1, the last token
         normed = emit.op("Gather", "/lm_head/rows/Gather", [normed, picked], {"axis": 1})
-    logits = emit.port("logits", ["batch_size", count, spec.vocabulary_size])
+    logits = emit.port("logits", ["batch_size", rows[logit_rows], spec.vocabulary_size])
     emit_logits(emit, spec, normed, logits)
     inputs += [value for cache in caches.values() for value in (cache.past_key, cache.past_value)]
     # an input that is an initializer as well may be left out
@@ -86,13 +92,21 @@ def write_graph(
     *,
     opset: int = OPSET,
     separate: bool = False,
+    row_numbers: bool = True,
     logit_rows: LogitRows = "all",
     kv_scales: Mapping[int, KvScales] | None = None,
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
-    model = build_graph(
-        spec, layout, recipe, opset=opset, separate=separate, logit_rows=logit_rows, kv_scales=kv_scales
+    graph = build_graph(
+        spec,
+        layout,
+        recipe,
+        opset=opset,
+        separate=separate,
+        row_numbers=row_numbers,
+        logit_rows=logit_rows,
+        kv_scales=kv_scales,
     )
-    ir.save(model, path)
+    ir.save(graph, path)

@@ -14,7 +14,8 @@ from edgephi.export.graph.layer import decoder_layers
 from edgephi.export.graph.norms import normalize
 from edgephi.export.graph.positions import positions
 from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

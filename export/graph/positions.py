@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgephi.export.graph.block_sparse import visibility
 from edgephi.export.graph.builder import GraphBuilder
-from edgephi.export.graph.rope_switch import rope_rows
+from edgephi.export.graph.rope_switch import RopeChoice, choose_rope
 from edgephi.export.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ class Positions:
     """int32 scalar: length of the longest sequence, past included."""
     rows: ir.Value | None = None
     """int64 [batch, length], the rotary tables' row for each token; None: its position."""
+    tables: tuple[ir.Value, ir.Value] | None = None
+    """Rotary tables of this run, cos and sin; None: the stored ones."""
     rope_switch: ir.Value | None = None
-    """A graph input with a default that chooses between two ropes: see `RopeRows`."""
+    """A graph input with a default that chooses between two ropes: see `RopeChoice`."""
     visible: ir.Value | None = None
     """What is added to the scores of a block-sparse layer."""
 
@@ -38,10 +40,12 @@ def positions(emit: GraphBuilder, spec: DecoderSpec, tokens: ir.Value, mask: ir.
         mask: int64 [batch, past and new length], 1 for a token and 0 for padding.
     """
     last, total = _lengths(emit, mask)
-    rope = rope_rows(emit, spec.long_rope, tokens, last) if spec.long_rope else None
+    rope: RopeChoice | None = choose_rope(emit, spec.long_rope, tokens, last, total) if spec.long_rope else None
     sparse = spec.block_sparse
     visible = visibility(emit, sparse, spec.heads, tokens, last, total) if sparse else None
-    return Positions(last, total, rope.rows if rope else None, rope.switch if rope else None, visible)
+    if rope is None:
+        return Positions(last, total, visible=visible)
+    return Positions(last, total, rope.rows, rope.tables, rope.switch, visible)
 
 
 def _lengths(emit: GraphBuilder, mask: ir.Value) -> tuple[ir.Value, ir.Value]:

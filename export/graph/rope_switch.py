@@ -1,7 +1,8 @@
 """Which rows of the rotary tables a token takes, in a model whose long sequences have a rope of their own.
 
-The tables hold the short rope's rows and after them the long one's, and GroupQueryAttention takes rows by number, so
-that choosing costs an addition. Two tables behind an `If` would be copied at every step.
+The tables hold the short rope's rows and after them the long one's. Where GroupQueryAttention takes rows by number,
+choosing costs an addition. Elsewhere (WebGPU's has that input and does not read it) the graph cuts out as many rows as
+the sequence has tokens, once a run for all layers. Two tables behind an `If` would be copied whole at every step.
 
 Keys that were cached by a sequence of at most `switch` tokens are wrong in a longer one. A caller has to compute them
 again (onnxruntime-genai does at 4,096 tokens, while it generates, and nowhere else); the graph refuses to go on.
@@ -22,22 +23,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RopeRows:
-    """The choice, as part of the graph."""
+class RopeChoice:
+    """The choice, as part of the graph: `rows` or `tables`."""
 
-    rows: ir.Value
+    rows: ir.Value | None
     """int64 [batch, length]: GroupQueryAttention's `position_ids`."""
+    tables: tuple[ir.Value, ir.Value] | None
+    """cos and sin [past and new length, pairs], where a token's row is its position."""
     switch: ir.Value
     """int64 [1], a graph input with a default: the length up to which a sequence takes the short rope. A caller that
     computes a long prompt in pieces gives 0, because the first pieces do not look long."""
 
 
-def rope_rows(emit: GraphBuilder, long_rope: LongRope, token_ids: ir.Value, last: ir.Value) -> RopeRows:
-    """The rows for the tokens of one run.
+def choose_rope(
+    emit: GraphBuilder, long_rope: LongRope, token_ids: ir.Value, last: ir.Value, total: ir.Value
+) -> RopeChoice:
+    """For the tokens of one run.
 
     Args:
         token_ids: int64 [batch, length].
         last: int32 [batch], index of each sequence's last token.
+        total: int32 scalar, length of the longest sequence, past and padding included.
     """
     import onnx_ir as ir
 
@@ -46,21 +52,37 @@ def rope_rows(emit: GraphBuilder, long_rope: LongRope, token_ids: ir.Value, last
     short_rows = emit.int64("rope_short_rows", [long_rope.switch])
     switch = emit.int64(ROPE_SWITCH, [long_rope.switch])
     index = emit.op("Cast", f"{base}/last/Cast", [last], {"to": int(ir.DataType.INT64)})
-    total = emit.op("Add", f"{base}/total/Add", [index, one])
+    totals = emit.op("Add", f"{base}/total/Add", [index, one])
     length = emit.op("Shape", f"{base}/length/Shape", [token_ids], {"start": 1, "end": 2})
     # a prompt shorter than its neighbours in the batch is padded at its end; it too starts at 0
-    past = emit.op("Max", f"{base}/past/Max", [emit.op("Sub", f"{base}/past/Sub", [total, length]), zero])
+    past = emit.op("Max", f"{base}/past/Max", [emit.op("Sub", f"{base}/past/Sub", [totals, length]), zero])
     # beyond the model's own switch there are no short rows
     limit = emit.op("Min", f"{base}/limit/Min", [switch, short_rows])
     # one rope for the whole batch, as in transformers; of a batch of prompts the operator reads the first row only
-    longest = emit.op("ReduceMax", f"{base}/ReduceMax", [total], {"keepdims": 1})
+    longest = emit.op("ReduceMax", f"{base}/ReduceMax", [totals], {"keepdims": 1})
     is_long = emit.op("Greater", f"{base}/Greater", [longest, limit])
     offset = emit.op("Where", f"{base}/Where", [is_long, _row_if_sound(emit, is_long, past, limit), zero])
+    if not emit.row_numbers:
+        return RopeChoice(None, _cut_tables(emit, offset, total), switch)
     first = emit.op("Add", f"{base}/first/Add", [past, offset])
     column = emit.op("Unsqueeze", f"{base}/first/Unsqueeze", [first, one])
     count = emit.op("Squeeze", f"{base}/length/Squeeze", [length])
     steps = emit.op("Range", f"{base}/Range", [emit.int64("rope_start", 0), count, emit.int64("rope_step", 1)])
-    return RopeRows(emit.op("Add", f"{base}/rows/Add", [column, steps]), switch)
+    return RopeChoice(emit.op("Add", f"{base}/rows/Add", [column, steps]), None, switch)
+
+
+def _cut_tables(emit: GraphBuilder, first: ir.Value, total: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """`total` rows of the stored tables from row `first` (int64 [1]) on."""
+    import onnx_ir as ir
+
+    base, axis = "/model/rope_switch/tables", emit.int64("rope_table_axis", [0])
+    count = emit.op("Cast", f"{base}/Cast", [total], {"to": int(ir.DataType.INT64)})
+    end = emit.op("Add", f"{base}/Add", [first, count])
+    cos, sin = (
+        emit.op("Slice", f"{base}/{name}/Slice", [emit.vector(name, emit.attention_type), first, end, axis])
+        for name in ("cos_cache", "sin_cache")
+    )
+    return cos, sin
 
 
 def _row_if_sound(emit: GraphBuilder, is_long: ir.Value, past: ir.Value, limit: ir.Value) -> ir.Value:

@@ -18,7 +18,8 @@ from edgephi.export.graph.builder import OPSET
 from edgephi.export.graph.decoder import LogitRows
 from edgephi.export.graph.genai_config import GRAPH_FILE
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 GELU_OPSET = 20
 """ONNX has the operator since this version."""
@@ -32,6 +33,8 @@ class Variant:
     recipe: Recipe
     """As the weights are stored, but for the type the graph computes in."""
     separate: bool = False
+    row_numbers: bool = True
+    """See `export/graph/rope_switch.py`."""
     """See `export/graph/attention.py`."""
     opset: int = OPSET
     last_row: bool = False
@@ -86,6 +89,7 @@ def _variant(known: Provider, spec: DecoderSpec, layout: Layout, recipe: Recipe)
         known.short,
         replace(recipe, float_type=computes_in),
         separate=traits.separate_attention,
+        row_numbers=traits.row_numbers,
         opset=_opset(traits, spec),
         last_row=traits.last_row,
         logit_rows=traits.logit_rows,

@@ -13,12 +13,13 @@ from edgephi.bundle import NpuProof, NpuStage
 from edgephi.devices.hexagon import HexagonTarget
 from edgephi.errors import DeviceError
 from edgephi.export.calibrate.layer import layer_weights
+from edgephi.export.job import Job
+from edgephi.export.journal import Journal
 from edgephi.export.npu.compile import Compiled, compile_stage
 from edgephi.export.npu.compile_pair import compile_pair
 from edgephi.export.npu.pipeline_config import stage_file
 from edgephi.export.npu.static_graph import Stage
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import Journal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,9 +37,8 @@ def compile_stages(
     planned: Sequence[Stage],
     build: Callable[[Stage], ir.Model],
     target: HexagonTarget,
-    folder: Path,
+    job: Job,
     work: Path,
-    journal: Journal,
     on_compiled: Callable[[Stage], None],
     *,
     shared: bool,
@@ -47,7 +47,7 @@ def compile_stages(
 
     Args:
         layers: what the stages are of.
-        folder: for compiled graphs and binaries.
+        job: whose folder gets compiled graphs and binaries.
         work: for graphs to compile; the weights they read are there.
         shared: the prompt's and the token's stage of the same layers share a binary.
 
@@ -57,7 +57,8 @@ def compile_stages(
     Raises:
         DeviceError: as `compile_stage` and `compile_pair`.
     """
-    records, versions = _already(journal, folder)
+    folder = job.folder
+    records, versions = _already(job.journal, folder)
     proven = 0
     for together in _units(planned, shared):
         if not all(stage.name in records for stage in together):
@@ -79,7 +80,7 @@ def compile_stages(
             versions.add(version)
             line = {"qairt": version, "stages": [stage.model_dump(mode="json") for stage in done]}
             files = {name for stage in done for name in (stage.graph, stage.binary)}
-            journal.add_files(COMPILED + json.dumps(line), folder, *sorted(files))
+            job.journal.add_files(COMPILED + json.dumps(line), folder, *sorted(files))
         proven += sum(
             prod(weight.shape) for layer in together[0].layers for weight in layer_weights(layers, layer).values()
         )

@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from edgephi.bundle import NpuNumerics
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import Journal
 from edgephi.export.npu.decoder import NpuDecoder
 from edgephi.export.npu.encodings import measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import Stage, stage_graph
-from edgephi.export.weights.data_file import Journal
-from edgephi.export.weights.layout import Layout, Recipe, plan_storage
-from edgephi.export.weights.pack import Report, pack_weights
+from edgephi.export.weights.layout import Layout, plan_storage
+from edgephi.export.weights.pack import Report
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,25 +65,20 @@ def pack_layers(
     """Write the weights into DATA_FILE of a folder; returns what makes a stage's graph over them.
 
     Args:
-        recipe: `quantize` gptq: GPTQ decides the codes of 4-bit weights. Otherwise they are rounded, or carried over.
-        tokens: calibration text, int64 [sequences, length]; GPTQ and w4a16 need it.
+        layout: of `plan_layers`, with this recipe.
+        tokens: calibration text, int64 [sequences, length]; w4a16 needs it, and quantizers that need inputs.
 
     Raises:
-        EdgephiError: as `pack_weights`, `pack_with_gptq` and `measure_encodings`.
+        EdgephiError: as `pack_decoder` and `measure_encodings`.
     """
     spec, path, half = decoder.inner.spec, folder / DATA_FILE, _half(recipe)
-    fit = recipe.quantize == "gptq"
     if numerics == "w4a16":
         assert tokens is not None
         # the order of a head's channels, which the NPU has changed, is nothing to a range
         encodings = measure_encodings(decoder.whole, tokens)
-        pack_qdq(decoder.whole, layout, tokens if fit else None, path, journal, threads, report)
+        pack_qdq(decoder.whole, layout, tokens, path, journal, threads, report)
         return partial(qdq_stage_graph, spec, layout, half, encodings)
-    if fit:
-        assert tokens is not None
-        pack_with_gptq(decoder.whole, layout, tokens, path, journal, threads, report)
-    else:
-        pack_weights(decoder.inner, layout, path, journal, threads, report)
+    pack_decoder(decoder.whole, layout, tokens, path, journal, threads, report)
     return partial(stage_graph, spec, layout, half)
 
 

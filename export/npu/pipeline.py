@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from edgephi.bundle import Manifest, NpuFacts, NpuNumerics, write_manifest
+from edgephi.bundle import Manifest, NpuFacts
 from edgephi.devices.hexagon import HexagonTarget, installed_qairt
-from edgephi.errors import UsageError
 from edgephi.export.calibrate.layer import layer_weights
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.job import resume_key, start_job
 from edgephi.export.manifest import make_manifest
 from edgephi.export.npu.compile import require_compiler
 from edgephi.export.npu.compile_stages import compile_stages
@@ -22,13 +20,14 @@ from edgephi.export.npu.layers import DEFAULT_NUMERICS, pack_layers, plan_layers
 from edgephi.export.npu.pipeline_config import EMBEDDING_FILE, HEAD_FILE, stage_file, write_pipeline_config
 from edgephi.export.npu.static_graph import Stage, embedding_graph, head_graph
 from edgephi.export.npu.token_graph import LAYERS_DATA, token_graph
-from edgephi.export.output import check_disk, staged
-from edgephi.export.pipeline import GRAPH_ALLOWANCE, Progress, Reporter, export_key, source_hashes
+from edgephi.export.options import ExportOptions
+from edgephi.export.output import GRAPH_ALLOWANCE
 from edgephi.export.plan import make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
-from edgephi.export.weights.layout import Layout, Recipe, plan_storage
+from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.weights.recipe import Recipe
 
 COMPUTES = "the NPU's graphs compute"
 """In float16 between layers, norms and embeddings included, whatever the weights are; for messages."""
@@ -36,75 +35,55 @@ WORK = "uncompiled"
 """Folder of the layers' weights and graphs until they are compiled; it does not stay."""
 
 
-def export_for_npu(
-    source: str | Path,
-    output: Path,
-    recipe: Recipe,
-    target: HexagonTarget,
-    *,
-    numerics: NpuNumerics | None = None,
-    share_weights: bool = False,
-    revision: str | None = None,
-    calibration: Path | None = None,
-    seed: int = 0,
-    force: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Manifest:
+def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
     """Export a checkpoint with its layers compiled for a Hexagon NPU; embedding and head stay on the CPU.
 
     In float16, rounded 4-bit blocks are those of the CPU's bundle. w4a16 has scales of two levels, and calibration text
     gives the ranges of activations. GPTQ fits the layers in the form in which the NPU computes them.
 
     Args:
-        output: folder to make; the caller has checked it.
-        recipe: an int4 one, for the CPU.
-        numerics: None: w4a16, or float16 where tokens are computed on the CPU, which has no other.
-        share_weights: one binary for the prompt's and the token's graph of the same layers.
-        calibration: text for GPTQ and w4a16; None: the model samples its own, with this `seed`.
+        options: validated ones; the caller has checked the output folder. Without `npu_numerics` they are w4a16, or
+            float16 where tokens are computed on the CPU, which has no other.
+        target: the chip.
 
     Raises:
         EdgephiError: see `edgephi/errors.py`; nothing is left behind.
     """
     import onnx_ir as ir
 
+    numerics, share_weights = options.npu_numerics, options.npu_share_weights
     if numerics is None:
         numerics = DEFAULT_NUMERICS if target.tokens_on == "npu" else "float16"
-    _require_recipe(recipe, numerics, target, share_weights=share_weights)
     require_compiler()
     plan = make_plan(
-        source,
-        recipe,
-        revision=revision,
+        options.source,
+        options.recipe,
+        revision=options.revision,
         devices=("cpu",),
         budget=None,
-        calibration=calibration,
-        seed=seed,
+        calibration=options.calibration_file,
+        seed=options.seed,
         integers=numerics == "w4a16",
     )
     architecture, recipe, text = plan.architecture, plan.recipe, plan.text
     decoder = npu_decoder(architecture, target)
     outer, inner = plan_storage(decoder.outer, recipe), plan_layers(decoder, recipe, numerics)
-    aside_bytes = extra_disk(architecture, text) if text else 0
-    # the layers' weights once for the compiler, and once in each phase's binaries
-    check_disk(output, outer.bytes + 3 * inner.bytes + aside_bytes + GRAPH_ALLOWANCE)
     layout = Layout(outer.matrices | inner.matrices, outer.vectors | inner.vectors, outer.bytes + inner.bytes)
-    key = export_key(
+    # the layers' weights once for the compiler, and once in each phase's binaries
+    bytes_needed = outer.bytes + 3 * inner.bytes + (extra_disk(architecture, text) if text else 0) + GRAPH_ALLOWANCE
+    key = resume_key(
         plan.checkpoint,
-        architecture,
-        recipe,
-        layout,
-        None,
+        asdict(recipe),
+        asdict(architecture.spec),
+        asdict(layout),
         f"{target} {installed_qairt()} {numerics} {share_weights} {text.digest() if text else None}",
     )
-    threads = min(4, os.cpu_count() or 1)
     spec = decoder.inner.spec
     planned = stages(spec, target, decoder.cache_rows)
     tokens_on_cpu = Stage(0, spec.layers, 1, decoder.cache_rows) if target.tokens_on == "cpu" else None
-    kept = {DATA_FILE, LAYERS_DATA, WORK}
-    with (
-        staged(output, force, key, kept.__contains__) as (folder, journal),
-        source_hashes(plan.checkpoint.files) as source_files,
-    ):
+    kept = (DATA_FILE, LAYERS_DATA, WORK)
+    with start_job(options, plan.checkpoint, bytes_needed=bytes_needed, key=key, keeps=kept) as job:
+        folder, journal = job.folder, job.journal
         work = folder / WORK
         work.mkdir(exist_ok=True)
         if (folder / LAYERS_DATA).exists():  # an export was interrupted after its last stage
@@ -113,22 +92,21 @@ def export_for_npu(
         all_stages = (*planned, tokens_on_cpu) if tokens_on_cpu else planned
         write_pipeline_config(spec, plan.tokenizer, all_stages, target, folder, shared=share_weights)
         to_compile = sum(_stage_bytes(stage, decoder) for stage in planned)
-        reporter = Reporter(source_bytes(architecture) + to_compile, on_progress)
+        job.expect(source_bytes(architecture) + to_compile)
         outer = fit_to_half(decoder.outer, replace(outer, half=COMPUTES))
         inner = fit_to_half(decoder.inner, replace(inner, half=COMPUTES))
-        tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, threads) if text else None
-        pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, threads, reporter)
-        build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, threads, reporter)
+        tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
+        pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, job.threads, job.report)
+        build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, job.threads, job.report)
         _write_outer_graphs(decoder, outer, recipe, folder)
         compiled, qairt = compile_stages(
             decoder.inner,
             planned,
             build,
             target,
-            folder,
+            job,
             work,
-            journal,
-            lambda stage: reporter(_stage_bytes(stage, decoder)),
+            lambda stage: job.report(_stage_bytes(stage, decoder)),
             shared=share_weights,
         )
         if tokens_on_cpu:
@@ -137,7 +115,7 @@ def export_for_npu(
         shutil.rmtree(work)
         if tokens is not None:
             forget_tokens(folder)
-        record = describe_text(text, tokens) if text and tokens is not None else None
+        calibration = describe_text(text, tokens) if text and tokens is not None else None
         facts = NpuFacts(
             target=target.name,
             numerics=numerics,
@@ -154,38 +132,7 @@ def export_for_npu(
             token_graph=stage_file(tokens_on_cpu) if tokens_on_cpu else None,
             shares_weights=share_weights,
         )
-        manifest = make_manifest(
-            plan.checkpoint,
-            architecture,
-            layout,
-            recipe,
-            folder,
-            source_files(),
-            record,
-            plan.parameters,
-            (),
-            npu=facts,
-            tokenizer=plan.tokenizer_facts,
-        )
-        write_manifest(folder, manifest)
-    return manifest
-
-
-def _require_recipe(recipe: Recipe, numerics: NpuNumerics, target: HexagonTarget, *, share_weights: bool) -> None:
-    if recipe.linear is None or recipe.linear.bits != 4:
-        raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
-    if recipe.linear.block_size > 128:
-        raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
-    if target.tokens_on == "cpu" and share_weights:
-        raise UsageError(
-            f"{target.name} computes tokens on the CPU: the NPU has no graph to share weights with",
-            remedy="Leave --npu-share-weights out, or name a profile whose decode begins with qnn",
-        )
-    if target.tokens_on == "cpu" and numerics == "w4a16":
-        raise UsageError(
-            f"{target.name} computes tokens on the CPU, which has no graph of w4a16",
-            remedy="Leave --npu-numerics out, or name a profile whose decode begins with qnn",
-        )
+        return job.finish(make_manifest(job, plan, layout, calibration=calibration, npu=facts))
 
 
 def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:

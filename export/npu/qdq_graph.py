@@ -14,7 +14,8 @@ from edgephi.export.graph.builder import DATA_FILE, KvCache
 from edgephi.export.npu.encodings import Encoding, Encodings
 from edgephi.export.npu.static_graph import Stage, StageBuilder, emit_stage
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe, StoredMatrix, StoredTensor
+from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import UnsupportedModelError
-from edgephi.export.calibrate.gptq import pack_calibrated, takes_gptq
+from edgephi.export.calibrate.fit import is_fitted, pack_fitted
+from edgephi.export.journal import Journal
 from edgephi.export.spec import Architecture, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
-from edgephi.export.weights.layout import Allocator, Layout, Recipe, StoredMatrix, initializer_name, rope_tables
-from edgephi.export.weights.lpbq_storage import write_lpbq
-from edgephi.export.weights.pack import Report, pack_weights, weight_source_bytes
+from edgephi.export.weights.data_file import DataFile
+from edgephi.export.weights.layout import Allocator, Layout, StoredMatrix, initializer_name, rope_tables
+from edgephi.export.weights.pack import Report, pack_weights, quantize_matrix, weight_source_bytes
+from edgephi.export.weights.recipe import Recipe, decided_by, require_written
+from edgephi.export.weights.stored import write_stored
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import BlockFormat
-from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
-from edgephi.quantize.per_channel import quantize_rows
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.lpbq import LpbqFormat
 
 EIGHT_BIT = ("qkv", "down")
 """Modules with 8-bit weights, two fifths of a Phi's. SmolLM2-135M, 1,024 tokens of WikiText-2, KL divergence to float:
@@ -36,8 +37,10 @@ def plan_qdq_storage(architecture: Architecture, recipe: Recipe) -> Layout:
 
     Raises:
         UnsupportedModelError: rows of a 4-bit weight are no whole blocks, or odd in number.
+        UsageError: the recipe's quantizer does not write scales of two levels.
     """
     assert recipe.linear is not None
+    require_written(recipe.quantizer, LpbqFormat(recipe.linear.block_size))
     allocator, layers = Allocator(), architecture.spec.layers
     matrices, vectors = {}, {}
     for weight in architecture.weights.values():
@@ -45,14 +48,15 @@ def plan_qdq_storage(architecture: Architecture, recipe: Recipe) -> Layout:
         if weight.role == "vector":
             vectors[weight.name] = allocator.place(name, weight.shape, recipe.float_type)
         else:
-            matrices[weight.name] = _place(allocator, name, weight, recipe.linear.block_size)
+            matrices[weight.name] = _place(allocator, name, weight, recipe)
     for name, shape in rope_tables(architecture.spec).items():
         vectors[name] = allocator.place(name, shape, recipe.float_type)
     return Layout(matrices, vectors, allocator.end)
 
 
-def _place(allocator: Allocator, name: str, weight: Weight, block_size: int) -> StoredMatrix:
-    rows, columns = weight.shape
+def _place(allocator: Allocator, name: str, weight: Weight, recipe: Recipe) -> StoredMatrix:
+    assert recipe.linear is not None
+    (rows, columns), block_size = weight.shape, recipe.linear.block_size
     if weight.name.split(".")[-2] in EIGHT_BIT:
         codes = allocator.place(f"{name}_Q8", (columns, rows), "uint8")
         return StoredMatrix(
@@ -73,6 +77,7 @@ def _place(allocator: Allocator, name: str, weight: Weight, block_size: int) -> 
         allocator.place(base, (columns, rows // 2), "uint8"),
         allocator.place(f"{base}_scales", (columns // block_size, rows), "uint8"),
         channel_scales=allocator.place(f"{base}_channel_scales", (rows,), "float32"),
+        quantizer=decided_by(recipe, weight, LpbqFormat(block_size)),
     )
 
 
@@ -89,10 +94,10 @@ def pack_qdq(
 
     Args:
         architecture: the whole decoder; what the layout has no place for is not written.
-        tokens: text on which GPTQ decides the codes of 4-bit weights; None: they are rounded to nearest.
+        tokens: calibration text, int64 [sequences, length]; needed where a quantizer needs inputs.
 
     Raises:
-        EdgephiError: as `pack_weights` and `pack_calibrated`.
+        EdgephiError: as `pack_weights` and `pack_fitted`.
     """
     vectors = {name: weight for name, weight in architecture.weights.items() if name in layout.vectors}
     pack_weights(replace(architecture, weights=vectors), layout, path, journal, threads, report)
@@ -100,23 +105,15 @@ def pack_qdq(
     try:
         for name, matrix in layout.matrices.items():
             weight, group = architecture.weights[name], f"{name} of two levels"
-            if tokens is not None and takes_gptq(weight, layout):
+            if is_fitted(weight, layout):
                 continue
             if not data.holds(matrix.tensors, journal.done.get(group)):
-                _write(read_weight(weight), matrix, data, name)
+                packed = quantize_matrix(read_weight(weight), matrix, name=name)
+                write_stored(packed, matrix, 0, data, weight.parts[0].tensor)
                 journal.add(group, data.written(matrix.tensors))
             report(weight_source_bytes(weight))
-        if tokens is not None:
-            pack_calibrated(architecture, layout, tokens, data, journal, report)
+        if any(matrix.needs_inputs for matrix in layout.matrices.values()):
+            assert tokens is not None
+            pack_fitted(architecture, layout, tokens, data, journal, report)
     finally:
         data.close()
-
-
-def _write(values: NDArray[np.float32], matrix: StoredMatrix, data: DataFile, name: str) -> None:
-    assert matrix.channel_scales is not None
-    if matrix.format is None:
-        codes, scales = quantize_rows(values, name=name)
-        data.write(matrix.codes, 0, np.ascontiguousarray(codes.T))
-        data.write(matrix.channel_scales, 0, scales)
-        return
-    write_lpbq(quantize_lpbq(values, LpbqFormat(matrix.format.block_size), name=name), matrix, data)

@@ -21,7 +21,8 @@ from edgephi.export.graph.layer import decoder_layers
 from edgephi.export.graph.norms import add_and_norm
 from edgephi.export.graph.positions import Positions
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

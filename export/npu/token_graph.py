@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.npu.static_graph import Stage, emit_stage
 from edgephi.export.spec import DecoderSpec
-from edgephi.export.weights.layout import Layout, Recipe
+from edgephi.export.weights.layout import Layout
+from edgephi.export.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,17 +6,12 @@ weights (measured: 8.0 GB for 0.49 G parameters; what edgephi adds stays below 0
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from uuid import uuid4
 
-import edgephi
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Source, WeightRecipe, describe_file, write_manifest
-from edgephi.bundle import Recipe as RecipeRecord
+from edgephi.bundle import GraphEntry, Manifest, ModelFacts, RecipeRecord, WeightRecipe
 from edgephi.child import call
 from edgephi.errors import DeviceError, UnsupportedModelError, UsageError, WeightError
 from edgephi.export.checkpoint.config import Config
@@ -24,16 +19,16 @@ from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families.config_keys import check_traced
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.genai_config import GRAPH_FILE, write_genai_config
-from edgephi.export.manifest import LIBRARIES
+from edgephi.export.job import start_job
+from edgephi.export.manifest import assemble_manifest
 from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
 from edgephi.export.optimum.traced_decoder import Ports, read_ports
-from edgephi.export.output import bundle_files, check_disk, staged
-from edgephi.export.pipeline import Progress, Reporter, source_hashes
+from edgephi.export.options import ExportOptions
 from edgephi.export.tokenizer.files import require_vocabulary
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
-from edgephi.export.weights.layout import Recipe
+from edgephi.export.weights.recipe import Recipe
 from edgephi.graph_file import check_graph
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
@@ -61,26 +56,20 @@ class TracedDecoder:
     """onnxruntime-genai's type without special cases (src/models/model_type.h)."""
 
 
-def export_via_optimum(
-    source: str | Path,
-    output: Path,
-    recipe: Recipe,
-    *,
-    revision: str | None,
-    force: bool,
-    on_progress: Callable[[Progress], None] | None,
-) -> Manifest:
-    """Export any decoder that optimum-onnx exports; the arguments are those of `edgephi.export.pipeline.export`.
+def export_via_optimum(options: ExportOptions) -> Manifest:
+    """Export any decoder that optimum-onnx exports. Such an export always starts anew.
+
+    Args:
+        options: validated ones; the caller has checked the output folder.
 
     Raises:
-        UsageError: the extra is not installed, the source is a .gguf file, or the precision is fp16.
+        UsageError: the extra is not installed, or the source is a .gguf file.
         UnsupportedModelError: optimum-onnx does not export the model, or its graph is not one onnxruntime-genai runs.
         EdgephiError: as for any other export; nothing is left behind.
     """
-    versions = _installed_versions()
-    if recipe.float_type != "float32":
-        raise UsageError("a traced graph computes in float32", remedy="Choose --precision int4, int8 or fp32")
-    checkpoint = open_source(source, revision)
+    _require_extra()
+    recipe = options.recipe
+    checkpoint = open_source(options.source, options.revision)
     if checkpoint.folder is None:
         raise UsageError(
             "transformers reads checkpoint folders, not this .gguf file",
@@ -91,8 +80,8 @@ def export_via_optimum(
     tokenizer = tokenizer_from_folder(checkpoint.folder)
     # optimum-onnx writes the float32 weights twice before the bundle is written
     values = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    check_disk(output, 3 * 4 * values)
-    with staged(output, force, uuid4().hex) as (folder, _), source_hashes(checkpoint.files) as source_files:
+    with start_job(options, checkpoint, bytes_needed=3 * 4 * values) as job:
+        folder = job.folder
         # inside the staged folder: what a killed export leaves of it, the next one for this output removes
         with tempfile.TemporaryDirectory(prefix="traced-", dir=folder) as traced:
             report = trace(checkpoint.folder, Path(traced))
@@ -106,25 +95,21 @@ def export_via_optimum(
             weights = rewrite(model, recipe)
             ir.save(model, folder / GRAPH_FILE)
             _require_loadable(folder / GRAPH_FILE)
-            reporter = Reporter(weights.source_bytes, on_progress)
-            write_weights(weights, folder / DATA_FILE, min(4, os.cpu_count() or 1), reporter)
+            job.expect(weights.source_bytes)
+            write_weights(weights, folder / DATA_FILE, job.threads, job.report)
         write_genai_config(decoder, tokenizer, folder, position_ids=ports.position_ids, shared_cache=False)
         write_tokenizer(tokenizer, folder)
-        manifest = Manifest(
-            edgephi=edgephi.__version__,
-            exporter="optimum",
-            versions=versions,
-            source=Source(
-                kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=source_files()
-            ),
+        manifest = assemble_manifest(
+            job,
+            checkpoint,
             model=_facts(decoder, weights),
             recipe=_recipe_record(recipe, weights),
             graphs=(GraphEntry(device="cpu", file=GRAPH_FILE, computes_in="float32"),),
             tokenizer=tokenizer_facts,
-            files=tuple(describe_file(folder, path.name) for path in bundle_files(folder)),
+            exporter="optimum",
+            libraries=EXTRA,
         )
-        write_manifest(folder, manifest)
-    return manifest
+        return job.finish(manifest)
 
 
 def _require_loadable(graph: Path) -> None:
@@ -137,11 +122,12 @@ def _require_loadable(graph: Path) -> None:
     )
 
 
-def _installed_versions() -> dict[str, str]:
+def _require_extra() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return {name: version(name) for name in (*LIBRARIES, *EXTRA)}
+        for name in EXTRA:
+            version(name)
     except PackageNotFoundError as error:
         raise UsageError(
             f"--via optimum needs {error.name}, which is not installed",

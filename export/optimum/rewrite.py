@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from edgephi.export.graph.builder import DATA_FILE, MS
 from edgephi.export.spec import Weight
 from edgephi.export.weights.data_file import DataFile
-from edgephi.export.weights.layout import Allocator, Recipe, StoredMatrix, StoredTensor, block_format, place_matrix
-from edgephi.quantize import round_to_nearest
+from edgephi.export.weights.layout import Allocator, StoredMatrix, StoredTensor, place_matrix
+from edgephi.export.weights.recipe import Recipe, block_format
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from edgephi.errors import EdgephiError, TokenizerError
 from edgephi.export.tokenizer.files import JsonValue, few
 from edgephi.export.tokenizer.reading import load, read_optional
-from edgephi.tokenizer_bounds import LONGEST_TOKEN, guarded
+from edgephi.tokenizer.bounds import LONGEST_TOKEN, guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edgephi.errors import TokenizerError
 from edgephi.export.tokenizer.end_of_turn import end_of_turn
 from edgephi.export.tokenizer.files import few
-from edgephi.tokenizer_bounds import guarded
+from edgephi.tokenizer.bounds import guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edgephi.errors import TokenizerError
 from edgephi.export.tokenizer.files import JsonValue
 from edgephi.export.tokenizer.space_prefix import with_readable_prefix
-from edgephi.known_patterns import CL100K, DIGIT, GPT2, O200K, QWEN2
+from edgephi.tokenizer.known_patterns import CL100K, DIGIT, GPT2, O200K, QWEN2
 
 BYTE_LEVEL: dict[str, JsonValue] = {
     "type": "ByteLevel",

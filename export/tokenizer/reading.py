@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 from edgephi.errors import EdgephiError, SourceError, TokenizerError
 from edgephi.export.tokenizer.files import JsonValue
 from edgephi.files import JSON_LIMIT, NO_LINK, parse_json, read_file, require_inside
-from edgephi.known_patterns import known_steps
-from edgephi.text_encoder import encoder
-from edgephi.tokenizer_bounds import bound_parts, guarded
-from edgephi.tokenizer_parts import read_plain
+from edgephi.tokenizer.bounds import bound_parts, guarded
+from edgephi.tokenizer.encoder import encoder
+from edgephi.tokenizer.known_patterns import known_steps
+from edgephi.tokenizer.parts import read_plain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,7 +74,7 @@ def load(parsed: Mapping[str, JsonValue], path: Path | str) -> Tokenizer:
     """The library's tokenizer of a parsed tokenizer.json, for everything but encoding; `encoding` is for that.
 
     Raises:
-        TokenizerError: the library refuses it, it asks for more than `edgephi/tokenizer_bounds.py` allows, or it has no
+        TokenizerError: the library refuses it, it asks for more than `edgephi/tokenizer/bounds.py` allows, or it has no
             tokens.
     """
 
@@ -99,7 +99,7 @@ def load(parsed: Mapping[str, JsonValue], path: Path | str) -> Tokenizer:
 
 @contextmanager
 def encoding(tokenizer: Tokenizer, parsed: Mapping[str, JsonValue], path: Path | str) -> Iterator[Encode]:
-    """What encodes with a tokenizer, within the bounds of `edgephi/text_encoder.py`.
+    """What encodes with a tokenizer, within the bounds of `edgephi/tokenizer/encoder.py`.
 
     Args:
         tokenizer: what `load` made of `parsed`, the same added tokens in both.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from edgephi.export.tokenizer.files import JsonValue
-from edgephi.known_patterns import TEXT_BEGINS_WITH_A_SPACE
+from edgephi.tokenizer.known_patterns import TEXT_BEGINS_WITH_A_SPACE
 
 _SPACE = "▁"  # sentencepiece's visible space, U+2581
 _STRIP: JsonValue = {"type": "Strip", "content": " ", "start": 1, "stop": 0}

@@ -21,7 +21,7 @@ from edgephi.export.checkpoint.tensors import read_rows, weight_slices
 from edgephi.export.spec import Architecture, Ones, ScaledColumns, TensorRef, Weight
 from edgephi.export.weights.layout import DType, Layout, StoredMatrix
 from edgephi.export.weights.transforms import VALUES_AT_ONCE, fold_values, mixes_rows, read_weight
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
 
 Float32 = NDArray[np.float32]
 
@@ -172,7 +172,7 @@ def _is_open(matrix: StoredMatrix, half: str | None) -> bool:
     """Whether the matrix has scales that could be multiplied, or that a float16 graph reads."""
     if matrix.format is None or matrix.scales is None or matrix.channel_scales is not None:
         return False
-    return half is not None or (matrix.scales.dtype == "float16" and not matrix.carried)
+    return half is not None or (matrix.scales.dtype == "float16" and not matrix.repacked)
 
 
 def _require_values(weight: Weight) -> None:

@@ -1,6 +1,6 @@
 """Where every weight will lie in `model.onnx.data`, decided before a single one is read.
 
-Sizes follow from shapes, the recipe and, where 4-bit blocks are carried over, the source's types. So the disk can be
+Sizes follow from shapes, the recipe and, where 4-bit blocks are repacked, the source's types. So the disk can be
 checked first, the graph can be written without weights, slices can be packed by several threads in any order, and the
 same recipe gives the same bytes.
 """
@@ -16,109 +16,29 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.errors import UsageError
-from edgephi.export.spec import HEAD, Architecture, DecoderSpec, Weight
+from edgephi.export.spec import Architecture, DecoderSpec, Weight
+from edgephi.export.weights.recipe import Recipe, block_format, decided_by, expert_format, repacks_any
 from edgephi.export.weights.repack import (
-    BESIDE,
-    CARRIED,
-    CARRIED_WITH_ZERO_POINTS,
     HALF_SCALES,
-    MeanColumns,
-    carried_types,
-    is_finer,
-    mean_columns,
+    HIGHER_BITS_FORMAT,
+    REPACKED,
+    REPACKED_WITH_ZERO_POINTS,
+    OffsetColumns,
+    has_higher_bits,
+    offset_columns,
+    repackable_types,
 )
-from edgephi.quantize import BlockFormat
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.lpbq import LpbqFormat
+from edgephi.quantize.per_channel import ChannelFormat
+from edgephi.quantize.quantizer import Format
+from edgephi.quantize.registry import ROUNDING, quantizer
 
-Precision = Literal["int4", "int8", "fp16", "fp32"]
-Quantize = Literal["auto", "rtn", "gptq"]
-"""Who decides the codes of int4 weights. auto: the source where it holds them, else rounding; rtn: rounding to nearest,
-scale and zero point searched; gptq: what changes the layer's outputs least, see `quantize/gptq.py`."""
 DType = Literal["float32", "float16", "uint8"]
 ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "float16": 2, "uint8": 1}
 
 # Windows maps files at multiples of 64 KB, Linux at pages; what is smaller than a page is not worth the padding.
 PAGE, LARGE, SMALL = 65536, 1 << 20, 64
-
-EMBEDDING_BLOCK = 32
-"""Embedding and head are 8-bit in blocks of 32: 1.125 bytes a value, an error far below that of the 4-bit linears."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How weights are stored. `linear` and `embedding` None: unquantized, in `float_type`."""
-
-    precision: Precision
-    linear: BlockFormat | None
-    embedding: BlockFormat | None
-    float_type: Literal["float32", "float16"]
-    """Activations, norms, KV cache; unquantized weights too."""
-    accuracy_level: int = 4
-    """MatMulNBits: 4 multiplies in int8, 1 in float32."""
-    quantize: Quantize = "rtn"
-    """As `asked`; where that is auto and nothing is carried over, what `export/plan.py` made of it."""
-    asked: Quantize = "rtn"
-    rotation_seed: int | None = None
-    """Of the rotation that `export/weights/rotation.py` folds into the weights; None: they are as published."""
-    head: BlockFormat | None = None
-    """None: as the embedding. Else the head is stored by itself, also where a checkpoint's embedding serves as one."""
-    half_scales: bool = True
-    """Scales of blocks in float16 whatever the graph computes in, cast while a model loads: at blocks of 32 half a bit
-    less a weight. Nothing is lost: SmolLM2-135M, rounded, 4,088 predictions: 104.1 to 95.7 MB, KL divergence to float
-    0.26 and 0.26; int8 155.9 to 148.3 MB, 0.0043 and 0.0042; loading takes 0.22 s instead of 0.20."""
-
-    @property
-    def carries_over(self) -> bool:
-        """Whether 4-bit blocks of the source stay what they are."""
-        if self.linear is None or self.quantize != "auto":
-            return False
-        return (self.linear.bits, self.linear.block_size) == (CARRIED.bits, CARRIED.block_size)
-
-
-def make_recipe(
-    precision: Precision,
-    block_size: int,
-    accuracy_level: int = 4,
-    quantize: Quantize = "rtn",
-    rotation_seed: int | None = None,
-    head_bits: int = 8,
-) -> Recipe:
-    """The recipe a precision stands for.
-
-    Raises:
-        UsageError: a block size the operator does not have, bits for the head that are neither 4 nor 8, or 4 for the
-            head where linear weights have others.
-    """
-    if block_size not in (16, 32, 64, 128, 256):
-        raise UsageError(f"block size {block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
-    eight = BlockFormat(bits=8, block_size=EMBEDDING_BLOCK, symmetric=True)
-    if quantize == "gptq" and precision != "int4":
-        raise UsageError("GPTQ makes int4 bundles", remedy="Leave --quantize out, or --precision")
-    if head_bits not in (4, 8):
-        raise UsageError(f"a head of {head_bits} bits does not exist", remedy="Choose 4 or 8")
-    if head_bits == 4 and precision != "int4":
-        raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
-    match precision:
-        case "int4":
-            linear = BlockFormat(bits=4, block_size=block_size, symmetric=False)
-            return Recipe(
-                precision,
-                linear,
-                eight,
-                "float32",
-                accuracy_level,
-                quantize,
-                quantize,
-                rotation_seed=rotation_seed,
-                head=linear if head_bits == 4 else None,
-            )
-        case "int8":
-            linear = BlockFormat(bits=8, block_size=block_size, symmetric=True)
-            return Recipe(precision, linear, eight, "float32", accuracy_level, rotation_seed=rotation_seed)
-        case "fp16":
-            return Recipe(precision, None, None, "float16", accuracy_level, rotation_seed=rotation_seed)
-        case "fp32":
-            return Recipe(precision, None, None, "float32", accuracy_level, rotation_seed=rotation_seed)
 
 
 @dataclass(frozen=True)
@@ -145,15 +65,31 @@ class StoredMatrix:
     codes: StoredTensor
     scales: StoredTensor | None = None
     zero_points: StoredTensor | None = None
-    carried: tuple[str, ...] = ()
+    repacked: tuple[str, ...] = ()
     """Types of the source whose blocks these are; see `export/weights/repack.py`. Empty: quantized here."""
-    means: MeanColumns | None = None
+    offsets: OffsetColumns | None = None
     """Columns of codes and scales for the means of the inputs' blocks, which then follow the inputs."""
     channel_scales: StoredTensor | None = None
     """Of rows, float32; see `export/npu/qdq_storage.py`. Scales are then uint8 multiples of them [blocks, rows], and
     codes are int4 as ONNX packs them, [columns, rows / 2] bytes; without a `format` they are int8 [columns, rows]."""
     scale_exponent: int = 0
     """Scales are stored times two to this, and the graph divides by it; see `export/weights/half_range.py`."""
+    quantizer: str = ROUNDING
+    """The name of who decides the codes, where they are not repacked."""
+    keeps_higher_bits: bool = False
+    """Has 8 bits because the source spent more than 4 on it, and others are repacked."""
+
+    @property
+    def number_format(self) -> Format | None:
+        """What a quantizer writes here; None: values, not codes."""
+        if self.channel_scales is None:
+            return self.format
+        return ChannelFormat() if self.format is None else LpbqFormat(self.format.block_size)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether the codes are decided on calibration text."""
+        return self.number_format is not None and not self.repacked and quantizer(self.quantizer).needs_inputs
 
     def before_rounding(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values as they are quantized, so that their scales are those that are stored."""
@@ -166,7 +102,7 @@ class StoredMatrix:
     @property
     def inputs(self) -> int:
         """Columns that codes and scales describe."""
-        return self.columns + (self.means.total if self.means else 0)
+        return self.columns + (self.offsets.total if self.offsets else 0)
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -232,30 +168,6 @@ class Allocator:
         return StoredTensor(name, offset, shape, dtype)
 
 
-def block_format(recipe: Recipe, weight: Weight) -> BlockFormat | None:
-    """The format of this weight under the recipe; embedding blocks shrink until they divide the row."""
-    if weight.role == "linear":
-        return recipe.linear
-    if weight.name == HEAD and recipe.head is not None:
-        return recipe.head
-    if recipe.embedding is None:
-        return None
-    # GatherBlockQuantized takes whole blocks only; 16 is its smallest
-    if weight.shape[1] % recipe.embedding.block_size == 0:
-        return recipe.embedding
-    if weight.shape[1] % 16 == 0:
-        return BlockFormat(recipe.embedding.bits, 16, recipe.embedding.symmetric)
-    raise UsageError(
-        f"{weight.name} has rows of {weight.shape[1]} values, no multiple of 16",
-        remedy="Export with --precision fp16 or fp32",
-    )
-
-
-def carries_any(recipe: Recipe, architecture: Architecture) -> bool:
-    """Whether some weight stays in the source's own blocks."""
-    return recipe.carries_over and any(map(carried_types, architecture.weights.values()))
-
-
 def plan_storage(
     architecture: Architecture, recipe: Recipe, formats: Mapping[str, BlockFormat] | None = None
 ) -> Layout:
@@ -269,7 +181,7 @@ def plan_storage(
     vectors: dict[str, StoredTensor] = {}
     stacks: dict[str, StoredMatrix] = {}
     layers = architecture.spec.layers
-    carrying = carries_any(recipe, architecture)
+    repacking = repacks_any(recipe, architecture)
     for stack, experts in expert_stacks(architecture).items():
         placed = place_stack(allocator, initializer_name(stack, layers), experts, architecture.spec, recipe)
         stacks[stack], members = placed
@@ -283,12 +195,15 @@ def plan_storage(
         elif weight.role == "router":
             place = allocator.place(name, weight.shape, "float32")
             matrices[weight.name] = StoredMatrix(weight.shape[0], weight.shape[1], None, place)
-        elif carrying and carried_types(weight):
-            matrices[weight.name] = place_carried(allocator, name, weight)
+        elif repacking and repackable_types(weight):
+            matrices[weight.name] = place_repacked(allocator, name, weight)
         else:
-            planned = BESIDE if carrying and is_finer(weight) else block_format(recipe, weight)
+            higher = repacking and has_higher_bits(weight)
+            planned = HIGHER_BITS_FORMAT if higher else block_format(recipe, weight)
             fmt = (formats or {}).get(weight.name, planned)
-            matrices[weight.name] = place_matrix(allocator, name, weight, fmt, recipe)
+            placed_matrix = place_matrix(allocator, name, weight, fmt, recipe)
+            kept = higher and fmt == HIGHER_BITS_FORMAT
+            matrices[weight.name] = replace(placed_matrix, keeps_higher_bits=kept)
     turning = any(weight.role == "linear" for weight in architecture.weights.values())
     for name, shape in rope_tables(architecture.spec).items() if turning else ():
         vectors[name] = allocator.place(name, shape, recipe.float_type)
@@ -312,14 +227,15 @@ def place_matrix(
             f"{name}_{kind}_scales", (rows, blocks), "float16" if recipe.half_scales else recipe.float_type
         ),
         None if fmt.symmetric else allocator.place(f"{name}_{kind}_zp", (rows, -(-blocks * fmt.bits // 8)), "uint8"),
+        quantizer=decided_by(recipe, weight, fmt),
     )
 
 
-def place_carried(allocator: Allocator, name: str, weight: Weight) -> StoredMatrix:
+def place_repacked(allocator: Allocator, name: str, weight: Weight) -> StoredMatrix:
     """A place for the source's own blocks and their offsets; scales as precise as in the source."""
-    types, (rows, columns) = carried_types(weight), weight.shape
-    added = mean_columns(types, columns)
-    fmt = CARRIED if added is None else CARRIED_WITH_ZERO_POINTS
+    types, (rows, columns) = repackable_types(weight), weight.shape
+    added = offset_columns(types, columns)
+    fmt = REPACKED if added is None else REPACKED_WITH_ZERO_POINTS
     blocks = (columns + (added.total if added else 0)) // fmt.block_size
     scale_type: DType = "float16" if set(types) <= set(HALF_SCALES) else "float32"
     return StoredMatrix(
@@ -329,8 +245,8 @@ def place_carried(allocator: Allocator, name: str, weight: Weight) -> StoredMatr
         allocator.place(f"{name}_Q4G32", (rows, blocks, fmt.block_size // 2), "uint8"),
         allocator.place(f"{name}_Q4G32_scales", (rows, blocks), scale_type),
         None if fmt.symmetric else allocator.place(f"{name}_Q4G32_zp", (rows, -(-blocks // 2)), "uint8"),
-        carried=types,
-        means=added,
+        repacked=types,
+        offsets=added,
     )
 
 
@@ -342,21 +258,6 @@ def expert_stacks(architecture: Architecture) -> dict[str, list[Weight]]:
             layer, _, module = weight.name.rpartition(".experts.")
             stacks.setdefault(f"{layer}.experts.{module.split('.', 1)[1]}", []).append(weight)
     return stacks
-
-
-def expert_format(recipe: Recipe, spec: DecoderSpec) -> BlockFormat | None:
-    """The recipe's format in blocks that QMoE takes: one size for all, whole blocks only, two or more to a row."""
-    if recipe.linear is None:
-        return None
-    size = recipe.linear.block_size
-    while size >= 16:
-        if all(columns % size == 0 and columns > size for columns in (spec.hidden_size, spec.intermediate_size)):
-            return replace(recipe.linear, block_size=size)
-        size //= 2
-    raise UsageError(
-        f"experts of {spec.hidden_size} and {spec.intermediate_size} channels cannot be cut into blocks of 16 or more",
-        remedy="Export with --precision fp16 or fp32",
-    )
 
 
 def place_stack(
@@ -379,7 +280,8 @@ def place_stack(
     def matrix(change: Callable[[StoredTensor | None], StoredTensor | None]) -> StoredMatrix:
         codes = change(flat.codes)
         assert codes is not None
-        return StoredMatrix(rows, columns, flat.format, codes, change(flat.scales), change(flat.zero_points))
+        scales, zero_points = change(flat.scales), change(flat.zero_points)
+        return StoredMatrix(rows, columns, flat.format, codes, scales, zero_points, quantizer=flat.quantizer)
 
     members = {expert.name: matrix(partial(part, index=index)) for index, expert in enumerate(experts)}
     return matrix(stack), members

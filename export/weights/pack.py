@@ -1,4 +1,6 @@
-"""Weights flow from the checkpoint into the data file: read a slice, quantize it, write it to its place, forget it."""
+"""Weights flow from the checkpoint into the data file: read a slice, quantize it, write it to its place, forget it.
+
+Weights whose quantizer needs inputs are not written here: `export/calibrate/fit.py`."""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ from numpy.typing import NDArray
 from edgephi.errors import WeightError
 from edgephi.export.checkpoint.tensors import require_finite, weight_slices
 from edgephi.export.families.rope import rope_table
+from edgephi.export.journal import Journal
 from edgephi.export.spec import Architecture, Rope, TensorRef, Weight
-from edgephi.export.weights.data_file import DataFile, Journal
-from edgephi.export.weights.half_range import require_half_scales, require_half_vector, to_half
+from edgephi.export.weights.data_file import DataFile
+from edgephi.export.weights.half_range import require_half_vector, to_half
 from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
-from edgephi.export.weights.repack import carry_over
+from edgephi.export.weights.repack import repack
+from edgephi.export.weights.stored import write_stored
 from edgephi.export.weights.transforms import mixes_rows, read_slice, read_weight
-from edgephi.quantize import QuantizedWeight, round_to_nearest
+from edgephi.quantize.formats import QuantizedWeight
+from edgephi.quantize.quantizer import Statistics, StoredWeight
+from edgephi.quantize.registry import quantizer
 
 VALUES_PER_SLICE = 2 * 2**20
 """8 MB of float32: several cache sizes, so that reads stay long, and small beside the interpreter's own 100 MB."""
@@ -149,8 +155,8 @@ def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
 
 def _pack_slice(job: _Slice, layout: Layout, data: DataFile, progress: _Groups, report: Report) -> None:
     tensor, matrix, half = job.tensors[0], layout.matrices[job.weight.name], layout.half
-    if matrix.carried:
-        write_quantized(_carried(job, matrix), matrix, job.row, data, tensor, half)
+    if matrix.repacked:
+        write_stored(_repacked(job, matrix), matrix, job.row, data, tensor, half)
     else:
         # one weight that has to be read as a whole is in memory at a time, however many threads there are
         with progress.whole_weight if mixes_rows(job.weight) else nullcontext():
@@ -167,7 +173,7 @@ def _write_values(
         require_finite(values, tensor)
         data.write(matrix.codes, row, to_half(values, matrix.codes.dtype, tensor))
     else:
-        write_quantized(_rounded(values, matrix, tensor), matrix, row, data, tensor, half)
+        write_stored(_quantized(values, matrix, tensor), matrix, row, data, tensor, half)
 
 
 def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -181,47 +187,35 @@ def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
         yield row, values[row : row + step]
 
 
-def _carried(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
+def _repacked(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
     """The source's own blocks."""
     assert matrix.scales is not None
     scale_type = np.float16 if matrix.scales.dtype == "float16" else np.float32
-    return carry_over(job.tensors[0], job.start, job.stop, matrix.means, scale_type)
+    return repack(job.tensors[0], job.start, job.stop, matrix.offsets, scale_type)
 
 
-def _rounded(values: NDArray[np.float32], matrix: StoredMatrix, tensor: TensorRef) -> QuantizedWeight:
+def _quantized(values: NDArray[np.float32], matrix: StoredMatrix, tensor: TensorRef) -> StoredWeight:
     try:
-        return round_matrix(values, matrix, name=tensor.name)
+        return quantize_matrix(values, matrix, name=tensor.name)
     except WeightError as error:
         raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
 
 
-def round_matrix(values: NDArray[np.float32], matrix: StoredMatrix, *, name: str) -> QuantizedWeight:
-    """Rows rounded to nearest, with the scales that will be stored; the errors are those of `round_to_nearest`."""
-    assert matrix.format is not None and matrix.scales is not None
-    half_scales = matrix.scales.dtype == "float16"
-    return round_to_nearest(matrix.before_rounding(values), matrix.format, name=name, half_scales=half_scales)
-
-
-def write_quantized(
-    packed: QuantizedWeight,
-    matrix: StoredMatrix,
-    row: int,
-    data: DataFile,
-    tensor: TensorRef,
-    half: str | None = None,
-) -> None:
-    """Write rows of a quantized matrix, the first of them row `row`; `tensor` is where they came from.
+def quantize_matrix(
+    values: NDArray[np.float32], matrix: StoredMatrix, statistics: Statistics | None = None, *, name: str
+) -> StoredWeight:
+    """Rows of a weight as its quantizer stores them; the errors are those of `Quantizer.quantize`.
 
     Args:
-        half: see `Layout.half`.
+        values: float32 [rows, columns].
+        statistics: of the inputs, where `matrix.needs_inputs`.
+        name: the weight's, for error messages.
     """
-    data.write(matrix.codes, row, packed.codes)
-    if matrix.scales is not None:
-        if half is not None:
-            require_half_scales(packed.scales, matrix, tensor, half)
-        data.write(matrix.scales, row, to_half(packed.scales, matrix.scales.dtype, tensor))
-    if matrix.zero_points is not None and packed.zero_points is not None:
-        data.write(matrix.zero_points, row, packed.zero_points)
+    fmt = matrix.number_format
+    assert fmt is not None
+    half_scales = matrix.scales is not None and matrix.scales.dtype == "float16"
+    meant = matrix.before_rounding(values)
+    return quantizer(matrix.quantizer).quantize(meant, fmt, statistics, name=name, half_scales=half_scales)
 
 
 def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, report: Report) -> None:

@@ -4,10 +4,10 @@ A block of 32 values is d · q + m with codes q of 0 to 15. MatMulNBits multipli
 is a whole number; a floating one makes onnxruntime's decode many times slower. The nearest z leaves an offset
 r = m + z · d of at most half of d; dropped, it costs more than quantizing anew (SmolLM2: KL 0.32). But an offset meets
 each of the block's inputs alike: what is missing is r times their sum. So the blocks' means are appended to the inputs,
-and 32 · r as 4-bit digits to the columns: one, and one more for what it leaves where there is room. The product stays
-one MatMulNBits.
+and 32 · r, in 4 bits, to the columns: offset columns. Where there is room, a second set of them holds what the first
+leaves. The product stays one MatMulNBits.
 
-    [x | means | zeros] · [codes | digits | zeros]ᵀ,  or  [x | means | zeros | means | zeros] with two digits
+    [x | means | zeros] · [codes | offsets | zeros]ᵀ,  or  [x | means | zeros | means | zeros] with two sets
 
 Zeros fill blocks, of which each has a scale of its own. Block formats: ggml-org/ggml, src/ggml-common.h; tests compare
 with the gguf package.
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from edgephi.errors import WeightError
 from edgephi.export.checkpoint.tensors import read_raw_rows
 from edgephi.export.spec import TensorRef, Weight
-from edgephi.quantize import BlockFormat, QuantizedWeight, dequantize, pack_nibbles, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize, pack_nibbles
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 BLOCK = 32
-CARRIED = BlockFormat(bits=4, block_size=BLOCK, symmetric=True)
-CARRIED_WITH_ZERO_POINTS = BlockFormat(bits=4, block_size=BLOCK, symmetric=False)
+REPACKED = BlockFormat(bits=4, block_size=BLOCK, symmetric=True)
+REPACKED_WITH_ZERO_POINTS = BlockFormat(bits=4, block_size=BLOCK, symmetric=False)
 GROUP = 4 * BLOCK
 """onnxruntime multiplies by four blocks at a time on AVX-512, and by those that are left one by one."""
 SPARE = 20
@@ -38,42 +39,43 @@ HALF_SCALES = ("Q4_0", "Q4_1")
 """Types whose blocks have a scale in float16; it is stored as such."""
 WITH_OFFSETS = ("Q4_1", "Q4_K")
 TYPES = ("Q4_0", *WITH_OFFSETS)
-FINER = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+HIGHER_BITS_TYPES = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
 """Types that a file has beside these for the weights that need more, such as Q4_K_M for every other down projection."""
-BESIDE = BlockFormat(bits=8, block_size=BLOCK, symmetric=True)
-"""Their format, where others are carried over: 4 bits would lose what the file spent more on."""
+HIGHER_BITS_FORMAT = BlockFormat(bits=8, block_size=BLOCK, symmetric=True)
+"""Their format, where others are repacked: 4 bits would lose what the file spent more on."""
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 
-def carried_types(weight: Weight) -> tuple[str, ...]:
-    """The types a weight can be carried over from, sorted; empty when part of it is stored or computed otherwise."""
+def repackable_types(weight: Weight) -> tuple[str, ...]:
+    """The types a weight can be repacked from, sorted; empty when part of it is stored or computed otherwise."""
     types = {part.tensor.storage for part in weight.parts}
     fits = weight.role == "linear" and not weight.interleaved and not weight.folds and types <= set(TYPES)
     return tuple(sorted(types)) if fits else ()
 
 
-def is_finer(weight: Weight) -> bool:
+def has_higher_bits(weight: Weight) -> bool:
     """Whether the source holds all of a linear weight in blocks, and some of it in more than 4 bits."""
     types = {part.tensor.storage for part in weight.parts}
-    return weight.role == "linear" and types <= {*TYPES, *FINER} and not types.isdisjoint(FINER)
+    return weight.role == "linear" and types <= {*TYPES, *HIGHER_BITS_TYPES} and not types.isdisjoint(HIGHER_BITS_TYPES)
 
 
 @dataclass(frozen=True)
-class MeanColumns:
-    """What follows a matrix's own columns: for each digit those of the means of the inputs' blocks, then zeros."""
+class OffsetColumns:
+    """What follows a matrix's own columns: one or two sets of offsets, which the means of the inputs' blocks meet."""
 
     means: int
+    """Columns of a set, one for each block of the matrix."""
     zeros: tuple[int, ...]
-    """Behind each digit."""
+    """Columns of zeros behind each set."""
 
     @property
     def total(self) -> int:
         return sum(self.means + zeros for zeros in self.zeros)
 
 
-def mean_columns(types: tuple[str, ...], columns: int) -> MeanColumns | None:
+def offset_columns(types: tuple[str, ...], columns: int) -> OffsetColumns | None:
     """The columns a weight of these types needs beside its own; None without offsets."""
     if not set(types) & set(WITH_OFFSETS):
         return None
@@ -81,22 +83,22 @@ def mean_columns(types: tuple[str, ...], columns: int) -> MeanColumns | None:
     gap = -means % BLOCK
     room = -(columns + means + gap) % GROUP
     if room > (columns + means + gap) // SPARE:
-        return MeanColumns(means, (gap,))
+        return OffsetColumns(means, (gap,))
     if room >= means + gap:
-        return MeanColumns(means, (gap, room - means))
-    return MeanColumns(means, (gap + room,))
+        return OffsetColumns(means, (gap, room - means))
+    return OffsetColumns(means, (gap + room,))
 
 
-def carry_over(
-    ref: TensorRef, start: int, stop: int, added: MeanColumns | None, scale_type: type[np.float16] | type[np.float32]
+def repack(
+    ref: TensorRef, start: int, stop: int, added: OffsetColumns | None, scale_type: type[np.float16] | type[np.float32]
 ) -> QuantizedWeight:
     """Rows of a tensor as MatMulNBits blocks, and blocks with their offsets.
 
     Args:
         ref: a tensor of one of `TYPES`.
         start, stop: its rows, in the order of the checkpoint's Hugging Face form.
-        added: what `mean_columns` says for the whole weight.
-        scale_type: how scales will be stored; a second digit makes up for what the first loses by it.
+        added: what `offset_columns` says for the whole weight.
+        scale_type: how scales will be stored; a second set of offsets makes up for what the first loses by it.
 
     Returns:
         [stop - start, columns and `added.total`] in blocks of 32, symmetric where nothing is added.
@@ -113,39 +115,39 @@ def carry_over(
             remedy="Download the file again, or take another checkpoint; these weights cannot be used",
         )
     if added is None:
-        return QuantizedWeight(CARRIED, ref.shape[1], pack_nibbles(codes), scales, None)
+        return QuantizedWeight(REPACKED, ref.shape[1], pack_nibbles(codes), scales, None)
     zero_points = _nearest_zero_points(scales, minima)
-    digits = _digits(np.float32(BLOCK) * (minima + zero_points * scales), added, ref.name, scale_type)
-    none = np.full((len(codes), added.total // BLOCK), CARRIED.default_zero_point, np.uint8)
+    sets = _offset_sets(np.float32(BLOCK) * (minima + zero_points * scales), added, ref.name, scale_type)
+    none = np.full((len(codes), added.total // BLOCK), REPACKED.default_zero_point, np.uint8)
     return QuantizedWeight(
-        CARRIED_WITH_ZERO_POINTS,
+        REPACKED_WITH_ZERO_POINTS,
         ref.shape[1] + added.total,
-        np.concatenate([pack_nibbles(codes), *(digit.codes for digit in digits)], axis=1),
-        np.concatenate([scales, *(digit.scales for digit in digits)], axis=1),
+        np.concatenate([pack_nibbles(codes), *(offsets.codes for offsets in sets)], axis=1),
+        np.concatenate([scales, *(offsets.scales for offsets in sets)], axis=1),
         pack_nibbles(np.concatenate([zero_points, none], axis=1)),
     )
 
 
-def _digits(
-    values: Float32, added: MeanColumns, name: str, scale_type: type[np.float16] | type[np.float32]
+def _offset_sets(
+    values: Float32, added: OffsetColumns, name: str, scale_type: type[np.float16] | type[np.float32]
 ) -> list[QuantizedWeight]:
     """Values [rows, means] as 4-bit blocks, then what those leave of them, as often as there is room."""
-    digits = []
+    sets = []
     for zeros in added.zeros:
         padded = np.pad(values, ((0, 0), (0, zeros)))
-        digit = round_to_nearest(padded, CARRIED, name, half_scales=scale_type is np.float16)
+        offsets = round_to_nearest(padded, REPACKED, name, half_scales=scale_type is np.float16)
         with np.errstate(over="ignore"):
-            digit.scales[...] = digit.scales.astype(scale_type)
-        values = values - dequantize(digit)[:, : added.means]
-        digits.append(digit)
-    return digits
+            offsets.scales[...] = offsets.scales.astype(scale_type)
+        values = values - dequantize(offsets)[:, : added.means]
+        sets.append(offsets)
+    return sets
 
 
 def _nearest_zero_points(scales: Float32, minima: Float32) -> Codes:
     """z of 0 to 15 for which m + z · d is smallest; any will do where d is 0."""
     with np.errstate(over="ignore"):
         wanted = np.divide(-minima, scales, out=np.zeros_like(scales), where=scales != 0)
-    return np.clip(np.rint(wanted), 0, CARRIED.largest_code).astype(np.uint8)
+    return np.clip(np.rint(wanted), 0, REPACKED.largest_code).astype(np.uint8)
 
 
 def decode_blocks(raw: NDArray[np.uint8], storage: str) -> tuple[Codes, Float32, Float32]:

@@ -35,7 +35,7 @@ from edgephi.export.spec import (
     ScaledColumns,
     Weight,
 )
-from edgephi.quantize import random_rotation, rotate
+from edgephi.quantize.hadamard import random_rotation, rotate
 
 
 def rotate_architecture(architecture: Architecture, seed: int) -> Architecture:

@@ -22,7 +22,7 @@ from edgephi.export.spec import (
     TensorRef,
     Weight,
 )
-from edgephi.quantize import random_rotation, rotate
+from edgephi.quantize.hadamard import random_rotation, rotate
 
 Float32 = NDArray[np.float32]
 

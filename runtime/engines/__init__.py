@@ -23,6 +23,8 @@ class EngineEntry:
     """Short names of the execution providers it runs; None: all that have a graph in a bundle."""
     owns_cache: bool = False
     """It runs graphs that write the KV cache where they read it, and no others."""
+    about: str = ""
+    """What it is and runs, for the help of `--engine`, behind the name."""
 
     @property
     def name(self) -> str:
@@ -39,9 +41,20 @@ class EngineEntry:
 
 # the first that runs a bundle on its provider is taken
 ENGINES = (
-    EngineEntry("edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",)),
-    EngineEntry("edgephi.runtime.engines.onnx", "the CPU's engine", ("cpu",), owns_cache=True),
-    EngineEntry("edgephi.runtime.engines.genai", "onnxruntime-genai", None),
+    EngineEntry("edgephi.runtime.engines.npu", "the NPU's engine", ("qnn",), about="graphs compiled for an NPU"),
+    EngineEntry(
+        "edgephi.runtime.engines.onnx",
+        "the CPU's engine",
+        ("cpu",),
+        owns_cache=True,
+        about="plain onnxruntime with a KV cache of its own, for the CPU",
+    ),
+    EngineEntry(
+        "edgephi.runtime.engines.genai",
+        "onnxruntime-genai",
+        None,
+        about="onnxruntime-genai, for GPUs and for decoders that optimum traced",
+    ),
 )
 
 

@@ -59,7 +59,12 @@ class KvSequence(Protocol):
     @property
     def recomputed(self) -> int:
         """Cached tokens, since `reuse` or the beginning, that had to be computed again: the sequence became longer
-        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong."""
+        (or, rewound, shorter) than the length at which the model changes its rope, which makes every key wrong; or it
+        rested, and the engine gave its cache to another."""
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """Tokens that were guessed since the last `reuse`, and those of them that were right."""
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         """Append tokens, behind the one that `step` chose last; False when `cancelled` became true before all were
@@ -92,9 +97,12 @@ class KvSequence(Protocol):
             EngineError: the sequence is closed.
         """
 
-    def fork(self) -> KvSequence:
+    def fork(self, *, speculate: bool = False) -> KvSequence:
         """A second sequence with the same tokens, cache and capacity, and with the token that was chosen last. What is
         done to one does not show in the other.
+
+        Args:
+            speculate: of the second sequence; see `Engine.sequence`.
 
         Raises:
             EngineError: the sequence is closed, there is no memory, or the engine cannot (`Abilities.fork`).
@@ -140,12 +148,14 @@ class Engine(Protocol):
     def require_open(self) -> None:
         """Raises EngineError once the engine is closed."""
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> KvSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> KvSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Args:
             scope: of `Abilities.share`; an engine without it shares nothing, whatever this says. None: nothing is
                 found, and nothing is left.
+            speculate: guess tokens and verify them together (`OpenRequest.speculation`); an engine that does not
+                computes one after the other.
 
         Raises:
             EngineError: the engine is closed, or there is no memory.
@@ -180,6 +190,8 @@ class OpenRequest:
     """Name of the engine that was asked for; None: the first that runs the bundle there."""
     max_parallel: int = 1
     """Sequences that decode in one run, where the engine can (`Abilities.batch`)."""
+    speculation: bool | None = None
+    """Whether guessed tokens are verified together, where the engine can. None: where that changes no answer."""
     prefix_bytes: int = 0
     """Of keys and values that are kept for prompts to come, where the engine can."""
     prepacked: Path | None = None

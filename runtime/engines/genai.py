@@ -14,9 +14,9 @@ from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError, library_errors
 from edgephi.runtime.config import decode_file
-from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
-from edgephi.runtime.prepacked import SWITCH
+from edgephi.runtime.prepacked.cache import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def graph_file(graph: GraphEntry) -> str:
     return decode_file(graph)
 
 
-def open_engine(request: OpenRequest) -> OgEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a graph; the errors are those of `OgEngine`."""
     return OgEngine(
         request.folder,
@@ -52,7 +52,7 @@ def open_engine(request: OpenRequest) -> OgEngine:
 
 
 class OgEngine:
-    """A graph and its weights in og; sequences share them.
+    """A graph and its weights in og (the `Engine` protocol); sequences share them.
 
     Args:
         folder: a bundle that was checked.
@@ -61,7 +61,7 @@ class OgEngine:
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
             an adapter that makes the graph take the long one at any length.
-        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one.
+        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked/cache.py`), if there is one.
 
     Raises:
         EngineError: og refuses the folder.
@@ -110,7 +110,7 @@ class OgEngine:
         if self._model is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> OgSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OgSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Raises:
@@ -193,6 +193,10 @@ class OgSequence:
     def recomputed(self) -> int:
         return self._recomputed
 
+    @property
+    def guesses(self) -> tuple[int, int]:
+        return 0, 0
+
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         require_in_vocabulary(tokens, self._vocabulary)
         new = [*(() if self._pending is None else (self._pending,)), *tokens]
@@ -235,7 +239,7 @@ class OgSequence:
             self._change_rope()
         return len(self._tokens)
 
-    def fork(self) -> OgSequence:
+    def fork(self, *, speculate: bool = False) -> OgSequence:
         raise cannot(TITLE, "fork")
 
     def save(self, file: Path) -> None:

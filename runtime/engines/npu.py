@@ -19,7 +19,7 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.base import Abilities, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.engines.npu_checks import (
     Chip,
     NpuDevice,
@@ -31,7 +31,13 @@ from edgephi.runtime.engines.npu_checks import (
     require_runtime,
     require_unchanged,
 )
-from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence, memory_for_cache
+from edgephi.runtime.engines.npu_sequence import (
+    KvCache,
+    NpuGraphs,
+    NpuSequence,
+    memory_for_cache,
+    verifies_exactly,
+)
 from edgephi.runtime.engines.npu_session import open_on_cpu, placement_of
 from edgephi.runtime.engines.npu_stages import LoadedStage, load_stages
 from edgephi.runtime.engines.saved_cache import cache_key, read_cache
@@ -45,7 +51,7 @@ def graph_file(graph: GraphEntry) -> str:
     return graph.file
 
 
-def open_engine(request: OpenRequest) -> NpuEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a bundle onto the NPU or the simulator that was chosen; the errors are those of `open_npu`."""
     choice = request.place.choice
     device: NpuDevice = "npu" if choice.kinds == ("npu",) else "npu-simulator"
@@ -55,11 +61,18 @@ def open_engine(request: OpenRequest) -> NpuEngine:
         chip=chip_of(choice.options),
         threads=request.threads,
         spinning=choice.spinning.on,
+        speculation=request.speculation,
     )
 
 
 def open_npu(
-    folder: Path, device: NpuDevice, *, chip: Chip | None = None, threads: int = 1, spinning: bool = False
+    folder: Path,
+    device: NpuDevice,
+    *,
+    chip: Chip | None = None,
+    threads: int = 1,
+    spinning: bool = False,
+    speculation: bool | None = None,
 ) -> NpuEngine:
     """Load a bundle onto the NPU, or onto its simulator.
 
@@ -69,6 +82,7 @@ def open_npu(
         chip: the machine's; the simulator takes the bundle's.
         threads: of the CPU, for embedding, head and, where tokens are the CPU's, these.
         spinning: whether idle ones wait actively.
+        speculation: whether guessed tokens are verified in the prompt's graph; None: where that changes no answer.
 
     Raises:
         BundleError: a file was changed, or the bundle is for another chip or none, or for a newer QAIRT.
@@ -92,7 +106,16 @@ def open_npu(
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)
     load_in_child(folder, facts, device)
-    return NpuEngine(folder, manifest, facts, device, threads, spinning=spinning)
+    return NpuEngine(folder, manifest, facts, device, threads, spinning=spinning, speculation=speculation)
+
+
+def may_repeat_exactly(facts: NpuFacts) -> bool:
+    """Whether prompt and token graphs of a bundle can agree bit for bit; on which machine they do is measured.
+
+    Not where the CPU computes tokens in float32 and the NPU prompts in float16. And not with a KV cache of 8 bits: the
+    tokens of one run read each other's keys and values before these are rounded, later runs read them rounded.
+    """
+    return facts.tokens_on == "npu" and facts.kv_cache == "float16"
 
 
 class NpuEngine:
@@ -101,7 +124,15 @@ class NpuEngine:
     abilities = ABILITIES
 
     def __init__(
-        self, folder: Path, manifest: Manifest, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
+        self,
+        folder: Path,
+        manifest: Manifest,
+        facts: NpuFacts,
+        device: NpuDevice,
+        threads: int,
+        *,
+        spinning: bool,
+        speculation: bool | None = None,
     ) -> None:
         self.facts = facts
         self.device = device
@@ -115,6 +146,7 @@ class NpuEngine:
         self._key = cache_key(
             manifest, "npu", device=device, kv_cache=facts.kv_cache, qairt=installed_qairt() or "unknown"
         )
+        self._may_verify = speculation if speculation is not None or may_repeat_exactly(facts) else False
         self._open = True
         self._sequences: weakref.WeakSet[NpuSequence] = weakref.WeakSet()
         self.placements: tuple[Placement, ...] = (
@@ -134,8 +166,28 @@ class NpuEngine:
         if not self._open:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> NpuSequence:
+    @property
+    def may_verify(self) -> bool:
+        """Whether guessed tokens are verified together: as asked, or where that changes no answer, which is measured
+        when it is first asked."""
+        if self._may_verify is None:
+            self._may_verify = self.measure_verification()
+        return self._may_verify
+
+    def measure_verification(self) -> bool:
+        """Whether the prompt's graph gives a token, bit for bit, what the token's graph gives it, on this device.
+
+        Raises:
+            EngineError: there is no memory for a KV cache, or the runtime failed.
+        """
+        return verifies_exactly(self._run, self._cache(), self.facts.chunk, self._vocabulary)
+
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> NpuSequence:
         """An empty sequence for `capacity` tokens; its KV cache has the graphs' fixed size.
+
+        Args:
+            scope: not used; each sequence has a cache of its own.
+            speculate: guess tokens and verify them in the prompt's graph, unless `speculation` says otherwise.
 
         Raises:
             EngineError: the model is closed.
@@ -148,19 +200,17 @@ class NpuEngine:
                 f"{self.facts.context_length:,}",
                 remedy="Shorten the prompt or ask for fewer tokens",
             )
-        with memory_for_cache(self.facts.cache_rows, self._layers):
-            cache = KvCache(self._layers, self._cache_shape, self._cache_type)
-        return NpuSequence(
+        graphs = NpuGraphs(
             self._run,
             self._logits,
-            cache,
             self.facts.chunk,
-            capacity,
             self._vocabulary,
             whole_chunks=self.facts.tokens_on != "npu",
+            may_verify=lambda: self.may_verify,
             key=self._key,
             family=self._sequences,
         )
+        return NpuSequence(graphs, self._cache(), capacity, speculate=speculate)
 
     def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> NpuSequence:
         """The sequence that `NpuSequence.save` wrote.
@@ -174,6 +224,11 @@ class NpuEngine:
         tensors = sequence.cache.tensors()
         sequence.fill(read_cache(file, self._key, tensors, capacity=capacity, vocabulary=self._vocabulary))
         return sequence
+
+    def _cache(self) -> KvCache:
+        """Raises EngineError: there is no memory for it."""
+        with memory_for_cache(self.facts.cache_rows, self._layers):
+            return KvCache(self._layers, self._cache_shape, self._cache_type)
 
     def _run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
         """Hidden states [1, n, hidden] of n tokens, as many as a graph takes; their keys and values enter the cache."""
@@ -211,8 +266,8 @@ class NpuEngine:
 
     def close(self) -> None:
         """Free the sequences, then the sessions; more than once is allowed."""
-        for engine in list(self._sequences):
-            engine.close()
+        for sequence in list(self._sequences):
+            sequence.close()
         self._open = False
         self._stages = ()
         self._embedding = self._head = None

@@ -31,8 +31,8 @@ def open_on_npu(
         DeviceError: the provider is missing, or this machine has no such device.
         EngineError: onnxruntime refuses the graph, or puts a node elsewhere.
     """
-    found = [entry for entry in register("qnn") if entry.kind == device]
-    if not found:
+    devices = [entry for entry in register("qnn") if entry.kind == device]
+    if not devices:
         raise DeviceError(
             f"this machine has no {'NPU' if device == 'npu' else 'NPU simulator'} that {QNN} knows",
             where=device,
@@ -44,7 +44,7 @@ def open_on_npu(
     settings = load_options(htp_arch, soc_model)
     check_options("qnn", settings, graph.name)
     options = session_options(
-        device=found[0].raw,
+        device=devices[0].raw,
         device_options=settings,
         cpu_fallback=False,
         spinning=spinning,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,17 @@ from numpy.typing import NDArray
 from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError
-from edgephi.runtime.engines.base import Abilities, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, read_fact
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
-from edgephi.runtime.prepacked import GRAPH
-from edgephi.runtime.scheduler import Scheduler
+from edgephi.runtime.prepacked.cache import GRAPH
+from edgephi.runtime.scheduler import Scheduler, interrupt_behind
 
-if TYPE_CHECKING:
-    pass
+Made = TypeVar("Made")
 
 ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True)
 
@@ -45,6 +44,7 @@ class OnnxEngine:
         rope_switch: longest sequence that takes the short rope, in a model with two.
         max_parallel: sequences that decode in one run; more can be open.
         prefix_bytes: of keys and values that are kept for prompts to come.
+        speculation: whether guessed tokens are verified together; None: where that changes no answer.
         key: of saved caches, without their rope; see `cache_key`.
     """
 
@@ -61,6 +61,7 @@ class OnnxEngine:
         max_parallel: int,
         prefix_bytes: int,
         key: Mapping[str, str],
+        speculation: bool | None = None,
     ) -> None:
         self._key = dict(key)
         self._tensors = {KV: CacheTensor(graph.kv_type, (2 * graph.layers, graph.kv_heads, ROWS, graph.head_dim))}
@@ -73,10 +74,12 @@ class OnnxEngine:
             rope_switch=rope_switch,
             prefix_bytes=prefix_bytes,
         )
-        self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self.slots.step, max_parallel)
-        self._verifies_exactly: bool | None = None
+        self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self._step, max_parallel)
+        self._speculation = speculation
+        self._may_verify: bool | None = None if speculation is None else speculation and graph.picks_rows
         self._line: deque[object] = deque()
-        self._freed = threading.Condition()
+        self._lock = threading.RLock()
+        self._freed = threading.Condition(self._lock)
         self._sequences: weakref.WeakSet[OnnxSequence] = weakref.WeakSet()
 
     @property
@@ -89,18 +92,20 @@ class OnnxEngine:
         if self._graph is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None) -> OnnxSequence:
+    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OnnxSequence:
         """An empty sequence for `capacity` tokens. Its cache is taken when it is needed.
 
         Args:
             scope: `reuse` finds what sequences of the same scope left. None: nothing is found, and nothing is left.
+            speculate: guess tokens and verify them together, unless `speculation` says otherwise.
 
         Raises:
             EngineError: the engine is closed.
         """
         self.require_open()
-        sequence = OnnxSequence(self, capacity, scope)
-        self._sequences.add(sequence)
+        sequence = OnnxSequence(self, capacity, scope, speculate=speculate and self._speculation is not False)
+        with self._lock:
+            self._sequences.add(sequence)
         return sequence
 
     def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OnnxSequence:
@@ -121,10 +126,29 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the sequences, then the weights, and return the memory to the system; more than once is allowed."""
-        for sequence in list(self._sequences):
+        with self._lock:
+            sequences = list(self._sequences)
+        for sequence in sequences:
             sequence.close()
         if self._graph is not None:
             self.scheduler.alone(self._free)
+
+    def alone(self, work: Callable[[], Made]) -> Made:
+        """Run a function inside of the scheduler; see `Scheduler.alone`.
+
+        Raises:
+            EngineError: the engine was closed before it was this function's turn.
+        """
+
+        def checked() -> Made:
+            self.require_open()
+            return work()
+
+        return self.scheduler.alone(checked)
+
+    def _step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
+        self.require_open()
+        return self.slots.step(sequences)
 
     def _free(self) -> None:
         graph, self._graph = self._graph, None
@@ -134,42 +158,61 @@ class OnnxEngine:
         return_freed_memory()
 
     @property
-    def verifies_exactly(self) -> bool:
-        """Whether a run of several tokens computes what runs of one do, bit for bit; measured when first asked.
+    def may_verify(self) -> bool:
+        """Whether guessed tokens are verified together: as asked, or where a run of several tokens computes bit for
+        bit what runs of one do.
 
-        It depends on the processor's kernels, and nothing promises it. Where it does not hold, an answer whose guessed
-        tokens are verified together can differ from one that is computed token by token.
+        That depends on the processor's kernels and nothing promises it, so it is measured when it is first asked.
         """
-        if self._verifies_exactly is None:
-            self._verifies_exactly = self.scheduler.alone(self._measure_verification)
-        return self._verifies_exactly
+        if self._may_verify is None:
+            self._may_verify = self.measure_verification()
+        return self._may_verify
 
-    def _measure_verification(self) -> bool:
+    def measure_verification(self) -> bool:
+        """Whether a run of several tokens computes bit for bit what runs of one do, on this machine."""
         graph = self._graph
-        return graph is not None and graph.picks_rows and verifies_exactly(graph)
+        return graph is not None and graph.picks_rows and self.alone(lambda: verifies_exactly(graph))
 
-    def wait_for_slot(self, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
-        """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled."""
-        if not self._line and self.scheduler.alone(place):
+    def wait_for_slot(self, sequence: OnnxSequence, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
+        """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled.
+
+        Args:
+            sequence: it may have a slot, and gives it to whoever came before.
+        """
+        if not self._line and self.alone(place):
             return True
         ticket = object()
-        with self._freed:
-            self._line.append(ticket)
         try:
+            with self._lock:
+                self._line.append(ticket)
+                sequence.yields = True
+                self._freed.notify_all()
             while not cancelled():
-                if self._line[0] is ticket and self.scheduler.alone(place):
+                if self._line[0] is ticket and self.alone(place):
                     return True
-                with self._freed:
+                with self._lock:
                     self._freed.wait(0.05)
             return False
+        except RuntimeError as error:
+            raise interrupt_behind(error) from None
         finally:
-            with self._freed:
-                self._line.remove(ticket)
-                self._freed.notify_all()
+            struck: BaseException | None = None
+            while True:
+                try:
+                    sequence.yields = False
+                    with self._lock:
+                        if ticket in self._line:
+                            self._line.remove(ticket)
+                        self._freed.notify_all()
+                    break
+                except BaseException as error:  # Ctrl-C in here: those behind would wait for ever
+                    struck = error
+            if struck is not None:
+                raise struck
 
     def released(self) -> None:
         """Somebody is done with a slot."""
-        with self._freed:
+        with self._lock:
             self._freed.notify_all()
 
 
@@ -178,20 +221,18 @@ def graph_file(graph: GraphEntry) -> str:
     return graph.logit_rows or graph.last_row or graph.file
 
 
-def open_engine(request: OpenRequest) -> OnnxEngine:
+def open_engine(request: OpenRequest) -> Engine:
     """Load a bundle's CPU graph; see `EngineModule.open_engine`."""
     entry, manifest = request.place.choice.graph, request.manifest
     assert entry is not None, "the NPU's graphs are another engine's"
     name = graph_file(entry)
-    graph, expected = request.folder / name, request.hashes[name]
-    if request.prepacked is not None:
-        graph, expected = request.prepacked / GRAPH, None  # runtime/prepacked.py compares it with its own record
+    packed = request.prepacked  # runtime/prepacked.py compares it with its own record
     opened = DecoderGraph(
-        graph,
-        expected,
+        request.folder / name if packed is None else packed / GRAPH,
+        request.hashes[name] if packed is None else None,
         threads=request.threads,
         spinning=request.place.choice.spinning.on,
-        packed=request.prepacked is not None,
+        packed=packed is not None,
     )
     return OnnxEngine(
         opened,
@@ -199,5 +240,6 @@ def open_engine(request: OpenRequest) -> OnnxEngine:
         rope_switch=manifest.model.rope_switch,
         max_parallel=request.max_parallel,
         prefix_bytes=request.prefix_bytes,
+        speculation=request.speculation,
         key=cache_key(manifest, "onnx", kv_type=opened.kv_type.name),
     )

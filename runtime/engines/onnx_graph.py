@@ -13,6 +13,7 @@ from edgephi.bundle import LOGIT_ROWS, ROPE_SWITCH, read_unchanged
 from edgephi.errors import EngineError, library_errors
 from edgephi.ort import open_session, session_options
 from edgephi.runtime.prefix_cache import Rows
+from edgephi.runtime.speculation import repeats_exactly
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue, RunOptions
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 KV_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 VERIFIED = (2, 5, 9)
 """Tokens of the runs that are compared with runs of one: kernels change with the number of rows."""
+VERIFIED_ROWS = 32
+"""Of the cache in which they are compared."""
 KEPT_OUTPUTS = 32
 """Rows of logits up to which their memory is kept for the next run: drafts have a few, evaluation has hundreds."""
 
@@ -71,7 +74,7 @@ class DecoderGraph:
     @property
     def bytes_per_token(self) -> int:
         """Of the KV cache."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize
+        return int(2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize)
 
     def close(self) -> None:
         """Free the weights."""
@@ -115,9 +118,20 @@ class KvPool:
         self._arrays, self.slots, self.capacity = made, slots, capacity
 
     def read(self, slot: int, start: int, stop: int) -> Rows:
-        """A copy of the rows [start, stop) of a slot."""
+        """A copy of the rows [start, stop) of a slot.
+
+        Raises:
+            EngineError: there is no memory.
+        """
         graph = self._graph
-        rows = np.empty((len(self._arrays), graph.kv_heads, stop - start, graph.head_dim), graph.kv_type)
+        try:
+            rows = np.empty((len(self._arrays), graph.kv_heads, stop - start, graph.head_dim), graph.kv_type)
+        except MemoryError as error:
+            raise EngineError(
+                f"there is no memory for a copy of {stop - start:,} tokens",
+                where="KV cache",
+                remedy="Close other programs, or fork and keep less",
+            ) from error
         for index, array in enumerate(self._arrays):
             rows[index] = array[slot, :, start:stop]
         return rows
@@ -215,22 +229,18 @@ class _View:
 
 def verifies_exactly(graph: DecoderGraph) -> bool:
     """Whether a run of several tokens gives, for each, the logits of a run of that token alone, bit for bit."""
-    longest = max(VERIFIED)
-    prompt = np.arange(1, 9, dtype=np.int64)[None] % graph.vocabulary
-    tokens = (np.arange(longest, dtype=np.int64)[None] * 7 + 3) % graph.vocabulary
-    pool, start = KvPool(graph), prompt.shape[1]
-    pool.grow(1, start + longest, [])
+    pool = KvPool(graph)
+    pool.grow(1, VERIFIED_ROWS, [])
+
+    def run(tokens: list[int], past: int) -> NDArray[Any]:
+        rows = np.arange(len(tokens), dtype=np.int64)
+        logits: NDArray[Any] = pool.run(0, np.asarray(tokens, np.int64)[None], [past], rows=rows)[0]
+        return logits
+
     try:
-        pool.run(0, prompt, [0])
-        singly = [pool.run(0, tokens[:, i : i + 1], [start + i])[0, -1].copy() for i in range(longest)]
-        for count in VERIFIED:
-            rows = np.arange(count, dtype=np.int64)
-            together = pool.run(0, tokens[:, :count], [start], rows=rows)[0]
-            if not np.array_equal(together, np.stack(singly[:count])):
-                return False
+        return repeats_exactly(run, graph.vocabulary, VERIFIED)
     finally:
         pool.free()
-    return True
 
 
 def _cache_names(kind: str, layers: int) -> list[str]:

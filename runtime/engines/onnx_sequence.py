@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from edgephi.runtime.engines.base import common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.saved_cache import write_cache
 from edgephi.runtime.prefix_cache import Rows
 from edgephi.runtime.sampling import Chooser
-from edgephi.runtime.speculation import PromptLookup
+from edgephi.runtime.speculation import Guesses
 
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
@@ -38,16 +37,17 @@ class OnnxSequence:
 
     Attributes:
         busy: a thread is inside one of its calls, so that it keeps its slot.
+        yields: that thread waits in line, and whoever is before it may take the slot.
         thread: the one that was last.
         slot: where its cache is; -1: nowhere.
         entering: the token a step computes, and how many come before it.
     """
 
-    def __init__(self, engine: OnnxEngine, capacity: int, scope: str | None) -> None:
+    def __init__(self, engine: OnnxEngine, capacity: int, scope: str | None, *, speculate: bool = False) -> None:
         self._engine: OnnxEngine | None = engine
         self._scope = scope
         self.capacity = capacity
-        self.busy, self.thread, self.slot = False, 0, -1
+        self.busy, self.yields, self.thread, self.slot = False, False, 0, -1
         self.entering = (0, 0)
         self._tokens: list[int] = []
         """In the cache where there is a slot, else those that are to be there again."""
@@ -59,27 +59,20 @@ class OnnxSequence:
         self._recomputed = 0
         self._interrupted = False
         self._running: RunOptions | None = None
-        self._lookup: PromptLookup | None = None
-        self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
-        """Guessed tokens at the end of the cache, and the logits behind each."""
-        self._drafted, self._draft_s = 0, 0.0
+        self._guesses: Guesses[NDArray[np.float32]] = Guesses((lambda: engine.may_verify) if speculate else None)
 
     @property
     def tokens(self) -> Sequence[int]:
-        return self._tokens[: len(self._tokens) - len(self._ahead)] if self._ahead else self._tokens
+        return self._guesses.asked_for(self._tokens)
 
     @property
     def recomputed(self) -> int:
         return self._recomputed
 
-    def speculate(self) -> None:
-        """Verify guessed tokens together from now on, where the engine does and nobody else is computing."""
-        self._lookup = PromptLookup()
-
     @property
     def guesses(self) -> tuple[int, int]:
-        """Tokens that were guessed, and those of them that were right."""
-        return (0, 0) if self._lookup is None else (self._lookup.drafted, self._lookup.accepted)
+        """Tokens that were guessed since the last `reuse`, and those of them that were right."""
+        return self._guesses.counts
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         if not tokens and self._take_guess():
@@ -95,14 +88,13 @@ class OnnxSequence:
                 )
             if not new:
                 return True
+            self._pending, self._interrupted = None, False
             if self._long(length) != self._is_long:
                 # the rope of one sequence cannot change
                 self._recomputed += len(self._tokens)
                 new = [*self._tokens, *new]
                 self._forget(is_long=not self._is_long)
-            done = self._compute(new, lambda: cancelled() or self._interrupted)
-            self._interrupted = False
-            return done
+            return self._compute(new, lambda: cancelled() or self._interrupted)
 
     def step(self, choose: Chooser) -> int:
         if self._pending is not None:
@@ -115,35 +107,36 @@ class OnnxSequence:
 
     def rewind(self, length: int) -> None:
         self._opened()
-        self._drop_guesses()
+        self._guesses.drop(self._tokens)
         self._pending = self._logits = None
         del self._tokens[length:]
 
     def reuse(self, prompt: Sequence[int]) -> int:
         with self._call() as engine:
-            self._interrupted = False
             self._pending = self._logits = None
-            if self._lookup is not None:
-                self._lookup = PromptLookup()
+            self._guesses = self._guesses.anew()
             wanted = list(prompt[:-1])  # the last token is always computed: its logits choose what follows
             is_long = self._long(len(prompt))
             shared = common_prefix(self._tokens, wanted)
             crossed = shared if is_long != self._is_long else 0
             held = self._held[:, :, :shared] if self._held is not None and not crossed else None
             placed = engine.wait_for_slot(
-                lambda: engine.slots.place(self, wanted, (is_long, self._scope), held), lambda: self._interrupted
+                self, lambda: engine.slots.place(self, wanted, (is_long, self._scope), held), lambda: self._interrupted
             )
+            self._interrupted = False
             if not placed:
                 self._forget(is_long=is_long)
             self._recomputed = max(0, crossed - len(self._tokens))
             engine.slots.count(len(prompt), len(self._tokens))
             return len(self._tokens)
 
-    def fork(self) -> OnnxSequence:
+    def fork(self, *, speculate: bool = False) -> OnnxSequence:
         with self._call() as engine:
-            other = engine.sequence(self.capacity, scope=self._scope)
+            other = engine.sequence(self.capacity, scope=self._scope, speculate=speculate)
             other._held, other._tokens, other._is_long = self._rows(engine), list(self._tokens), self._is_long
-            other._pending, other._logits, other._recomputed = self._pending, self._logits, self._recomputed
+            other._pending, other._recomputed = self._pending, self._recomputed
+            # a copy: whoever chooses may write into what it is given
+            other._logits = None if self._logits is None else self._logits.copy()
             return other
 
     def save(self, file: Path) -> None:
@@ -167,7 +160,7 @@ class OnnxSequence:
         with self._call() as engine:
             self._compute((), lambda: False)
             slots, slot = engine.slots, self.slot
-            unpin = engine.scheduler.alone(lambda: slots.pin(slot))
+            unpin = engine.alone(lambda: slots.pin(slot))
 
         def release() -> None:
             engine.scheduler.alone(unpin)
@@ -194,88 +187,90 @@ class OnnxSequence:
 
     def take_slot(self, slot: int, tokens: list[int], *, is_long: bool) -> None:
         """Called by the engine: the cache is there, and holds these tokens, the first of those that were wanted."""
-        self.slot, self._tokens, self._is_long, self._held = slot, tokens, is_long, None
+        self.slot, self._tokens, self._is_long, self._held, self.yields = slot, tokens, is_long, None, False
 
     def lose_slot(self) -> None:
         """Called by the engine: the cache is gone until the next call."""
         self.slot = -1
 
     def _compute(self, new: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        """Have everything in the cache, these tokens at its end; False: cancelled before."""
+        """Have everything in the cache, these tokens at its end; False: cancelled before.
+
+        Whatever keeps it from that, there is then nothing that `step` could take for the logits of the last token.
+        """
+        done = False
+        try:
+            done = self._compute_all(new, cancelled)
+        finally:
+            if not done:
+                self._pending = self._logits = None
+        return done
+
+    def _compute_all(self, new: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         engine = self._opened()
         if self.slot < 0:
             known, kind, held = self._tokens, (self._is_long, self._scope), self._held
-            if not engine.wait_for_slot(lambda: engine.slots.place(self, known, kind, held), cancelled):
+            if not engine.wait_for_slot(self, lambda: engine.slots.place(self, known, kind, held), cancelled):
                 return False
             lost = known[len(self._tokens) :]
             self._recomputed += len(lost)
             new = [*lost, *new]
         for start in range(0, len(new), PREFILL_CHUNK):
-            if cancelled():
-                return False
-            part, self._pending = list(new[start : start + PREFILL_CHUNK]), None
+            part = list(new[start : start + PREFILL_CHUNK])
             if len(part) == 1 and self._tokens:
+                if cancelled():
+                    return False
                 self._step_or_verify(engine, part[0])
-            elif not self._compute_part(engine, part):
+            elif not self._compute_part(engine, part, cancelled):
                 return False
         return True
 
     def _step_or_verify(self, engine: OnnxEngine, token: int) -> None:
         """Compute one token, and those that are guessed to follow where that pays."""
-        start, lookup = len(self._tokens), self._lookup
-        guess: list[int] = []
-        if lookup is not None and not engine.scheduler.is_shared_with_others_than(self):
+        start, guess = len(self._tokens), list[int]()
+        if not engine.scheduler.is_shared_with_others_than(self):
             most = self.capacity - start - 1
             if engine.rope_switch is not None and not self._is_long:
                 most = min(most, engine.rope_switch - start - 1)
-            guess = lookup.draft([*self._tokens, token], most)
+            guess = self._guesses.draft([*self._tokens, token], most)
         started = perf_counter()
-        if not guess or not engine.verifies_exactly:
+        if not guess:
             self.entering = token, start
             self._logits = engine.scheduler.step(self)
-            if lookup is not None:
-                lookup.stepped(perf_counter() - started)
+            self._guesses.stepped(perf_counter() - started)
             return
         slots, slot = engine.slots, self.slot
-        rows = engine.scheduler.alone(lambda: slots.verify(slot, [token, *guess], start))
+        rows = engine.alone(lambda: slots.verify(slot, [token, *guess], start))
         self._logits = rows[0]
-        self._ahead.extend(zip(guess, rows[1:], strict=True))
-        self._drafted, self._draft_s = len(guess), perf_counter() - started
+        self._guesses.verified(guess, list(rows[1:]), perf_counter() - started)
 
     def _take_guess(self) -> bool:
         """Whether the token that was chosen is the one that was guessed; its logits are there then."""
-        if not self._ahead or self._pending is None or self._ahead[0][0] != self._pending:
+        logits = self._guesses.take(self._pending)
+        if logits is None:
             return False
         self._opened()
-        _, self._logits = self._ahead.popleft()
-        self._pending = None
-        if not self._ahead and self._lookup is not None:
-            self._lookup.learn(self._drafted, self._drafted, self._draft_s)
+        self._logits, self._pending = logits, None
         return True
 
-    def _drop_guesses(self) -> None:
-        """Forget those that were wrong."""
-        if not self._ahead:
-            return
-        del self._tokens[len(self._tokens) - len(self._ahead) :]
-        if self._lookup is not None:
-            self._lookup.learn(self._drafted, self._drafted - len(self._ahead), self._draft_s)
-        self._ahead.clear()
-
-    def _compute_part(self, engine: OnnxEngine, part: list[int]) -> bool:
+    def _compute_part(self, engine: OnnxEngine, part: list[int], cancelled: Callable[[], bool]) -> bool:
         import onnxruntime
 
         slot, start = self.slot, len(self._tokens)
-        options = self._running = onnxruntime.RunOptions()
-        try:
-            self._logits = engine.scheduler.alone(lambda: engine.slots.prefill(slot, part, start, options))
-        except EngineError:
-            if self._interrupted and self._engine is not None:
-                return False
-            raise
-        finally:
-            self._running = None
-        return True
+        while True:
+            options = self._running = onnxruntime.RunOptions()
+            try:
+                if cancelled():  # asked here, because `interrupt` finds the options from now on
+                    return False
+                self._logits = engine.alone(lambda: engine.slots.prefill(slot, part, start, options))  # noqa: B023
+                return True
+            except EngineError:
+                self._opened()
+                # once more where nobody asked for the end of this: a fork, say, of a cache that was lost
+                if not options.terminate:
+                    raise
+            finally:
+                self._running = None
 
     def _rows(self, engine: OnnxEngine) -> Rows | None:
         """A copy of the cache."""
@@ -285,7 +280,7 @@ class OnnxSequence:
             return None
         self._compute((), lambda: False)
         slots, slot, length = engine.slots, self.slot, len(self._tokens)
-        return engine.scheduler.alone(lambda: slots.read(slot, length))
+        return engine.alone(lambda: slots.read(slot, length))
 
     def _forget(self, *, is_long: bool) -> None:
         """An empty cache."""
@@ -301,10 +296,10 @@ class OnnxSequence:
     def _call(self) -> Iterator[OnnxEngine]:
         engine = self._opened()
         engine.require_open()
-        with engine.slots.lock:
-            self.busy, self.thread = True, threading.get_ident()
         try:
-            self._drop_guesses()
+            with engine.slots.lock:
+                self.busy, self.thread = True, threading.get_ident()
+            self._guesses.drop(self._tokens)
             yield engine
         finally:
             self.busy = False

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.devices.memory import return_freed_memory
+from edgephi.errors import EngineError
 from edgephi.runtime.engines.base import CAPACITY_STEP, capacity_for, common_prefix
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, KvPool
 from edgephi.runtime.prefix_cache import PrefixCache, PrefixStatistics, Rows
@@ -56,6 +58,12 @@ class Slot:
     def owner(self, sequence: OnnxSequence | None) -> None:
         self._owner = None if sequence is None else weakref.ref(sequence)
 
+    def hold(self, start: int, tokens: Sequence[int]) -> None:
+        """Tokens were computed behind the first `start`."""
+        if len(self.tokens) >= start:  # fewer: Ctrl-C in the sequence's thread, which then rewound or closed it
+            self.tokens[start:] = tokens
+        self.used = time.monotonic()
+
 
 class Slots:
     """The pool, its slots and the prefix cache of one model.
@@ -95,11 +103,12 @@ class Slots:
         )
 
     def count(self, prompt_tokens: int, reused: int) -> None:
-        """Enter a prompt into the statistics."""
-        self._lookups += 1
-        self._hits += reused > 0
-        self._prompt_tokens += prompt_tokens
-        self._reused_tokens += reused
+        """Enter a prompt into the statistics. Any thread may call it."""
+        with self.lock:
+            self._lookups += 1
+            self._hits += reused > 0
+            self._prompt_tokens += prompt_tokens
+            self._reused_tokens += reused
 
     def place(self, sequence: OnnxSequence, wanted: Sequence[int], kind: Kind, held: Rows | None) -> bool:
         """Give a sequence a slot with the longest part of `wanted` that can be found.
@@ -116,14 +125,15 @@ class Slots:
             return False
         with self.lock:
             owner = slot.owner
-            if owner is not None and owner is not sequence:
-                if owner.busy:
-                    return False
+            if owner is not None and owner is not sequence and owner.busy and not owner.yields:
+                return False
+            common = common_prefix(slot.tokens, wanted) if self._shares(slot, sequence, kind) else 0
+            if owner is not None:  # the sequence too: what follows may fail
                 owner.lose_slot()
             slot.owner = None
-        if 0 <= sequence.slot != slot.index:
+        if sequence.slot >= 0:
             self.release(sequence)
-        common = common_prefix(slot.tokens, wanted) if self._shares(slot, sequence, kind) else 0
+            sequence.lose_slot()
         self._remember(slot, common)
         if self._pool.capacity < sequence.capacity:
             self._enlarge(len(self._slots), sequence.capacity)
@@ -141,53 +151,49 @@ class Slots:
                 start += piece.shape[2]
             slot.tokens = list(wanted[:found])
         slot.used = time.monotonic()
+        slot.owner = sequence  # first: a sequence that believes it has a slot must have it
         sequence.take_slot(slot.index, slot.tokens, is_long=kind[0])
-        slot.owner = sequence
         return True
 
     def release(self, sequence: OnnxSequence) -> None:
         """Take a sequence's slot; the next one may begin with what is there. Any thread may call it."""
-        for slot in tuple(self._slots):
-            if slot.owner is sequence:
-                if slot.kind[1] is None:
-                    slot.tokens = []
-                else:
-                    slot.tokens = list(slot.tokens)
-                slot.owner = None
+        with self.lock:
+            for slot in self._slots:
+                if slot.owner is sequence:
+                    slot.tokens = [] if slot.kind[1] is None else list(slot.tokens)
+                    slot.owner = None
 
     def read(self, slot: int, length: int) -> Rows:
         """A copy of the first rows of a slot."""
-        return self._pool.read(slot, 0, length)
+        return self._pool.read(self._in_use(slot).index, 0, length)
 
     def pin(self, slot: int) -> Callable[[], None]:
         """Keep what a slot holds until the function that is returned is called, inside of the scheduler."""
-        place = self._slots[slot]
+        place = self._in_use(slot)
         return self._prefixes.pin(place.kind, place.tokens, lambda start, stop: self._pool.read(slot, start, stop))
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int, options: RunOptions | None) -> NDArray[np.float32]:
         """Compute tokens of one sequence behind its first `start`; logits [vocabulary] of the last."""
-        place = self._slots[slot]
+        place = self._in_use(slot)
         ids = np.asarray(tokens, np.int64)[None]
         logits = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options)[0, -1]
-        place.tokens[start:] = tokens
-        place.used = time.monotonic()
-        return logits.astype(np.float32)  # a copy: the memory is that of the next run
+        place.hold(start, tokens)
+        return np.array(logits, np.float32)  # a copy: the memory is that of the next run
 
     def verify(self, slot: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """As `prefill`, with logits [tokens, vocabulary] of all of them."""
-        place = self._slots[slot]
+        place = self._in_use(slot)
         ids, rows = np.asarray(tokens, np.int64)[None], np.arange(len(tokens), dtype=np.int64)
         logits = self._pool.run(slot, ids, [start], rows=rows, long_rope=place.kind[0])[0]
-        place.tokens[start:] = tokens
-        place.used = time.monotonic()
-        return logits.astype(np.float32)
+        place.hold(start, tokens)
+        return np.array(logits, np.float32)
 
     def step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
         """One token for each sequence, `OnnxSequence.entering`; logits [vocabulary] each.
 
         One that was closed meanwhile gets none, and finds out by itself.
         """
-        entering = {sequence.slot: sequence.entering for sequence in sequences if sequence.slot >= 0}
+        entering = {slot: sequence.entering for sequence in sequences if (slot := sequence.slot) >= 0}
         logits = {-1: np.empty(0, np.float32)}
         for window in self._windows([self._slots[index] for index in entering]):
             first, last = window[0].index, window[-1].index
@@ -202,8 +208,7 @@ class Slots:
             for slot in window:
                 token, start = entering[slot.index]
                 logits[slot.index] = computed[slot.index - first, -1].astype(np.float32)
-                slot.tokens[start:] = [token]
-                slot.used = time.monotonic()
+                slot.hold(start, [token])
         return [logits.get(sequence.slot, logits[-1]) for sequence in sequences]
 
     def free(self) -> None:
@@ -211,6 +216,12 @@ class Slots:
         self._prefixes.clear()
         self._slots = []
         self._pool.free()
+
+    def _in_use(self, slot: int) -> Slot:
+        """Raises EngineError for the slot of a sequence that another thread has closed."""
+        if slot < 0:
+            raise EngineError("this answer's model was closed", remedy="Load the bundle again with `edgephi.load`")
+        return self._slots[slot]
 
     def _windows(self, slots: Sequence[Slot]) -> list[list[Slot]]:
         """What one run takes: slots of one rope, with nothing between them that must not be computed with them."""
@@ -245,13 +256,15 @@ class Slots:
         if len(self._slots) < self._most:
             self._enlarge(len(self._slots) + 1, sequence.capacity)
             return self._slots[-1]
-        now, me = time.monotonic(), threading.get_ident()
+        now = time.monotonic()
         resting = [
             slot
             for slot in self._slots
             if (owner := slot.owner) is not None
-            and not owner.busy
-            and (owner.thread == me or now - slot.used > RESTS_AFTER_S)
+            and (
+                owner.yields
+                or (not owner.busy and (owner.thread == sequence.thread or now - slot.used > RESTS_AFTER_S))
+            )
         ]
         return min(resting, key=lambda slot: slot.used, default=None)
 
@@ -265,7 +278,8 @@ class Slots:
         if slot.kind[1] is None or len(tokens) - common < WORTH_KEEPING:
             return
         if len(tokens) * self._graph.bytes_per_token <= self._prefixes.limit_bytes:
-            self._prefixes.insert(slot.kind, tokens, lambda start, stop: self._pool.read(slot.index, start, stop))
+            with suppress(EngineError):  # no memory: it is computed again
+                self._prefixes.insert(slot.kind, tokens, lambda start, stop: self._pool.read(slot.index, start, stop))
 
     def _enlarge(self, slots: int, needed: int) -> None:
         capacity = self._pool.capacity

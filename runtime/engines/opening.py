@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from edgephi.runtime.engines import engine_for
 from edgephi.runtime.engines.base import Engine, OpenRequest
-from edgephi.runtime.prepacked import Prepacked, Prepacking, prepack
+from edgephi.runtime.prepacked.cache import Prepacked, Prepacking, prepack
 
 
 @dataclass(frozen=True)

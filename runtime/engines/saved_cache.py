@@ -29,6 +29,8 @@ from edgephi.runtime.engines.base import require_in_vocabulary
 FORMAT = "edgephi-kv-cache-1"
 HEADER_LIMIT = 4 * 2**20
 """Bytes; a tensor's entry takes about 100, and the largest Phi has 80 of them."""
+UNFINISHED = ".new"
+"""Ending of a file that is being written."""
 TOKENS = "tokens"
 ROWS = -1
 """In a shape: one row for each token."""
@@ -92,7 +94,7 @@ def write_cache(file: Path, key: Mapping[str, str], tokens: Sequence[int], tenso
     entries = _entries({name: (array.dtype, array.shape) for name, array in parts.items()})
     header = json.dumps({"__metadata__": _metadata(key, digest.hexdigest()), **entries}).encode()
     header += b" " * (-len(header) % 8)
-    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}.new")
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         with os.fdopen(handle, "wb") as stream:
@@ -100,10 +102,12 @@ def write_cache(file: Path, key: Mapping[str, str], tokens: Sequence[int], tenso
             for array in parts.values():
                 stream.write(_bytes(array))
         new.replace(file)
-    except OSError as problem:
+    except BaseException as problem:  # Ctrl-C too: it holds somebody's text
         with suppress(OSError):
             new.unlink(missing_ok=True)
-        raise unwritable(problem, file, "Free disk space, or name another place") from problem
+        if isinstance(problem, OSError):
+            raise unwritable(problem, file, "Free disk space, or name another place") from problem
+        raise
 
 
 def read_cache(
@@ -232,7 +236,7 @@ def _require_entries(file: Path, header: Mapping[str, object], expected: Mapping
 
 def _bytes(array: NDArray[Any]) -> memoryview:
     """Of a contiguous array its own memory, of another a copy's."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _refused(file: Path, what: str) -> EngineError:

@@ -70,7 +70,7 @@ VERBS: tuple[tuple[str, ...], ...] = (
     ("demo", "--weights", "@"),
     ("bench", "compare", "@", "@"),
     ("bench", "history", "@"),
-    ("hub", "wait", "@"),
+    ("ai-hub", "wait", "@"),
 )
 
 
@@ -294,7 +294,7 @@ def test_a_full_disk_ends_in_a_sentence_wherever_it_fills_up(source: Path, tmp_p
     if with_space(4, "true").returncode:
         pytest.skip("no right to mount")
     # the check of the disk before the export is for large models
-    program = "import edgephi.export.pipeline as p; p.check_disk = print; from edgephi.__main__ import main; main()"
+    program = "import edgephi.export.job as job; job.check_disk = print; from edgephi.__main__ import main; main()"
     for kilobytes in (4, 16, 200, 320, 352, 364):
         done = with_space(kilobytes, sys.executable, "-c", program, "export", source, "-o", small / "out")
         sentence(done, "No space left", "disk")

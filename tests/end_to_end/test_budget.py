@@ -1,4 +1,4 @@
-"""`edgephi.export` under a budget: what is in the folder, what the manifest says of it, and what is refused."""
+"""`edgephi.export_model` under a budget: what is in the folder, what the manifest says of it, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
 from edgephi.export.graph.builder import DATA_FILE
-from edgephi.export.weights.layout import Quantize
 from tests.end_to_end.test_export import checkpoint as checkpoint  # the fixture
 
 
 @pytest.mark.parametrize("quantize", ["rtn", "gptq"])
 def test_the_data_file_keeps_to_the_budget_and_the_manifest_says_how(
-    quantize: Quantize, checkpoint: Path, tmp_path: Path
+    quantize: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     four = edgephi.export(checkpoint, tmp_path / "four", quantize="rtn")
     eight = edgephi.export(checkpoint, tmp_path / "eight", precision="int8")

@@ -14,7 +14,7 @@ import pytest
 from edgephi import load
 from edgephi.bundle import describe_file, read_manifest, write_manifest
 from edgephi.errors import DeviceError, EngineError, PromptError, TokenizerError
-from edgephi.export.pipeline import export
+from edgephi.export.api import export_model
 from tests.processes import children_that_run
 from tests.tiny_phi import PHI_3, tiny_phi
 
@@ -27,7 +27,7 @@ Bundle = Callable[[str], Path]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tiny_phi(tmp_path_factory.mktemp("tiny") / "source", PHI_3)
     (source / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
-    export(source, source.parent / "bundle")
+    export_model(source, source.parent / "bundle")
     return source.parent / "bundle"
 
 
@@ -138,6 +138,6 @@ def test_an_export_refuses_a_template_that_nobody_could_load(exported: Path, tmp
     for template, match in (("{% for %}", "not valid Jinja"), ("{{ [messages] * 10 ** 9 }}", "512 MB")):
         (source / "chat_template.jinja").write_text(template, encoding="utf-8")
         with pytest.raises(TokenizerError, match=match):
-            export(source, tmp_path / "out")
+            export_model(source, tmp_path / "out")
         assert not (tmp_path / "out").exists()
     assert not children()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.demo_weights import WHEEL_SHA256, weights_in_wheel
+from edgephi.demo import WHEEL_SHA256, weights_in_wheel
 from edgephi.errors import SourceError
 
 Result = subprocess.CompletedProcess[str]
@@ -128,6 +128,16 @@ def test_export_then_generate_inspect_and_verify(smollm2_bundle: Path) -> None:
     for fact in ("llama", "135M", "int4", "cpu"):
         assert fact in inspected
     assert edgephi("verify", smollm2_bundle).returncode == 0
+
+
+def test_an_engine_can_be_chosen(smollm2_bundle: Path) -> None:
+    asked = ("generate", smollm2_bundle, "What is the capital of Japan?", "--max-new-tokens", 8)
+    by_genai = json.loads(edgephi(*asked, "--engine", "genai", "--json").stdout)
+    own = json.loads(edgephi(*asked, "--engine", "onnx", "--no-speculation", "--json").stdout)
+    assert by_genai["text"] == own["text"] == "The capital of Japan is Tokyo."
+    assert (own["guessed_tokens"], own["accepted_tokens"]) == (0, 0)
+    refused(edgephi(*asked, "--engine", "npu"), "the engine npu does not run this bundle on cpu", "onnx or genai")
+    assert edgephi(*asked, "--engine", "another").returncode == 2
 
 
 def test_the_same_seed_gives_the_same_text(smollm2_bundle: Path) -> None:

@@ -53,6 +53,13 @@ def test_session_ends_in_a_sentence_where_there_is_no_bundle(tmp_path: Path) -> 
     assert done.returncode == 1 and "What to do: " in done.stderr and "Traceback" not in done.stderr
 
 
+def test_prefix(smollm2_bundle: Path) -> None:
+    kept, *answers = example("prefix.py", smollm2_bundle)
+    count = int(kept.split()[0])
+    assert count > 16 and len(answers) == 4 and "Tokyo" in answers[0]
+    assert all(int(line.rpartition("(")[2].split()[0]) >= count for line in answers)
+
+
 def test_device_report(tiny: Path) -> None:
     lines = example("device_report.py", tiny / "bundle")
     assert any(line.startswith("device   CPUExecutionProvider: cpu") for line in lines)

@@ -15,7 +15,7 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest, sha256_of
 from edgephi.errors import EdgephiError, OutputError, TokenizerError, UsageError, WeightError
 from edgephi.export import output as output_module
-from edgephi.export.weights.layout import Precision
+from edgephi.export.weights.recipe import Precision
 from tests.decoding import genai_tokens
 
 TOKENIZER = {

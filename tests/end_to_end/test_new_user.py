@@ -177,24 +177,24 @@ class TestNumbers:
 
 class TestDemo:
     def test_a_disk_that_is_too_small_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from edgephi import demo_weights
+        from edgephi import demo
 
         usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(demo_weights.shutil, "disk_usage", lambda folder: usage._replace(free=20_000_000))
+        monkeypatch.setattr(demo.shutil, "disk_usage", lambda folder: usage._replace(free=20_000_000))
         with pytest.raises(DownloadError, match="20 MB free") as raised:
-            demo_weights.demo_weights(tmp_path / "cache", lambda done, total: None)
+            demo.demo_weights(tmp_path / "cache", lambda done, total: None)
         assert "EDGEPHI_CACHE" in raised.value.remedy and "--weights" in raised.value.remedy
 
     @pytest.mark.parametrize(
         "said", ["OSError: [Errno 28] No space left on device\nERROR: Exception:", "ERROR: [WinError 112] full"]
     )
     def test_a_disk_that_fills_up_is_named(self, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from edgephi import demo_weights
+        from edgephi import demo
 
         (tmp_path / "pip.py").write_text(f"import sys\nprint({said!r})\nsys.exit(2)\n", encoding="utf-8")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(DownloadError, match="disk is full") as raised:
-            demo_weights.demo_weights(tmp_path / "cache", lambda done, total: None)
+            demo.demo_weights(tmp_path / "cache", lambda done, total: None)
         assert "EDGEPHI_CACHE" in raised.value.remedy
         assert list((tmp_path / "cache").iterdir()) == []
 

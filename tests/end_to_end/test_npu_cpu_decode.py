@@ -132,6 +132,22 @@ def test_what_is_rewound_leaves_no_trace(pair: Pair) -> None:
     assert again.tokens == expected.tokens[2:]
 
 
+def test_guesses_are_verified_on_the_npu_where_that_is_asked_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU computes a token in float32, the NPU in float16: near, and not the same."""
+    assert not pair.npu.measure_verification()
+    assert not pair.npu.may_verify
+    prompt, seen = [3, 4, 5, 6, 7, 8, 9] * 3, []
+    for asked in (False, True):
+        monkeypatch.setattr(pair.npu, "_may_verify", asked)
+        engine = pair.npu.sequence(CONTEXT, speculate=True)
+        engine.prefill(prompt, lambda: False)
+        engine.step(lambda row: prompt[0])  # so that what follows it is looked up
+        seen.append(answer(engine, [], 1))
+        engine.rewind(len(prompt))
+        assert bool(engine.guesses[0]) == asked
+    assert np.abs(seen[0].logits - seen[1].logits).max() < LOGITS
+
+
 def test_prompts_run_on_the_npu_and_tokens_on_the_cpu(pair: Pair) -> None:
     """One token of a prompt, too: the NPU computes it in a padded chunk."""
     ran: list[str] = []

@@ -55,7 +55,7 @@ def test_the_bundle_is_whole_and_nothing_uncompiled_stays(exported: tuple[Path, 
 
 
 def test_hosted_devices_can_be_sent_every_stage(exported: tuple[Path, Manifest]) -> None:
-    """What `edgephi hub` reads from the graphs is what the manifest says of them."""
+    """What `edgephi ai-hub` reads from the graphs is what the manifest says of them."""
     folder, manifest = exported
     assert manifest.npu is not None
     graphs = hub_graphs(folder)

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import Manifest
-from edgephi.export.calibrate.gptq import group, pack_with_gptq
+from edgephi.export.calibrate.fit import group, pack_decoder
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import npu_decoder
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
-from edgephi.export.pipeline import Progress
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.options import Progress
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import source_bytes
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.engines.npu import open_npu
 from tests.decoding import Decoder, build_graph
 from tests.npu_reference import X_ELITE
@@ -40,10 +41,10 @@ def codes(path: Path, name: str, whole: bool, source: Path) -> NDArray[np.generi
     """What GPTQ stores of a weight, for the CPU (`whole` False) or in the NPU's form; codes [rows, bytes]."""
     published = describe(open_folder(source))
     architecture = npu_decoder(published, X_ELITE).whole if whole else published
-    layout = plan_storage(architecture, make_recipe("int4", 32))
+    layout = plan_storage(architecture, make_recipe("int4", 32, quantize="gptq"))
     tokens = np.random.default_rng(0).integers(3, TOKENS, (16, 64))
     path.mkdir()
-    pack_with_gptq(architecture, layout, tokens, path / DATA_FILE, Journal(path / JOURNAL, ""), 1, lambda count: None)
+    pack_decoder(architecture, layout, tokens, path / DATA_FILE, Journal(path / JOURNAL, ""), 1, lambda count: None)
     place = layout.matrices[name].codes
     stored = np.fromfile(path / DATA_FILE, np.uint8, place.bytes, offset=place.offset)
     return stored.reshape(place.shape[0], -1)
@@ -66,7 +67,8 @@ class Interrupted(BaseException):
 def test_two_levels_interrupted_and_resumed_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     """The second layer is fitted to what the first one's stored codes, block scales and row scales compute."""
     decoder = npu_decoder(describe(open_folder(source)), X_ELITE)
-    layout = plan_qdq_storage(decoder.inner, replace(make_recipe("int4", 32), float_type="float16"))
+    recipe = replace(make_recipe("int4", 32), float_type="float16")
+    layout = plan_qdq_storage(decoder.inner, replace(recipe, quantize="gptq"))
     tokens = np.random.default_rng(0).integers(3, TOKENS, (16, 64))
 
     def fit(folder: Path, report: Callable[[int], None]) -> bytes:
@@ -86,6 +88,7 @@ def test_two_levels_interrupted_and_resumed_give_the_same_bytes(source: Path, tm
     rounded = tmp_path / "rounded"
     rounded.mkdir()
     journal = Journal(rounded / JOURNAL, "")
+    layout = plan_qdq_storage(decoder.inner, recipe)
     pack_qdq(decoder.whole, layout, None, rounded / DATA_FILE, journal, 1, lambda count: None)
     assert (rounded / DATA_FILE).read_bytes() != whole
 

@@ -15,8 +15,9 @@ from edgephi.benchmarks.studies.npu_stages import UncompiledStages
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import NpuNumerics
 from edgephi.export.npu.pipeline import export_for_npu
+from edgephi.export.options import ExportOptions
 from edgephi.export.plan import make_plan
-from edgephi.export.weights.layout import Quantize, make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.model import load
 from tests.npu_reference import X_ELITE
 
@@ -65,12 +66,13 @@ def test_fitted_graphs_stay_close_to_the_float_model_and_know_paris(
     ],
 )
 def test_it_answers_on_the_simulator(
-    numerics: NpuNumerics, quantize: Quantize, country: str, capital: str, smollm2_gguf: Path, tmp_path: Path
+    numerics: NpuNumerics, quantize: str, country: str, capital: str, smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")
     # a short cache: the simulator attends to every row of it
     target = replace(X_ELITE, cache_rows=WINDOW)
-    export_for_npu(smollm2_gguf, tmp_path / "npu", make_recipe("int4", 32, 4, quantize), target, numerics=numerics)
+    options = ExportOptions(smollm2_gguf, tmp_path / "npu", quantize=quantize, npu_numerics=numerics)
+    export_for_npu(options, target)
     with load(tmp_path / "npu", "snapdragon-x-elite") as model:
         said = model.chat(f"What is the capital of {country}?", max_new_tokens=7).result()
     assert capital in said.text

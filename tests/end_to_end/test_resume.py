@@ -13,8 +13,8 @@ import pytest
 
 import edgephi
 from edgephi.errors import OutputError
-from edgephi.export.pipeline import Progress
-from edgephi.export.weights.data_file import JOURNAL
+from edgephi.export.journal import JOURNAL
+from edgephi.export.options import Progress
 from tests.processes import wait_until
 
 # exports slowly enough to be killed in the middle: a pause after every slice of the weights

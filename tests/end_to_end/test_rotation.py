@@ -15,7 +15,7 @@ from edgephi.errors import UsageError
 from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.families import describe
 from edgephi.export.plan import decide
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import Decoder, distance
 

@@ -13,7 +13,7 @@ import pytest
 from edgephi import load
 from edgephi.bundle import describe_file, read_manifest, write_manifest
 from edgephi.errors import EngineError, PromptError, TokenizerError
-from edgephi.export.pipeline import export
+from edgephi.export.api import export_model
 from tests.processes import children_that_run
 from tests.tiny_phi import PHI_3, tiny_phi
 
@@ -25,7 +25,7 @@ LONG = ("a" * 4_000 + "!") * 50
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """As a stranger would hand it over: the manifest says it is intact."""
-    export(tiny_phi(tmp_path / "source", PHI_3), tmp_path / "bundle")
+    export_model(tiny_phi(tmp_path / "source", PHI_3), tmp_path / "bundle")
     folder = tmp_path / "bundle"
     step = {"type": "Replace", "pattern": {"Regex": r"\w*\w*(?=\s)"}, "content": "x"}
     change(folder, "normalizer", step)
@@ -43,7 +43,7 @@ def change(folder: Path, part: str, value: object) -> None:
 
 def children() -> list[psutil.Process]:
     gc.collect()
-    return children_that_run("edgephi.tokenizer_child")
+    return children_that_run("edgephi.tokenizer.child")
 
 
 def test_a_text_is_refused_after_five_seconds_and_the_model_goes_on(bundle: Path) -> None:

@@ -128,7 +128,7 @@ def _use_bundle(folder: Path, steps: _Steps, doctor: bool) -> None:
     if any(not character.isprintable() and character != "\n" for character in shown.getvalue()):
         raise Harm("inspect printed what drives a terminal")
     if doctor:
-        from edgephi.runtime.foreign import diagnose
+        from edgephi.runtime.foreign.diagnosis import diagnose
 
         steps("doctor")
         diagnose(folder)

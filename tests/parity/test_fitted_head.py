@@ -16,24 +16,27 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.errors import UsageError
 from edgephi.export.calibrate import fitted_head
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.fitted_head import pack_head, with_own_head
-from edgephi.export.calibrate.gptq import pack_with_gptq
-from edgephi.export.calibrate.streams import Streams
+from edgephi.export.calibrate.streams import LayerInputs
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.checkpoint.tensors import read_rows
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import HEAD, Architecture
-from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
-from edgephi.export.weights.layout import Layout, make_recipe, plan_storage
+from edgephi.export.weights.data_file import DataFile
+from edgephi.export.weights.layout import Layout, plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import QuantizedWeight, dequantize
+from edgephi.quantize.formats import QuantizedWeight, dequantize
 from tests.decoding import Decoder, build_graph, build_graph_of, distance
 from tests.quantized import EIGHT, decoded, four
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 RECIPE = make_recipe("int4", 32, accuracy_level=1, head_bits=4)
+FITTED = replace(RECIPE, quantize="gptq")
 
 
 def with_head(source: Path) -> Architecture:
@@ -86,10 +89,10 @@ def test_a_fitted_head_errs_less_on_what_it_multiplies(
 ) -> None:
     published = describe(open_folder(fixtures / case))
     architecture = with_own_head(rotate_architecture(published, 0) if rotated else published)
-    layout = plan_storage(architecture, RECIPE)
+    layout = plan_storage(architecture, FITTED)
     hidden = states(architecture, 32)
     data = DataFile(tmp_path / DATA_FILE)
-    pack_head(architecture, layout.matrices[HEAD], Streams(hidden, hidden), data, lambda count: None)
+    pack_head(architecture, layout.matrices[HEAD], LayerInputs(hidden, hidden), data, lambda count: None)
     data.close()
     # the norm's own formula, and what a rotation puts between it and the head
     center = published.spec.norm == "layer" and not rotated
@@ -110,12 +113,12 @@ def test_a_fitted_head_errs_less_on_what_it_multiplies(
 
 def test_pieces_of_a_head_are_fitted_alike(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = with_head(fixtures / "llama-tied")
-    matrix = plan_storage(architecture, RECIPE).matrices[HEAD]
+    matrix = plan_storage(architecture, FITTED).matrices[HEAD]
     hidden, drifted = states(architecture, 8), states(architecture, 8) + np.float32(0.1)
     for name, rows in (("whole", 160), ("pieces", 33)):
         monkeypatch.setattr(fitted_head, "VALUES_AT_ONCE", rows * matrix.columns)
         data = DataFile(tmp_path / name)
-        pack_head(architecture, matrix, Streams(hidden, drifted), data, lambda count: None)
+        pack_head(architecture, matrix, LayerInputs(hidden, drifted), data, lambda count: None)
         data.close()
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -124,16 +127,16 @@ def test_a_head_that_is_done_is_not_fitted_again(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     architecture = with_head(fixtures / "llama-tied")
-    layout = plan_storage(architecture, replace(RECIPE, quantize="gptq"))
+    layout = plan_storage(architecture, FITTED)
     tokens = np.random.default_rng(0).integers(0, 160, (16, 24))
     journal = Journal(tmp_path / JOURNAL, "key")
     counts: list[int] = []
-    pack_with_gptq(architecture, layout, tokens, tmp_path / DATA_FILE, journal, 1, counts.append)
+    pack_decoder(architecture, layout, tokens, tmp_path / DATA_FILE, journal, 1, counts.append)
     once, whole = sum(counts), (tmp_path / DATA_FILE).read_bytes()
-    monkeypatch.setattr("edgephi.export.calibrate.gptq.pack_head", lambda *arguments: pytest.fail("fitted again"))
+    monkeypatch.setattr("edgephi.export.calibrate.fit.pack_head", lambda *arguments: pytest.fail("fitted again"))
     again = Journal(tmp_path / JOURNAL, "key")
     assert HEAD in again.done
-    pack_with_gptq(architecture, layout, tokens, tmp_path / DATA_FILE, again, 1, counts.append)
+    pack_decoder(architecture, layout, tokens, tmp_path / DATA_FILE, again, 1, counts.append)
     assert (tmp_path / DATA_FILE).read_bytes() == whole
     assert sum(counts) == 2 * once
 

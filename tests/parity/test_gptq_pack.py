@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgephi.export.calibrate.gptq import group, pack_with_gptq
+from edgephi.export.calibrate.fit import group, pack_decoder
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.journal import JOURNAL, Journal
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import source_bytes
+from edgephi.export.weights.recipe import make_recipe
 from tests.decoding import Decoder, build_graph
 from tests.quantized import rms_distance
 
@@ -28,7 +29,7 @@ class Interrupted(BaseException):
 def fitted(source: Path, folder: Path, interrupt_after: int | None = None) -> int:
     """Export graph and weights with GPTQ on random tokens; returns the source bytes reported."""
     architecture = describe(open_folder(source))
-    recipe = make_recipe("int4", 32, accuracy_level=1)
+    recipe = make_recipe("int4", 32, accuracy_level=1, quantize="gptq")
     layout = plan_storage(architecture, recipe)
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / JOURNAL, "key")
@@ -41,7 +42,7 @@ def fitted(source: Path, folder: Path, interrupt_after: int | None = None) -> in
         if interrupt_after is not None and group(interrupt_after) in (folder / JOURNAL).read_text(encoding="utf-8"):
             raise Interrupted
 
-    pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, journal, 1, report)
+    pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, 1, report)
     write_graph(architecture.spec, layout, recipe, folder / "model.onnx")
     assert reported == source_bytes(architecture)
     return reported
@@ -63,7 +64,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import tests.parity.test_gptq_pack as case
-from edgephi.export.weights.data_file import Journal
+from edgephi.export.journal import Journal
 add = Journal.add
 def add_and_wait(journal, name, *vouched):
     add(journal, name, *vouched)

@@ -19,22 +19,24 @@ from pathlib import Path
 if sys.argv[3] == "one":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 import numpy as np
-from edgephi.export.weights.data_file import JOURNAL, Journal
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.families import describe
-from edgephi.export.calibrate.gptq import pack_with_gptq
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.calibrate.self_text import sample_text
-from edgephi.export.weights.layout import make_recipe, plan_storage
-from edgephi.quantize import BlockFormat, gptq
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.gptq import gptq
 from edgephi.quantize.workers import add_gram, mirror, worker_pool
 
 folder = Path(sys.argv[2])
 folder.mkdir()
 architecture = describe(open_folder(Path(sys.argv[1])))
 tokens = sample_text(architecture, architecture.spec.vocabulary_size, (24, 24), 5, folder / "text", 1)
-layout = plan_storage(architecture, make_recipe("int4", 32))
-pack_with_gptq(architecture, layout, tokens, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
+layout = plan_storage(architecture, make_recipe("int4", 32, quantize="gptq"))
+pack_decoder(architecture, layout, tokens, folder / DATA_FILE, Journal(folder / JOURNAL, ""), 1, lambda count: None)
 print(sha256(tokens.tobytes()).hexdigest(), sha256((folder / DATA_FILE).read_bytes()).hexdigest())
 # large enough that BLAS would cut it
 rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from edgephi.bundle import GENAI_CONFIG
 from edgephi.export.calibrate.float_model import float_logits
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.weights.layout import Precision, make_recipe
+from edgephi.export.weights.recipe import Precision, make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import build_graph_of
 from tests.quantized import EIGHT, fake_quantized, four

@@ -21,7 +21,8 @@ from edgephi.export.families.longrope import ropes_from_config
 from edgephi.export.families.published import PUBLISHED
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.spec import Rope
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from tests.decoding import Decoder, build_graph, distance
 
 FP32_TOLERANCE = 1e-4  # of a logit's spread

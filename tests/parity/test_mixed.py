@@ -11,17 +11,19 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import UsageError
-from edgephi.export.calibrate.budget import Budget, describe_names, make_budget, parse_size, plan_mix, settle
+from edgephi.export.calibrate.budget import Budget, choose_layout, describe_names, plan_mix
 from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities, measure_sensitivities
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.journal import JOURNAL, Journal
+from edgephi.export.options import ExportOptions, parse_size
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
-from edgephi.quantize import BlockFormat
+from edgephi.export.weights.recipe import Recipe, make_recipe
+from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized
 
@@ -141,9 +143,9 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
     largest, errors = plan_storage(architecture, RECIPE, dict.fromkeys(names, LADDER[-1])).bytes, []
     for size in range(smallest, largest + 500, 500):
         mix = plan_mix(architecture, RECIPE, Budget(None, size))
-        layout = settle(architecture, RECIPE, mix, table)
+        layout = choose_layout(architecture, RECIPE, mix, table)
         assert layout.bytes <= size
-        assert layout == settle(architecture, RECIPE, mix, dict(reversed(table.items())))
+        assert layout == choose_layout(architecture, RECIPE, mix, dict(reversed(table.items())))
         errors.append(sum(table[name][LADDER.index(layout.matrices[name].format)] for name in names))
     assert all(later <= earlier for earlier, later in pairwise(errors))
     assert layout.bytes == largest
@@ -152,7 +154,7 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
 def test_bits_count_as_the_manifest_does(fixtures: Path) -> None:
     architecture = describe(open_folder(fixtures / "llama-gqa"))
     table = dict.fromkeys(linear_weights(architecture), (4.0, 3.0, 2.0, 0.02, 0.01))
-    layout = settle(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
+    layout = choose_layout(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
     used = sum(tensor.bytes for matrix in layout.matrices.values() for tensor in matrix.tensors)
     assert 7.2 < 8 * used / architecture.parameters <= 7.5
 
@@ -183,7 +185,7 @@ def test_what_is_no_size_is_an_error(text: str) -> None:
 
 def test_two_budgets_are_an_error() -> None:
     with pytest.raises(UsageError, match="two budgets"):
-        make_budget(4.5, "105MB")
+        ExportOptions("source", "output", bits=4.5, target_size="105MB").validate()
 
 
 def test_names_are_grouped() -> None:

@@ -12,7 +12,7 @@ import edgephi
 from edgephi.benchmarks.studies.npu_quality import measure
 from edgephi.benchmarks.studies.npu_stages import UncompiledStages
 from edgephi.export.plan import make_plan
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from tests.npu_reference import X_ELITE, cpu_stages
 from tests.tiny_phi import PHI_4_MINI, TOKENS, tiny_phi
 

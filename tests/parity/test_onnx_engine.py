@@ -16,7 +16,8 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import cpu_opset
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.engines import onnx_sequence as engine_module
 from edgephi.runtime.engines import onnx_slots
 from edgephi.runtime.engines.onnx import OnnxEngine

@@ -20,7 +20,8 @@ from edgephi.export.calibrate.fitted_head import with_own_head
 from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import Decoder, build_graph, build_graph_of, distance
 from tests.parity.test_gguf import write_gguf

@@ -25,8 +25,9 @@ from edgephi.export.graph.genai_config import write_genai_config
 from edgephi.export.graph.moe import sparse_mixer
 from edgephi.export.spec import Experts
 from edgephi.export.tokenizer.files import TokenizerFiles
-from edgephi.export.weights.layout import Layout, expert_format, make_recipe, plan_storage
-from edgephi.quantize import BlockFormat
+from edgephi.export.weights.layout import Layout, plan_storage
+from edgephi.export.weights.recipe import expert_format, make_recipe
+from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.quantized import EIGHT, fake_quantized, four, rms_distance
 

@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from edgephi.errors import UsageError
+from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.float_model import float_logits
-from edgephi.export.calibrate.gptq import pack_with_gptq
 from edgephi.export.calibrate.layer import LayerGraph, layer_weights
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.spec import Architecture
-from edgephi.export.weights.data_file import JOURNAL, Journal
 from edgephi.export.weights.embedding import embed
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import source_bytes
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from edgephi.export.weights.transforms import read_weight
-from edgephi.quantize import random_rotation
+from edgephi.quantize.hadamard import random_rotation
 from tests.decoding import Decoder, build_graph_of, distance
 from tests.parity.reference_phi3small import forward, random_weights
 from tests.parity.test_phi3small import BASE, token_ids, used, write_checkpoint
@@ -139,9 +140,10 @@ def test_a_tied_embedding_stays_tied(fixtures: Path, tmp_path: Path) -> None:
 def test_calibrated_codes_fit_the_rotated_weights(fixtures: Path, tmp_path: Path) -> None:
     reference = np.load(fixtures / "llama-gqa" / "reference.npz")
     architecture, recipe = rotated(fixtures / "llama-gqa"), make_recipe("int4", 32, accuracy_level=1)
-    layout, journal, reported = plan_storage(architecture, recipe), Journal(tmp_path / JOURNAL, ""), []
+    layout = plan_storage(architecture, replace(recipe, quantize="gptq"))
+    journal, reported = Journal(tmp_path / JOURNAL, ""), []
     tokens = np.random.default_rng(0).integers(0, architecture.spec.vocabulary_size, (32, 24))
-    pack_with_gptq(architecture, layout, tokens, tmp_path / DATA_FILE, journal, 1, reported.append)
+    pack_decoder(architecture, layout, tokens, tmp_path / DATA_FILE, journal, 1, reported.append)
     write_graph(architecture.spec, layout, recipe, tmp_path / "model.onnx")
     assert sum(reported) == source_bytes(architecture)
     rounded = build_graph_of(architecture, tmp_path / "rtn", recipe)

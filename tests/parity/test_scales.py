@@ -213,8 +213,8 @@ def test_carried_over_blocks_mean_what_they_mean_in_the_file(
 ) -> None:
     """Their scales are float16 in the file already; what is added for offsets has scales of its own."""
     from edgephi.export.checkpoint.gguf import read_gguf_header
-    from edgephi.export.weights.repack import BLOCK, carry_over, mean_columns
-    from edgephi.quantize import dequantize
+    from edgephi.export.weights.repack import BLOCK, offset_columns, repack
+    from edgephi.quantize.formats import dequantize
 
     checkpoint = rescaled(fixtures / "llama-gqa", tmp_path / "c", factor)
     path = write_gguf(checkpoint, tmp_path / "m.gguf", quantization)
@@ -224,8 +224,8 @@ def test_carried_over_blocks_mean_what_they_mean_in_the_file(
         if ref.storage != quantization or "ffn_up" not in ref.name:
             continue
         meant = gguf.quants.dequantize(theirs[ref.name].data, theirs[ref.name].tensor_type).astype(np.float64)
-        added = mean_columns((quantization,), ref.shape[1])
-        packed = carry_over(ref, 0, ref.shape[0], added, np.float16)
+        added = offset_columns((quantization,), ref.shape[1])
+        packed = repack(ref, 0, ref.shape[0], added, np.float16)
         packed.scales[...] = packed.scales.astype(np.float16)
         values = dequantize(packed).astype(np.float64)
         found, place = values[:, : ref.shape[1]].copy(), ref.shape[1]
@@ -314,7 +314,7 @@ def test_an_interrupted_export_of_such_weights_gives_the_same_bytes(
 
     checkpoint = rescaled(fixtures / "phi3-mha", tmp_path / "c", 1e6)
     edgephi.export(checkpoint, tmp_path / "whole", precision="int8")
-    written, real = [], pack.write_quantized
+    written, real = [], pack.write_stored
 
     def failing(*arguments: Any) -> None:
         written.append(arguments)
@@ -323,7 +323,7 @@ def test_an_interrupted_export_of_such_weights_gives_the_same_bytes(
         real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pack, "write_quantized", failing)
+        patch.setattr(pack, "write_stored", failing)
         with pytest.raises(KeyboardInterrupt):
             edgephi.export(checkpoint, tmp_path / "again", precision="int8")
     edgephi.export(checkpoint, tmp_path / "again", precision="int8")
@@ -361,7 +361,8 @@ def test_no_published_checkpoint_is_touched(fixtures: Path) -> None:
     from edgephi.export.checkpoint.safetensors import open_folder
     from edgephi.export.families import describe
     from edgephi.export.weights.half_range import fit_to_half
-    from edgephi.export.weights.layout import make_recipe, plan_storage
+    from edgephi.export.weights.layout import plan_storage
+    from edgephi.export.weights.recipe import make_recipe
 
     for folder in sorted(path for path in fixtures.iterdir() if (path / "config.json").is_file()):
         architecture = describe(open_folder(folder))

@@ -18,7 +18,9 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.variants import plan_variants
-from edgephi.export.weights.layout import Recipe, make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import Recipe, make_recipe
+from edgephi.runtime.graph_facts import read_graph
 from tests.decoding import Decoder, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 
@@ -46,6 +48,24 @@ def test_webgpu_computes_in_float16_unless_the_bundle_is_for_comparisons(fixture
     for recipe, kind in ((EXACT, onnx.TensorProto.FLOAT), (FAST, onnx.TensorProto.FLOAT16)):
         graph = load(build_variants(fixtures / "phi3-mha", tmp_path / str(kind), recipe, ["webgpu"])["webgpu"])
         assert graph.output[0].type.tensor_type.elem_type == kind
+
+
+def test_webgpu_chooses_a_rope_without_row_numbers_which_it_would_not_read(fixtures: Path, tmp_path: Path) -> None:
+    """GroupQueryAttention's tenth input. The CPU provider reads it, so that it alone could not tell."""
+    graphs = build_variants(fixtures / "phi3-longrope-long", tmp_path, EXACT, ["webgpu"])
+    for device, told in (("cpu", True), ("webgpu", False)):
+        attentions = [node for node in load(graphs[device]).node if node.op_type == "GroupQueryAttention"]
+        assert attentions
+        assert {len(node.input) > 9 and node.input[9] != "" for node in attentions} == {told}
+        assert read_graph(graphs[device]).row_numbers is told
+    ids = np.load(fixtures / "phi3-longrope-long" / "reference.npz")["input_ids"]
+    for length in (20, 32, 33, 48):  # the switch is at 32
+        reference = Decoder(graphs["cpu"]).feed(ids[:, :length])
+        assert distance(Decoder(graphs["webgpu"]).feed(ids[:, :length]), reference) < 1e-5
+    decoder = Decoder(graphs["webgpu"])
+    decoder.feed(ids[:, :32])
+    with pytest.raises(Exception, match="the_sequence_became_long_compute_it_again"):
+        decoder.feed(ids[:, 32:33])
 
 
 def test_directml_gets_the_operators_it_has(fixtures: Path, tmp_path: Path) -> None:

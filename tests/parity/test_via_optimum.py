@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.errors import TokenizerError, UnsupportedModelError, UsageError, WeightError
-from edgephi.quantize import BlockFormat, dequantize, round_to_nearest
+from edgephi.quantize.formats import BlockFormat, dequantize
+from edgephi.quantize.round_to_nearest import round_to_nearest
 from tests.decoding import Decoder, build_graph, distance, genai_tokens
 from tests.processes import wait_until
 

@@ -10,10 +10,11 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.npu.decoder import rotate_whole_heads
-from edgephi.export.weights.data_file import JOURNAL, Journal
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights
+from edgephi.export.weights.recipe import make_recipe
 from tests.decoding import Decoder, distance
 
 

@@ -7,16 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgephi.quantize import BlockFormat, Choice, allocate
+from edgephi.quantize.allocate import StorageOption, allocate
+from edgephi.quantize.formats import BlockFormat
 
 FOUR, EIGHT = BlockFormat(4, 32, False), BlockFormat(8, 32, True)
 
 
-def total(chosen: dict[str, Choice]) -> tuple[int, float]:
+def total(chosen: dict[str, StorageOption]) -> tuple[int, float]:
     return sum(choice.bytes for choice in chosen.values()), sum(choice.error for choice in chosen.values())
 
 
-def best(choices: dict[str, list[Choice]], budget: int) -> float:
+def best(choices: dict[str, list[StorageOption]], budget: int) -> float:
     """The smallest error of all combinations that fit."""
     errors = [
         sum(choice.error for choice in combination)
@@ -26,12 +27,12 @@ def best(choices: dict[str, list[Choice]], budget: int) -> float:
     return min(errors)
 
 
-def table(seed: int) -> dict[str, list[Choice]]:
+def table(seed: int) -> dict[str, list[StorageOption]]:
     """Five weights with four formats each; some formats are larger and worse than others of the same weight."""
     rng = np.random.default_rng(seed)
     return {
         f"w{number}": [
-            Choice(FOUR, int(size), float(error))
+            StorageOption(FOUR, int(size), float(error))
             for size, error in zip(rng.integers(10, 100, 4), rng.exponential(size=4), strict=True)
         ]
         for number in range(5)
@@ -57,8 +58,8 @@ def test_no_combination_of_the_same_size_errs_less_as_long_as_every_step_fits(se
 
 def test_the_step_that_saves_most_per_byte_comes_first() -> None:
     choices = {
-        "a": [Choice(FOUR, 100, 1.0), Choice(EIGHT, 200, 0.0)],
-        "b": [Choice(FOUR, 10, 0.5), Choice(EIGHT, 20, 0.0)],
+        "a": [StorageOption(FOUR, 100, 1.0), StorageOption(EIGHT, 200, 0.0)],
+        "b": [StorageOption(FOUR, 10, 0.5), StorageOption(EIGHT, 20, 0.0)],
     }
     assert total(allocate(choices, 209)) == (120, 1.0)
     assert total(allocate(choices, 219)) == (120, 1.0)
@@ -67,23 +68,23 @@ def test_the_step_that_saves_most_per_byte_comes_first() -> None:
 
 def test_what_a_large_step_leaves_goes_to_smaller_ones() -> None:
     choices = {
-        "large": [Choice(FOUR, 100, 9.0), Choice(EIGHT, 200, 0.0)],
-        "small": [Choice(FOUR, 10, 0.5), Choice(EIGHT, 20, 0.0)],
+        "large": [StorageOption(FOUR, 100, 9.0), StorageOption(EIGHT, 200, 0.0)],
+        "small": [StorageOption(FOUR, 10, 0.5), StorageOption(EIGHT, 20, 0.0)],
     }
     assert total(allocate(choices, 120)) == (120, 9.0)
 
 
 def test_a_larger_format_that_errs_more_is_never_taken() -> None:
-    choices = {"w": [Choice(FOUR, 10, 1.0), Choice(EIGHT, 12, 2.0)]}
+    choices = {"w": [StorageOption(FOUR, 10, 1.0), StorageOption(EIGHT, 12, 2.0)]}
     assert allocate(choices, 1000)["w"].format == FOUR
 
 
 def test_ties_are_broken_by_name_not_by_order() -> None:
-    each = [Choice(FOUR, 10, 1.0), Choice(EIGHT, 20, 0.0)]
+    each = [StorageOption(FOUR, 10, 1.0), StorageOption(EIGHT, 20, 0.0)]
     forwards, backwards = {"a": each, "b": each}, {"b": each, "a": each}
     assert allocate(forwards, 30)["a"].format == allocate(backwards, 30)["a"].format == EIGHT
 
 
 def test_less_than_the_smallest_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 bytes more"):
-        allocate({"w": [Choice(FOUR, 10, 1.0)]}, 9)
+        allocate({"w": [StorageOption(FOUR, 10, 1.0)]}, 9)

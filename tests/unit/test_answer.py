@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 import tokenizers
 
 from edgephi.errors import EngineError
+from edgephi.runtime import answer as module
 from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Chooser, Sampling
 from edgephi.runtime.tokenizer import Tokenizer
+from tests.interrupts import struck_in
 
 STOP = 50256  # <|endoftext|> of phi-2
 
@@ -20,10 +24,11 @@ STOP = 50256  # <|endoftext|> of phi-2
 class Reciter:
     """Gives a fixed sequence of tokens; an exception in it is raised instead."""
 
-    def __init__(self, script: Sequence[int | BaseException]) -> None:
+    def __init__(self, script: Sequence[int | BaseException], reused: int = 0) -> None:
         self.script = list(script)
         self.capacity = 100
-        self.recomputed = 0
+        self.recomputed, self.reused, self.guesses = 0, reused, (0, 0)
+        self.interrupts = 0
         self.tokens: list[int] = []
 
     def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
@@ -42,7 +47,10 @@ class Reciter:
         del self.tokens[length:]
 
     def reuse(self, prompt: Sequence[int]) -> int:
-        return 0
+        return self.reused
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
 
     def close(self) -> None:
         pass
@@ -60,13 +68,13 @@ def recite(
     tokenizer: Tokenizer, script: Sequence[int | BaseException], *, limit: int = 100, reused: int = 0
 ) -> tuple[Stream, Ended, Reciter]:
     ended: Ended = []
-    engine = Reciter(script)
+    engine = Reciter(script, reused)
     stream = Stream(
         Prompt([1, 2, 3], limit, 0.25),
         Sampling(),
         tokenizer,
         frozenset({STOP}),
-        lambda prompt: (engine, reused),
+        lambda prompt: engine,  # type: ignore[arg-type, return-value]  # as much of one as a stream needs
         lambda answer, sound: ended.append((answer, sound)),
     )
     return stream, ended, engine
@@ -124,3 +132,46 @@ def test_an_interrupt_leaves_a_cancelled_answer_and_an_unsound_cache(phi_2: Toke
     answer = stream.result()
     assert (answer.text, answer.finish) == ("Hi", "cancelled")
     assert ended == [(answer, False)]
+
+
+def test_ctrl_c_anywhere_in_a_stream_ends_the_answer_and_frees_its_cache(phi_2: Tokenizer) -> None:
+    script = [*phi_2.encode("One, two"), STOP]
+    for number in itertools.count(1):
+        stream, ended, _ = recite(phi_2, [*script, *range(50)])
+        if not struck_in(stream.result, module.__file__, number):
+            break
+        if ended or stream.finished:
+            answer = stream.result()
+            assert ended, f"the sequence is kept for ever, place {number}"
+            assert ended[-1] == (answer, False) or answer.finish == "stop", number
+            assert "One, two".startswith(answer.text), f"a piece was lost, place {number}"
+        else:  # between two tokens: nothing was lost
+            assert stream.result().text == "One, two", f"place {number}"
+    assert number > 50
+
+
+def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(phi_2: Tokenizer) -> None:
+    class Ending(Stream):
+        """Its sequence is there when it is looked for, and gone when it is looked for again."""
+
+        looks = 0
+
+        @property
+        def _sequence(self) -> KvSequence | None:
+            self.looks += 1
+            return self.engine if self.looks == 1 else None  # type: ignore[return-value]
+
+        @_sequence.setter
+        def _sequence(self, sequence: KvSequence | None) -> None:
+            self.engine = Reciter([])
+
+    stream = Ending(Prompt([1], 1, 0.0), Sampling(), phi_2, frozenset(), lambda prompt: 1 / 0, lambda *_: None)  # type: ignore[arg-type, return-value]
+    stream.cancel()
+    assert stream.engine.interrupts == 1
+
+
+def test_an_answer_that_is_cancelled_while_it_gets_its_sequence_waits_for_no_slot(phi_2: Tokenizer) -> None:
+    stream, _, engine = recite(phi_2, [10])
+    engine.reuse = lambda prompt: 1 // 0  # type: ignore[method-assign]  # waits for a slot
+    stream._open_sequence = lambda prompt: stream.cancel() or engine  # type: ignore[assignment, func-returns-value, return-value]
+    assert stream.result().finish == "cancelled"

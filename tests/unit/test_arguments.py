@@ -38,6 +38,7 @@ def names(error: EdgephiError, argument: str, value: object) -> None:
     assert error.what == f"{argument} is {value!r}" and error.remedy.startswith(("Give ", "Choose "))
 
 
+NPU = "snapdragon-x-elite"
 EXPORT = {
     "source": [None, 3, b"x", ["x"]],
     "output": [None, 3, b"x"],
@@ -136,12 +137,49 @@ def test_a_long_value_is_cut_and_a_broken_one_has_its_type(model: edgephi.Model)
 
 
 def test_the_function_tells_its_arguments() -> None:
-    from edgephi.export.pipeline import export
-
-    assert list(inspect.signature(edgephi.export).parameters) == list(inspect.signature(export).parameters)
-    assert "block_size: int = 32" in str(inspect.signature(edgephi.export))
+    assert inspect.unwrap(edgephi.export) is inspect.unwrap(edgephi.export_model), "two names of one function"
+    assert edgephi.export.__wrapped__ is edgephi.export_model  # type: ignore[attr-defined]
+    signature = inspect.signature(edgephi.export_model, eval_str=True)
+    assert inspect.signature(edgephi.export) == signature
+    assert "block_size: int = 32" in str(signature)
     shown = pydoc.plain(pydoc.render_doc(edgephi.export))
     assert "edgephi.export(source: str | pathlib.Path" in shown and "input channels that share a scale" in shown
+    shown = pydoc.plain(pydoc.render_doc(edgephi.export_model))
+    assert "export_model(\n    source: " in shown or "export_model(source: " in shown
+    assert "input channels that share a scale" in shown
+
+
+def test_the_options_are_the_arguments() -> None:
+    """The function and the dataclass name the same options, with the same types and defaults."""
+    from edgephi.export.options import ExportOptions
+
+    ours = inspect.signature(edgephi.export_model, eval_str=True).parameters.values()
+    theirs = inspect.signature(ExportOptions, eval_str=True).parameters.values()
+    assert [(p.name, p.annotation, p.default) for p in ours] == [(p.name, p.annotation, p.default) for p in theirs]
+
+
+def test_the_command_has_every_option() -> None:
+    from edgephi.commands.export import export as command
+
+    asked = set(inspect.signature(command).parameters) - {"as_json", "device"} | {"devices", "on_progress"}
+    assert asked == set(inspect.signature(edgephi.export_model).parameters)
+
+
+def test_both_names_hand_every_argument_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgephi.export import options
+
+    class Seen(Exception):
+        pass
+
+    def validate(self: options.ExportOptions) -> options.ExportOptions:
+        raise Seen(self)
+
+    monkeypatch.setattr(options.ExportOptions, "validate", validate)
+    given: dict[str, Any] = {name: object() for name in EXPORT if name not in ("source", "output")}
+    for function in (edgephi.export, edgephi.export_model):
+        with pytest.raises(Seen) as seen:
+            function(source, tmp_path, **given)
+        assert vars(seen.value.args[0]) == {"source": source, "output": tmp_path, **given}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +197,18 @@ def test_the_function_tells_its_arguments() -> None:
         ({"bits": 4.5, "target_size": "1MB"}, UsageError, "two budgets"),
         ({"npu_numerics": "w4a16"}, UsageError, "for an NPU"),
         ({"via": "optimum", "rotate": True}, UsageError, "optimum"),
+        ({"via": "optimum", "precision": "fp16"}, UsageError, "computes in float32"),
+        ({"seed": -1}, UsageError, "seed is -1"),
+        ({"bits": 40}, UsageError, "40 bits a weight"),
+        ({"target_size": "5 bananas"}, UsageError, "no size"),
+        ({"bits": 4.5, "block_size": 64}, UsageError, "chooses bits and block sizes itself"),
+        ({"quantize": "gptq", "precision": "int8"}, UsageError, "GPTQ makes int4"),
+        ({"head_bits": 4, "precision": "int8"}, UsageError, "head in 4 bits"),
+        ({"devices": [NPU], "precision": "fp16"}, UsageError, "int4 weights"),
+        ({"devices": [NPU], "block_size": 256}, UsageError, "blocks of up to 128"),
+        ({"devices": [NPU], "bits": 4.5}, UsageError, "one size of block"),
+        ({"devices": [f"{NPU}-cpu-decode"], "npu_numerics": "w4a16"}, UsageError, "no graph of w4a16"),
+        ({"devices": [f"{NPU}-cpu-decode"], "npu_share_weights": True}, UsageError, "no graph to share weights"),
     ],
 )
 def test_wrong_arguments_come_before_an_output_that_exists(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgephi.benchmarks.bench.comparison import compare
+from edgephi.benchmarks.bench.report.comparison import compare
+from edgephi.benchmarks.bench.report.statistics import holm, mid_ranks, null_counts, shift, stratified_p
 from edgephi.benchmarks.bench.results import Report
-from edgephi.benchmarks.bench.statistics import holm, mid_ranks, null_counts, shift, stratified_p
 from tests.bench_reports import case, report
 
 # Repetitions on the two-core machine this was written on: a spread of 3 %, and now and then one run a fifth slower

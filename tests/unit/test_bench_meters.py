@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgephi.benchmarks.bench import energy_windows
-from edgephi.benchmarks.bench.conditions import thermal
-from edgephi.benchmarks.bench.energy import Meter, Unwrapped, find_battery, find_rapl, idle_watts
-from edgephi.benchmarks.bench.energy_windows import battery_meter, choose_channels, emi_device, find_emi
 from edgephi.benchmarks.bench.loading import cached_share, drop_from_file_cache, measure_loading, planned_cost
-from edgephi.benchmarks.bench.memory import PeakOfPrivate, held, private_now
-from edgephi.benchmarks.bench.usage import Usage, read_usage
+from edgephi.benchmarks.bench.meters import energy_windows
+from edgephi.benchmarks.bench.meters.conditions import thermal
+from edgephi.benchmarks.bench.meters.energy import Meter, Unwrapped, find_battery, find_rapl, idle_watts
+from edgephi.benchmarks.bench.meters.energy_windows import battery_meter, choose_channels, emi_device, find_emi
+from edgephi.benchmarks.bench.meters.memory import PeakOfPrivate, held, private_now
+from edgephi.benchmarks.bench.meters.usage import Usage, read_usage
 from edgephi.benchmarks.bench.workload import Loading, Method
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's files")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.benchmarks.bench.history import append, machine_key, read_history
-from edgephi.benchmarks.bench.output import as_json, check_report_folder, write_report
-from edgephi.benchmarks.bench.page import charts, page, picture
+from edgephi.benchmarks.bench.report.history import append, machine_key, read_history
+from edgephi.benchmarks.bench.report.output import as_json, check_report_folder, write_report
+from edgephi.benchmarks.bench.report.page import charts, page, picture
+from edgephi.benchmarks.bench.report.svg import Point, line_chart, nice_step
+from edgephi.benchmarks.bench.report.table import cell, digits, markdown
 from edgephi.benchmarks.bench.results import Report, figure, read_report
-from edgephi.benchmarks.bench.svg import Point, line_chart, nice_step
-from edgephi.benchmarks.bench.table import cell, digits, markdown
 from edgephi.errors import BundleError, OutputError
 from tests.bench_reports import case, report
 

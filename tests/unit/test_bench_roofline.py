@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper, save
 
+from edgephi.benchmarks.bench.report.table import facts, markdown
 from edgephi.benchmarks.bench.results import Ceiling, figure
 from edgephi.benchmarks.bench.roofline import measure_machine, read_rates, roofline, with_shares
-from edgephi.benchmarks.bench.table import facts, markdown
 from edgephi.benchmarks.bench.work import Cache, Work, graph_work
 from edgephi.errors import BundleError
 from tests.bench_reports import case, report

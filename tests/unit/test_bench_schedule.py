@@ -10,8 +10,8 @@ import pytest
 
 from edgephi.benchmarks.bench.cases import Case, digest
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure, metrics
+from edgephi.benchmarks.bench.meters.usage import Usage
 from edgephi.benchmarks.bench.schedule import planned_cost, result, run_cases
-from edgephi.benchmarks.bench.usage import Usage
 from edgephi.benchmarks.bench.workload import Method
 from edgephi.runtime.sampling import Chooser
 

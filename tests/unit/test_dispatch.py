@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.bundle import FileEntry, GraphEntry, Manifest, ModelFacts, Recipe, Source
+from edgephi.bundle import FileEntry, GraphEntry, Manifest, ModelFacts, RecipeRecord, Source
 from edgephi.devices.detect import Cpu, Machine
 from edgephi.devices.providers import DeviceInfo, provider
 from edgephi.errors import DeviceError
@@ -39,7 +39,7 @@ def manifest(devices: Sequence[str], size: int = 10) -> Manifest:
             tied_embedding=False,
             parameters=1,
         ),
-        recipe=Recipe(precision="int4", accuracy_level=4, weights=()),
+        recipe=RecipeRecord(precision="int4", accuracy_level=4, weights=()),
         graphs=tuple(GraphEntry(device=name, file=FILE[name]) for name in devices),  # type: ignore[arg-type]
         files=tuple(FileEntry(path=FILE[name], bytes=size, sha256=sha) for name in devices),
     )

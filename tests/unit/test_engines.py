@@ -12,25 +12,16 @@ import edgephi
 from edgephi.errors import EngineError, UsageError
 from edgephi.runtime import engines
 from edgephi.runtime.engines import ENGINES, EngineEntry, engine_for, engines_that
-from edgephi.runtime.engines.base import Abilities, Engine, KvSequence, cannot
-from edgephi.runtime.engines.genai import OgEngine, OgSequence
+from edgephi.runtime.engines.base import Abilities, cannot
+from edgephi.runtime.engines.genai import OgEngine
 from edgephi.runtime.engines.npu import NpuEngine
-from edgephi.runtime.engines.npu_sequence import NpuSequence
-from edgephi.runtime.engines.onnx import OnnxEngine
-from edgephi.runtime.engines.onnx_sequence import OnnxSequence
 from edgephi.runtime.model import load
 from tests import toy_engine
 from tests.tiny_phi import PHI_3, tiny_phi
-
-
-def takes_engine(engine: type[Engine], sequence: type[KvSequence]) -> None:
-    """mypy compares the classes with the protocols here."""
+from tests.unit.test_house import modules_after
 
 
 def test_every_engine_has_what_the_protocol_names() -> None:
-    takes_engine(OgEngine, OgSequence)
-    takes_engine(NpuEngine, NpuSequence)
-    takes_engine(OnnxEngine, OnnxSequence)
     for entry in ENGINES:
         module = entry.load()
         assert isinstance(module.ABILITIES, Abilities)
@@ -67,6 +58,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     edgephi.export(tiny_phi(folder / "source", PHI_3, 320), folder / "bundle", quantize="rtn")
     return folder / "bundle"
+
+
+def test_answering_needs_nothing_that_only_an_export_needs(bundle: Path) -> None:
+    loaded = modules_after(
+        "import importlib, pkgutil\n"
+        "import edgephi, edgephi.runtime as runtime\n"
+        "for module in pkgutil.walk_packages(runtime.__path__, 'edgephi.runtime.'):\n"
+        "    importlib.import_module(module.name)\n"
+        f"with edgephi.load({str(bundle)!r}, 'cpu') as model:\n"
+        "    assert model.generate('\\u4e10\\u4e11', max_new_tokens=3).result().new_tokens"
+    )
+    assert "onnxruntime" in loaded
+    assert not loaded & {"onnx", "onnx_ir", "sympy", "safetensors", "gguf"}
 
 
 def test_onnxruntime_genai_refuses_by_name_what_it_cannot(bundle: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from edgephi.benchmarks.evaluate import evaluation, plots
 from edgephi.benchmarks.evaluate.evaluation import Evaluation, evaluate, token_losses
 from edgephi.benchmarks.studies.quality import log_softmax, score
-from edgephi.bundle import GraphEntry, Manifest, ModelFacts, Recipe, Source, describe_file, write_manifest
+from edgephi.bundle import GraphEntry, Manifest, ModelFacts, RecipeRecord, Source, describe_file, write_manifest
 from edgephi.errors import EngineError, OutputError, UsageError
 from tests.unit.test_quality import CASE, LENGTH, VOCABULARY, make_bundle
 from tests.unit.test_quality import text as text  # the fixture
@@ -33,7 +33,7 @@ def bundle_of(folder: Path, precision: str) -> Path:
         versions={},
         source=Source(kind="folder", name=CASE, files=()),
         model=facts,
-        recipe=Recipe(precision=precision, accuracy_level=1, weights=()),  # type: ignore[arg-type]
+        recipe=RecipeRecord(precision=precision, accuracy_level=1, weights=()),  # type: ignore[arg-type]
         graphs=(GraphEntry(device="cpu", file="model.onnx"),),
         files=tuple(describe_file(folder, name) for name in names),
     )

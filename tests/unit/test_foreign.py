@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from edgephi.bundle import GENAI_CONFIG
 from edgephi.errors import BundleError, OutputError
-from edgephi.runtime.foreign import diagnose
-from edgephi.runtime.repair import write_repaired
+from edgephi.runtime.foreign.diagnosis import diagnose
+from edgephi.runtime.foreign.repair import write_repaired
 
 
 def graph(path: Path, *, ir_version: int = 10, opset: int = 21, op: str = "Identity", domain: str = "") -> None:
@@ -161,7 +161,7 @@ def test_a_configuration_that_names_code_is_not_given_to_the_runtime(
     def never(*arguments: object, **named: object) -> object:
         raise AssertionError("a child was started")
 
-    monkeypatch.setattr("edgephi.runtime.foreign.call", never)
+    monkeypatch.setattr("edgephi.runtime.foreign.diagnosis.call", never)
     write(folder, config(session_options={"custom_ops_library": "theirs.so"}))
     (problem,) = diagnose(folder).problems
     assert "custom_ops_library" in problem.what

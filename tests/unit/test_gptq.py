@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
-from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
-from edgephi.quantize.formats import unpack_nibbles
+from edgephi.quantize.formats import BlockFormat, dequantize, unpack_nibbles
 from edgephi.quantize.gptaq import compensate
+from edgephi.quantize.gptq import gptq
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 Floats = NDArray[np.float32]
 FORMATS = [BlockFormat(4, size, symmetric) for size in (32, 64, 128) for symmetric in (True, False)]

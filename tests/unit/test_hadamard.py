@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgephi.quantize import BlockFormat, dequantize, random_rotation, rotate, round_to_nearest
-from edgephi.quantize.hadamard import hadamard
+from edgephi.quantize.formats import BlockFormat, dequantize
+from edgephi.quantize.hadamard import hadamard, random_rotation, rotate
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 PUBLISHED_WIDTHS = (576, 960, 2048, 2560, 3072, 4096, 5120)
 """SmolLM2, phi-1 and 1.5, phi-2, Phi-3 and 4 mini, Phi-3-small, Phi-3-medium and Phi-4."""

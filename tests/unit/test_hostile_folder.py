@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, OutputError
-from edgephi.runtime import repair
-from edgephi.runtime.foreign import Diagnosis, diagnose
-from edgephi.runtime.foreign_options import refused_keys
-from edgephi.runtime.repair import write_repaired
+from edgephi.runtime.foreign import repair
+from edgephi.runtime.foreign.diagnosis import Diagnosis, diagnose
+from edgephi.runtime.foreign.options import refused_keys
+from edgephi.runtime.foreign.repair import write_repaired
 from tests.unit.test_foreign import config, graph, write
 from tests.unit.test_foreign import folder as folder  # the fixture
 
@@ -32,7 +32,7 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: object, **named: object) -> object:
         raise AssertionError("a child was started")
 
-    monkeypatch.setattr("edgephi.runtime.foreign.call", never)
+    monkeypatch.setattr("edgephi.runtime.foreign.diagnosis.call", never)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_graph_reads_nothing_outside(folder: Path, tmp_path: Path, no_open: No
 
 @pytest.fixture
 def no_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgephi.runtime import foreign
+    from edgephi.runtime.foreign import diagnosis as foreign
 
     real = foreign.call
 

@@ -26,7 +26,7 @@ TEMPLATES = {
     "edgephi.templates.facts",
     "edgephi.templates.values",
 }
-ENCODERS = {"edgephi.text_encoder", "edgephi.tokenizer_child"}
+ENCODERS = {"edgephi.tokenizer.encoder", "edgephi.tokenizer.child"}
 FOUNDATION = {
     "edgephi.arguments",
     "edgephi.child",
@@ -38,9 +38,9 @@ FOUNDATION = {
     "edgephi.genai_config",
     "edgephi.contents",
     "edgephi.manifest",
-    "edgephi.known_patterns",
-    "edgephi.tokenizer_bounds",
-    "edgephi.tokenizer_parts",
+    "edgephi.tokenizer.known_patterns",
+    "edgephi.tokenizer.bounds",
+    "edgephi.tokenizer.parts",
     "edgephi.bundle",
 }
 ALLOWED = {
@@ -79,7 +79,7 @@ def test_imports_point_one_way(package: str) -> None:
 @pytest.mark.parametrize("module", sorted(FOUNDATION))
 def test_the_foundation_knows_nobody_else(module: str) -> None:
     allowed = (FOUNDATION | {"edgephi.npu_facts"}) - {"edgephi.child", "edgephi.bundle"}
-    assert imports_of(PROJECT / "edgephi" / f"{module.removeprefix('edgephi.')}.py") <= allowed
+    assert imports_of(PROJECT / f"{module.replace('.', '/')}.py") <= allowed
 
 
 @pytest.mark.parametrize("module", sorted(TEMPLATES))
@@ -113,6 +113,25 @@ def test_sessions_of_onnxruntime_are_made_in_one_file() -> None:
         )
     }
     assert makers == {"edgephi/ort.py"}
+
+
+EXPORTERS = {
+    "edgephi.export.pipeline": PROJECT / "export" / "pipeline.py",
+    "edgephi.export.npu": PROJECT / "export" / "npu",
+    "edgephi.export.optimum": PROJECT / "export" / "optimum",
+}
+
+
+@pytest.mark.parametrize("exporter", sorted(EXPORTERS))
+def test_exporters_know_nothing_of_each_other(exporter: str) -> None:
+    """And nobody else in `export/` knows any of them, but for the function that chooses one."""
+    api = PROJECT / "export" / "api.py"
+    assert any(covered(module, {exporter}) for module in imports_of(api)), f"{api} offers no {exporter}"
+    own = EXPORTERS[exporter]
+    for file in (PROJECT / "export").rglob("*.py"):
+        if file not in (own, api) and not file.is_relative_to(own):
+            wrong = {module for module in imports_of(file) if covered(module, {exporter})}
+            assert not wrong, f"{file.relative_to(PROJECT)} imports {sorted(wrong)}"
 
 
 def modules_after(code: str) -> set[str]:
@@ -150,7 +169,7 @@ def test_import_edgephi_takes_under_300_ms() -> None:
 
 def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Path) -> None:
     loaded = modules_after(
-        "import edgephi.export.pipeline, edgephi.runtime.model\n"
+        "import edgephi.export.api, edgephi.export.pipeline, edgephi.runtime.model\n"
         "from pathlib import Path\n"
         "from edgephi.export.families import describe\n"
         "from edgephi.export.checkpoint.safetensors import open_folder\n"

@@ -6,6 +6,7 @@ Needs neither qai-hub nor a network.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_device_names_are_exact_and_near_ones_are_offered() -> None:
     require_devices(DEVICES, offered)
     with pytest.raises(UsageError, match="Did you mean Samsung Galaxy S24"):
         require_devices(["samsung galaxy s23"], offered)
-    with pytest.raises(UsageError, match="`edgephi hub devices` lists"):
+    with pytest.raises(UsageError, match="`edgephi ai-hub devices` lists"):
         require_devices(["qqqq"], offered)
 
 
@@ -267,11 +268,18 @@ def test_a_profile_of_another_form_is_a_sentence(profile: dict[str, object]) -> 
 
 def test_every_verb_has_help() -> None:
     for verb in ("devices", "run", "submit", "wait", "schema"):
-        assert CliRunner().invoke(app, ["hub", verb, "--help"]).exit_code == 0
+        assert CliRunner().invoke(app, ["ai-hub", verb, "--help"]).exit_code == 0
+
+
+def test_the_earlier_name_works_and_is_not_shown() -> None:
+    runner = CliRunner()
+    assert runner.invoke(app, ["hub", "schema"]).output == runner.invoke(app, ["ai-hub", "schema"]).output
+    listed = re.findall(r"^  ([\w-]+) ", runner.invoke(app, ["--help"]).output, re.MULTILINE)
+    assert "ai-hub" in listed and "hub" not in listed
 
 
 def test_without_qai_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qai_hub", None)
-    result = CliRunner().invoke(app, ["hub", "devices"])
+    result = CliRunner().invoke(app, ["ai-hub", "devices"])
     assert isinstance(result.exception, UsageError)
     assert 'pip install "edgephi[hub]"' in str(result.exception)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import edgephi
-from edgephi.export.pipeline import Progress
-from edgephi.export.weights.data_file import JOURNAL, DataFile, Journal
+from edgephi.export.journal import JOURNAL, Journal
+from edgephi.export.options import Progress
+from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import Layout, StoredTensor
 from tests.tiny_phi import PHI_3, tiny_phi
 

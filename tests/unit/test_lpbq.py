@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.layout import StoredMatrix, StoredTensor
-from edgephi.export.weights.lpbq_storage import read_lpbq, write_lpbq
-from edgephi.quantize import BlockFormat, dequantize, gptq, round_to_nearest
-from edgephi.quantize.gptq import gptq_lpbq
+from edgephi.export.weights.stored import read_lpbq, write_lpbq
+from edgephi.quantize.formats import BlockFormat, dequantize
+from edgephi.quantize.gptq import gptq, gptq_lpbq
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 
 def gaussian(rows: int, columns: int) -> NDArray[np.float32]:
@@ -157,7 +158,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_eight_bits_have_a_scale_for_every_row_and_err_by_half_of_it() -> None:
     weight = gaussian(6, 40) * np.geomspace(1e-3, 1e3, 6, dtype=np.float32)[:, None]
     weight[2] = 0
-    codes, scales = quantize_rows(weight, name="w")
+    packed = quantize_rows(weight, name="w")
+    codes, scales = packed.codes, packed.scales
     assert codes.dtype == np.int8 and np.abs(codes).max(axis=1).tolist() == [127, 127, 0, 127, 127, 127]
     assert (np.abs(codes * scales[:, None] - weight) <= 0.501 * scales[:, None]).all()
     weight[1, 1] = np.nan

@@ -20,7 +20,7 @@ from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import plan_qdq_storage
 from edgephi.export.spec import Architecture
 from edgephi.export.weights.embedding import embed
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.transforms import read_weight
 from tests.decoding import Decoder, build_graph
 from tests.npu_reference import X_ELITE

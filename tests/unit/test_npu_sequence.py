@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.errors import EngineError
-from edgephi.runtime.engines.npu_sequence import KvCache, NpuSequence
+from edgephi.runtime.engines.npu_sequence import KvCache, NpuGraphs, NpuSequence, verifies_exactly
 from edgephi.runtime.engines.saved_cache import read_cache
 
 CHUNK, CAPACITY, ROWS, VOCABULARY = 4, 24, 32, 50
@@ -41,9 +41,14 @@ def never() -> bool:
     return False
 
 
+def empty_cache(dtype: str = "float16") -> KvCache:
+    return KvCache(2, (1, 1, ROWS, 2), np.dtype(dtype))
+
+
 def sequence(dtype: str = "float16", family: weakref.WeakSet[NpuSequence] | None = None) -> NpuSequence:
-    cache = KvCache(2, (1, 1, ROWS, 2), np.dtype(dtype))
-    return NpuSequence(run, logits, cache, CHUNK, CAPACITY, VOCABULARY, key=KEY, family=family)
+    joined = weakref.WeakSet() if family is None else family
+    graphs = NpuGraphs(run, logits, CHUNK, VOCABULARY, key=KEY, family=joined)
+    return NpuSequence(graphs, empty_cache(dtype), CAPACITY)
 
 
 def continued(one: NpuSequence, count: int = 6) -> list[int]:
@@ -144,3 +149,113 @@ def test_nothing_is_saved_of_an_empty_sequence_and_nothing_done_with_a_closed_on
         with pytest.raises(EngineError, match="model was closed"):
             attempt()
     assert not list(tmp_path.iterdir())
+
+
+class Copying:
+    """A toy that says 3 to 8 again and again; how sure it is depends on everything in its cache.
+
+    Attributes:
+        runs: tokens of each run, padding included.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+
+    def run(self, tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
+        self.runs.append(len(tokens))
+        sums = run(tokens, past, cache)
+        return np.concatenate([np.array([3 + (token - 2) % 6 for token in tokens])[None, :, None], sums], 2)
+
+    def logits(self, hidden: NDArray[np.float16]) -> NDArray[np.float32]:
+        following, total = hidden[0, 0]
+        return np.where(np.arange(VOCABULARY) == following, 100 + total, 0).astype(np.float32)
+
+    def sequence(self, speculate: bool, may_verify: Callable[[], bool] = lambda: True) -> NpuSequence:
+        graphs = NpuGraphs(self.run, self.logits, CHUNK, VOCABULARY, may_verify=may_verify, key=KEY)
+        return NpuSequence(graphs, empty_cache(), CAPACITY, speculate=speculate)
+
+
+def said(one: NpuSequence, count: int) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """Tokens and the logits they were chosen by."""
+    seen: list[NDArray[np.float32]] = []
+
+    def choose(row: NDArray[np.float32]) -> int:
+        seen.append(row)
+        return greedy(row)
+
+    return [one.step(choose) for _ in range(count)], seen
+
+
+def require_same(one: NpuSequence, other: NpuSequence, count: int) -> None:
+    (tokens, rows), (expected, expected_rows) = said(one, count), said(other, count)
+    assert tokens == expected
+    assert np.array_equal(rows, expected_rows)
+    assert list(one.tokens) == list(other.tokens)
+
+
+REPEATED = [3, 4, 5, 6, 7, 8, 3, 4, 5]
+
+
+def test_right_guesses_take_the_place_of_padding_and_save_runs() -> None:
+    toy, plain = Copying(), Copying()
+    guessing, stepping = toy.sequence(speculate=True), plain.sequence(speculate=False)
+    for one in (guessing, stepping):
+        one.prefill(REPEATED, never)
+    require_same(guessing, stepping, CAPACITY - len(REPEATED))
+    assert plain.runs[3:] == [1] * 14
+    assert toy.runs[3:] == [CHUNK] * 4, "of the last one the capacity leaves two guesses"
+    assert guessing.guesses == (3 * 3 + 2, 3 * 3 + 1), "nobody asked for the last one"
+    assert stepping.guesses == (0, 0)
+
+
+def test_wrong_guesses_leave_no_trace() -> None:
+    """The prompt goes on otherwise behind 4, 5, 6 than the toy does."""
+    toy = Copying()
+    guessing, stepping = toy.sequence(speculate=True), toy.sequence(speculate=False)
+    for one in (guessing, stepping):
+        one.prefill([4, 5, 6, 20, 21, 22, 4, 5], never)
+    require_same(guessing, stepping, 4)
+    assert guessing.guesses == (3, 0)
+    for one in (guessing, stepping):
+        one.rewind(9)
+        one.prefill([30, 31], never)
+    require_same(guessing, stepping, 3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_forks_and_files_hold_what_was_asked_for_and_no_guesses(steps: int, tmp_path: Path) -> None:
+    toy = Copying()
+    origin, alone = toy.sequence(speculate=True), toy.sequence(speculate=False)
+    for one in (origin, alone):
+        one.prefill(REPEATED, never)
+        said(one, steps)
+    assert list(origin.tokens) == list(alone.tokens)
+    forked = origin.fork(speculate=True)
+    origin.save(tmp_path / "a.cache")
+    restored = toy.sequence(speculate=False)
+    tensors = restored.cache.tensors()
+    restored.fill(read_cache(tmp_path / "a.cache", KEY, tensors, capacity=CAPACITY, vocabulary=VOCABULARY))
+    assert list(restored.tokens) == list(alone.tokens)
+    require_same(forked, alone.fork(), 6)
+    assert forked.guesses[1]
+    require_same(origin, alone, 6)
+    assert origin.reuse([*REPEATED, 40]) == len(REPEATED)
+    assert origin.guesses == (0, 0)
+
+
+def test_where_verifying_changes_answers_nothing_is_guessed() -> None:
+    toy = Copying()
+    one = toy.sequence(speculate=True, may_verify=never)
+    one.prefill(REPEATED, never)
+    said(one, 10)
+    assert one.guesses == (0, 0)
+    assert toy.runs[3:] == [1] * 9
+
+
+def test_graphs_that_differ_in_one_bit_are_told_apart() -> None:
+    def coarse(tokens: Sequence[int], past: int, cache: KvCache) -> NDArray[np.float16]:
+        hidden = run(tokens, past, cache)
+        return np.nextafter(hidden, np.float16(99)) if len(tokens) == 1 else hidden
+
+    assert verifies_exactly(run, empty_cache(), 8, VOCABULARY)
+    assert not verifies_exactly(coarse, empty_cache(), 8, VOCABULARY)

@@ -26,7 +26,8 @@ from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.static_graph import Stage, stage_graph
 from edgephi.export.npu.token_graph import token_graph
 from edgephi.export.spec import Architecture, DecoderSpec
-from edgephi.export.weights.layout import make_recipe, plan_storage
+from edgephi.export.weights.layout import plan_storage
+from edgephi.export.weights.recipe import make_recipe
 from tests.npu_reference import X_ELITE
 from tests.tiny_phi import PHI_3, TOKENS, tiny_phi
 

@@ -17,7 +17,7 @@ from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.optimum.export import _require_loadable
 from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
 from edgephi.export.optimum.traced_decoder import Ports, read_ports
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 
 WIDTH, VOCABULARY = 32, 48
 Floats = NDArray[np.float32]

@@ -12,9 +12,9 @@ import pytest
 
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import OutputError
+from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.lock import locked
 from edgephi.export.output import staged
-from edgephi.export.weights.data_file import JOURNAL, Journal
 
 no_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a right on Windows")
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgephi.bundle import GraphEntry
 from edgephi.devices import power
-from edgephi.devices.power import Power, Spinning, is_battery_saver, read_power, spinning
+from edgephi.devices.power import PowerState, Spinning, is_battery_saver, read_power, spinning
 from edgephi.devices.profile import load_profile, own_profiles
 from edgephi.errors import DeviceError
 from edgephi.genai_config import Decoder, GenaiConfig, GenaiModel
@@ -44,10 +44,10 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 @linux
 def test_power_as_linux_tells_it(tmp_path: Path) -> None:
-    assert read_power(tmp_path) == Power(None, None, False)
+    assert read_power(tmp_path) == PowerState(None, None, False)
     modes = {"sys/firmware/acpi/platform_profile": "low-power", FREQUENCY + "scaling_governor": "powersave"}
     root = tree(tmp_path, ON_BATTERY | modes)
-    assert read_power(root) == Power("battery", "profile low-power, governor powersave", True)
+    assert read_power(root) == PowerState("battery", "profile low-power, governor powersave", True)
     assert read_power(tree(root, PLUGGED)).source == "mains"
 
 
@@ -154,11 +154,11 @@ def test_sessions_of_our_own_are_told_too(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     entries: list[dict[str, str]] = []
 
-    def opened(runtime: Any, graph: Path, options: Any, providers: Any) -> None:
-        key = npu_session.SPINNING
+    def opened(graph: Path, options: Any, **error: Any) -> None:
+        key = "session.intra_op.allow_spinning"
         entries.append({key: options.get_session_config_entry(key)})
 
-    monkeypatch.setattr(npu_session, "_open", opened)
+    monkeypatch.setattr(npu_session, "open_session", opened)
     npu_session.open_on_cpu(tmp_path / "head.onnx", 2, spinning=asked)
     npu_session.open_on_cpu(tmp_path / "head.onnx", 2)
     assert [entry["session.intra_op.allow_spinning"] for entry in entries] == ["1" if asked else "0", "0"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.errors import OutputError, UsageError
-from edgephi.runtime import prepacked as module
 from edgephi.runtime.model import load
-from edgephi.runtime.prepacked import FILES, KEPT, RECORD, WEIGHTS, Prepacking
+from edgephi.runtime.prepacked import cache as module
+from edgephi.runtime.prepacked.cache import FILES, KEPT, RECORD, WEIGHTS, Prepacking
 from tests.tiny_phi import PHI_4_MINI, TOKENS, tiny_phi
 
 CONTEXT = 96  # of the short rope

@@ -11,7 +11,7 @@ import pytest
 
 from edgephi.bundle import MANIFEST
 from edgephi.errors import BundleError
-from edgephi.runtime import prepacked as module
+from edgephi.runtime.prepacked import cache as module
 from tests.unit.test_prepacked import bundle as bundle  # fixtures
 from tests.unit.test_prepacked import cache as cache
 from tests.unit.test_prepacked import entry_of, flip, logits, why

@@ -8,7 +8,7 @@ import pytest
 
 import edgephi
 from edgephi.errors import OutputError
-from edgephi.runtime import prepacked
+from edgephi.runtime.prepacked import cache as prepacked
 from tests.tiny_phi import PHI_3, tiny_phi
 
 

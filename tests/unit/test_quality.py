@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgephi.benchmarks.studies import quality
 from edgephi.benchmarks.studies.quality import log_softmax, measure, score
 from edgephi.errors import BundleError, TokenizerError, UsageError
-from edgephi.export.weights.layout import Precision
+from edgephi.export.weights.recipe import Precision
 from tests.decoding import build_graph
 
 CASE = "llama-tied"

@@ -17,14 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError, WeightError
-from edgephi.quantize import (
-    BlockFormat,
-    QuantizedWeight,
-    dequantize,
-    pack_nibbles,
-    round_to_nearest,
-    unpack_nibbles,
-)
+from edgephi.quantize.formats import BlockFormat, QuantizedWeight, dequantize, pack_nibbles, unpack_nibbles
+from edgephi.quantize.round_to_nearest import round_to_nearest
 
 Floats = NDArray[np.float32]
 Parts = Mapping[str, NDArray[Any] | None]

@@ -22,6 +22,7 @@ HEAVY = (
     "--target-size",
     "edgephi.benchmarks.studies.quantization_sweep",
     "edgephi.benchmarks.studies.gptq_layer",
+    "edgephi.benchmarks.studies.gpu_check",
     "edgephi.benchmarks.studies.layer_growth",
     "edgephi.benchmarks.studies.npu_build",
     "edgephi.benchmarks.studies.npu_quality",

@@ -21,13 +21,13 @@ from edgephi.bundle import GraphEntry
 from edgephi.devices.providers import DeviceInfo
 from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
-from edgephi.export.weights.layout import make_recipe
+from edgephi.export.weights.recipe import make_recipe
 from edgephi.ort import session_options
 from edgephi.runtime import probe
 from edgephi.runtime.engines.genai_settings import require_device
 from edgephi.runtime.place import Place, ProviderChoice
 from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement
-from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, try_graph
+from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, require_rows_read, try_graph
 from tests.decoding import build_graph_with
 from tests.unit.test_house import PACKAGES, PROJECT
 
@@ -71,6 +71,16 @@ def test_a_provider_that_fails_at_construction(graph: Path, monkeypatch: pytest.
     playing(monkeypatch, session)
     said = caught("nodes", lambda: try_graph(str(graph), "webgpu", {}, ["gpu"]))
     assert "shader compiler" in said
+
+
+# WebGPU's attention takes the rows of rotary tables by which a graph chooses between two ropes, and does not read them.
+
+
+def test_a_graph_whose_row_numbers_the_provider_does_not_read(fixtures: Path, tmp_path: Path) -> None:
+    graph = build_graph_with(fixtures / "phi3-longrope-long", tmp_path, make_recipe("int8", 32))
+    said = caught("graph", lambda: require_rows_read("webgpu", graph))
+    assert "Export the model again" in said
+    require_rows_read("cpu", graph)
 
 
 # One that fails in run(): the same, unless disable_fallback() was called.

@@ -17,17 +17,17 @@ import psutil
 import pytest
 import tokenizers
 
-from edgephi import text_encoder
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.errors import DeviceError, EdgephiError, PromptError, TokenizerError
 from edgephi.export.calibrate.text import _encode
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
-from edgephi.known_patterns import KNOWN_PATTERNS, known_steps
 from edgephi.runtime.tokenizer import Tokenizer
-from edgephi.tokenizer_bounds import bound_parts
-from edgephi.tokenizer_parts import tokenizer_parts
+from edgephi.tokenizer import encoder as text_encoder
+from edgephi.tokenizer.bounds import bound_parts
+from edgephi.tokenizer.known_patterns import KNOWN_PATTERNS, known_steps
+from edgephi.tokenizer.parts import tokenizer_parts
 from tests.processes import children_that_run, gone_within
 from tests.unit.test_tokenizer_added import added
 from tests.unit.test_tokenizer_bounds import Change, checkpoint, in_model, setting, tokenizer_json, words
@@ -44,7 +44,7 @@ CHATML = (
 
 def children() -> list[psutil.Process]:
     gc.collect()  # tokenizers of earlier tests
-    return children_that_run("edgephi.tokenizer_child")
+    return children_that_run("edgephi.tokenizer.child")
 
 
 def normalizing(pattern: str, content: str = "x") -> Change:

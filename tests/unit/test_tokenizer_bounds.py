@@ -18,7 +18,7 @@ from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
 from edgephi.runtime.tokenizer import Tokenizer
-from edgephi.tokenizer_bounds import bound_parts, guarded
+from edgephi.tokenizer.bounds import bound_parts, guarded
 from tests.unit.test_tokenizer_added import REFERENCE, added
 
 Change = Callable[[dict[str, Any]], None]
@@ -239,10 +239,10 @@ def test_a_unigram_model_of_plain_size_is_read(tmp_path: Path) -> None:
 COMMAND = """
 import os, sys
 from pathlib import Path
-from edgephi.commands.streams import guard_streams
+from edgephi.commands.process import guard_streams
 from edgephi.errors import EdgephiError
 from edgephi.runtime.tokenizer import Tokenizer
-from edgephi.tokenizer_bounds import guarded
+from edgephi.tokenizer.bounds import guarded
 guard_streams()
 try:
     Tokenizer(Path(sys.argv[1])).encode("a", special=True)

@@ -22,8 +22,8 @@ def environment(folder: Path, port: int, token: str = TOKEN) -> dict[str, str]:
 
 
 def command(*arguments: object) -> list[str]:
-    """edgephi hub, as a process of its own."""
-    return [sys.executable, "-m", "edgephi", "hub", *map(str, arguments)]
+    """edgephi ai-hub, as a process of its own."""
+    return [sys.executable, "-m", "edgephi", "ai-hub", *map(str, arguments)]
 
 
 def write_matrix(folder: Path, *lines: str, bundle: str = 'folder = "phi-x-elite"') -> Path:

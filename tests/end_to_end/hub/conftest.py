@@ -47,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     """The whole command, in this process: importing qai-hub takes longer than what most tests ask of it."""
 
     def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["edgephi", "hub", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["edgephi", "ai-hub", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

@@ -1,4 +1,4 @@
-"""edgephi hub against a loopback server that speaks the hub's protocol, through the real qai-hub client.
+"""edgephi ai-hub against a loopback server that speaks the hub's protocol, through the real qai-hub client.
 
 A contract test and no more: it shows that the commands say to the hub what its client understands, and read what it
 answers. No graph is run.

@@ -1,4 +1,4 @@
-"""edgephi hub when something goes wrong: each is a sentence, and nothing that was submitted is lost or sent twice."""
+"""edgephi ai-hub in trouble: each problem is a sentence, and nothing that was submitted is lost or sent twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("qai_hub", reason="qai-hub is not installed (extra: hub)")
 
 from qai_hub.util import session
 
-from edgephi.commands.hub.driving import prepare
+from edgephi.devices.ai_hub.fleet import prepare
 from edgephi.devices.ai_hub.matrix import read_matrix
 from edgephi.devices.ai_hub.state import read_state
 from edgephi.errors import HubUnreachableError

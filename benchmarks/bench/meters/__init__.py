@@ -1,0 +1,1 @@
+"""What the machine itself counts: energy, memory, processors, temperature."""

@@ -1,0 +1,217 @@
+"""The Markdown table, and how figures are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Report, Roofline
+from edgephi.benchmarks.report import in_one_line, markdown_table
+
+if TYPE_CHECKING:
+    from edgephi.benchmarks.bench.report.comparison import Comparison
+
+LABELS: dict[Metric, str] = {
+    "prefill_tokens_per_s": "prefill, tokens/s",
+    "decode_tokens_per_s": "decode, tokens/s",
+    "time_to_first_token_s": "first token, ms",
+    "inter_token_p50_s": "token p50, ms",
+    "inter_token_p95_s": "p95, ms",
+    "inter_token_p99_s": "p99, ms",
+    "energy_per_prompt_j": "J/prompt",
+    "energy_per_token_j": "J/token",
+    "cpu_share": "CPU share, %",
+    "load_s": "load, ms",
+    "load_to_first_token_s": "load to first token, ms",
+    "steady_private_bytes": "private memory, MB",
+    "steady_file_bytes": "file-backed, MB",
+    "peak_private_bytes": "peak private, MB",
+    "peak_resident_bytes": "peak resident, MB",
+    "bandwidth_share": "of bandwidth, %",
+    "int8_share": "of int8 peak, %",
+}
+
+COLUMNS: dict[Group, tuple[Metric, ...]] = {
+    "load": (
+        "load_s",
+        "load_to_first_token_s",
+        "steady_private_bytes",
+        "steady_file_bytes",
+        "peak_private_bytes",
+        "peak_resident_bytes",
+    ),
+    "prefill": ("prefill_tokens_per_s", "time_to_first_token_s", "int8_share", "energy_per_prompt_j", "cpu_share"),
+    "decode": (
+        "decode_tokens_per_s",
+        "inter_token_p50_s",
+        "inter_token_p95_s",
+        "inter_token_p99_s",
+        "bandwidth_share",
+        "energy_per_token_j",
+        "cpu_share",
+    ),
+    "answer": (
+        "time_to_first_token_s",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "inter_token_p50_s",
+        "inter_token_p95_s",
+        "inter_token_p99_s",
+        "energy_per_prompt_j",
+        "energy_per_token_j",
+        "cpu_share",
+    ),
+    "speculation": ("decode_tokens_per_s", "inter_token_p99_s", "energy_per_token_j", "cpu_share"),
+}
+
+NOT_MEASURED = "not measured"
+SPREAD = "Median ± half the distance between the quartiles."
+
+
+def in_unit(metric: Metric, value: float) -> float:
+    """A value in the unit of its label."""
+    if metric.endswith(("tokens_per_s", "_j")):
+        return value
+    if metric.endswith("_s"):
+        return 1e3 * value
+    return value / 1e6 if metric.endswith("_bytes") else 100 * value
+
+
+def digits(value: float) -> str:
+    """Three significant digits, and all of those before the point: 0.0123, 1.23, 12.3, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def cell(metric: Metric, found: Figure | None) -> str:
+    """Median, and half the distance of the quartiles; 'not measured' where there is nothing."""
+    if found is None:
+        return NOT_MEASURED
+    text = digits(in_unit(metric, found.median))
+    spread = in_unit(metric, (found.high - found.low) / 2)
+    return f"{text} ± {digits(float(f'{spread:.2g}'))}" if len(found.values) > 1 else text
+
+
+def title(case: CaseResult) -> str:
+    """A case's name with what a reader must know about it."""
+    notes = [f"{case.prompt_tokens} prompt tokens"] if case.group in ("answer", "speculation") else []
+    notes += ["noisy"] if case.noisy else []
+    return f"{case.name} ({', '.join(notes)})" if notes else case.name
+
+
+def tables(report: Report) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Header and rows of a table for every group that has cases."""
+    found = []
+    for group, columns in COLUMNS.items():
+        rows = [_row(case, columns) for case in report.cases if case.group == group]
+        if rows:
+            found.append(((group, *(LABELS[metric] for metric in columns)), rows))
+    return found
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What the numbers need to be worth something: name and sentence."""
+    conditions, bundle, method, quality = report.conditions, report.bundle, report.workload, report.quality
+    energy = conditions.energy
+    joules = NOT_MEASURED if energy.idle_w is None else f"{energy.source}, {energy.idle_w:.2f} W idle subtracted"
+    temperature = NOT_MEASURED
+    if conditions.temperature_start_c is not None and conditions.temperature_end_c is not None:
+        temperature = f"{conditions.temperature_start_c:.0f} °C before, {conditions.temperature_end_c:.0f} °C after"
+    repetitions = f"{method.repetitions} repetitions, {method.warmups} warm-up, {method.pause_s:g} s pause"
+    return [
+        ("bundle", f"{bundle.name}: {bundle.family}, {bundle.precision}, {bundle.stored_bytes / 1e6:,.1f} MB"),
+        (
+            "ran on",
+            f"{report.hardware or 'CPU'}: {', '.join(report.providers)}, {_threads(report)}",
+        ),
+        ("machine", in_one_line(report.machine.model_dump())),
+        ("versions", in_one_line(report.versions)),
+        ("workload", f"{method.name}: {repetitions}, seed {method.seed}"),
+        (
+            "quality contract",
+            f"held, {quality.golden_tokens} golden tokens" if quality.contract == "held" else "not recorded",
+        ),
+        *_limits(report.roofline),
+        ("power", f"{conditions.power_source or 'source unknown'}, {conditions.power_mode or 'mode unknown'}"),
+        ("energy", joules + (f" ({energy.reason})" if energy.reason else "")),
+        ("temperature", temperature),
+        (
+            "throttled",
+            NOT_MEASURED if conditions.throttle_events is None else f"{conditions.throttle_events} times",
+        ),
+        ("other processes", f"{100 * conditions.others_cpu_share:.1f} % of all processors"),
+        ("measured", f"{report.created}, in {report.seconds:,.0f} s"),
+    ]
+
+
+def _threads(report: Report) -> str:
+    if report.spinning is None:
+        return f"{report.threads} threads"
+    return f"{report.threads} threads, spinning {'on' if report.spinning.on else 'off'} ({report.spinning.because})"
+
+
+def _limits(limits: Roofline | None) -> list[tuple[str, str]]:
+    if limits is None:
+        return []
+    read = f"{limits.weight_bytes / 1e6:,.1f} MB and {limits.cache_bytes_per_token / 1e3:,.1f} kB for each token before"
+    multiplied = f"{limits.token_operations / 1e9:.3g} billion a token, {limits.head_operations / 1e9:.3g} for the head"
+    return [
+        ("memory bandwidth, GB/s", f"{_per_s(limits.bandwidth, 1e9)} ({limits.bandwidth.method})"),
+        ("int8 peak, GOP/s", f"{_per_s(limits.int8, 1e9)} ({limits.int8.method})"),
+        ("block product, GOP/s", f"{_per_s(limits.matmul_nbits, 1e9)} ({limits.matmul_nbits.method})"),
+        ("a decode step reads", read),
+        ("integer operations of a prompt", multiplied if limits.token_operations else "none"),
+    ]
+
+
+def _per_s(ceiling: Ceiling, unit: float) -> str:
+    one = ceiling.per_s
+    return f"{digits(max(one.values) / unit)} at best, quartiles {digits(one.low / unit)} and {digits(one.high / unit)}"
+
+
+def notes(report: Report) -> list[str]:
+    """Cases without figures, and why."""
+    return [f"{case.name}: {case.state}, {case.reason}" for case in report.cases if case.reason]
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown: tables, derived numbers, notes, facts."""
+    parts = [
+        markdown_table(header, [[_plain(text) for text in row] for row in rows]) for header, rows in tables(report)
+    ]
+    if report.derived:
+        rows = [(_plain(one.name), f"{one.value:,.3g}", one.formula) for one in report.derived]
+        parts.append(markdown_table(("derived", "value", "how"), rows))
+    parts.append(SPREAD)
+    if remarks := notes(report):
+        parts.append("\n".join(f"- {_plain(remark)}" for remark in remarks))
+    parts.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts(report)))
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_markdown(found: Comparison, threshold: float) -> str:
+    """Two reports side by side as Markdown: the table, the verdict, what else changed."""
+    rows = []
+    for change in (*found.groups, *found.cases):
+        values = (digits(in_unit(change.metric, value)) for value in (change.first, change.second))
+        one = change.shift
+        interval = f"{one.low:.3f} to {one.high:.3f} ({100 * one.confidence:.0f} %)"
+        rows.append((change.case, LABELS[change.metric], *values, f"{one.ratio:.3f}", interval, change.verdict))
+    header = ("case", "figure", "first", "second", "ratio", "interval", "verdict")
+    parts = [markdown_table(header, rows) if rows else "The reports have no case in common."]
+    parts += [f"{len(found.worse())} figures are worse by more than {100 * threshold:g} %, beyond noise."]
+    if found.differences:
+        parts.append("What else changed:\n" + "\n".join(f"- {words}" for words in found.differences))
+    if found.unmatched:
+        parts.append("In one report only, or on another prompt: " + ", ".join(found.unmatched))
+    return "\n\n".join(parts)
+
+
+def _row(case: CaseResult, columns: Sequence[Metric]) -> tuple[str, ...]:
+    if case.state == "wrong answers":
+        return (title(case), "wrong answers", *("–" for _ in columns[1:]))
+    return (title(case), *(cell(metric, case.figures.get(metric)) for metric in columns))
+
+
+def _plain(text: str) -> str:
+    """One line that breaks no table, whatever a bundle's or a workload's name holds."""
+    return " ".join(text.split()).replace("|", "/")

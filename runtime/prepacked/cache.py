@@ -1,0 +1,389 @@
+"""Weights in the order this processor's kernels read them, written once and mapped from the user's cache afterwards.
+
+onnxruntime packs the constants of its CPU kernels at every load, into private memory. It can also write the packed
+graph to disk (`session.save_external_prepacked_constant_initializers`, onnxruntime_session_options_config_keys.h); such
+a folder loads faster, and its weights are pages of a file, which the system shares between processes and may drop.
+
+Writing takes as long as seven to twenty of these loads save, and about twice the bundle's weights in disk space. So the
+second load of a bundle within 30 days writes; who loads once pays nothing.
+
+An entry stands for bytes that were read, not for hashes that a manifest claims. Whoever writes one hashes the weights
+first; whoever finds one uses it for files that are known by place, size, times of change and number on the disk, and
+hashes others once. A copy with other bytes under the same manifest is an error, and neither gives nor takes an entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from edgephi.bundle import HASH_AT_LOAD_UP_TO, Manifest, changed, read_unchanged, sha256_of
+from edgephi.devices.cache import cache_folder
+from edgephi.devices.cpu_features import cpu_features, cpu_name
+from edgephi.devices.memory import return_freed_memory
+from edgephi.devices.providers import runtime_wheels
+from edgephi.errors import BundleError, OutputError, UsageError, library_errors
+from edgephi.files import unreadable
+from edgephi.ort import open_session, session_options
+from edgephi.records import Sha256, Strict
+from edgephi.runtime.prepacked.proof import same_answers
+
+Prepacking = Literal["auto", "now", "never"]
+
+SWITCH = "EDGEPHI_PREPACKED"
+"""Environment variable that takes the place of 'auto' where the caller chose nothing."""
+GRAPH, WEIGHTS, RECORD = "model.onnx", "weights.bin", "entry.json"
+FILES = frozenset((GRAPH, WEIGHTS))
+RECORD_LIMIT = 2**16
+SEEN, UNSOUND = ".seen", ".unsound"
+"""Endings of the marks beside entries: this bundle was loaded before; its packed weights compute something else."""
+DIFFERS = "the packed weights of this model do not compute what its own do, so the bundle is used as it is"
+KEPT = 4
+"""Bundles; those used longest ago go first."""
+KNOWN_COPIES = 8
+"""Of a bundle, whose weights need not be hashed again."""
+REMEMBERED_S = 30 * 86_400
+ABANDONED_S = 3600
+DISK_FACTOR, DISK_RESERVE = 3, 2**30
+"""An entry takes 2.0 to 2.7 times the bundle's data; a cache must not fill the disk."""
+RUNTIMES = (*runtime_wheels(), "onnxruntime-gpu")
+"""Distributions that bring onnxruntime; importing it to ask for its version takes longer than a load saves."""
+
+
+@dataclass(frozen=True)
+class Prepacked:
+    """What became of it at a load."""
+
+    folder: Path | None
+    """What onnxruntime-genai loads instead of the bundle; None: the bundle itself."""
+    why: str
+
+
+class _File(Strict):
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+    mtime_ns: int
+    ctime_ns: int
+
+
+class _Known(Strict):
+    """A file whose bytes were hashed and found to be those of the manifest."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    mtime_ns: int
+    ctime_ns: int
+    number: int = Field(description="of the file on its disk (st_ino)")
+
+
+class _Record(Strict):
+    """entry.json."""
+
+    bundle: str = Field(description="where it was")
+    files: dict[str, _File]
+    copies: tuple[tuple[_Known, ...], ...] = Field(description="the weights of bundles this was made of, or equals")
+
+
+def prepacking(asked: Prepacking | None) -> Prepacking:
+    """What to do: the argument, or EDGEPHI_PREPACKED, or auto.
+
+    Raises:
+        UsageError: neither is one of the three words.
+    """
+    chosen = asked if asked is not None else os.environ.get(SWITCH) or "auto"
+    if not isinstance(chosen, str) or chosen not in get_args(Prepacking):
+        raise UsageError(
+            f"prepacked is {chosen!r}", where=SWITCH if asked is None else None, remedy="Choose auto, now or never"
+        )
+    return chosen  # type: ignore[return-value]  # one of the words
+
+
+def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, every_byte: bool = False) -> Prepacked:
+    """Find a bundle's CPU graph in prepacked form, or write it.
+
+    An entry is used after its small files were hashed and its weights have the size and the times of change that were
+    recorded; weights whose times differ are hashed. One that fails is thrown away and written again. It stands for this
+    bundle when the bundle's weights, by place and times or by their hash, are those it was made of.
+
+    Args:
+        folder: a bundle that was checked.
+        mode: `auto` writes at the second load, `now` at once; `never` does not look.
+        every_byte: hash the entry's weights whatever their times say; the bundle's were hashed by the caller.
+
+    Raises:
+        BundleError: the bundle's weights are not those of its manifest.
+        OutputError: mode is `now`, and the cache cannot be written.
+        EngineError: onnxruntime refuses the graph.
+    """
+    if mode == "never":
+        return Prepacked(None, "not wanted")
+    if manifest.recipe.precision not in ("int4", "int8"):
+        return Prepacked(None, "float weights are used as they are")
+    try:
+        root = cache_folder() / "prepacked"
+        entry = root / _key(manifest, graph)
+        is_there = entry.is_dir()
+    except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
+        if mode == "now":
+            raise
+        return Prepacked(None, f"there is no cache: {error}")
+    if is_there:
+        if _is_sound(entry, every_byte):
+            try:
+                _require_same(folder, manifest, entry, every_byte)
+            except OSError as error:
+                raise unreadable(error, folder, BundleError, "Check the bundle with `edgephi verify`") from error
+            return Prepacked(entry, "found in the cache")
+        if not _discard(entry):
+            return Prepacked(None, "the cache's copy is damaged and in use")
+    elif mode == "auto" and entry.with_suffix(UNSOUND).exists():
+        return Prepacked(None, DIFFERS)
+    elif mode == "auto" and not _seen_before(entry):
+        return Prepacked(None, "the first load; the second one writes it")
+    try:
+        _require_space(root, manifest)
+        if not _write(folder, manifest, graph, entry, every_byte):
+            entry.with_suffix(UNSOUND).touch()
+            if mode == "now":
+                raise OutputError(DIFFERS, where=folder / graph, remedy="Load the bundle without `prepacked`")
+            return Prepacked(None, DIFFERS)
+    except OSError as error:
+        if mode == "now":
+            raise OutputError(
+                f"the prepacked weights could not be written: {error.strerror or error}",
+                where=root,
+                remedy="Free disk space, or name another folder with EDGEPHI_CACHE",
+            ) from error
+        return Prepacked(None, f"the cache cannot be written: {error.strerror or error}")
+    return Prepacked(entry, "written by this load")
+
+
+def _key(manifest: Manifest, graph: str) -> str:
+    """Of everything that decides the bytes, and what they mean to the machine that reads them."""
+    facts = {
+        "made": 2,  # earlier entries were not held against the bytes they were made of
+        "files": sorted((file.path, file.bytes, file.sha256) for file in manifest.files),
+        "graph": graph,
+        "system": (sys.platform, platform.machine()),
+        "processor": (cpu_name(), sorted(cpu_features())),
+        "versions": [_version(name) for name in (*RUNTIMES, "onnxruntime-genai", "onnxruntime-genai-directml")],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_sound(entry: Path, every_byte: bool) -> bool:
+    try:
+        if (entry / RECORD).stat().st_size > RECORD_LIMIT:
+            return False
+        record = _Record.model_validate_json((entry / RECORD).read_bytes())
+        if record.files.keys() != FILES:
+            return False
+        touched = False
+        for name, expected in record.files.items():
+            path, stat = entry / name, (entry / name).lstat()
+            if path.is_symlink() or stat.st_size != expected.bytes:
+                return False
+            moved = (stat.st_mtime_ns, stat.st_ctime_ns) != (expected.mtime_ns, expected.ctime_ns)
+            touched |= moved
+            if (every_byte or moved or stat.st_size <= HASH_AT_LOAD_UP_TO) and sha256_of(path) != expected.sha256:
+                return False
+        if touched:  # restored from a backup, say; it need not be hashed again the next time
+            hashes = {name: file.sha256 for name, file in record.files.items()}
+            _write_record(entry, record.bundle, hashes, record.copies)
+        with suppress(OSError):
+            os.utime(entry / RECORD)  # when it was used last
+    except (OSError, ValidationError):
+        return False
+    return True
+
+
+def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: bool) -> None:
+    """Raises BundleError unless the bundle's weights are those the entry was made of; a copy is hashed once."""
+    mine = _weights(folder, manifest)
+    try:
+        record = _Record.model_validate_json((entry / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        record = None
+    if record is not None and mine in record.copies:
+        return
+    if not every_byte:
+        _require_hashes(folder, manifest)
+    if record is not None and mine == _weights(folder, manifest):
+        hashes = {name: file.sha256 for name, file in record.files.items()}
+        with suppress(OSError):  # the next load hashes again
+            _write_record(entry, record.bundle, hashes, (mine, *record.copies)[:KNOWN_COPIES])
+
+
+def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
+    """The files that a load does not hash, as they lie on the disk now."""
+    large = (file.path for file in manifest.files if file.bytes > HASH_AT_LOAD_UP_TO)
+    return tuple(_identity(folder / path) for path in large)
+
+
+def _identity(path: Path) -> _Known:
+    path = path.resolve()
+    stat = path.stat()
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    return _Known(path=str(path), bytes=stat.st_size, number=stat.st_ino, **times)
+
+
+def _require_hashes(folder: Path, manifest: Manifest) -> None:
+    for file in manifest.files:
+        if file.bytes > HASH_AT_LOAD_UP_TO and sha256_of(folder / file.path) != file.sha256:
+            raise changed(folder / file.path)
+
+
+def _seen_before(entry: Path) -> bool:
+    """Whether this bundle was loaded before, lately; it is from now on."""
+    mark = entry.with_suffix(SEEN)
+    seen = _age(mark) < REMEMBERED_S
+    with suppress(OSError):  # a home that cannot be written has no second load
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        for kind in (SEEN, UNSOUND):
+            for old in entry.parent.glob(f"*{kind}"):
+                if _age(old) >= REMEMBERED_S:
+                    old.unlink(missing_ok=True)
+        mark.touch()
+    return seen
+
+
+def _require_space(root: Path, manifest: Manifest) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    needed = DISK_FACTOR * manifest.stored_bytes + DISK_RESERVE
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
+
+
+def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool) -> bool:
+    """Write an entry beside its place and rename it; entries it takes the place of go first.
+
+    Returns:
+        False, and nothing is written: the packed graph does not compute what the bundle's does.
+
+    Raises:
+        OSError: the folder cannot be written.
+        BundleError: the bundle's weights are not those of its manifest.
+        EngineError: onnxruntime refuses the graph.
+    """
+    mine, before = _weights(folder, manifest), _identity(folder / graph)
+    if not every_byte:
+        _require_hashes(folder, manifest)
+    read_unchanged(folder / graph, next(file.sha256 for file in manifest.files if file.path == graph))
+    bundle = str(folder.resolve())
+    _make_room(entry.parent, bundle)
+    scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
+    try:
+        sound = _save(folder / graph, scratch)
+        if (
+            _weights(folder, manifest) != mine or _identity(folder / graph) != before
+        ):  # written to between the hash and onnxruntime's reading
+            raise changed(folder)
+        if not sound:
+            return False
+        for name in FILES:
+            with (scratch / name).open("rb+") as stream:
+                os.fsync(stream.fileno())  # a record that outlives the data would vouch for zeros
+        _write_record(scratch, bundle, {name: sha256_of(scratch / name) for name in FILES}, (mine,))
+        try:
+            scratch.rename(entry)
+        except OSError:
+            if not (entry.is_dir() and _is_sound(entry, every_byte=False)):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def _save(graph: Path, target: Path) -> bool:
+    """Let onnxruntime optimize a graph, pack its constants and write both; whether these compute the same."""
+    options = session_options(save_packed=(target / GRAPH, WEIGHTS))
+    remedy = f"Check the bundle with `edgephi verify`, and the space in {target.parent}"
+    try:
+        plain = open_session(graph, options, where=graph, remedy=remedy)
+        done = session_options(optimizations="none")
+        packed = open_session(target / GRAPH, done, where=graph, remedy=remedy)
+        with library_errors("onnxruntime", where=graph, remedy=remedy):
+            return same_answers(plain, packed)
+    finally:
+        plain = packed = None
+        return_freed_memory()  # as much as two plain loads would hold
+
+
+def _write_record(entry: Path, bundle: str, hashes: Mapping[str, str], copies: tuple[tuple[_Known, ...], ...]) -> None:
+    files = {}
+    for name, digest in sorted(hashes.items()):
+        stat = (entry / name).stat()
+        files[name] = _File(bytes=stat.st_size, sha256=digest, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
+    beside = entry / f".{RECORD}.new"
+    beside.write_text(
+        _Record(bundle=bundle, files=files, copies=copies).model_dump_json(indent=2), encoding="utf-8", newline="\n"
+    )
+    beside.replace(entry / RECORD)
+
+
+def _make_room(root: Path, bundle: str) -> None:
+    """Remove what the folder held before, what was left behind, and more bundles than are kept."""
+    entries = []
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            if _age(path) > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            entries.append(path)
+    entries.sort(key=lambda path: _age(path / RECORD))
+    for index, path in enumerate(entries):
+        if index >= KEPT - 1 or _bundle_of(path) == bundle:
+            _discard(path)
+
+
+def _bundle_of(entry: Path) -> str | None:
+    try:
+        return _Record.model_validate_json((entry / RECORD).read_bytes()).bundle
+    except (OSError, ValidationError):
+        return None
+
+
+def _discard(entry: Path) -> bool:
+    """Remove an entry whole or not at all: Windows renames no folder with a mapped file in it."""
+    aside = entry.with_name(f".old-{entry.name}-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        entry.rename(aside)
+    except OSError:
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written; infinite if it is not there."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def prepacked_files(found: Prepacked) -> Sequence[Path]:
+    """The files a load from the cache reads; none where the bundle itself is loaded."""
+    return [] if found.folder is None else [found.folder / name for name in sorted(FILES)]
