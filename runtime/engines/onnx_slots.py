@@ -193,7 +193,7 @@ class Slots:
 
         One that was closed meanwhile gets none, and finds out by itself.
         """
-        entering = {slot: sequence.entering for sequence in sequences if (slot := sequence.slot) >= 0}
+        entering = {place: sequence.entering for sequence in sequences if (place := sequence.slot) >= 0}
         logits = {-1: np.empty(0, np.float32)}
         for window in self._windows([self._slots[index] for index in entering]):
             first, last = window[0].index, window[-1].index
