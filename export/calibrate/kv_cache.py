@@ -46,8 +46,8 @@ the others tell what int8 changes."""
 TEXT = "kv_cache_text.txt"
 ROWS = 128
 """Of logits, compared at once."""
-FLOOR = 1e-3
-"""Of the largest channel: a channel that was still all the time may not be so for ever."""
+FLOOR = 1e-2
+"""Of the middle channel: a channel that was still all the time may not be so for ever."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ def bounds(cached: Values, rotated: int) -> NDArray[np.float32]:
 def to_scales(seen: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Scales [heads, 1, head_dim] for bounds [heads, head_dim] of several windows."""
     largest = np.max(seen, axis=0)
-    top = float(largest.max())
-    largest = np.maximum(largest, FLOOR * top) if top > 0 else np.ones_like(largest)
+    largest = np.maximum(largest, FLOOR * np.median(largest))
+    largest[largest == 0] = 1.0
     return np.asarray(largest * (HEADROOM / 127), np.float32)[:, None]
 
 

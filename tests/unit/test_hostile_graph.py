@@ -235,7 +235,7 @@ def with_a_name(graph: Path, where: str) -> bytes:
 @pytest.mark.parametrize("where", ["input", "run"])
 @pytest.mark.parametrize("verb", ["generate", "evaluate", "doctor"])
 def test_no_name_of_a_graph_reaches_the_terminal_as_it_is(bundle: Path, tmp_path: Path, where: str, verb: str) -> None:
-    for name in ("model.onnx", "model_last_row.onnx"):
+    for name in ("model.onnx", "model_last_row.onnx", "model_rows.onnx"):
         put(bundle, name, with_a_name(bundle / name, where))
     text = tmp_path / "text.txt"
     text.write_text("a text of a few words, and of some more\n" * 20)
@@ -275,9 +275,10 @@ def test_a_graph_that_was_replaced_after_the_check_is_not_run(
 
     def check_and_replace(folder: Path, *arguments: Any, **named: Any) -> None:
         check_bundle(folder, *arguments, **named)
-        model = onnx.load(folder / "model_last_row.onnx", load_external_data=False)
-        model.producer_name = "somebody"
-        (folder / "model_last_row.onnx").write_bytes(model.SerializeToString())
+        for name in ("model_last_row.onnx", "model_rows.onnx"):
+            model = onnx.load(folder / name, load_external_data=False)
+            model.producer_name = "somebody"
+            (folder / name).write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(
         f"edgephi.runtime.{'model' if route == 'load' else 'placement'}.check_bundle", check_and_replace
