@@ -26,6 +26,7 @@ from edgephi.manifest import FileEntry as FileEntry
 from edgephi.manifest import GoldenAnswer as GoldenAnswer
 from edgephi.manifest import GraphDevice as GraphDevice
 from edgephi.manifest import GraphEntry as GraphEntry
+from edgephi.manifest import KvCacheChoice as KvCacheChoice
 from edgephi.manifest import Manifest as Manifest
 from edgephi.manifest import MeasuredText as MeasuredText
 from edgephi.manifest import ModelFacts as ModelFacts

@@ -100,6 +100,19 @@ class BudgetFacts(Strict):
     measure: str | None = Field(description="of the error a weight's format causes; None: no weight was open")
 
 
+class KvCacheChoice(Strict):
+    """The type of the KV cache in the CPU's graph with `logit_rows`, and why."""
+
+    asked: Literal["auto", "int8", "float"]
+    picked: Literal["int8", "float"] = Field(description="float: the type that the graph computes in")
+    reason: str
+    kl_mean: Finite | None = Field(
+        default=None, ge=0, description="mean KL divergence in nats from the predictions with a float cache"
+    )
+    kl_tokens: Positive | None = Field(default=None, description="that it was measured on; no scale is fitted to them")
+    calibration: CalibrationText | None = Field(default=None, description="what the scales were fitted to")
+
+
 class RecipeRecord(Strict):
     """The exact arguments that made the bundle; the same recipe on the same source gives the same bytes."""
 
@@ -112,6 +125,9 @@ class RecipeRecord(Strict):
     budget: BudgetFacts | None = None
     weights: tuple[WeightRecipe, ...] = Field(max_length=10_000)
     calibration: CalibrationText | None = None
+    kv_cache: KvCacheChoice | None = Field(
+        default=None, description="None: no graph had the choice, or written before there was one"
+    )
 
 
 UNREAD = "it does not read the tokenizer"
@@ -163,6 +179,15 @@ class GraphEntry(Strict):
     logit_rows: RelativePath | None = Field(
         default=None, description="the same with an optional input `logit_rows`, which picks the tokens that get logits"
     )
+    kv_cache: Literal["int8"] | None = Field(
+        default=None, description="type of the KV cache in `logit_rows`; None: that of activations, as in the others"
+    )
+
+    @model_validator(mode="after")
+    def _a_graph_has_the_cache(self) -> GraphEntry:
+        if self.kv_cache is not None and self.logit_rows is None:
+            raise ValueError("a KV cache in int8 is said to be of a graph that is not there")
+        return self
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -206,6 +231,9 @@ class Quality(Strict):
     kl_mean: Finite | None
     kl_p99: Finite | None
     top1_agreement: Finite | None = Field(ge=0, le=1)
+    kv_cache: Literal["float32", "float16", "int8"] | None = Field(
+        default=None, description="type of the KV cache that was measured with; None: written before this was recorded"
+    )
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
     versions: Versions = Field(description="libraries that took part")
     golden: tuple[GoldenAnswer, ...] = Field(min_length=1, max_length=10_000)

@@ -55,6 +55,18 @@ class Job:
             self._done += count
             self._on_progress(Progress(self._done, self._total))
 
+    def part(self, total: int) -> Callable[[int, int], None]:
+        """What work of this size reports to: how many of how many equal pieces are done."""
+        told = 0
+
+        def report(done: int, pieces: int) -> None:
+            nonlocal told
+            now = total * done // pieces
+            self.report(now - told)
+            told = now
+
+        return report
+
     def finish(self, manifest: Manifest) -> Manifest:
         """Write edgephi.json, the last file of a bundle, and return what is in it."""
         write_manifest(self.folder, manifest)

@@ -11,6 +11,7 @@ from edgephi.bundle import (
     BudgetFacts,
     CalibrationText,
     GraphEntry,
+    KvCacheChoice,
     Manifest,
     ModelFacts,
     NpuFacts,
@@ -79,6 +80,7 @@ def make_manifest(
     calibration: CalibrationText | None,
     graphs: tuple[GraphEntry, ...] = (),
     npu: NpuFacts | None = None,
+    kv_cache: KvCacheChoice | None = None,
 ) -> Manifest:
     """The manifest of a plan that was carried out, but for edgephi.json.
 
@@ -113,6 +115,7 @@ def make_manifest(
             budget=_budget(mix) if mix else None,
             weights=_weight_recipes(architecture, layout, mix),
             calibration=calibration,
+            kv_cache=kv_cache,
         ),
         graphs=graphs,
         npu=npu,

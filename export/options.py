@@ -35,6 +35,8 @@ from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.registry import AUTO, QUANTIZERS, ROUNDING, may_need_inputs, quantizer, quantizer_words
 
 Exporter = Literal["edgephi", "optimum"]
+KvCache = Literal["auto", "int8", "float"]
+"""Type of keys and values in the CPU's graph that edgephi runs; auto measures what int8 would change."""
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """MatMulNBits has no others."""
@@ -70,6 +72,7 @@ class ExportOptions:
     seed: int = 0
     rotate: bool = False
     head_bits: int = 8
+    kv_cache: KvCache = "auto"
     devices: Sequence[str] = ("cpu",)
     npu_numerics: NpuNumerics | None = None
     npu_share_weights: bool = False
@@ -143,6 +146,7 @@ class ExportOptions:
         require_choice("precision", self.precision, get_args(Precision))
         require_choice("quantize", self.quantize, quantizer_words())
         require_choice("via", self.via, get_args(Exporter))
+        require_choice("kv_cache", self.kv_cache, get_args(KvCache))
         if self.npu_numerics is not None:
             require_choice("npu_numerics", self.npu_numerics, get_args(NpuNumerics))
         for name in ("force", "rotate", "npu_share_weights"):
@@ -194,6 +198,7 @@ class ExportOptions:
 
     def _require_compiled(self, target: HexagonTarget) -> None:
         """Options that graphs compiled for an NPU have."""
+        self._require_float_cache("the NPU's")
         if self.via != "edgephi" or self.budget is not None or self.head_bits != 8:
             raise UsageError(
                 "the NPU's graphs have one size of block and a head in 8 bits, and are edgephi's own",
@@ -214,8 +219,16 @@ class ExportOptions:
                 remedy="Leave --npu-numerics out, or name a profile whose decode begins with qnn",
             )
 
+    def _require_float_cache(self, whose: str) -> None:
+        if self.kv_cache == "int8":
+            raise UsageError(
+                f"--kv-cache int8 is for the CPU's graph that edgephi builds, not for {whose}",
+                remedy="Leave --kv-cache out",
+            )
+
     def _require_traced(self) -> None:
         """Options that graphs traced by optimum have."""
+        self._require_float_cache("optimum's")
         plain = self.budget is None and self.calibration is None and self.head_bits == 8 and not self.rotate
         if set(self.devices) != {"cpu"} or self.quantize not in (AUTO, ROUNDING) or not plain:
             raise UsageError(

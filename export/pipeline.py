@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
 from edgephi.export.calibrate.budget import choose_layout
 from edgephi.export.calibrate.fit import pack_decoder
+from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, takes_float
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.graph.block_sparse import prefill_chunk
@@ -65,7 +66,8 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         if architecture.spec.long_rope is not None:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         tried = sum(weight_source_bytes(architecture.weights[name]) for name in mix.weights) if mix else 0
-        job.expect(source_bytes(architecture) + tried)
+        kv_work = 0 if takes_float(options.kv_cache, recipe) else source_bytes(architecture)
+        job.expect(source_bytes(architecture) + tried + kv_work)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         if mix and tokens is not None:
             errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, job.report)
@@ -91,10 +93,19 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report)
         for graph in graphs:
             graph.result()
+        kv_cache = settle_kv_cache(
+            options.kv_cache,
+            architecture.spec,
+            layout,
+            variants[0],
+            folder,
+            lambda: kv_tokens(architecture.spec, plan.tokenizer, text, tokens),
+            job.part(kv_work),
+        )
         if tokens is not None:
             forget_tokens(folder)
         if mix and tokens is not None:
             forget_sensitivities(folder)
         calibration = describe_text(text, tokens) if text and tokens is not None else None
-        graph_entries = tuple(one.entry for one in variants)
-        return job.finish(make_manifest(job, plan, layout, calibration=calibration, graphs=graph_entries))
+        entries = tuple(one.entry_with(kv_cache) for one in variants)
+        return job.finish(make_manifest(job, plan, layout, calibration=calibration, graphs=entries, kv_cache=kv_cache))

@@ -62,6 +62,8 @@ class Evaluation:
     against_choices: ChoiceScores | None
     questions: str | None
     """Name of the file of questions."""
+    kv_cache: str | None
+    """Type of the KV cache the bundle was measured with, such as int8; None: its graph has none."""
 
     def as_json(self) -> dict[str, object]:
         """What `edgephi evaluate --json` prints of it; its help names the keys."""
@@ -99,6 +101,11 @@ class _BundleLogits:
         self._graph = GraphLogits(folder, max(len(ids) for ids in sequences))
         self._sequences = sequences
         self._last: tuple[int, Logits] | None = None
+
+    @property
+    def kv_cache(self) -> str | None:
+        """Type of the KV cache."""
+        return self._graph.kv_cache
 
     def logits(self, sequence: int, start: int, stop: int) -> Logits:
         if self._last is None or self._last[0] != sequence:
@@ -168,6 +175,7 @@ def evaluate(
     )
     with _reference(against, sequences, layers, progress) as (name, reference):
         model = _BundleLogits(folder, sequences)
+        kv_cache = model.kv_cache
         with progress("scoring", len(sequences)) as advance:
             figures, kl = _figures(model, reference, cut, advance) if cut else (None, None)
             ours, theirs = _answers(model, reference, asked, answers, len(cut), advance) if asked else (None, None)
@@ -185,6 +193,7 @@ def evaluate(
         choices=ours,
         against_choices=theirs,
         questions=choices.name if choices else None,
+        kv_cache=kv_cache,
     )
 
 

@@ -1,4 +1,9 @@
-"""Logits of an exported decoder by plain onnxruntime on the CPU, for a whole window at once."""
+"""Logits of an exported decoder by plain onnxruntime on the CPU, for a whole window at once.
+
+A bundle of edgephi's is measured by the graph that answers, the one whose runs choose which tokens get logits, and so
+with the KV cache that answers are computed with. One run reads from an int8 cache what it has just written, as decoding
+does: its logits are those of runs of one token (`tests/parity/test_kv_cache.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.bundle import GENAI_CONFIG
+from edgephi.bundle import GENAI_CONFIG, LOGIT_ROWS, MANIFEST, read_manifest
 from edgephi.devices.cpu import decode_threads
 from edgephi.errors import BundleError, EngineError, UsageError, library_errors
 from edgephi.files import read_json_object, require_inside
@@ -22,6 +27,7 @@ DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
 }
 PAST = "past_key_values."
 CONFIG_LIMIT = 4 * 2**20
@@ -74,10 +80,14 @@ class GraphLogits:
         refusal = "onnxruntime refuses the graph"
         self._session = open_session(graph, options, where=decoder.graph, remedy=_EXPORT_AGAIN, refusal=refusal)
         self._types = {value.name: DTYPES.get(value.type) for value in self._session.get_inputs()}
+        optional = {value.name for value in self._session.get_overridable_initializers()}
+        self._picks_rows = LOGIT_ROWS in optional
         empty = (1, decoder.kv_heads, 0, decoder.head_size)
         self._past = {
             name: np.zeros(empty, dtype) for name, dtype in self._types.items() if dtype and name.startswith(PAST)
         }
+        self.kv_cache: str | None = next((np.dtype(one.dtype).name for one in self._past.values()), None)
+        """Type of the KV cache; None: the graph has none."""
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.float16]:
         """Logits [n, vocabulary] of n tokens [n], computed from an empty KV cache.
@@ -107,6 +117,8 @@ class GraphLogits:
         count = len(ids)
         batch = {"input_ids": ids, "attention_mask": np.ones(count, np.int64), "position_ids": np.arange(count)}
         feeds = {name: values[None].astype(self._types[name]) for name, values in batch.items() if name in self._types}
+        if self._picks_rows:
+            feeds[LOGIT_ROWS] = np.arange(count)
         with library_errors("onnxruntime failed", where=self.folder, remedy=_EXPORT_AGAIN):
             values: list[NDArray[Any]] = self._session.run(outputs, {**feeds, **self._past})
         return values
@@ -132,6 +144,14 @@ def _with_residuals(path: Path) -> tuple[bytes, tuple[str, ...]]:
     return model.SerializeToString(), tuple(sums)
 
 
+def _answering(folder: Path) -> str | None:
+    """The graph of a bundle that edgephi answers with on the CPU; None: it has none of its own."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    entry = read_manifest(folder).graph_for("cpu")
+    return None if entry is None else entry.logit_rows
+
+
 def _read_config(folder: Path) -> _Decoder:
     path = folder / GENAI_CONFIG
     if not path.is_file():
@@ -143,7 +163,7 @@ def _read_config(folder: Path) -> _Decoder:
         model: Any = content["model"]
         decoder = model["decoder"]
         found = _Decoder(
-            graph=folder / decoder["filename"],
+            graph=folder / (_answering(folder) or decoder["filename"]),
             context_length=int(model["context_length"]),
             kv_heads=int(decoder["num_key_value_heads"]),
             head_size=int(decoder["head_size"]),

@@ -56,7 +56,8 @@ def evaluate(
     without --against); layers (null without --text and a checkpoint to compare with, or for every layer the relative
     squared error of the hidden states behind it, mean over tokens of the first windows); choices (null, or file,
     questions, accuracy, accuracy_normalized, and against with the last two for the float model, or null); recorded
-    (true or false); versions (library to version); machine (cpu, cores, memory, system, python); seconds;
+    (true or false); kv_cache (type of the KV cache that the bundle was measured with, or null); versions (library to
+    version); machine (cpu, cores, memory, system, python); seconds;
     peak_memory_bytes.
     """
     import time
@@ -95,6 +96,7 @@ def evaluate(
     facts = {
         **result.as_json(),
         "recorded": record,
+        "kv_cache": result.kv_cache,
         "versions": library_versions(*contract.LIBRARIES),
         "machine": machine(),
         "seconds": time.perf_counter() - started,
@@ -115,6 +117,7 @@ def _print(result: Evaluation, recorded: bool) -> None:
         pieces = f"{text.windows} windows of {text.window_length} tokens, {figures.predictions:,} predictions"
         table.add_row("text", Text(f"{printable(text.name)}: {pieces}"))
         table.add_row("perplexity", f"{figures.perplexity:.3f}")
+        table.add_row("KV cache", str(result.kv_cache))
     if figures is not None and figures.kl_mean is not None:
         assert figures.kl_p99 is not None and figures.top1_agreement is not None
         assert figures.against_perplexity is not None and result.against is not None

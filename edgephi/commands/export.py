@@ -90,6 +90,14 @@ def export(
             "which fits it, or rtn, which loses far more.",
         ),
     ] = 8,
+    kv_cache: Annotated[
+        Literal["auto", "int8", "float"],
+        typer.Option(
+            help="Type of keys and values in the graph that edgephi runs on the CPU. int8: a quarter of the memory, "
+            "faster in long conversations. auto: int8 where weights are quantized and predictions change by at most "
+            "0.02 nats a token, which is measured."
+        ),
+    ] = "auto",
     device: Annotated[
         str,
         typer.Option(
@@ -146,6 +154,7 @@ def export(
             seed=seed,
             rotate=rotate,
             head_bits=head_bits,
+            kv_cache=kv_cache,
             devices=[name.strip() for name in device.split(",")],
             npu_numerics=npu_numerics,
             npu_share_weights=npu_share_weights,
@@ -163,6 +172,8 @@ def export(
     ]
     if (choice := manifest.recipe.quantize) is not None:
         facts.append(f"{choice.picked}: {choice.reason}")
+    if (kv_cache_choice := manifest.recipe.kv_cache) is not None:
+        facts.append(f"KV cache in {kv_cache_choice.picked}: {kv_cache_choice.reason}")
     if manifest.npu is not None:
         facts += _npu_facts(manifest.npu)
     notes = [] if manifest.tokenizer is None else [f"note: {sentence}" for sentence in manifest.tokenizer.sentences]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Inputs = list["ir.Value | None"]
 
+KEY_SCALES = 12
+"""GroupQueryAttention's input for the scales of keys in int8; those of the values follow."""
+
 
 def kv_cache(emit: GraphBuilder, spec: DecoderSpec, layer: int, rows: int | None = None) -> KvCache:
     """A layer's cache as inputs and outputs of the graph.
@@ -44,6 +47,8 @@ def attention(
     opened = emit.open_cache(layer, cache)
     form = _separate_inputs if emit.separate_attention else _packed_inputs
     inputs = form(emit, spec, layer, normed, opened, positions)
+    if emit.kv_scales is not None:
+        inputs += [None] * (KEY_SCALES - len(inputs)) + _kv_scales(emit, layer)
     name = f"{base}/GroupQueryAttention"
     attended = emit.value(f"{name}/output_0", emit.attention_type)
     outputs = [attended, opened.present_key, opened.present_value]
@@ -54,9 +59,9 @@ def attention(
     return projected
 
 
-def _attributes(emit: GraphBuilder, spec: DecoderSpec) -> dict[str, int | float]:
+def _attributes(emit: GraphBuilder, spec: DecoderSpec) -> dict[str, int | float | str]:
     """Of GroupQueryAttention, as far as the target takes them."""
-    attributes: dict[str, int | float] = {
+    attributes: dict[str, int | float | str] = {
         "num_heads": spec.heads,
         "kv_num_heads": spec.kv_heads,
         "scale": float(spec.head_dim**-0.5) if spec.attention_scale is None else spec.attention_scale,
@@ -71,7 +76,16 @@ def _attributes(emit: GraphBuilder, spec: DecoderSpec) -> dict[str, int | float]
     if spec.sliding_window is not None:
         # both count the position itself: equal numbers mean equal masks
         attributes["local_window_size"] = spec.sliding_window
+    if emit.kv_scales is not None:
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
     return attributes
+
+
+def _kv_scales(emit: GraphBuilder, layer: int) -> list[ir.Value]:
+    """The operator writes keys and values as int8 codes, and reads them back as it multiplies."""
+    assert emit.kv_scales is not None
+    scales, name = emit.kv_scales[layer], f"model.layers.{layer}.attn"
+    return [emit.float32(f"{name}.k_scale", scales.keys), emit.float32(f"{name}.v_scale", scales.values)]
 
 
 def _packed_inputs(

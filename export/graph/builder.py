@@ -15,7 +15,9 @@ from edgephi.export.weights.repack import OffsetColumns
 from edgephi.export.weights.row_slices import matrix_rows, tensor_rows
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
 DATA_FILE = "model.onnx.data"
 MS = "com.microsoft"
@@ -38,6 +40,14 @@ class KvCache:
     present_value: ir.Value
 
 
+@dataclass(frozen=True)
+class KvScales:
+    """What a step of the int8 codes of one layer's keys and values is worth, float32 [kv_heads, 1, head_dim]."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+
 class GraphBuilder:
     """The graph so far: nodes in order, and the initializers they use.
 
@@ -48,6 +58,7 @@ class GraphBuilder:
         opset: of ONNX's own operators.
         separate_attention: attention takes queries, keys and values apart and already rotated.
         row_numbers: attention takes rows of the rotary tables by number.
+        kv_scales: of a KV cache in int8, by the layer's number; None: it has the float type attention computes in.
     """
 
     fused_norms = True
@@ -63,6 +74,7 @@ class GraphBuilder:
         opset: int = OPSET,
         separate_attention: bool = False,
         row_numbers: bool = True,
+        kv_scales: Mapping[int, KvScales] | None = None,
     ) -> None:
         import onnx_ir as ir
 
@@ -70,6 +82,7 @@ class GraphBuilder:
         self._layout, self._recipe, self._data_file = layout, recipe, data_file
         self._sizes = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
         self.opset, self.separate_attention, self.row_numbers = opset, separate_attention, row_numbers
+        self.kv_scales = kv_scales
         self.float = self._sizes[recipe.float_type]
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -87,7 +100,7 @@ class GraphBuilder:
     @property
     def cache_type(self) -> ir.DataType:
         """Element type of the KV cache's inputs and outputs."""
-        return self.attention_type
+        return self.attention_type if self.kv_scales is None else self._ir.DataType.INT8
 
     def open_cache(self, layer: int, cache: KvCache) -> KvCache:
         """What attention takes and gives, for the graph's inputs and outputs."""
@@ -307,6 +320,13 @@ class GraphBuilder:
         if name not in self.initializers:
             shape = self._ir.Shape([])
             self._add(name, self._ir.tensor(number, dtype=self.float, name=name), self.float, shape)
+        return self.initializers[name]
+
+    def float32(self, name: str, numbers: NDArray[np.float32]) -> ir.Value:
+        """A small array, kept in the graph itself."""
+        if name not in self.initializers:
+            dtype, shape = self._ir.DataType.FLOAT, self._ir.Shape(numbers.shape)
+            self._add(name, self._ir.tensor(numbers, dtype=dtype, name=name), dtype, shape)
         return self.initializers[name]
 
     def lowest(self) -> ir.Value:

@@ -6,13 +6,14 @@ microsoft/onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgephi.bundle import LOGIT_ROWS
 from edgephi.export.graph.attention import kv_cache
-from edgephi.export.graph.builder import OPSET, GraphBuilder
+from edgephi.export.graph.builder import OPSET, GraphBuilder, KvScales
 from edgephi.export.graph.head import embed, last_rows
 from edgephi.export.graph.head import logits as emit_logits
 from edgephi.export.graph.layer import decoder_layers
@@ -37,6 +38,7 @@ def build_graph(
     separate: bool = False,
     row_numbers: bool = True,
     logit_rows: LogitRows = "all",
+    kv_scales: Mapping[int, KvScales] | None = None,
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
 
@@ -49,10 +51,13 @@ def build_graph(
         logit_rows: which tokens of a run get logits: all of them; each sequence's last, [batch, 1, vocabulary];
             or those whose numbers an optional input gives. onnxruntime-genai allocates what the output declares and
             takes no input it does not know, so it runs the first two only.
+        kv_scales: of a KV cache in int8, by the layer's number; None: it has the graph's float type.
     """
     import onnx_ir as ir
 
-    emit = GraphBuilder(layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers)
+    emit = GraphBuilder(
+        layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers, kv_scales=kv_scales
+    )
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
     caches = {layer: kv_cache(emit, spec, layer) for layer in range(spec.layers)}
@@ -89,11 +94,19 @@ def write_graph(
     separate: bool = False,
     row_numbers: bool = True,
     logit_rows: LogitRows = "all",
+    kv_scales: Mapping[int, KvScales] | None = None,
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
 
     graph = build_graph(
-        spec, layout, recipe, opset=opset, separate=separate, row_numbers=row_numbers, logit_rows=logit_rows
+        spec,
+        layout,
+        recipe,
+        opset=opset,
+        separate=separate,
+        row_numbers=row_numbers,
+        logit_rows=logit_rows,
+        kv_scales=kv_scales,
     )
     ir.save(graph, path)

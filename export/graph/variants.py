@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgephi.bundle import GraphDevice, GraphEntry
+from edgephi.bundle import GraphDevice, GraphEntry, KvCacheChoice
 from edgephi.devices.hexagon import target_names
 from edgephi.devices.providers import graph_devices, graph_traits, provider
 from edgephi.devices.providers.base import GraphTraits, Provider
@@ -54,16 +54,17 @@ class Variant:
         names: dict[LogitRows, str] = {"all": self.file, "last": f"{stem}_last_row.onnx", "chosen": f"{stem}_rows.onnx"}
         return {rows: names[rows] for rows, written in wanted.items() if written}
 
-    @property
-    def entry(self) -> GraphEntry:
-        """The manifest's record."""
+    def entry_with(self, kv_cache: KvCacheChoice | None) -> GraphEntry:
+        """The manifest's record, with a choice of the KV cache for the graph whose runs choose the rows."""
         files = self.files
+        int8 = kv_cache is not None and kv_cache.picked == "int8" and self.logit_rows
         return GraphEntry(
             device=self.device,
             file=self.file,
             computes_in=self.recipe.float_type,
             last_row=files.get("last"),
             logit_rows=files.get("chosen"),
+            kv_cache="int8" if int8 else None,
         )
 
 

@@ -22,7 +22,12 @@ LENGTHS = (1, 7)
 """Tokens of the two sequences: onnxruntime has kernels of its own for a single row."""
 CLOSE = 1e-3
 """Largest difference of two logits, over the standard deviation of all. The same kernels run over the same numbers."""
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int64)": np.int64,
+}
 
 
 def same_answers(plain: InferenceSession, packed: InferenceSession) -> bool:

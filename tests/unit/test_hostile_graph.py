@@ -275,9 +275,10 @@ def test_a_graph_that_was_replaced_after_the_check_is_not_run(
 
     def check_and_replace(folder: Path, *arguments: Any, **named: Any) -> None:
         check_bundle(folder, *arguments, **named)
-        model = onnx.load(folder / "model_rows.onnx", load_external_data=False)
-        model.producer_name = "somebody"
-        (folder / "model_rows.onnx").write_bytes(model.SerializeToString())
+        for name in ("model_last_row.onnx", "model_rows.onnx"):
+            model = onnx.load(folder / name, load_external_data=False)
+            model.producer_name = "somebody"
+            (folder / name).write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(
         f"edgephi.runtime.{'model' if route == 'load' else 'placement'}.check_bundle", check_and_replace
