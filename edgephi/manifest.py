@@ -221,6 +221,9 @@ class GoldenAnswer(Strict):
         return self
 
 
+KvType = Literal["float32", "float16", "int8"]
+
+
 class Quality(Strict):
     """The quality contract: what the bundle measured and answered when it was recorded. KL divergences in nats."""
 
@@ -231,7 +234,7 @@ class Quality(Strict):
     kl_mean: Finite | None
     kl_p99: Finite | None
     top1_agreement: Finite | None = Field(ge=0, le=1)
-    kv_cache: Literal["float32", "float16", "int8"] | None = Field(
+    kv_cache: KvType | None = Field(
         default=None, description="type of the KV cache that was measured with; None: written before this was recorded"
     )
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")

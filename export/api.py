@@ -68,7 +68,7 @@ def export_model(
             more. Where the embedding serves as head, both are stored.
         kv_cache: type of keys and values in the CPU's graph that edgephi runs. int8 takes a quarter of float32's memory
             and, in long conversations, less time. auto takes it where weights are quantized and predictions change by
-            at most 0.02 nats a token, which is measured; other runtimes' graphs keep float.
+            at most 0.005 nats a token, which is measured; other runtimes' graphs keep float.
         devices: what to write graphs for: cpu (always), webgpu, directml. All read the same weights. Or one chip
             with a Hexagon NPU (`snapdragon-x-elite`), for which the layers are compiled; needs the extra `qnn`. A
             profile or .toml file whose decode begins with cpu gets a graph for tokens on the CPU.

@@ -24,6 +24,7 @@ from edgephi.benchmarks.studies.quality import CHUNK_VALUES, Float64, Logits, lo
 from edgephi.bundle import GENAI_CONFIG, MANIFEST, MeasuredText, check_bundle, read_manifest, sha256_of
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError, UsageError
+from edgephi.manifest import KvType
 
 TokenIds = NDArray[np.int64]
 StepProgress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -62,7 +63,7 @@ class Evaluation:
     against_choices: ChoiceScores | None
     questions: str | None
     """Name of the file of questions."""
-    kv_cache: str | None
+    kv_cache: KvType | None
     """Type of the KV cache the bundle was measured with, such as int8; None: its graph has none."""
 
     def as_json(self) -> dict[str, object]:
@@ -103,7 +104,7 @@ class _BundleLogits:
         self._last: tuple[int, Logits] | None = None
 
     @property
-    def kv_cache(self) -> str | None:
+    def kv_cache(self) -> KvType | None:
         """Type of the KV cache."""
         return self._graph.kv_cache
 

@@ -20,6 +20,7 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.errors import BundleError, EngineError, UsageError, library_errors
 from edgephi.files import read_json_object, require_inside
 from edgephi.graph_file import check_graph
+from edgephi.manifest import KvType
 from edgephi.ort import open_session, session_options
 
 DTYPES = {
@@ -86,7 +87,11 @@ class GraphLogits:
         self._past = {
             name: np.zeros(empty, dtype) for name, dtype in self._types.items() if dtype and name.startswith(PAST)
         }
-        self.kv_cache: str | None = next((np.dtype(one.dtype).name for one in self._past.values()), None)
+        types: list[KvType] = [
+            "int8" if one.dtype == np.int8 else "float16" if one.dtype == np.float16 else "float32"
+            for one in self._past.values()
+        ]
+        self.kv_cache: KvType | None = next(iter(types), None)
         """Type of the KV cache; None: the graph has none."""
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32] | NDArray[np.float16]:
