@@ -14,6 +14,7 @@ from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import Grammar, why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.tools import ToolCall
 
 Finish = Literal["stop", "length", "cancelled", "repetition"]
 
@@ -62,6 +63,8 @@ class Answer:
     parsed: object = None
     """What a finished answer in a `response_format` says: an instance of the pydantic model, what the JSON holds, or
     the text. None: no format was asked for, or the answer was cut off."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the model wants to have called; `text` has it as the model wrote it."""
     invalid: str | None = None
     """Why `parsed` is None although the answer is finished: validators of the pydantic model's own, which its schema
     does not tell, refused it."""
@@ -88,6 +91,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         open_sequence: gives the sequence to use, whatever its cache holds.
         on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
         provider, prefill_provider, rejected: for the answer's statistics.
+        read_calls: reads the calls of tools out of a finished answer.
         grammar: what the answer has to be. Tokens that it leaves no choice about are not computed one by one: they
             enter the sequence together, before the next one that is.
 
@@ -109,9 +113,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
         prefill_provider: str | None = None,
         rejected: tuple[str, ...] = (),
         grammar: Grammar | None = None,
+        read_calls: Callable[[str], tuple[ToolCall, ...]] | None = None,
     ) -> None:
         self._prompt = prompt
-        self._grammar = grammar
+        self._grammar, self._read_calls = grammar, read_calls
         # a token that was not chosen has no log probability: where they are asked for, all tokens are
         self._jumps = sampling.logprobs is None
         self._entering: list[int] = []
@@ -310,6 +315,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             accepted_tokens=accepted,
             rejected=self._rejected,
             parsed=parsed,
+            tool_calls=self._read_calls("".join(self._pieces)) if self._read_calls and finish == "stop" else (),
             invalid=invalid,
         )
         self._sequence = None

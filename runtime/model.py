@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -32,6 +33,8 @@ from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.tool_formats import Reader, ToolFormat, answered, calls_grammar, reader, tool_format, with_tools
+from edgephi.runtime.tools import ToolCall, ToolLike, make_tools
 
 MOST_PARALLEL = 64
 
@@ -139,6 +142,18 @@ def load(
     return open_there(last)
 
 
+@dataclass(frozen=True)
+class ToolRun:
+    """What `Model.run_tools` did."""
+
+    answer: Answer
+    """The last one, in words."""
+    messages: tuple[Message, ...]
+    """The whole conversation, calls and results included."""
+    calls: tuple[ToolCall, ...]
+    """That were made, in order."""
+
+
 class Model:
     """A loaded bundle: made by `load`. Any number of threads may call it; a stream or a session is one thread's.
 
@@ -197,13 +212,18 @@ class Model:
         self,
         messages: str | Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str = "auto",
         response_format: ResponseFormat | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
 
         Args:
+            tools: what the model may ask to have called: functions, whose signatures and docstrings describe them, or
+                descriptions as OpenAI has them. The answer's `tool_calls` has what it asks for.
+            tool_choice: whether it may call a tool (`auto`), has to (`required`), or has to call the one of this name.
+                Arguments follow the tools' schemas.
             response_format: what the answer has to be: a pydantic model, a JSON Schema, `{"type": "json_object"}`,
                 `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
                 message what you want as well.
@@ -211,15 +231,65 @@ class Model:
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
                 are longer than the context.
-            GrammarError: the format cannot be enforced; it says why.
-            UsageError: a sampling argument outside its range.
+            GrammarError: the format, or the schema of a tool, cannot be enforced; it says why.
+            UsageError: a sampling argument outside its range, tools together with a format, or a function that cannot
+                be described.
             EngineError: the model is closed.
             DeviceError: no process can be started to render the template (step `process`).
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
-        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, grammar)
+        wanted, made = make_sampling(sampling), make_tools(tools)
+        if made and response_format is not None:
+            raise UsageError("tools and response_format are given together", remedy="Leave one of them out")
+        read_calls = None
+        if made or tool_choice != "auto":
+            source = calls_grammar(self.tool_format, made, tool_choice)
+            grammar = None if source is None else self.grammars.text_grammar("lark", source)
+            read_calls = reader(self.tool_format, made)
+        else:
+            grammar = self.grammars.grammar(response_format)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, grammar, read_calls)
+
+    def run_tools(
+        self,
+        messages: str | Sequence[Message],
+        tools: Sequence[ToolLike],
+        *,
+        max_rounds: int = 5,
+        tool_choice: str = "auto",
+        **sampling: Unpack[SamplingOptions],
+    ) -> ToolRun:
+        """Answer with the help of functions: those the model asks for are called, here and one after the other, and
+        their results go back to it, until it answers in words.
+
+        Args:
+            max_rounds: answers with calls, at most; in one more no tool is offered.
+            tool_choice: of the first round, as for `chat`.
+
+        Raises:
+            EdgephiError: as `chat`; what a function raises passes.
+        """
+        require_integer("max_rounds", max_rounds)
+        conversation: list[Message] = [user_message(messages)] if isinstance(messages, str) else [*messages]
+        made = {tool.name: tool for tool in make_tools(tools)}
+        calls: list[ToolCall] = []
+        for turn in range(max_rounds):
+            choice = tool_choice if turn == 0 else "auto"
+            answer = self.chat(conversation, tools=tools, tool_choice=choice, **sampling).result()
+            if not answer.tool_calls:
+                break
+            calls += answer.tool_calls
+            results = [made[call.name].call(call.arguments) for call in answer.tool_calls]
+            conversation += answered(self.tool_format, answer.text, answer.tool_calls, results)
+        else:
+            answer = self.chat(conversation, **sampling).result()
+        return ToolRun(answer, (*conversation, {"role": "assistant", "content": answer.text}), tuple(calls))
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools, by its chat template."""
+        return None if self.template is None else tool_format(self.template.source)
 
     def generate(
         self,
@@ -271,7 +341,7 @@ class Model:
         system: str | None = None,
         *,
         messages: Sequence[Message] = (),
-        tools: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[ToolLike] | None = None,
         saved: bool = False,
     ) -> Prefix:
         """Compute the beginning that conversations share, and keep it until it is closed or the model is.
@@ -307,9 +377,7 @@ class Model:
     ) -> None:
         self.close()
 
-    def encode_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[ToolLike] | None = None) -> list[int]:
         """Token ids of a conversation, ending where the answer starts.
 
         Raises:
@@ -319,11 +387,10 @@ class Model:
             raise PromptError(
                 "this model has no chat template", where=self.folder, remedy="Use `generate` (--raw) with a raw prompt"
             )
-        return self.tokenizer.encode(self.template.render(messages, tools=tools))
+        placed, described = with_tools(self.tool_format, messages, make_tools(tools))
+        return self.tokenizer.encode(self.template.render(placed, tools=described))
 
-    def count_tokens(
-        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
-    ) -> int:
+    def count_tokens(self, messages: str | Sequence[Message], *, tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of a conversation as the model reads it, what the template adds included.
 
         Raises:
@@ -388,6 +455,7 @@ class Model:
         open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
         grammar: Grammar | None = None,
+        read_calls: Reader | None = None,
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
         return Stream(
@@ -401,6 +469,7 @@ class Model:
             prefill_provider=self.place.choice.provider,
             rejected=self.place.rejected,
             grammar=grammar,
+            read_calls=read_calls,
         )
 
     def _check_template(self) -> None:
@@ -414,7 +483,11 @@ class Model:
             self.template.close()
 
     def _answer_once(
-        self, encode: Callable[[], list[int]], sampling: Sampling, grammar: Grammar | None = None
+        self,
+        encode: Callable[[], list[int]],
+        sampling: Sampling,
+        grammar: Grammar | None = None,
+        read_calls: Reader | None = None,
     ) -> Stream:
         sequences: list[KvSequence] = []
 
@@ -427,4 +500,4 @@ class Model:
             for sequence in sequences:
                 sequence.close()
 
-        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, grammar)
+        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, grammar, read_calls)
