@@ -81,6 +81,15 @@ class Prompt:
     """Time templating and tokenizing took."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What an answer has to keep to beside its sampling, and what is read out of it."""
+
+    grammar: Grammar | None = None
+    read_calls: Callable[[str], tuple[ToolCall, ...]] | None = None
+    """Calls of tools in a finished answer."""
+
+
 class Stream(Iterator[str], AsyncIterator[str]):
     """Pieces of text, whole characters each; computing happens while it is iterated.
 
@@ -91,8 +100,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         open_sequence: gives the sequence to use, whatever its cache holds.
         on_end: called once, with the answer (None: the runtime failed) and whether the sequence may be used again.
         provider, prefill_provider, rejected: for the answer's statistics.
-        read_calls: reads the calls of tools out of a finished answer.
-        grammar: what the answer has to be. Tokens that it leaves no choice about are not computed one by one: they
+        rules: what the answer has to be. Tokens that a grammar leaves no choice about are not computed one by one: they
             enter the sequence together, before the next one that is.
 
     Raises (on iteration):
@@ -112,16 +120,16 @@ class Stream(Iterator[str], AsyncIterator[str]):
         provider: str = "cpu",
         prefill_provider: str | None = None,
         rejected: tuple[str, ...] = (),
-        grammar: Grammar | None = None,
-        read_calls: Callable[[str], tuple[ToolCall, ...]] | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._prompt = prompt
-        self._grammar, self._read_calls = grammar, read_calls
+        rules = rules or Rules()
+        self._grammar, self._read_calls = rules.grammar, rules.read_calls
         # a token that was not chosen has no log probability: where they are asked for, all tokens are
         self._jumps = sampling.logprobs is None
         self._entering: list[int] = []
         """Tokens of the answer that nobody had to choose, and that the sequence does not have yet."""
-        self._choose = Sampler(sampling, prompt.tokens, grammar.restrict if grammar else None)
+        self._choose = Sampler(sampling, prompt.tokens, rules.grammar.restrict if rules.grammar else None)
         self._stops = StopTexts(sampling.stop)
         self._repetition = Repetition() if sampling.stop_repetition else None
         self._text = tokenizer.stream()

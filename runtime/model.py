@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Unpack, get_args
 
-from edgephi.arguments import require_choice, require_flag, require_integer, require_path, require_text
+from edgephi.arguments import require_choice, require_text
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError, UsageError
-from edgephi.files import no_system_errors, refuse_path
-from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
+from edgephi.files import no_system_errors
+from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
-from edgephi.runtime.grammar import Grammar, Grammars, ResponseFormat
+from edgephi.runtime.grammar import Grammars, ResponseFormat
+from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
@@ -33,10 +34,9 @@ from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
-from edgephi.runtime.tool_formats import Reader, ToolFormat, answered, calls_grammar, reader, tool_format, with_tools
-from edgephi.runtime.tools import ToolCall, ToolLike, make_tools
-
-MOST_PARALLEL = 64
+from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools
+from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools
+from edgephi.runtime.tools import ToolLike, make_tools
 
 
 @no_system_errors(BundleError)
@@ -89,26 +89,9 @@ def load(
         OutputError: prepacked is `now`, and the cache cannot be written.
         UsageError: an argument of another type, or outside its range.
     """
-    require_path("folder", folder, "the path of a bundle, as a text or a pathlib.Path")
-    require_path("device", device, "'auto', 'cpu', 'gpu', 'npu', or a device profile")
-    require_flag("fallback", fallback)
-    require_flag("verify", verify)
-    if spinning is not None:
-        require_flag("spinning", spinning)
-    refuse_path(BundleError, folder, device)
-    if threads is not None:
-        require_integer("threads", threads)
-        if threads < 1:
-            raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
-    require_integer("max_parallel", max_parallel)
-    if not 1 <= max_parallel <= MOST_PARALLEL:
-        raise UsageError(f"max_parallel is {max_parallel}", remedy=f"Choose from 1 to {MOST_PARALLEL}")
-    if prefix_cache_bytes is not None:
-        require_integer("prefix_cache_bytes", prefix_cache_bytes)
-        if prefix_cache_bytes < 0:
-            raise UsageError(f"prefix_cache_bytes is {prefix_cache_bytes}", remedy="Use 0 for none, or more")
-    if speculation is not None:
-        require_flag("speculation", speculation)
+    check_load_arguments(
+        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
+    )
     require_engine(engine)
     path = Path(folder)
     packing = prepacking(prepacked)
@@ -140,18 +123,6 @@ def load(
         except (DeviceError, EngineError) as error:
             rejected = (*rejected, str(error))
     return open_there(last)
-
-
-@dataclass(frozen=True)
-class ToolRun:
-    """What `Model.run_tools` did."""
-
-    answer: Answer
-    """The last one, in words."""
-    messages: tuple[Message, ...]
-    """The whole conversation, calls and results included."""
-    calls: tuple[ToolCall, ...]
-    """That were made, in order."""
 
 
 class Model:
@@ -239,17 +210,9 @@ class Model:
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
-        wanted, made = make_sampling(sampling), make_tools(tools)
-        if made and response_format is not None:
-            raise UsageError("tools and response_format are given together", remedy="Leave one of them out")
-        read_calls = None
-        if made or tool_choice != "auto":
-            source = calls_grammar(self.tool_format, made, tool_choice)
-            grammar = None if source is None else self.grammars.text_grammar("lark", source)
-            read_calls = reader(self.tool_format, made)
-        else:
-            grammar = self.grammars.grammar(response_format)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, grammar, read_calls)
+        wanted = make_sampling(sampling)
+        rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, rules)
 
     def run_tools(
         self,
@@ -270,21 +233,7 @@ class Model:
         Raises:
             EdgephiError: as `chat`; what a function raises passes.
         """
-        require_integer("max_rounds", max_rounds)
-        conversation: list[Message] = [user_message(messages)] if isinstance(messages, str) else [*messages]
-        made = {tool.name: tool for tool in make_tools(tools)}
-        calls: list[ToolCall] = []
-        for turn in range(max_rounds):
-            choice = tool_choice if turn == 0 else "auto"
-            answer = self.chat(conversation, tools=tools, tool_choice=choice, **sampling).result()
-            if not answer.tool_calls:
-                break
-            calls += answer.tool_calls
-            results = [made[call.name].call(call.arguments) for call in answer.tool_calls]
-            conversation += answered(self.tool_format, answer.text, answer.tool_calls, results)
-        else:
-            answer = self.chat(conversation, **sampling).result()
-        return ToolRun(answer, (*conversation, {"role": "assistant", "content": answer.text}), tuple(calls))
+        return run_tools(self, messages, tools, max_rounds, tool_choice, sampling)
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
@@ -309,8 +258,8 @@ class Model:
             EngineError: the model is closed.
         """
         require_text("prompt", prompt, "the prompt as one text", PromptError)
-        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
-        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, grammar)
+        wanted, rules = make_sampling(sampling), Rules(self.grammars.grammar(response_format))
+        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, rules)
 
     def session(
         self,
@@ -454,8 +403,7 @@ class Model:
         sampling: Sampling,
         open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
-        grammar: Grammar | None = None,
-        read_calls: Reader | None = None,
+        rules: Rules | None = None,
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
         return Stream(
@@ -468,8 +416,7 @@ class Model:
             provider=self.place.choice.decode_provider or self.place.choice.provider,
             prefill_provider=self.place.choice.provider,
             rejected=self.place.rejected,
-            grammar=grammar,
-            read_calls=read_calls,
+            rules=rules,
         )
 
     def _check_template(self) -> None:
@@ -486,8 +433,7 @@ class Model:
         self,
         encode: Callable[[], list[int]],
         sampling: Sampling,
-        grammar: Grammar | None = None,
-        read_calls: Reader | None = None,
+        rules: Rules | None = None,
     ) -> Stream:
         sequences: list[KvSequence] = []
 
@@ -500,4 +446,4 @@ class Model:
             for sequence in sequences:
                 sequence.close()
 
-        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, grammar, read_calls)
+        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, rules)
