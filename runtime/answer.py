@@ -14,6 +14,7 @@ from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import Grammar, why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.tools import ToolCall
 
 Finish = Literal["stop", "length", "cancelled", "repetition"]
 
@@ -62,6 +63,8 @@ class Answer:
     parsed: object = None
     """What a finished answer in a `response_format` says: an instance of the pydantic model, what the JSON holds, or
     the text. None: no format was asked for, or the answer was cut off."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the model wants to have called; `text` has it as the model wrote it."""
     invalid: str | None = None
     """Why `parsed` is None although the answer is finished: validators of the pydantic model's own, which its schema
     does not tell, refused it."""
@@ -78,6 +81,15 @@ class Prompt:
     """Time templating and tokenizing took."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What an answer has to keep to beside its sampling, and what is read out of it."""
+
+    grammar: Grammar | None = None
+    read_calls: Callable[[str], tuple[ToolCall, ...]] | None = None
+    """Calls of tools in a finished answer."""
+
+
 class Stream(Iterator[str], AsyncIterator[str]):
     """Pieces of text, whole characters each; computing happens while it is iterated.
 
@@ -89,7 +101,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         on_end: called with the answer (None: the runtime failed) and whether the sequence may be used again; once, or
             again where Ctrl-C struck in it.
         provider, prefill_provider, rejected: for the answer's statistics.
-        grammar: what the answer has to be. Tokens that it leaves no choice about are not computed one by one: they
+        rules: what the answer has to be. Tokens that a grammar leaves no choice about are not computed one by one: they
             enter the sequence together, before the next one that is.
 
     Raises (on iteration):
@@ -109,15 +121,16 @@ class Stream(Iterator[str], AsyncIterator[str]):
         provider: str = "cpu",
         prefill_provider: str | None = None,
         rejected: tuple[str, ...] = (),
-        grammar: Grammar | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._prompt = prompt
-        self._grammar = grammar
+        rules = rules or Rules()
+        self._grammar, self._read_calls = rules.grammar, rules.read_calls
         # a token that was not chosen has no log probability: where they are asked for, all tokens are
         self._jumps = sampling.logprobs is None
         self._entering: list[int] = []
         """Tokens of the answer that nobody had to choose, and that the sequence does not have yet."""
-        self._choose = Sampler(sampling, prompt.tokens, grammar.restrict if grammar else None)
+        self._choose = Sampler(sampling, prompt.tokens, rules.grammar.restrict if rules.grammar else None)
         self._stops = StopTexts(sampling.stop)
         self._repetition = Repetition() if sampling.stop_repetition else None
         self._text = tokenizer.stream()
@@ -320,6 +333,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             accepted_tokens=accepted,
             rejected=self._rejected,
             parsed=parsed,
+            tool_calls=self._read_calls("".join(self._pieces)) if self._read_calls and finish == "stop" else (),
             invalid=invalid,
         )
         self._sequence = None

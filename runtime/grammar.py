@@ -12,6 +12,7 @@ stack is large enough for the deepest one of that length.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -335,8 +336,8 @@ def _on_large_stack(work: Callable[[], None]) -> None:
 
 
 def _words(said: str) -> str:
-    """The library's words without the state of its parser, which it adds."""
-    return " ".join(said.partition("<state>")[0].split())
+    """The library's words without the state of its parser and the lines of the grammar, which it adds."""
+    return " ".join(re.sub(r"(?m)^\s*(\d+ \||\^).*$", "", said.partition("<state>")[0]).split())
 
 
 def why_invalid(problem: ValueError) -> str:

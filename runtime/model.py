@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Unpack, get_args
 
-from edgephi.arguments import require_choice, require_flag, require_integer, require_path, require_text
+from edgephi.arguments import require_choice, require_text
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError, UsageError
-from edgephi.files import no_system_errors, refuse_path
-from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
+from edgephi.files import no_system_errors
+from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
-from edgephi.runtime.grammar import Grammar, Grammars, ResponseFormat
+from edgephi.runtime.grammar import Grammars, ResponseFormat
+from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
@@ -32,8 +34,9 @@ from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
-
-MOST_PARALLEL = 64
+from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools
+from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools
+from edgephi.runtime.tools import ToolLike, make_tools
 
 
 @no_system_errors(BundleError)
@@ -86,26 +89,9 @@ def load(
         OutputError: prepacked is `now`, and the cache cannot be written.
         UsageError: an argument of another type, or outside its range.
     """
-    require_path("folder", folder, "the path of a bundle, as a text or a pathlib.Path")
-    require_path("device", device, "'auto', 'cpu', 'gpu', 'npu', or a device profile")
-    require_flag("fallback", fallback)
-    require_flag("verify", verify)
-    if spinning is not None:
-        require_flag("spinning", spinning)
-    refuse_path(BundleError, folder, device)
-    if threads is not None:
-        require_integer("threads", threads)
-        if threads < 1:
-            raise UsageError(f"threads is {threads}", remedy="Ask for at least 1 thread")
-    require_integer("max_parallel", max_parallel)
-    if not 1 <= max_parallel <= MOST_PARALLEL:
-        raise UsageError(f"max_parallel is {max_parallel}", remedy=f"Choose from 1 to {MOST_PARALLEL}")
-    if prefix_cache_bytes is not None:
-        require_integer("prefix_cache_bytes", prefix_cache_bytes)
-        if prefix_cache_bytes < 0:
-            raise UsageError(f"prefix_cache_bytes is {prefix_cache_bytes}", remedy="Use 0 for none, or more")
-    if speculation is not None:
-        require_flag("speculation", speculation)
+    check_load_arguments(
+        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
+    )
     require_engine(engine)
     path = Path(folder)
     packing = prepacking(prepacked)
@@ -198,13 +184,18 @@ class Model:
         self,
         messages: str | Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str = "auto",
         response_format: ResponseFormat | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
 
         Args:
+            tools: what the model may ask to have called: functions, whose signatures and docstrings describe them, or
+                descriptions as OpenAI has them. The answer's `tool_calls` has what it asks for.
+            tool_choice: whether it may call a tool (`auto`), has to (`required`), or has to call the one of this name.
+                Arguments follow the tools' schemas.
             response_format: what the answer has to be: a pydantic model, a JSON Schema, `{"type": "json_object"}`,
                 `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
                 message what you want as well.
@@ -212,15 +203,43 @@ class Model:
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
                 are longer than the context.
-            GrammarError: the format cannot be enforced; it says why.
-            UsageError: a sampling argument outside its range.
+            GrammarError: the format, or the schema of a tool, cannot be enforced; it says why.
+            UsageError: a sampling argument outside its range, tools together with a format, or a function that cannot
+                be described.
             EngineError: the model is closed.
             DeviceError: no process can be started to render the template (step `process`).
         """
         if isinstance(messages, str):
             messages = [user_message(messages)]
-        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, grammar)
+        wanted = make_sampling(sampling)
+        rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
+        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, rules)
+
+    def run_tools(
+        self,
+        messages: str | Sequence[Message],
+        tools: Sequence[ToolLike],
+        *,
+        max_rounds: int = 5,
+        tool_choice: str = "auto",
+        **sampling: Unpack[SamplingOptions],
+    ) -> ToolRun:
+        """Answer with the help of functions: those the model asks for are called, here and one after the other, and
+        their results go back to it, until it answers in words.
+
+        Args:
+            max_rounds: answers with calls, at most; in one more no tool is offered.
+            tool_choice: of the first round, as for `chat`.
+
+        Raises:
+            EdgephiError: as `chat`; what a function raises passes.
+        """
+        return run_tools(self, messages, tools, max_rounds, tool_choice, sampling)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools, by its chat template."""
+        return None if self.template is None else tool_format(self.template.source)
 
     def generate(
         self,
@@ -242,8 +261,8 @@ class Model:
             EngineError: the model is closed.
         """
         require_text("prompt", prompt, "the prompt as one text", PromptError)
-        wanted, grammar = make_sampling(sampling), self.grammars.grammar(response_format)
-        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, grammar)
+        wanted, rules = make_sampling(sampling), Rules(self.grammars.grammar(response_format))
+        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, rules)
 
     def session(
         self,
@@ -274,7 +293,7 @@ class Model:
         system: str | None = None,
         *,
         messages: Sequence[Message] = (),
-        tools: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[ToolLike] | None = None,
         saved: bool = False,
     ) -> Prefix:
         """Compute the beginning that conversations share, and keep it until it is closed or the model is.
@@ -310,9 +329,7 @@ class Model:
     ) -> None:
         self.close()
 
-    def encode_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[ToolLike] | None = None) -> list[int]:
         """Token ids of a conversation, ending where the answer starts.
 
         Control tokens are those that the template writes. What looks like one in a message or a tool is encoded as
@@ -326,12 +343,11 @@ class Model:
             raise PromptError(
                 "this model has no chat template", where=self.folder, remedy="Use `generate` (--raw) with a raw prompt"
             )
-        text, mark = self.template.render_apart(messages, self.tokenizer.control, tools=tools)
+        placed, described = with_tools(self.tool_format, messages, make_tools(tools))
+        text, mark = self.template.render_apart(placed, self.tokenizer.control, tools=described)
         return self.tokenizer.encode(text, mark=mark)
 
-    def count_tokens(
-        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, object]] | None = None
-    ) -> int:
+    def count_tokens(self, messages: str | Sequence[Message], *, tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of a conversation as the model reads it, what the template adds included.
 
         Raises:
@@ -396,7 +412,7 @@ class Model:
         sampling: Sampling,
         open_sequence: Callable[[Prompt], KvSequence],
         on_end: Callable[[Answer | None, bool], None],
-        grammar: Grammar | None = None,
+        rules: Rules | None = None,
     ) -> Stream:
         """A stream with this model's tokenizer and stop tokens."""
         return Stream(
@@ -409,7 +425,7 @@ class Model:
             provider=self.place.choice.decode_provider or self.place.choice.provider,
             prefill_provider=self.place.choice.provider,
             rejected=self.place.rejected,
-            grammar=grammar,
+            rules=rules,
         )
 
     def _check_template(self) -> None:
@@ -423,7 +439,10 @@ class Model:
             self.template.close()
 
     def _answer_once(
-        self, encode: Callable[[], list[int]], sampling: Sampling, grammar: Grammar | None = None
+        self,
+        encode: Callable[[], list[int]],
+        sampling: Sampling,
+        rules: Rules | None = None,
     ) -> Stream:
         sequences: list[KvSequence] = []
 
@@ -436,4 +455,4 @@ class Model:
             for sequence in sequences:
                 sequence.close()
 
-        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, grammar)
+        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, rules)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from edgephi.runtime.engines import engines_that
 from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
 from edgephi.runtime.engines.saved_cache import UNFINISHED
 from edgephi.runtime.templates import Message, user_message
+from edgephi.runtime.tools import ToolLike
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -109,7 +110,7 @@ def make_prefix(
     beginnings: Beginnings,
     system: str | None,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, object]] | None,
+    tools: Sequence[ToolLike] | None,
     *,
     saved: bool,
 ) -> Prefix:
@@ -144,9 +145,7 @@ def make_prefix(
         sequence.close()
 
 
-def _prefix_tokens(
-    model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None
-) -> list[int]:
+def _prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[ToolLike] | None) -> list[int]:
     """The tokens that all conversations share that begin with these messages and tools.
 
     They are those of two conversations that go on with different letters, as far as these agree: how a template opens a

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError, PromptTooLongError
-from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling
@@ -73,7 +73,7 @@ class Session:
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
-        grammar = self._model.grammars.grammar(response_format)
+        rules = Rules(self._model.grammars.grammar(response_format))
         self._finish_answer()
         messages, prompt = self._fitting((*self._messages, user_message(text)))
 
@@ -83,7 +83,7 @@ class Session:
             if answer is not None:
                 self._messages = (*messages, {"role": "assistant", "content": answer.text})
 
-        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end, grammar)
+        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end, rules)
         return self._stream
 
     def fork(self) -> Session:

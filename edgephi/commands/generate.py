@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,10 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", metavar="FILE", help="A JSON Schema that the answer keeps to.", show_default=False),
+    ] = None,
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
@@ -40,6 +45,9 @@ def generate(
     The prompt is put through the model's chat template if it has one; --raw sends the text as it is. Ctrl-C ends the
     answer (exit status 130).
 
+    With --schema the answer is JSON of that schema, unless it is cut off (finish "length"); a schema that cannot be
+    enforced is an error.
+
     With --json, one object: text, prompt_tokens, reused_tokens (of the prompt, found in the KV cache),
     recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
     ("stop", "length" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
@@ -49,12 +57,24 @@ def generate(
     --fallback left behind).
     """
     from edgephi.commands.console import print_json, print_statistics, print_stream
+    from edgephi.errors import UsageError
+    from edgephi.files import JSON_LIMIT, read_json_object
     from edgephi.runtime.model import load
 
+    form = None
+    if schema is not None:
+        form = read_json_object(schema, error=UsageError, remedy="Give a file with a JSON Schema", limit=JSON_LIMIT)
     with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
-        stream = ask(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        stream = ask(
+            prompt,
+            response_format=form,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
         if as_json:
             record = dataclasses.asdict(stream.result()) | {"templated": templated, "threads": model.threads}
             print_json(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)})

@@ -15,10 +15,12 @@ from typing import Literal
 import jsonschema
 import pytest
 from pydantic import BaseModel, Field, field_validator
+from typer.testing import CliRunner
 
 import edgephi
 from edgephi import Lark, Regex
 from edgephi.benchmarks.studies.json_schemas import Schema, schemas
+from edgephi.commands.app import app
 from edgephi.errors import GrammarError, UsageError
 from edgephi.runtime.answer import Answer
 from edgephi.runtime.grammar import ResponseFormat
@@ -291,3 +293,13 @@ def test_guessed_tokens_change_nothing(smollm2_bundle: Path) -> None:
             answers.append(asked.result())
     assert answers[0].text == answers[1].text
     assert answers[1].accepted_tokens > 0
+
+
+def test_the_command_keeps_to_a_schema(writer: Model, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"const": {"a": [1]}}))
+    arguments = ["generate", str(writer.folder), "Fill in", "--raw", "--schema", str(schema)]
+    said = CliRunner().invoke(app, arguments)
+    assert (said.exit_code, said.stdout.strip()) == (0, '{"a": [1]}')
+    record = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert record["parsed"] == {"a": [1]}

@@ -185,8 +185,9 @@ def test_exporting_and_running_need_neither_torch_nor_transformers(fixtures: Pat
     assert not loaded & {"torch", "transformers", "optimum"}
 
 
-LONGEST = 450
-"""Lines of a file: about 400, and a subject is not cut in two for the last of them."""
+LONGEST = 480
+"""Lines of a file: about 400, and a subject is not cut in two for the last of them: the public methods of `Model`, with
+what they say, are the longest."""
 
 
 def test_no_file_has_two_subjects() -> None:
