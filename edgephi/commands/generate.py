@@ -21,6 +21,9 @@ from edgephi.commands.options import (
     TopP,
 )
 
+NOT_ASKED_FOR = frozenset({"logprobs", "tool_calls", "invalid"})
+"""Of an answer's fields, those that no option of this command fills."""
+
 
 def generate(
     folder: Bundle,
@@ -50,8 +53,9 @@ def generate(
 
     With --json, one object: text, prompt_tokens, reused_tokens (of the prompt, found in the KV cache),
     recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
-    ("stop", "length" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
-    guessed_tokens (verified several in one run), accepted_tokens (those that were right), templated (whether the chat
+    ("stop", "length", "repetition" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
+    guessed_tokens (verified several in one run), accepted_tokens (those that were right), parsed (with --schema: what
+    the answer's JSON holds, null if it is cut off), templated (whether the chat
     template was used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider (that
     computed the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that
     --fallback left behind).
@@ -76,7 +80,9 @@ def generate(
             seed=seed,
         )
         if as_json:
-            record = dataclasses.asdict(stream.result()) | {"templated": templated, "threads": model.threads}
+            answer = stream.result()
+            record = {key: value for key, value in vars(answer).items() if key not in NOT_ASKED_FOR}
+            record |= {"templated": templated, "threads": model.threads}
             print_json(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)})
         else:
             answer = print_stream(stream)

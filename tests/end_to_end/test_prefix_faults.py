@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import edgephi
-from edgephi.errors import EngineError, OutputError
+from edgephi.errors import OutputError, UsageError
 from edgephi.runtime.model import Model, load
 from tests.tiny_phi import PHI_3, tiny_phi
 
@@ -35,7 +35,7 @@ def model(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_a_prefix_that_no_answer_would_find_is_refused(bundle: Path, model: Model) -> None:
-    with load(bundle, threads=1, prefix_cache_bytes=0) as forgetful, pytest.raises(EngineError, match="loaded with"):
+    with load(bundle, threads=1, prefix_cache_bytes=0) as forgetful, pytest.raises(UsageError, match="loaded with"):
         forgetful.prefix(SYSTEM)
     with model.prefix(SYSTEM) as prefix:
         asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "三"}]
