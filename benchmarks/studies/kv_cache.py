@@ -2,15 +2,16 @@
 
     python -m edgephi.benchmarks.studies.kv_cache BUNDLE TEXT [--depths 512,2000,8000] [--json FILE]
 
-BUNDLE is a bundle whose CPU graph has a float32 cache or one in int8 with the scales its export fitted. Graphs for the
-three types are made from its own in a temporary folder, so that nothing but the cache differs.
+BUNDLE was exported with `--kv-cache int8`. Graphs for the three types are made from its own in a temporary folder, with
+the scales its export fitted, so that nothing but the cache differs.
 
 Predictions: KL divergence in nats from those of the float32 cache, over the last `--scored` tokens of a window of the
 text; windows begin 20,000 tokens apart. The noise floor is the same float32 cache when these last tokens are computed
 one at a time and not together: int8 activations (accuracy level 4) are rounded alike, sums are not. All types compute
 in the same pieces.
 
-Time: decode steps of the three types take turns, each type behind the same window; the median step of each turn.
+Time: decode steps of the three types take turns, each type behind the same window; the median step of each turn, and
+the processor time, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Result:
     top1_agreement: float
     decode_ms: float | None
     """Median of a token's time; None: not measured."""
+    decode_cpu_ms: float | None
+    """Processor time of a token, all threads together, which other programs disturb less."""
     cache_bytes: int
     """Of `depth` tokens."""
 
@@ -147,19 +150,21 @@ def divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> ND
     return np.concatenate(parts)
 
 
-def decode_times(pools: dict[str, KvPool], depth: int, turns: int) -> dict[str, float]:
-    """Milliseconds a token of each type, in turns."""
-    medians: dict[str, list[float]] = {kind: [] for kind in pools}
+def decode_times(pools: dict[str, KvPool], depth: int, turns: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds a token of each type, in turns: by the clock, and of the processor."""
+    clock: dict[str, list[float]] = {kind: [] for kind in pools}
+    processor: dict[str, list[float]] = {kind: [] for kind in pools}
     token = np.ones((1, 1), np.int64)
     for _ in range(turns):
         for kind, pool in pools.items():
-            took = []
+            took, used = [], time.process_time()
             for step in range(STEPS):
                 started = time.perf_counter()
                 pool.run(0, token, [depth + step])
                 took.append(time.perf_counter() - started)
-            medians[kind].append(1e3 * float(np.median(took)))
-    return {kind: float(np.median(values)) for kind, values in medians.items()}
+            clock[kind].append(1e3 * float(np.median(took)))
+            processor[kind].append(1e3 * (time.process_time() - used) / STEPS)
+    return {kind: (float(np.median(clock[kind])), float(np.median(processor[kind]))) for kind in pools}
 
 
 def measure(
@@ -206,7 +211,8 @@ def measure(
                         kl_mean=float(rows.mean()),
                         kl_p99=float(np.percentile(rows, 99)),
                         top1_agreement=float(same.mean()),
-                        decode_ms=took.get(kind),
+                        decode_ms=took[kind][0] if kind in took else None,
+                        decode_cpu_ms=took[kind][1] if kind in took else None,
                         cache_bytes=size * depth,
                     )
                 )
@@ -216,7 +222,7 @@ def measure(
 
 
 def row(one: Result) -> str:
-    took = "" if one.decode_ms is None else f"{one.decode_ms:.2f}"
+    took = " | ".join("" if value is None else f"{value:.2f}" for value in (one.decode_ms, one.decode_cpu_ms))
     figures = f"{one.kl_mean:.4f} | {one.kl_p99:.4f} | {100 * one.top1_agreement:.1f} % | {took}"
     return f"| {one.kind} | {one.depth:,} | {one.windows} | {figures} | {one.cache_bytes / 1e6:.1f} |"
 
@@ -234,8 +240,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     depths, windows = ([int(one) for one in text.split(",")] for text in (arguments.depths, arguments.windows))
-    print("| cache | depth | windows | KL mean | KL p99 | same token | ms a token | MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| cache | depth | windows | KL mean | KL p99 | same token | ms a token | of the processor | MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     results, exact = measure(arguments.bundle, arguments.text, depths, windows, arguments.scored, arguments.turns)
     print(f"runs of several tokens with int8 equal runs of one, bit for bit: {'yes' if exact else 'no'}")
     if arguments.json:

@@ -48,7 +48,8 @@ def attention(
     form = _separate_inputs if emit.separate_attention else _packed_inputs
     inputs = form(emit, spec, layer, normed, opened, positions)
     if emit.kv_scales is not None:
-        inputs += [None] * (KEY_SCALES - len(inputs)) + _kv_scales(emit, layer)
+        inputs += [None] * (KEY_SCALES - len(inputs))
+        inputs += _kv_scales(emit, layer)
     name = f"{base}/GroupQueryAttention"
     attended = emit.value(f"{name}/output_0", emit.attention_type)
     outputs = [attended, opened.present_key, opened.present_value]
