@@ -79,6 +79,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for graph in manifest.graphs:
         computes = f", computes in {graph.computes_in}" if graph.computes_in else ""
         yield f"Graph for {graph.device}", f"{graph.file}{computes}"
+    if (cache := recipe.kv_cache) is not None:
+        yield "KV cache", f"{cache.picked}: {cache.reason}"
     if (npu := manifest.npu) is not None:
         binaries = f"{len({stage.binary for stage in npu.stages})}{' shared' if npu.shares_weights else ''}"
         yield (

@@ -11,11 +11,13 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
+from typer.testing import CliRunner
 
 import edgephi
 from edgephi.benchmarks.evaluate.evaluation import evaluate, token_losses
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import GraphEntry, read_manifest
+from edgephi.commands.app import app
 from edgephi.errors import TokenizerError, UsageError
 from edgephi.export.calibrate import kv_cache
 from edgephi.export.calibrate.kv_cache import HEADROOM, bounds, divergence, to_scales
@@ -108,6 +110,11 @@ def test_int8_is_in_the_graph_that_edgephi_runs_and_in_no_other(bundle: Path) ->
     assert choice.kl_mean is not None and 0 < choice.kl_mean < 0.1 and choice.kl_tokens == 2 * 256
     assert choice.calibration is not None and choice.calibration.tokens == 5 * 256
     assert "edgephi's own" in choice.calibration.text
+
+
+def test_a_person_is_told_the_choice(bundle: Path) -> None:
+    said = CliRunner().invoke(app, ["inspect", str(bundle)], env={"COLUMNS": "200"}).output
+    assert "KV cache" in said and "int8: asked for" in said
 
 
 def test_answers_need_a_quarter_of_the_cache(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
