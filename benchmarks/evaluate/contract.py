@@ -71,7 +71,7 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
         kl_mean=figures.kl_mean,
         kl_p99=figures.kl_p99,
         top1_agreement=figures.top1_agreement,
-        kv_cache=evaluation.kv_cache,  # type: ignore[arg-type]  # the record checks the word
+        kv_cache=evaluation.kv_cache,
         providers=_providers(folder),
         versions=library_versions(*LIBRARIES),
         golden=golden,
