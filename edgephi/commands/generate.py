@@ -53,12 +53,12 @@ def generate(
 
     With --json, one object: text, prompt_tokens, reused_tokens (of the prompt, found in the KV cache),
     recomputed_tokens (found there and computed again, at the model's rope switch), new_tokens, token_ids, finish
-    ("stop", "length", "repetition" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two tokens), total_s,
-    guessed_tokens (verified several in one run), accepted_tokens (those that were right), parsed (with --schema: what
-    the answer's JSON holds, null if it is cut off), templated (whether the chat
-    template was used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider (that
-    computed the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that
-    --fallback left behind).
+    ("stop", "length", "repetition" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two
+    tokens), total_s, guessed_tokens (verified several in one run), accepted_tokens (those that were right), parsed
+    (with --schema: what the answer's JSON holds, null if it is cut off), templated (whether the chat template was
+    used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider (that computed
+    the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that --fallback
+    left behind).
     """
     from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.errors import UsageError
