@@ -65,7 +65,7 @@ def test_a_load_that_fails_leaves_no_process(bundle: Path, monkeypatch: pytest.M
     def refuse(*arguments: object, **options: object) -> None:
         raise EngineError("no", remedy="-")
 
-    monkeypatch.setattr("edgephi.runtime.engines.genai.OgEngine", refuse)
+    monkeypatch.setattr("edgephi.runtime.engines.onnx.OnnxEngine", refuse)
     with pytest.raises(EngineError):
         load(bundle)
     assert not children()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import read_manifest
+from edgephi.runtime.config import decode_file
 from edgephi.runtime.model import load
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
@@ -73,6 +74,7 @@ def test_prompts_of_different_lengths_in_a_batch(bundle: Path) -> None:
 def test_it_is_what_loads_and_what_stock_runtimes_find_has_every_row(bundle: Path) -> None:
     graph = read_manifest(bundle).graphs[0]
     with load(bundle, "cpu") as model:
-        assert model.placement.graph == graph.last_row
+        assert model.placement.graph == graph.logit_rows
+    assert decode_file(graph) == graph.last_row, "what onnxruntime-genai gets"
     stock = onnx.load(bundle / "model.onnx", load_external_data=False).graph.output[0]
     assert stock.type.tensor_type.shape.dim[1].dim_param == "sequence_length"
