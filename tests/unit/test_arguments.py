@@ -56,6 +56,7 @@ EXPORT = {
     "rotate": ["x", 1],
     "head_bits": ["4", 4.0],
     "devices": ["cpu", None, [], [3], 7],
+    "kv_cache": ["int4", 8, None],
     "npu_numerics": ["int8", 4],
     "npu_share_weights": ["x", None],
     "on_progress": [3, "x"],
