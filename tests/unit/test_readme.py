@@ -20,6 +20,8 @@ HEAVY = (
     "--llama-python",
     "--quantize gptq",
     "--target-size",
+    "edgephi.benchmarks.studies.cpu_engine",
+    "edgephi.benchmarks.studies.kv_cache",
     "edgephi.benchmarks.studies.quantization_sweep",
     "edgephi.benchmarks.studies.gptq_layer",
     "edgephi.benchmarks.studies.gpu_check",
