@@ -388,6 +388,11 @@ class Model:
         """What computes; its sequences are for those who decode themselves."""
         return self._engine
 
+    @property
+    def speculation(self) -> str:
+        """Whether tokens of answers are guessed and verified several in one run, and why."""
+        return self._engine.speculation
+
     def open_sequence(self, tokens: int, *, scope: str | None = None, speculate: bool = False) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
 

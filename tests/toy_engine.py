@@ -36,6 +36,8 @@ class ToyEngine:
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
 
+    speculation = "off: a toy does not guess"
+
     def require_open(self) -> None:
         pass
 

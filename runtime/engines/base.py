@@ -145,6 +145,10 @@ class Engine(Protocol):
         """Which provider took which nodes of every graph, read back from the sessions that compute; empty where the
         runtime does not tell."""
 
+    @property
+    def speculation(self) -> str:
+        """Whether tokens are guessed, and why, in words for a person."""
+
     def require_open(self) -> None:
         """Raises EngineError once the engine is closed."""
 
@@ -219,6 +223,17 @@ class EngineModule(Protocol):
             DeviceError: the device or its provider is missing.
             EngineError: the runtime refuses the graphs.
         """
+
+
+def speculation_in_words(asked: bool | None, exact: bool | None) -> str:
+    """What becomes of guesses: as asked for, or by a measurement (None: not made yet)."""
+    if asked is not None:
+        return f"{'on' if asked else 'off'}, as asked for"
+    if exact is None:
+        return "on, if a measurement at the first guess shows that it changes no answer"
+    if exact:
+        return "on: runs of several tokens equal runs of one here, bit for bit"
+    return "off: runs of several tokens do not equal runs of one here; load with speculation=True to guess all the same"
 
 
 def capacity_for(tokens: int, context_length: int) -> int:

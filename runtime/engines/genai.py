@@ -105,6 +105,10 @@ class OgEngine:
         """None: og does not expose its session."""
         return ()
 
+    @property
+    def speculation(self) -> str:
+        return "off: onnxruntime-genai does not verify guesses"
+
     def require_open(self) -> None:
         """Raises EngineError once the model is closed."""
         if self._model is None:

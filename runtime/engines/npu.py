@@ -19,7 +19,7 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, speculation_in_words
 from edgephi.runtime.engines.npu_checks import (
     Chip,
     NpuDevice,
@@ -146,6 +146,7 @@ class NpuEngine:
         self._key = cache_key(
             manifest, "npu", device=device, kv_cache=facts.kv_cache, qairt=installed_qairt() or "unknown"
         )
+        self._speculation = speculation
         self._may_verify = speculation if speculation is not None or may_repeat_exactly(facts) else False
         self._open = True
         self._sequences: weakref.WeakSet[NpuSequence] = weakref.WeakSet()
@@ -165,6 +166,11 @@ class NpuEngine:
         """Raises EngineError once the model is closed."""
         if not self._open:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
+
+    @property
+    def speculation(self) -> str:
+        """Whether tokens are guessed, and why, in words for a person."""
+        return speculation_in_words(self._speculation, self._may_verify)
 
     @property
     def may_verify(self) -> bool:

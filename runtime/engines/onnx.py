@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError, PromptError
-from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, speculation_in_words
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slots
@@ -163,6 +163,11 @@ class OnnxEngine:
         if graph is not None:
             graph.close()
         return_freed_memory()
+
+    @property
+    def speculation(self) -> str:
+        """Whether tokens are guessed, and why, in words for a person."""
+        return speculation_in_words(self._speculation, self._may_verify)
 
     @property
     def may_verify(self) -> bool:

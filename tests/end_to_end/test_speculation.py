@@ -95,3 +95,13 @@ def test_a_session_goes_on_behind_wrong_guesses(plain: Model, guessing: Model) -
         sequence.close()
         fork.close()
     assert texts[0] == texts[1]
+
+
+def test_a_model_says_whether_it_guesses_and_why(bundle: Path, plain: Model, guessing: Model) -> None:
+    assert (plain.speculation, guessing.speculation) == ("off, as asked for", "on, as asked for")
+    with load(bundle, threads=1) as model:
+        assert model.speculation.startswith("on, if a measurement")
+        answer = model.generate(PROMPT, max_new_tokens=60, stop_repetition=False).result()
+        exact = model.engine.measure_verification()  # type: ignore[attr-defined]  # the CPU's engine has it
+        assert model.speculation.startswith("on: runs" if exact else "off: runs")
+        assert (answer.guessed_tokens > 0) == exact
