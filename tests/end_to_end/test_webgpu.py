@@ -141,11 +141,11 @@ def logits_and_tokens(
                 rows.append(np.array(logits, np.float32))
                 return int(logits.argmax())
 
-            engine = model.open_engine(64)
-            engine.prefill(prompt, lambda: False)
-            tokens = [engine.step(choose) for _ in range(8)]
+            sequence = model.open_sequence(64)
+            sequence.prefill(prompt, lambda: False)
+            tokens = [sequence.step(choose) for _ in range(8)]
             found.append((rows[0], tokens))
-            engine.close()
+            sequence.close()
     return found
 
 
