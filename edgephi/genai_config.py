@@ -160,6 +160,11 @@ class GenaiConfig(Strict):
         return self.model.vocab_size
 
     @property
+    def shares_cache(self) -> bool:
+        """Whether the graph writes new keys and values into the buffer it reads the past from."""
+        return self.search.past_present_share_buffer is not False
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end an answer."""
         eos = self.model.eos_token_id

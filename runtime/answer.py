@@ -314,9 +314,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
         if self._first is None and count:
             self._first, self._before_first = self._elapsed, count  # nothing had to be computed
         decode_s, decoded = self._elapsed - (self._first or 0.0), count - self._before_first - 1
-        parsed, invalid = self._read("".join(self._pieces), finish)
+        whole = "".join(self._pieces)
+        parsed, invalid = self._read(whole, finish)
         self._answer = Answer(
-            text="".join(self._pieces),
+            text=whole,
             prompt_tokens=len(self._prompt.tokens),
             reused_tokens=self._reused,
             recomputed_tokens=self._sequence.recomputed if self._sequence is not None else 0,
@@ -333,7 +334,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             accepted_tokens=accepted,
             rejected=self._rejected,
             parsed=parsed,
-            tool_calls=self._read_calls("".join(self._pieces)) if self._read_calls and finish == "stop" else (),
+            tool_calls=self._read_calls(whole) if self._read_calls and finish == "stop" else (),
             invalid=invalid,
         )
         self._sequence = None

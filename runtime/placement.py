@@ -89,8 +89,7 @@ def placement(folder: Path) -> Placement:
     check_bundle(folder, manifest, every_byte=False)
     config = read_genai_config(folder, manifest)
     entry = manifest.graph_for("cpu") or manifest.graphs[0]
-    engine = engine_for(entry.device, shared_cache=config.search.past_present_share_buffer is not False)
-    name = engine.load().graph_file(entry)
+    name = engine_for(entry.device, shared_cache=config.shares_cache).load().graph_file(entry)
     graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
     model = read_unchanged(graph, hashes[name])
     options = session_options(prepacking=False, record_placement=True, data_folder=graph.parent)

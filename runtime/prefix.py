@@ -19,7 +19,7 @@ from edgephi.devices.memory import installed_bytes
 from edgephi.errors import EngineError, PromptError, UsageError
 from edgephi.runtime.engines import engines_that
 from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
-from edgephi.runtime.engines.saved_cache import UNFINISHED
+from edgephi.runtime.engines.saved_cache import UNFINISHED, bundle_digest
 from edgephi.runtime.templates import Message, user_message
 from edgephi.runtime.tools import ToolLike
 
@@ -208,8 +208,7 @@ def _file(model: Model, tokens: list[int]) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as problem:  # a file has the folder's name, say
         raise unusable(problem, folder) from problem
-    files = sorted((entry.path, entry.sha256) for entry in model.manifest.files)
-    name = hashlib.sha256(json.dumps([files, tokens]).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps([bundle_digest(model.manifest), tokens]).encode()).hexdigest()[:32]
     return folder / f"{name}{ENDING}"
 
 

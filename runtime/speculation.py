@@ -139,6 +139,11 @@ class Guesses(Generic[Known]):
         """Those of the cache's tokens that are no mere guesses."""
         return tokens[: len(tokens) - len(self._ahead)] if self._ahead else tokens
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether there can be a guess: else nobody has to put the tokens together for `draft`."""
+        return self._lookup is not None
+
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
         """What may follow these tokens, at most `most`; see `PromptLookup.draft`."""
         guess = self._lookup.draft(tokens, most) if self._lookup is not None else []

@@ -209,7 +209,7 @@ class NpuSequence:
     def _step_or_verify(self, token: int) -> None:
         """Compute a token that was chosen, and those that are guessed to follow where that pays."""
         most = min(self._graphs.chunk, self.capacity - len(self._tokens)) - 1
-        guess = self._guesses.draft([*self._tokens, token], most)
+        guess = self._guesses.draft([*self._tokens, token], most) if self._guesses.looks_ahead else []
         started = perf_counter()
         self._hidden, *ahead = self._compute([token, *guess], rows=1 + len(guess))
         seconds = perf_counter() - started

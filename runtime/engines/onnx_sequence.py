@@ -230,7 +230,7 @@ class OnnxSequence:
     def _step_or_verify(self, engine: OnnxEngine, token: int) -> None:
         """Compute one token, and those that are guessed to follow where that pays."""
         start, guess = len(self._tokens), list[int]()
-        if not engine.scheduler.is_shared_with_others_than(self):
+        if self._guesses.looks_ahead and not engine.scheduler.is_shared_with_others_than(self):
             most = self.capacity - start - 1
             if engine.rope_switch is not None and not self._is_long:
                 most = min(most, engine.rope_switch - start - 1)

@@ -29,8 +29,8 @@ def open_engine(request: OpenRequest, packing: Prepacking = "never", *, every_by
         EngineError: the runtime refuses the graphs.
         OutputError: packing is `now`, and the cache cannot be written.
     """
-    choice, shared_cache = request.place.choice, request.config.search.past_present_share_buffer is not False
-    module = engine_for(choice.provider, shared_cache=shared_cache, asked=request.engine).load()
+    choice = request.place.choice
+    module = engine_for(choice.provider, shared_cache=request.config.shares_cache, asked=request.engine).load()
     prepacked = Prepacked(None, "only the CPU provider packs weights")
     if choice.provider == "cpu" and choice.graph is not None:
         graph = module.graph_file(choice.graph)

@@ -66,14 +66,18 @@ class SavedCache:
     tensors: dict[str, NDArray[Any]]
 
 
+def bundle_digest(manifest: Manifest) -> str:
+    """SHA-256 of what the manifest says of every file."""
+    files = sorted((entry.path, entry.sha256) for entry in manifest.files)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
 def cache_key(manifest: Manifest, engine: str, **facts: str) -> dict[str, str]:
     """What a cache depends on: every file of the bundle, the engine, onnxruntime's version, and what the engine adds
     (the type of keys and values, the rope's regime, …)."""
     import onnxruntime
 
-    files = sorted((entry.path, entry.sha256) for entry in manifest.files)
-    bundle = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return {"bundle": bundle, "engine": engine, "onnxruntime": str(onnxruntime.__version__), **facts}
+    return {"bundle": bundle_digest(manifest), "engine": engine, "onnxruntime": str(onnxruntime.__version__), **facts}
 
 
 def write_cache(file: Path, key: Mapping[str, str], tokens: Sequence[int], tensors: Mapping[str, NDArray[Any]]) -> None:
