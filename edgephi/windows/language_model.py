@@ -100,7 +100,7 @@ class LanguageModel:
         """Whether the model that `edgephi.windows.use_model` names can be created now.
 
         Raises:
-            EdgephiError: for Windows' own model, its bindings are not installed.
+            EdgephiError: the store knows no such model; or for Windows' own, its bindings are not installed.
         """
         return backend().ready_state()
 

@@ -63,11 +63,13 @@ class PhiBackend:
         self._model, self._device, self._moderator = model, device, moderator
 
     def ready_state(self) -> AIFeatureReadyState:
-        return readiness.ready_state(self._model) if isinstance(self._model, str) else AIFeatureReadyState.Ready
+        if isinstance(self._model, str):
+            return readiness.ready_state(self._model, self._device)
+        return AIFeatureReadyState.Ready
 
     def ensure_ready(self, emit: Callable[[float], None], cancellation: Cancellation) -> AIFeatureReadyResult:
         if isinstance(self._model, str):
-            return readiness.ensure_ready(self._model, emit, cancellation)
+            return readiness.ensure_ready(self._model, self._device, emit, cancellation)
         emit(1.0)
         return AIFeatureReadyResult(AIFeatureReadyResultState.Success)
 

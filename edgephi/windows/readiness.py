@@ -34,10 +34,15 @@ class Readiness(Protocol):
 class ReadinessStore(Protocol):
     """What is used of the module `edgephi.store.readiness`."""
 
-    def ready_state(self, name: str) -> Readiness: ...
+    def ready_state(self, name: str, **where: str) -> Readiness: ...
 
     def ensure_ready(
-        self, name: str, *, on_progress: Callable[[Readiness], None] | None, cancelled: Callable[[], bool] | None
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[Readiness], None] | None,
+        cancelled: Callable[[], bool] | None,
+        **where: str,
     ) -> object: ...
 
 
@@ -60,14 +65,20 @@ def is_folder(model: str) -> bool:
     return Path(model).is_dir()
 
 
-def ready_state(model: str) -> AIFeatureReadyState:
-    """Of a model by its name or folder. Whether a folder is intact shows when it is loaded."""
+def ready_state(model: str, device: str) -> AIFeatureReadyState:
+    """Of a model by its name or folder. Whether a folder is intact shows when it is loaded.
+
+    Raises:
+        EdgephiError: the store knows no such name or device.
+    """
     if is_folder(model):
         return AIFeatureReadyState.Ready
-    return STATES[_store().ready_state(model).state.name]
+    return STATES[_store().ready_state(model, **_where(device)).state.name]
 
 
-def ensure_ready(model: str, emit: Callable[[float], None], cancellation: Cancellation) -> AIFeatureReadyResult:
+def ensure_ready(
+    model: str, device: str, emit: Callable[[float], None], cancellation: Cancellation
+) -> AIFeatureReadyResult:
     """Download, export and compile what is missing.
 
     Args:
@@ -84,9 +95,14 @@ def ensure_ready(model: str, emit: Callable[[float], None], cancellation: Cancel
 
     if not is_folder(model):
         try:
-            _store().ensure_ready(model, on_progress=report, cancelled=lambda: cancellation.cancelled)
+            _store().ensure_ready(model, on_progress=report, cancelled=lambda: cancellation.cancelled, **_where(device))
         except EdgephiError as error:
             return AIFeatureReadyResult(AIFeatureReadyResultState.Failure, error, isinstance(error, DownloadError))
     if done < 1:
         emit(1.0)
     return AIFeatureReadyResult(AIFeatureReadyResultState.Success)
+
+
+def _where(device: str) -> dict[str, str]:
+    """The device, where one was named."""
+    return {} if device == "auto" else {"device": device}

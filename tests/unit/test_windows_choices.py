@@ -66,11 +66,18 @@ def store(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in of `edgephi.store.readiness`."""
     stand_in = SimpleNamespace(state=ReadyState.READY, steps=[], error=None, asked=[], cancelled=None)
 
-    def ready_state(name: str) -> Readiness:
-        stand_in.asked.append(name)
+    def ready_state(name: str, device: str = "auto") -> Readiness:
+        stand_in.asked.append(name if device == "auto" else (name, device))
         return Readiness(stand_in.state)
 
-    def ensure_ready(name: str, *, on_progress: Callable[[Readiness], None], cancelled: Callable[[], bool]) -> None:
+    def ensure_ready(
+        name: str,
+        *,
+        device: str = "auto",
+        on_progress: Callable[[Readiness], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        stand_in.asked.append(name if device == "auto" else (name, device))
         stand_in.cancelled = cancelled
         for done, total in stand_in.steps:
             on_progress(Readiness(ReadyState.DOWNLOADING, done, total))
@@ -110,6 +117,13 @@ def test_the_environment_names_a_model(store: SimpleNamespace, monkeypatch: pyte
     monkeypatch.setenv("EDGEPHI_WINDOWS_BACKEND", "cloud")
     with pytest.raises(UsageError, match="EDGEPHI_WINDOWS_BACKEND is 'cloud'"):
         LanguageModel.get_ready_state()
+
+
+def test_readiness_is_that_of_the_device(store: SimpleNamespace) -> None:
+    use_model("phi-4", device="npu")
+    LanguageModel.get_ready_state()
+    asyncio.run(progress_of_making_ready())
+    assert store.asked == [("phi-4", "npu"), ("phi-4", "npu")]
 
 
 async def progress_of_making_ready() -> tuple[list[float], Any]:
