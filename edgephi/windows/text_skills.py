@@ -54,7 +54,7 @@ class Skills:
         wanted = (
             {"tone": TONES[tone]}
             if isinstance(tone, TextRewriteTone)
-            else {"instruction": f"Rewrite it in this tone: {tone}"}
+            else {"instruction": f"Rewrite the text in this tone: {tone}."}
         )
         return cast(str, self._module.rewrite(self._model, text, **wanted, **self._watched()).text)
 

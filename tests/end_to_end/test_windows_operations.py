@@ -131,6 +131,22 @@ def test_a_loaded_model_stays_its_owners(phi: Model) -> None:
     assert phi.chat("Hello", max_new_tokens=1).result().new_tokens == 1
 
 
+def test_a_model_that_nobody_waits_for_any_more_is_closed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[PhiModel] = []
+    close = PhiModel.close
+    monkeypatch.setattr(PhiModel, "close", lambda model: (closed.append(model), close(model)))
+    use_model(bundle)
+
+    async def main() -> None:
+        operation = LanguageModel.create_async()
+        operation.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await operation
+
+    asyncio.run(main())
+    assert len(closed) == 1
+
+
 def test_what_cannot_be_loaded_raises(tmp_path: Path) -> None:
     use_model(tmp_path)
 

@@ -271,7 +271,7 @@ def test_skills_are_edgephis(skills: Skills) -> None:
         ("summarize", "Long.", {"kind": "paragraph"}),
         ("rewrite", "Long.", {"tone": "default"}),
         ("rewrite", "Long.", {"tone": "formal"}),
-        ("rewrite", "Long.", {"instruction": "Rewrite it in this tone: like a pirate"}),
+        ("rewrite", "Long.", {"instruction": "Rewrite the text in this tone: like a pirate."}),
         ("summarize", talk, {"kind": "conversation", "input_kind": "email"}),
         ("summarize", talk, {"kind": "conversation", "input_kind": "general"}),
     ]
