@@ -98,6 +98,9 @@ def test_a_context_remembers_and_computes_only_what_is_new() -> None:
         assert first.answer is not None and second.answer is not None
         assert second.answer.prompt_tokens > before + first.answer.prompt_tokens - 30
         assert second.answer.reused_tokens >= first.answer.prompt_tokens
+        longer = LanguageModelOptions(max_new_tokens=20, temperature=0)
+        third = await model.generate_response_async(context, "And of Peru?", longer)
+        assert third.answer is not None and 12 < third.answer.new_tokens <= 20 and second.answer.new_tokens <= 12
         alone = await model.generate_response_async("And of France?", SHORT)
         assert alone.answer is not None and alone.answer.prompt_tokens < before
         context.close()
