@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from edgephi.arguments import require_text
 from edgephi.errors import PromptError, PromptTooLongError
 from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import ResponseFormat
-from edgephi.runtime.sampling import Sampling
+from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
@@ -100,6 +100,14 @@ class Session:
         """Forget all messages but the system's. The cache stays: the next prompt often begins alike."""
         self._finish_answer()
         self._messages = self._system
+
+    def set_sampling(self, **sampling: Unpack[SamplingOptions]) -> None:
+        """How the answers from now on are decoded. The arguments are those of `Sampling`.
+
+        Raises:
+            UsageError: a sampling argument outside its range.
+        """
+        self._sampling = make_sampling(sampling)
 
     def close(self) -> None:
         """Free the KV cache; the messages stay, and saying more makes a new one."""

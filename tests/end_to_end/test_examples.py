@@ -60,6 +60,12 @@ def test_prefix(smollm2_bundle: Path) -> None:
     assert all(int(line.rpartition("(")[2].split()[0]) >= count for line in answers)
 
 
+def test_windows_api(smollm2_bundle: Path) -> None:
+    lines = example("windows_api.py", smollm2_bundle)
+    assert "Tokyo" in lines[1] and lines[1].endswith("(Complete)") and lines[3].endswith("(Complete)")
+    assert lines[-2].endswith("of 100,000 characters fit)") and lines[-1] == "  (PromptLargerThanContext)"
+
+
 def test_device_report(tiny: Path) -> None:
     lines = example("device_report.py", tiny / "bundle")
     assert any(line.startswith("device   CPUExecutionProvider: cpu") for line in lines)

@@ -16,6 +16,7 @@ PACKAGES = {
     "edgephi.export": PROJECT / "export",
     "edgephi.runtime": PROJECT / "runtime",
     "edgephi.benchmarks": PROJECT / "benchmarks",
+    "edgephi.windows": PROJECT / "edgephi" / "windows",
 }
 TEMPLATES = {
     "edgephi.bounded",
@@ -55,6 +56,7 @@ ALLOWED = {
     "edgephi.devices": FOUNDATION,
     "edgephi.export": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi", "edgephi.quantize", "edgephi.devices"},
     "edgephi.runtime": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi.devices"},
+    "edgephi.windows": {"edgephi.arguments", "edgephi.errors", "edgephi.runtime", "edgephi.store"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
 
@@ -105,6 +107,13 @@ def test_nobody_imports_the_commands() -> None:
     for folder in PACKAGES.values():
         for file in folder.rglob("*.py"):
             assert not {name for name in imports_of(file) if name.startswith("edgephi.commands")}, file
+
+
+def test_nobody_imports_what_mirrors_windows() -> None:
+    for folder in (PROJECT / "edgephi", *PACKAGES.values()):
+        for file in folder.rglob("*.py"):
+            if not file.is_relative_to(PACKAGES["edgephi.windows"]):
+                assert not {name for name in imports_of(file) if covered(name, {"edgephi.windows"})}, file
 
 
 def test_sessions_of_onnxruntime_are_made_in_one_file() -> None:
