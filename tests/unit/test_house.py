@@ -39,6 +39,7 @@ FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
     "edgephi.files",
+    "edgephi.frozen",
     "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",
@@ -92,7 +93,7 @@ def test_the_foundation_knows_nobody_else(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(TEMPLATES))
 def test_what_renders_chat_templates_knows_nobody_else(module: str) -> None:
     file = PROJECT / f"{module.replace('.', '/')}.py"
-    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", *TEMPLATES}
+    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.frozen", *TEMPLATES}
 
 
 @pytest.mark.parametrize("module", sorted(ENCODERS))
