@@ -15,6 +15,7 @@ PACKAGES = {
     "edgephi.devices": PROJECT / "devices",
     "edgephi.export": PROJECT / "export",
     "edgephi.runtime": PROJECT / "runtime",
+    "edgephi.packaging": PROJECT / "edgephi" / "packaging",
     "edgephi.benchmarks": PROJECT / "benchmarks",
 }
 TEMPLATES = {
@@ -56,6 +57,7 @@ ALLOWED = {
     "edgephi.devices": FOUNDATION,
     "edgephi.export": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi", "edgephi.quantize", "edgephi.devices"},
     "edgephi.runtime": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi.devices"},
+    "edgephi.packaging": FOUNDATION | {"edgephi", "edgephi.devices"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
 
