@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from edgephi.errors import EdgephiError
     from edgephi.export.api import export_model
     from edgephi.export.api import export_model as export
+    from edgephi.frozen import freeze_support
     from edgephi.runtime.grammar import Lark, Regex
     from edgephi.runtime.model import Model, load
 
-__all__ = ["EdgephiError", "Lark", "Model", "Regex", "export", "export_model", "load"]
+__all__ = ["EdgephiError", "Lark", "Model", "Regex", "export", "export_model", "freeze_support", "load"]
 __version__ = "0.1.0"
 
 # onnxruntime and onnxruntime-genai make telemetry events while they are imported, and send them some seconds later.
@@ -36,6 +37,7 @@ _LAZY = {
     "Lark": "edgephi.runtime.grammar",
     "Regex": "edgephi.runtime.grammar",
     "EdgephiError": "edgephi.errors",
+    "freeze_support": "edgephi.frozen",
 }
 
 

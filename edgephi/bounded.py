@@ -19,8 +19,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from edgephi.child import exit_reason, interpreter, last_words
+from edgephi.child import exit_reason, last_words
 from edgephi.errors import DeviceError
+from edgephi.frozen import child_command, child_environment
 from edgephi.serving import GRACE
 
 START_LIMIT = 60.0
@@ -109,12 +110,12 @@ class BoundedChild:
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(
-                [interpreter(), "-P", "-W", "ignore", "-m", self._module, *arguments],
+                child_command(self._module, arguments, options=("-W", "ignore")),
                 stdin=pipe,
                 stdout=pipe,
                 stderr=pipe,
                 bufsize=0,  # a forked process closes its copies, and must neither flush nor wait for a lock
-                env=_environment(),
+                env=_environment() | child_environment(),
                 cwd=Path(sys.executable).anchor,  # Windows keeps a folder that a process is in from being deleted
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import BinaryIO
 
 from edgephi.errors import DeviceError, EdgephiError, one_line
+from edgephi.frozen import child_command, child_environment
 
 REMEDY = "Run `edgephi doctor`; if it finds nothing, another version of this provider or its driver may help"
 
@@ -36,9 +37,10 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | N
 
     Raises:
         DeviceError: the child raised one (the same `step`), or step `process`: it crashed (the signal or status is
-            named), took too long, or raised something else.
+            named), took too long, or raised something else. Step `process` also where no child can be started
+            (`edgephi/frozen.py`).
     """
-    command = [interpreter(), "-P", "-m", "edgephi.child", function]
+    command = child_command("edgephi.child", [function])
     try:
         status, said_out, said_err = _run(command, json.dumps(dict(arguments)).encode() + b"\n", timeout_s)
     except subprocess.TimeoutExpired as expired:
@@ -70,7 +72,8 @@ def call(function: str, arguments: Mapping[str, object], *, timeout_s: float | N
 def _run(command: list[str], line: bytes, timeout_s: float | None) -> tuple[int, bytes, bytes]:
     """Exit status, stdout and stderr of a command that gets a line on a stdin which stays open meanwhile."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    environment = os.environ | child_environment()
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
         # communicate() would close it, and that tells the child that we are gone
         lifeline, process.stdin = process.stdin, None
         assert lifeline is not None
@@ -84,23 +87,6 @@ def _run(command: list[str], line: bytes, timeout_s: float | None) -> tuple[int,
             with suppress(OSError):
                 lifeline.close()
         return process.returncode, said_out, said_err
-
-
-def interpreter() -> str:
-    """The Python to start child processes with.
-
-    Raises:
-        DeviceError: there is none (step `process`): in an application that PyInstaller froze, sys.executable is the
-            application, and starting that again would do anything but what is meant.
-    """
-    if getattr(sys, "frozen", False) or not sys.executable:
-        raise DeviceError(
-            "this program holds no Python that could be started as a child process",
-            where=sys.executable or None,
-            remedy="Run edgephi with an installed Python instead of a frozen or embedded one",
-            step="process",
-        )
-    return sys.executable
 
 
 def last_words(said: bytes) -> str:
@@ -144,7 +130,8 @@ def _serve(function: str) -> None:
         }
     answers.write(json.dumps(answer).encode())
     answers.flush()
-    sys.stdout.flush()
+    if sys.stdout is not None:  # a program with windows and no console has none
+        sys.stdout.flush()
     os._exit(0)  # the answer stands; libraries that crash while unloading change nothing about it
 
 

@@ -316,6 +316,35 @@ def _messages(data: memoryview, names: GraphNames) -> Iterator[tuple[int, memory
         raise _Malformed("it ends too early")
 
 
+def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of a message's fields in their order: an integer, or the bytes of what has a length.
+
+    Fields of 32 and 64 bits are passed by.
+
+    Raises:
+        ValueError: the bytes are no message.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire in (0, 2):
+            value, at = _varint(data, at)
+            if wire == 0:
+                yield number, value
+            elif value > end - at:
+                raise _Malformed("it ends too early")
+            else:
+                yield number, data[at : at + value]
+                at += value
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise _Malformed(f"a field has the wire type {wire}")
+    if at > end:
+        raise _Malformed("it ends too early")
+
+
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:

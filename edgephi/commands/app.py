@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 import edgephi
-from edgephi.commands import ai_hub, bench, chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
+from edgephi.commands import (
+    ai_hub,
+    bench,
+    chat,
+    demo,
+    devices,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    package,
+    verify,
+)
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
@@ -31,6 +44,7 @@ app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
+app.command("package")(package.package)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

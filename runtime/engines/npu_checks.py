@@ -11,6 +11,7 @@ from edgephi.bundle import Manifest, NpuFacts, NpuStage, sha256_of
 from edgephi.child import call
 from edgephi.devices.hexagon import COMPATIBILITY_KEY, parse_compatibility
 from edgephi.errors import BundleError
+from edgephi.runtime.graph_facts import read_compiled
 
 NpuDevice = Literal["npu", "npu-simulator"]
 LOADING_S = 600.0
@@ -88,18 +89,13 @@ def require_unchanged(folder: Path, manifest: Manifest, stage: NpuStage) -> None
 
 def require_context(folder: Path, facts: NpuFacts, stage: NpuStage) -> None:
     """The compiled graph runs the binary beside it, and says it is for the manifest's chip."""
-    import onnx
-
     where = folder / stage.graph
-    model = onnx.load(where, load_external_data=False)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    nodes = [{attribute.name: attribute for attribute in node.attribute} for node in model.graph.node]
-    names = [node["ep_cache_context"].s.decode("utf-8", "replace") for node in nodes if "ep_cache_context" in node]
-    if [node.op_type for node in model.graph.node] != ["EPContext"] or names != [stage.binary]:
+    graph = read_compiled(where)
+    if graph.operators != ("EPContext",) or graph.binaries != (stage.binary,):
         raise BundleError(
             f"the compiled graph does not run {stage.binary}", where=where, remedy="Export the model again"
         )
-    built_for = parse_compatibility(metadata.get(COMPATIBILITY_KEY, ""), where)
+    built_for = parse_compatibility(graph.metadata.get(COMPATIBILITY_KEY, ""), where)
     if (built_for.htp_arch, built_for.soc_model, built_for.qairt) != (facts.htp_arch, facts.soc_model, facts.qairt):
         raise BundleError(
             f"the compiled graph is for v{built_for.htp_arch}, chip {built_for.soc_model}, QAIRT {built_for.qairt}; "

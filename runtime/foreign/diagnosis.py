@@ -133,10 +133,7 @@ def open_graph(path: str) -> list[str]:
     Returns:
         The inputs' names; empty for a graph of another provider, which is not opened.
     """
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    if any(node.op_type == "EPContext" for node in model.graph.node):
+    if read_graph_names(Path(path), error=BundleError, remedy="Fetch the folder again").compiled:
         return []
     options = session_options(optimizations="none", prepacking=False)
     session = open_session(path, options, where=path, remedy="Fetch the folder again")

@@ -15,6 +15,7 @@ PACKAGES = {
     "edgephi.devices": PROJECT / "devices",
     "edgephi.export": PROJECT / "export",
     "edgephi.runtime": PROJECT / "runtime",
+    "edgephi.packaging": PROJECT / "edgephi" / "packaging",
     "edgephi.benchmarks": PROJECT / "benchmarks",
     "edgephi.windows": PROJECT / "edgephi" / "windows",
 }
@@ -40,6 +41,7 @@ FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
     "edgephi.files",
+    "edgephi.frozen",
     "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",
@@ -57,6 +59,7 @@ ALLOWED = {
     "edgephi.export": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi", "edgephi.quantize", "edgephi.devices"},
     "edgephi.runtime": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi.devices"},
     "edgephi.windows": {"edgephi.arguments", "edgephi.errors", "edgephi.runtime", "edgephi.store"},
+    "edgephi.packaging": FOUNDATION | {"edgephi", "edgephi.devices"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}
 
@@ -94,7 +97,7 @@ def test_the_foundation_knows_nobody_else(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(TEMPLATES))
 def test_what_renders_chat_templates_knows_nobody_else(module: str) -> None:
     file = PROJECT / f"{module.replace('.', '/')}.py"
-    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", *TEMPLATES}
+    assert imports_of(file) <= {"edgephi.child", "edgephi.errors", "edgephi.files", "edgephi.frozen", *TEMPLATES}
 
 
 @pytest.mark.parametrize("module", sorted(ENCODERS))

@@ -20,6 +20,7 @@ HEAVY = (
     "--llama-python",
     "--quantize gptq",
     "--target-size",
+    "--wheels",
     "edgephi.benchmarks.studies.cpu_engine",
     "edgephi.benchmarks.studies.kv_cache",
     "edgephi.benchmarks.studies.quantization_sweep",

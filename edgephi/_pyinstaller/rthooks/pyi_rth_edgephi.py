@@ -1,0 +1,5 @@
+"""Runs in a frozen program before the program itself does."""
+
+import edgephi
+
+edgephi.freeze_support()
