@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgephi.errors import EdgephiError, OutputError
+from edgephi.benchmarks import arguments
+from edgephi.errors import EdgephiError, OutputError, UsageError
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -90,7 +91,7 @@ def add_turns(parser: argparse.ArgumentParser, *, rounds: int, prompt: int, toke
     parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"rounds in turns ({rounds})")
     parser.add_argument("--prompt", type=int, default=prompt, metavar="N", help=f"tokens of the prompt ({prompt})")
     parser.add_argument("--tokens", type=int, default=tokens, metavar="N", help=f"tokens to decode ({tokens})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except EdgephiError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

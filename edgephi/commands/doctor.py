@@ -45,7 +45,9 @@ def doctor(
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
     from edgephi.commands.console import print_json
+    from edgephi.runtime.dispatch import require_device
 
+    require_device(device)
     facts: dict[str, object]
     place: Place | None = None
     if folder is None:

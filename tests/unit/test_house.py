@@ -39,6 +39,7 @@ FOUNDATION = {
     "edgephi.child",
     "edgephi.errors",
     "edgephi.files",
+    "edgephi.installed",
     "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",
