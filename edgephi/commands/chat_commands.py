@@ -95,7 +95,10 @@ class Conversation:
         self._last: Answer | None = None
         self._totals = Totals()
         self._regenerated = 0
-        messages, self._file = ((), None) if resumed is None else resumed
+        messages: tuple[Message, ...] = ()
+        self._file: Path | None = None
+        if resumed is not None:
+            messages, self._file = resumed
         instructions, said = _apart(messages)
         self._system = instructions if system is None else system
         _require_answerable(model, system, (), "--system")
