@@ -7,22 +7,30 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgephi.errors import EdgephiError, OutputError
+from edgephi.benchmarks import arguments
+from edgephi.errors import EdgephiError, OutputError, UsageError
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded to be readable as plain text too: first column left, the others right."""
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """A Markdown table, padded to be readable as plain text too.
+
+    Args:
+        left: indices of the columns that are aligned on the left; the others are on the right.
+    """
     lines = [tuple(header), *map(tuple, rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = ["-" * width if index in left else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
 
     def row(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        padded = (
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
         return "| " + " | ".join(padded) + " |"
 
     return "\n".join([row(header), row(rule), *map(row, rows)])
@@ -90,7 +98,7 @@ def add_turns(parser: argparse.ArgumentParser, *, rounds: int, prompt: int, toke
     parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"rounds in turns ({rounds})")
     parser.add_argument("--prompt", type=int, default=prompt, metavar="N", help=f"tokens of the prompt ({prompt})")
     parser.add_argument("--tokens", type=int, default=tokens, metavar="N", help=f"tokens to decode ({tokens})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
 
 
 @contextmanager
@@ -112,7 +120,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except EdgephiError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

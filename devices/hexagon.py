@@ -15,6 +15,7 @@ from typing import Literal
 from edgephi.devices.profile import Profile, load_profile, own_profiles
 from edgephi.devices.providers import check_options, graph_devices
 from edgephi.errors import DeviceError, EngineError, UsageError
+from edgephi.installed import install_extra
 
 COMPATIBILITY_KEY = "ep_compatibility_info.QNNExecutionProvider"
 """Metadata of a compiled graph, as onnxruntime names it."""
@@ -174,7 +175,7 @@ def installed_qairt() -> str | None:
         raise DeviceError(
             "onnxruntime-qnn does not say its version of Qualcomm's AI Runtime (QAIRT)",
             where=facts.__file__,
-            remedy='Install the version that edgephi names: pip install "edgephi[qnn]"',
+            remedy=f"Install the version that edgephi names: {install_extra('qnn')}",
             step="library",
         )
     return said

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from edgephi.runtime.grammar import Lark, Regex
     from edgephi.runtime.model import Model, load
 
+# In a clone `export/`, `runtime/` and the others lie beside this folder, where only an editable install or links find
+# them. `python -m edgephi.…` in a clone imports this file, whatever is installed: it finds its subpackages there.
+_root = os.path.dirname(__path__[0])  # noqa: PTH120 - pathlib would take longer to import than all the rest
+if os.path.isfile(os.path.join(_root, "pyproject.toml")) and os.path.isdir(os.path.join(_root, "devices")):  # noqa: PTH112, PTH113, PTH118
+    __path__.append(_root)
+
 __all__ = ["EdgephiError", "Lark", "Model", "Regex", "export", "export_model", "freeze_support", "load"]
 __version__ = "0.1.0"
 

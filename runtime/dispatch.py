@@ -52,6 +52,16 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Dispa
     return DispatchPlan(planned.choices if ends_here else (*planned.choices, cpu), planned.rejected)
 
 
+def require_device(device: str) -> None:
+    """Find out before any work whether a device's name means something; the machine is not asked.
+
+    Raises:
+        DeviceError: it is neither a class of devices nor a profile, or the profile cannot be used.
+    """
+    if device not in ("auto", "cpu") and not providers_of(device):
+        load_profile(device)
+
+
 def verify_placement(folder: Path, choice: ProviderChoice, rejected: Sequence[str] = ()) -> Place:
     """Prove that a provider runs a choice's graph. On the CPU there is nothing to prove, and the graphs that were
     compiled for an NPU are proved by its engine when it opens them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -75,7 +76,39 @@ class Session:
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
         rules = Rules(self._model.grammars.grammar(response_format))
         self._finish_answer()
-        messages, prompt = self._fitting((*self._messages, user_message(text)))
+        return self._answer((*self._messages, user_message(text)), self._sampling, rules)
+
+    def regenerate(self, **sampling: Unpack[SamplingOptions]) -> Stream:
+        """Answer the last message anew, in the place of the answer it has; that one stays when nothing comes of it.
+
+        Args:
+            sampling: what is different for this answer. Greedy decoding, and the same seed, give the same answer.
+
+        Raises:
+            UsageError: a sampling argument outside its range.
+            PromptError: there is no message, or as `say`.
+            EngineError: the model is closed.
+        """
+        make_sampling(sampling)  # refuses names that are none
+        differently = replace(self._sampling, **sampling)
+        self._finish_answer()
+        begins = self._begins(self._messages)
+        if not begins:
+            raise PromptError("there is no message to answer again", remedy="Say something first")
+        return self._answer(self._messages[: begins[-1] + 1], differently, Rules())
+
+    def undo(self) -> str | None:
+        """Take back the last message and its answer. Returns the message's text; None: there was none."""
+        self._finish_answer()
+        begins = self._begins(self._messages)
+        if not begins:
+            return None
+        taken, self._messages = self._messages[begins[-1]], self._messages[: begins[-1]]
+        return str(taken.get("content", ""))
+
+    def _answer(self, asked: tuple[Message, ...], sampling: Sampling, rules: Rules) -> Stream:
+        """Answer the last of these messages; they become the conversation when the answer ends."""
+        messages, prompt = self._fitting(asked, sampling)
 
         def on_end(answer: Answer | None, sound: bool) -> None:
             if not sound:
@@ -83,7 +116,7 @@ class Session:
             if answer is not None:
                 self._messages = (*messages, {"role": "assistant", "content": answer.text})
 
-        self._stream = self._model.stream(prompt, self._sampling, self._open_sequence, on_end, rules)
+        self._stream = self._model.stream(prompt, sampling, self._open_sequence, on_end, rules)
         return self._stream
 
     def fork(self) -> Session:
@@ -114,18 +147,18 @@ class Session:
         self._finish_answer()
         self._drop_cache()
 
-    def _fitting(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Prompt]:
+    def _fitting(self, messages: tuple[Message, ...], sampling: Sampling) -> tuple[tuple[Message, ...], Prompt]:
         """The messages, the oldest turns left out as far as they must and may be, and their prompt."""
         while True:
             try:
-                prompt = self._model.prepare(partial(self._model.encode_chat, messages), self._sampling)
+                prompt = self._model.prepare(partial(self._model.encode_chat, messages), sampling)
             except PromptTooLongError:
                 shorter = self._shortened(messages)
                 if shorter is None:
                     raise
             else:
                 # an answer wants room too: what was asked for, or a quarter of the context
-                wanted = min(self._sampling.max_new_tokens, self._model.context_length // 4)
+                wanted = min(sampling.max_new_tokens, self._model.context_length // 4)
                 shorter = self._shortened(messages) if prompt.max_new_tokens < wanted else None
                 if shorter is None:
                     return messages, prompt
@@ -136,13 +169,17 @@ class Session:
         if self._overflow == "error":
             return None
         start = len(messages[: len(self._system)])
-        # a turn begins with a user's message; the newest one stays
-        begins = [place for place in range(start, len(messages)) if messages[place].get("role") == "user"]
-        if len(begins) < 2:
+        begins = self._begins(messages)
+        if len(begins) < 2:  # the newest one stays
             return None
         if self._overflow == "drop_oldest":
             return (*messages[:start], *messages[begins[1] :])
         return self._summarized(messages, start, begins)
+
+    def _begins(self, messages: Sequence[Message]) -> list[int]:
+        """Places where a turn begins, which a user's message does."""
+        start = len(self._system)
+        return [place for place in range(start, len(messages)) if messages[place].get("role") == "user"]
 
     def _summarized(
         self, messages: tuple[Message, ...], start: int, begins: Sequence[int]

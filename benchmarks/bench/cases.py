@@ -66,6 +66,8 @@ class Prompts:
     context_length: int
     rope_switch: int | None = None
     """Longest sequence that takes the short rope (LongRoPE)."""
+    og_runs: bool = True
+    """Whether onnxruntime-genai runs the bundle's graphs."""
 
 
 def plan(workload: Workload, prompts: Prompts) -> tuple[list[Case], list[tuple[Case, str]]]:
@@ -99,6 +101,8 @@ def digest(ids: Sequence[int]) -> str:
 def _refusal(case: Case, prompts: Prompts) -> str | None:
     if case.length > prompts.context_length:
         return f"needs {case.length:,} tokens of context, the model has {prompts.context_length:,}"
+    if case.by_og and not prompts.og_runs:
+        return "onnxruntime-genai, whose loop this is, does not run graphs compiled for an NPU"
     if case.by_og and prompts.rope_switch is not None and case.length > prompts.rope_switch:
         return (
             f"would cross the model's change of rope at {prompts.rope_switch:,} tokens, which og's loop is not told of"

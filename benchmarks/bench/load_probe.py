@@ -17,6 +17,7 @@ from time import perf_counter
 
 from edgephi.benchmarks.bench.meters.memory import PeakOfPrivate, held, peak_resident
 from edgephi.benchmarks.bench.meters.usage import read_usage
+from edgephi.child import standard_streams
 from edgephi.errors import EdgephiError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.sampling import Sampling, chooser
@@ -64,8 +65,10 @@ def _decode(model: Model, count: int) -> None:
 def main() -> None:
     """Exit status 1 and a sentence on stderr when the bundle does not load."""
     folder, device, what = sys.argv[1:]
+    _, stdout = standard_streams()
     try:
-        print(json.dumps((timed if what == "time" else weighed)(Path(folder), device)))
+        stdout.write(json.dumps((timed if what == "time" else weighed)(Path(folder), device)).encode())
+        stdout.flush()
     except EdgephiError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

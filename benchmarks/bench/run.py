@@ -37,7 +37,7 @@ from edgephi.devices.power import power_mode, power_source
 from edgephi.devices.providers import all_providers, require_known_graphs
 from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
-from edgephi.runtime.config import decode_file, read_genai_config
+from edgephi.runtime.config import decode_file, read_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.place import Place
@@ -262,13 +262,14 @@ def _hardware(place: Place) -> str | None:
 def _prompts(folder: Path, manifest: Manifest, device: str) -> Prompts:
     """The tokenizer, the template and the context, read without loading the model."""
     limit = dispatch.plan(folder, manifest, device, fallback=False).choices[0].context_length
-    config, tokenizer, template = read_genai_config(folder, manifest), Tokenizer(folder), read_template(folder)
+    config, tokenizer, template = read_config(folder, manifest), Tokenizer(folder), read_template(folder)
     return Prompts(
         plain=lambda text: tokenizer.encode(text, special=True),
         chat=None if template is None else lambda text: tokenizer.encode(template.render([user_message(text)])),
         stop_ids=config.stop_ids,
         context_length=min(config.context_length, limit or config.context_length),
         rope_switch=manifest.model.rope_switch,
+        og_runs=manifest.npu is None,
     )
 
 

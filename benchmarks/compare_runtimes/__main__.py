@@ -11,9 +11,7 @@ What is asked and how: `benchmarks/README.md`.
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.compare_runtimes.goals import goals, ratios
 from edgephi.benchmarks.compare_runtimes.measure import (
@@ -33,7 +32,7 @@ from edgephi.benchmarks.compare_runtimes.measure import (
 )
 from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare, reference, start, stored_bytes
 from edgephi.benchmarks.compare_runtimes.results import ComparisonReport, ContenderResult, Settings, Speed
-from edgephi.benchmarks.compare_runtimes.shape import write_shape
+from edgephi.benchmarks.compare_runtimes.shape import require_shape, write_shape
 from edgephi.benchmarks.compare_runtimes.table import markdown, plot
 from edgephi.benchmarks.compare_runtimes.variants import PEERS, contenders
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
@@ -49,6 +48,8 @@ def main() -> None:
     given = _arguments()
     folder, output = given.folder, given.output
     source = given.source or folder / "source.gguf"
+    if given.shape:
+        require_shape(given.shape)
     output.mkdir(parents=True, exist_ok=True)
     if given.shape and not source.exists():
         write_shape(given.shape, given.layers, source)
@@ -67,7 +68,7 @@ def main() -> None:
         text=given.text.name if given.text else None,
     )
     longest = max(*settings.prompts, *settings.depths, settings.window_length) + settings.new_tokens
-    pythons = {peer: _absolute(value) for peer in PEERS if (value := getattr(given, _option(peer))) is not None}
+    pythons = {peer: value for peer in PEERS if (value := getattr(given, _option(peer))) is not None}
     everybody = contenders(
         source,
         folder,
@@ -134,16 +135,27 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", nargs="?", type=Path, metavar="MODEL.gguf", help="weights")
+    parser.add_argument("source", nargs="?", type=arguments.file, metavar="MODEL.gguf", help="weights")
     parser.add_argument("--shape", metavar="NAME", help="instead: random weights of a published phi3 model's shape")
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="of that shape (4)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text: prompts and windows come from it")
-    parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="what is made from the weights")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="peers.json, peers.md, peers.png")
+    parser.add_argument(
+        "--text", type=arguments.file, metavar="FILE", help="UTF-8 text: prompts and windows come from it"
+    )
+    parser.add_argument(
+        "--folder", type=arguments.new_folder, required=True, metavar="DIR", help="what is made from the weights"
+    )
+    parser.add_argument(
+        "--output", type=arguments.new_folder, required=True, metavar="DIR", help="peers.json, peers.md, peers.png"
+    )
     parser.add_argument("--peers", type=_words, default=list(PEERS), metavar="A,B", help="who takes part (all)")
     parser.add_argument("--edgephi", type=_words, default=["auto", "gptq-128"], metavar="A,B", help="auto, rtn-32, …")
     for peer in PEERS:
-        parser.add_argument(f"--{_option(peer).replace('_', '-')}", metavar="PY", help=f"interpreter with {peer}")
+        parser.add_argument(
+            f"--{_option(peer).replace('_', '-')}",
+            type=arguments.interpreter,
+            metavar="PY",
+            help=f"interpreter with {peer}",
+        )
     parser.add_argument("--transformers-types", type=_words, default=["float32", "bfloat16"], metavar="A,B")
     parser.add_argument("--threads", type=int, metavar="N", help="of everybody (one a physical core)")
     parser.add_argument("--prompts", type=_numbers, default=[128, 512], metavar="N,N", help="prefill (128,512)")
@@ -158,8 +170,8 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if (given.source is None) == (given.shape is None):
         parser.error("name MODEL.gguf or --shape")
-    if given.source is not None and (not given.source.is_file() or given.text is None):
-        parser.error("MODEL.gguf must be a file, and its prompts need --text")
+    if given.source is not None and given.text is None:
+        parser.error("prompts of MODEL.gguf need --text")
     if given.shape and given.text:
         parser.error("random weights have no --text")
     unknown = set(given.peers) - set(PEERS)
@@ -180,11 +192,6 @@ def _numbers(text: str) -> list[int]:
 
 def _option(peer: str) -> str:
     return f"{peer.partition('.')[0]}_python"
-
-
-def _absolute(python: str) -> Path:
-    # not resolved: a virtual environment's interpreter is a link out of it
-    return Path(os.path.abspath(shutil.which(python) or python))  # noqa: PTH100
 
 
 def _file_type(source: Path) -> int | None:

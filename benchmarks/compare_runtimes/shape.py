@@ -19,6 +19,13 @@ NORMAL_TOKEN, CONTROL_TOKEN = 1, 3
 END = "<|endoftext|>"
 
 
+def require_shape(name: str) -> None:
+    """Raises UsageError for a name that the table of published models does not have, or not as a phi3 model."""
+    if PUBLISHED.get(name, {}).get("model_type") != "phi3":
+        known = ", ".join(key for key, value in PUBLISHED.items() if value["model_type"] == "phi3")
+        raise UsageError(f"{name!r} is no published model of the phi3 kind", remedy=f"Choose from {known}")
+
+
 def write_shape(name: str, layers: int, path: Path, seed: int = 0) -> None:
     """Write `path`, at about twice as many bytes as there are parameters, through a file beside it.
 
@@ -27,10 +34,8 @@ def write_shape(name: str, layers: int, path: Path, seed: int = 0) -> None:
     """
     import gguf
 
-    config = PUBLISHED.get(name, {})
-    if config.get("model_type") != "phi3":
-        known = ", ".join(key for key, value in PUBLISHED.items() if value["model_type"] == "phi3")
-        raise UsageError(f"{name!r} is no published model of the phi3 kind", remedy=f"Choose from {known}")
+    require_shape(name)
+    config = PUBLISHED[name]
     sizes = {key: int(value) for key, value in config.items() if isinstance(value, int)}
     hidden, heads, kv_heads = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
     head, inner, vocabulary = hidden // heads, sizes["intermediate_size"], sizes["vocab_size"]

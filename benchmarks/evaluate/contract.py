@@ -80,6 +80,36 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
     return quality
 
 
+def require_contract(folder: Path, manifest: Manifest, text: Path | None, against: str | None, device: str) -> Quality:
+    """The contract that `check` holds the bundle to, once the arguments are known to name something; nothing is loaded.
+
+    Raises:
+        BundleError: the bundle has no contract.
+        UsageError: another text than the recorded one, or none.
+        SourceError: there is nothing of the name to compare with.
+        DeviceError: there is no such device.
+    """
+    from edgephi.bundle import sha256_of
+    from edgephi.export.checkpoint.source import require_source
+    from edgephi.runtime.dispatch import require_device
+
+    quality = manifest.quality
+    if quality is None:
+        raise BundleError(
+            "the bundle has no quality contract", where=folder, remedy="Record one with `edgephi evaluate --record`"
+        )
+    if text is not None and (not text.is_file() or sha256_of(text) != quality.text.sha256):
+        raise UsageError(
+            f"this is not the text the figures were measured on, {quality.text.name}",
+            where=text,
+            remedy="Name that text; its SHA-256 is in edgephi.json",
+        )
+    if against is not None:
+        require_source(against)
+    require_device(device)
+    return quality
+
+
 def check(
     folder: Path,
     manifest: Manifest,
@@ -104,21 +134,10 @@ def check(
     """
     from edgephi.benchmarks.evaluate.evaluation import evaluate
     from edgephi.benchmarks.report import library_versions
-    from edgephi.bundle import sha256_of
     from edgephi.runtime.golden import reproduce
     from edgephi.runtime.model import load
 
-    quality = manifest.quality
-    if quality is None:
-        raise BundleError(
-            "the bundle has no quality contract", where=folder, remedy="Record one with `edgephi evaluate --record`"
-        )
-    if text is not None and (not text.is_file() or sha256_of(text) != quality.text.sha256):
-        raise UsageError(
-            f"this is not the text the figures were measured on, {quality.text.name}",
-            where=text,
-            remedy="Name that text; its SHA-256 is in edgephi.json",
-        )
+    quality = require_contract(folder, manifest, text, against, device)
     versions = library_versions(*LIBRARIES)
     with load(folder, device, fallback=fallback) as model:
         providers = tuple(part.provider for part in model.placement.providers)

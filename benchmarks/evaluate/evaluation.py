@@ -162,11 +162,15 @@ def evaluate(
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
+    if against is not None and not is_bundle(Path(against)):
+        from edgephi.export.checkpoint.source import require_source
+
+        require_source(against)
+    asked = read_questions(choices, questions) if choices is not None else ()
     cut: list[TokenIds] = []
     if text is not None:
         readers = [folder, Path(against)] if against is not None and is_bundle(Path(against)) else [folder]
         cut = list(tokenize(readers, text, windows * window_length).reshape(windows, window_length))
-    asked = read_questions(choices, questions) if choices is not None else ()
     answers = candidates(asked, _encoder(folder)) if asked else []
     sequences = [*cut, *(candidate.ids for candidate in answers)]
     layers = (

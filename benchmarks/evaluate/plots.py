@@ -8,6 +8,7 @@ import numpy as np
 
 from edgephi.benchmarks.evaluate.evaluation import Evaluation
 from edgephi.errors import OutputError, UsageError
+from edgephi.installed import install_extra
 
 SMOOTH = 64
 """Predictions in the running mean."""
@@ -19,6 +20,7 @@ def require_plots(path: Path) -> None:
 
     Raises:
         UsageError: matplotlib is not installed, or the file's name ends in no format it draws here.
+        OutputError: there is no folder for it.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
@@ -26,10 +28,12 @@ def require_plots(path: Path) -> None:
             where=path,
             remedy=f"End the name in {', '.join(FORMATS)}",
         )
+    if not path.parent.is_dir():
+        raise OutputError("there is no such folder for the plot", where=path.parent, remedy="Choose another --plot")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise UsageError("plots need matplotlib", remedy='Run `pip install "edgephi[bench]"`') from error
+        raise UsageError("plots need matplotlib", remedy=f"Run `{install_extra('bench')}`") from error
 
 
 def plot_divergence(evaluation: Evaluation, path: Path) -> None:

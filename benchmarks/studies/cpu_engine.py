@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.errors import EngineError
 from edgephi.runtime.engines.base import SHARED, KvSequence
@@ -58,13 +59,13 @@ COPY = (
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="a bundle with a graph for the CPU")
+    parser.add_argument("bundle", type=arguments.bundle, help="a bundle with a graph for the CPU")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each figure (5)")
     parser.add_argument("--tokens", type=int, default=24, metavar="N", help="tokens to decode (24)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; the profile's where nothing is said")
     parser.add_argument("--parts", nargs="+", default=["engines", "prefix", "batch", "guesses"], metavar="PART")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
-    parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--restore", type=arguments.file, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.restore is not None:
         print(json.dumps(restored(given.bundle, given.restore, given.threads)))

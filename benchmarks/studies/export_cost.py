@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.checkpoint_folder import write_checkpoint_folder
 from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
@@ -201,34 +201,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.export_cost", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("gguf", nargs="?", type=Path, metavar="MODEL.gguf", help="weights")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="the same weights as a Hugging Face folder")
+    parser.add_argument("gguf", nargs="?", type=arguments.file, metavar="MODEL.gguf", help="weights")
     parser.add_argument(
-        "--builder-python", type=Path, required=True, metavar="FILE", help="interpreter with the builder"
+        "--folder", type=arguments.folder, metavar="DIR", help="the same weights as a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--builder-python",
+        type=arguments.interpreter,
+        required=True,
+        metavar="FILE",
+        help="interpreter with the builder",
     )
     parser.add_argument("--builder-option", action="append", default=[], metavar="KEY=VALUE", help="to --extra_options")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="counted runs of each command (3)")
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="uncounted runs before them (1)")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where outputs are written and deleted")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every run, unrounded")
+    parser.add_argument("--scratch", type=arguments.folder, metavar="DIR", help="where outputs are written and deleted")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write every run, unrounded")
     given = parser.parse_args()
     if given.gguf is None and given.folder is None:
         parser.error("name MODEL.gguf, --folder, or both")
-    if given.gguf is not None and not given.gguf.is_file():
-        parser.error(f"there is no file {given.gguf}")
-    if given.folder is not None and not given.folder.is_dir():
-        parser.error(f"there is no folder {given.folder}")
     if given.rounds < 1 or given.warm_up < 0:
         parser.error("--rounds is at least 1, --warm-up at least 0")
     gguf = given.gguf.resolve() if given.gguf else None
-    # not resolved: a virtual environment's interpreter is a link out of it
-    builder_python = Path(os.path.abspath(shutil.which(given.builder_python) or given.builder_python))  # noqa: PTH100
-    theirs = builder_environment(builder_python)
+    theirs = builder_environment(given.builder_python)
     with tempfile.TemporaryDirectory(dir=given.scratch, prefix="export-cost-") as scratch:
         folder = given.folder.resolve() if given.folder else Path(scratch, "checkpoint")
         if gguf is not None and given.folder is None:
             write_checkpoint_folder(gguf, folder)
-        commands = contenders(gguf, folder, builder_python, given.builder_option)
+        commands = contenders(gguf, folder, given.builder_python, given.builder_option)
         with progress("exporting", (given.warm_up + given.rounds) * len(commands)) as advance:
             results = compare(commands, Path(scratch), rounds=given.rounds, warm_up=given.warm_up, on_run=advance)
     ours = circumstances("onnx-ir", "numpy", "gguf")

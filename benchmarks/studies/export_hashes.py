@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import edgephi
+from edgephi.benchmarks import arguments
+from edgephi.benchmarks.report import run
 
 RECIPES: dict[str, dict[str, object]] = {
     "fp32": {"precision": "fp32"},
@@ -39,25 +41,27 @@ Hashes = dict[str, dict[str, str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", help="checkpoint folders or GGUF files")
+    parser.add_argument("sources", nargs="*", type=arguments.source, help="checkpoint folders or GGUF files")
     parser.add_argument(
-        "--fixtures", type=Path, help="a folder whose subfolders are tiny checkpoints, with or without a tokenizer"
+        "--fixtures",
+        type=arguments.folder,
+        help="a folder whose subfolders are tiny checkpoints, with or without a tokenizer",
     )
-    parser.add_argument("--json", type=Path, help="write the hashes to this file")
+    parser.add_argument("--json", type=arguments.new_file, help="write the hashes to this file")
     parser.add_argument(
-        "--compare", type=Path, help="name what differs from such a file, and exit with 1 if anything does"
+        "--compare", type=arguments.file, help="name what differs from such a file, and exit with 1 if anything does"
     )
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     found: Hashes = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for export, files in _exports(arguments.sources, arguments.fixtures, Path(temporary)):
+        for export, files in _exports(given.sources, given.fixtures, Path(temporary)):
             found[export] = files
             for file, digest in files.items():
                 print(f"{digest}  {export}  {file}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if arguments.compare:
-        changed = differences(json.loads(arguments.compare.read_text(encoding="utf-8")), found)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if given.compare:
+        changed = differences(json.loads(given.compare.read_text(encoding="utf-8")), found)
         print(*changed, f"{len(found)} exports, differences: {len(changed)}", sep="\n")
         sys.exit(bool(changed))
 
@@ -119,4 +123,4 @@ def _sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

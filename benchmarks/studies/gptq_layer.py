@@ -88,7 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.gptq_layer", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("model", nargs="?", default="microsoft/Phi-4-mini-instruct", help="hub id of a Phi model")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="microsoft/Phi-4-mini-instruct",
+        choices=PUBLISHED,
+        metavar="MODEL",
+        help="hub id of a Phi model",
+    )
     parser.add_argument("--block-size", type=int, default=32, metavar="N", help="input channels of a block (32)")
     parser.add_argument("--sequences", type=int, default=32, metavar="N", help="calibration sequences (32)")
     parser.add_argument("--length", type=int, default=256, metavar="N", help="tokens of a sequence (256)")

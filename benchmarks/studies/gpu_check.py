@@ -45,6 +45,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.report import circumstances, run, write_json
 from edgephi.benchmarks.studies.gpu_report import compare, disagreements, markdown, rates
 from edgephi.benchmarks.studies.large_export import write_checkpoint
@@ -292,9 +293,15 @@ def check(given: argparse.Namespace, folder: Path, report: Report) -> None:
 def main() -> None:
     """Parse the command line, check, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", nargs="*", type=Path, metavar="DIR", help="bundles with a graph for webgpu")
-    parser.add_argument("--folder", type=Path, help="where checkpoints and bundles are written, and removed")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the report is written")
+    parser.add_argument(
+        "bundles", nargs="*", type=arguments.bundle, metavar="DIR", help="bundles with a graph for webgpu"
+    )
+    parser.add_argument(
+        "--folder", type=arguments.folder, help="where checkpoints and bundles are written, and removed"
+    )
+    parser.add_argument(
+        "--output", type=arguments.new_folder, required=True, metavar="DIR", help="where the report is written"
+    )
     parser.add_argument("--model", default="microsoft/Phi-4-mini-instruct", choices=PUBLISHED, metavar="NAME")
     parser.add_argument("--layers", type=int, metavar="N", help="of --model (as published)")
     parser.add_argument("--tiny", action="store_true", help="small shapes, for software drivers")

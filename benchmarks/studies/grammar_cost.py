@@ -18,6 +18,8 @@ from time import perf_counter
 
 import numpy as np
 
+from edgephi.benchmarks import arguments
+from edgephi.benchmarks.report import run
 from edgephi.benchmarks.studies.json_schemas import schemas
 from edgephi.runtime.grammar import Grammars
 from edgephi.runtime.tokenizer import TOKENIZER, Tokenizer
@@ -94,10 +96,12 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=arguments.folder)
     parser.add_argument("--stop", type=int, default=2)
     parser.add_argument("--grow", type=int, default=0)
     asked = parser.parse_args()
+    if not (asked.folder / TOKENIZER).is_file():
+        parser.error(f"there is no {TOKENIZER} in {asked.folder}")
     with tempfile.TemporaryDirectory() as made:
         folder = asked.folder
         if asked.grow:
@@ -110,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.benchmarks.report import library_versions, machine
+from edgephi.benchmarks import arguments
+from edgephi.benchmarks.report import library_versions, machine, run
 from edgephi.benchmarks.studies.quality import log_softmax, tokenize
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.cpu import decode_threads
@@ -229,30 +230,30 @@ def row(one: Result) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="KV cache in float32, float16 and int8: predictions, time, memory.")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("text", type=Path)
+    parser.add_argument("bundle", type=arguments.bundle)
+    parser.add_argument("text", type=arguments.file)
     parser.add_argument("--depths", default="512,2000,8000")
     parser.add_argument("--windows", default="8,4,2", help="for each depth")
     parser.add_argument(
         "--scored", type=int, default=256, help="last tokens of a window whose predictions are compared"
     )
     parser.add_argument("--turns", type=int, default=5, help="of each type's decode steps")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    depths, windows = ([int(one) for one in text.split(",")] for text in (arguments.depths, arguments.windows))
+    parser.add_argument("--json", type=arguments.new_file)
+    given = parser.parse_args()
+    depths, windows = ([int(one) for one in text.split(",")] for text in (given.depths, given.windows))
     print("| cache | depth | windows | KL mean | KL p99 | same token | ms a token | of the processor | MB |")
     print("|---|---|---|---|---|---|---|---|---|")
-    results, exact = measure(arguments.bundle, arguments.text, depths, windows, arguments.scored, arguments.turns)
+    results, exact = measure(given.bundle, given.text, depths, windows, given.scored, given.turns)
     print(f"runs of several tokens with int8 equal runs of one, bit for bit: {'yes' if exact else 'no'}")
-    if arguments.json:
+    if given.json:
         facts = {
             "results": [asdict(one) for one in results],
             "verifies_exactly": exact,
             "machine": machine(),
             "versions": library_versions("edgephi", "onnxruntime", "numpy"),
         }
-        arguments.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

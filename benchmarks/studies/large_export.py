@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run, write_json
 from edgephi.bundle import read_manifest
@@ -151,14 +152,16 @@ def measure(checkpoint: Path, scratch: Path, precision: str, block_size: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="+", help="names from export/families/published.py")
     parser.add_argument(
-        "--folder", type=Path, required=True, help="where checkpoint and bundle are written, and removed"
+        "model", nargs="+", choices=PUBLISHED, metavar="MODEL", help="names from export/families/published.py"
+    )
+    parser.add_argument(
+        "--folder", type=arguments.folder, required=True, help="where checkpoint and bundle are written, and removed"
     )
     parser.add_argument("--layers", type=int, help="fewer layers than published")
     parser.add_argument("--precision", default="int4", choices=("int4", "int8", "fp16", "fp32"))
     parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--json", type=arguments.new_file, help="write all numbers here")
     options = parser.parse_args()
     rows, records = [], []
     cores = os.cpu_count() or 1

@@ -22,6 +22,7 @@ from typing import cast
 
 import numpy as np
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
 from edgephi.benchmarks.report import (
@@ -113,9 +114,15 @@ def main() -> None:
     """Parse the command line, export, measure, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="microsoft/Phi-4-mini-instruct", help="a name from export/families/published.py"
+        "--model",
+        default="microsoft/Phi-4-mini-instruct",
+        choices=PUBLISHED,
+        metavar="NAME",
+        help="a name from export/families/published.py",
     )
-    parser.add_argument("--folder", type=Path, required=True, help="where checkpoints and bundles are put, and removed")
+    parser.add_argument(
+        "--folder", type=arguments.folder, required=True, help="where checkpoints and bundles are put, and removed"
+    )
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
     parser.add_argument("--block-size", type=int, default=32)
     add_turns(parser, rounds=7, prompt=256, tokens=32)

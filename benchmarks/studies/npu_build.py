@@ -22,11 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.child_cost import run_and_measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run, write_json
 from edgephi.benchmarks.studies.large_export import make_checkpoint
 from edgephi.bundle import NpuNumerics, read_manifest
+from edgephi.devices.hexagon import target_of
+from edgephi.devices.profile import load_profile
 from edgephi.errors import BundleError
+from edgephi.export.families.published import PUBLISHED
 from edgephi.export.npu.layers import DEFAULT_NUMERICS
 
 WRAPPER = """
@@ -223,15 +227,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.npu_build", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("model", help="a name from export/families/published.py")
-    parser.add_argument("--folder", type=Path, required=True, help="where checkpoint and bundle are made, and removed")
+    parser.add_argument("model", choices=PUBLISHED, metavar="MODEL", help="a name from export/families/published.py")
+    parser.add_argument(
+        "--folder", type=arguments.folder, required=True, help="where checkpoint and bundle are made, and removed"
+    )
     parser.add_argument("--layers", type=int, help="fewer layers than published")
     parser.add_argument("--device", default="snapdragon-x-elite", help="a profile with an NPU")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--numerics", choices=get_args(NpuNumerics), default=DEFAULT_NUMERICS)
     parser.add_argument("--share-weights", action="store_true", help="prompt and token graphs share binaries")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--json", type=arguments.new_file, help="write all numbers here")
     given = parser.parse_args()
+    target_of(load_profile(given.device))  # before gigabytes of weights are written
     asked = (given.model, given.folder, given.layers, given.device, given.block_size, given.numerics)
     build = measure(*asked, shared=given.share_weights)
     facts = circumstances("onnxruntime", "onnxruntime-qnn")

@@ -21,6 +21,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.benchmarks.studies.npu_stages import UncompiledStages
@@ -191,10 +192,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.npu_quality", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("source", help="what `edgephi export` takes")
-    parser.add_argument("--reference", required=True, type=Path, metavar="DIR", help="fp32 bundle of the same model")
-    parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="UTF-8 text to score")
-    parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="for graphs, which are removed again")
+    parser.add_argument("source", type=arguments.source, help="what `edgephi export` takes")
+    parser.add_argument(
+        "--reference", required=True, type=arguments.bundle, metavar="DIR", help="fp32 bundle of the same model"
+    )
+    parser.add_argument("--text", required=True, type=arguments.file, metavar="FILE", help="UTF-8 text to score")
+    parser.add_argument(
+        "--folder", required=True, type=arguments.new_folder, metavar="DIR", help="for graphs, which are removed again"
+    )
     parser.add_argument("--numerics", choices=known, nargs="+", default=known, help="which to measure (all)")
     parser.add_argument("--quantize", default="auto", choices=quantizer_words())
     parser.add_argument("--block-size", type=int, default=32)
@@ -204,7 +209,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="windows of the text to leave out first (0)")
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="windows to score (8)")
     parser.add_argument("--window-length", type=int, default=512, metavar="N", help="tokens of a window (512)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
     given = parser.parse_args()
     target = target_of(load_profile(given.device))
     last, length = given.skip + given.windows, given.window_length

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.report import (
     add_turns,
     circumstances,
@@ -294,7 +295,9 @@ def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> 
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, metavar="DIR", help="what `edgephi export` wrote, float32 KV cache")
+    parser.add_argument(
+        "bundle", type=arguments.bundle, metavar="DIR", help="what `edgephi export` wrote, float32 KV cache"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of onnxruntime (one a core)")
     add_turns(parser, rounds=9, prompt=64, tokens=64)
     given = parser.parse_args()

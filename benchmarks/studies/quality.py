@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.bundle import MANIFEST, check_bundle, folder_bytes, read_manifest
@@ -232,12 +233,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.quality", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="DIR", help="bundle to compare with the reference")
-    parser.add_argument("--reference", required=True, type=Path, metavar="DIR", help="bundle to compare with, fp32")
-    parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="UTF-8 text")
+    parser.add_argument(
+        "bundles", nargs="+", type=arguments.bundle, metavar="DIR", help="bundle to compare with the reference"
+    )
+    parser.add_argument(
+        "--reference", required=True, type=arguments.bundle, metavar="DIR", help="bundle to compare with, fp32"
+    )
+    parser.add_argument("--text", required=True, type=arguments.file, metavar="FILE", help="UTF-8 text")
     parser.add_argument("--windows", type=int, default=20, metavar="N", help="windows to score (20)")
     parser.add_argument("--window-length", type=int, default=512, metavar="N", help="tokens of a window (512)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
     given = parser.parse_args()
     with progress("scoring", given.windows * len(given.bundles)) as advance:
         report = measure(

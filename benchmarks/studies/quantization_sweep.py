@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.bench.results import figure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.benchmarks.studies.quality import BundleQuality, QualityReport, measure
@@ -227,14 +228,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="edgephi.benchmarks.studies.quantization_sweep", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("source", metavar="SOURCE", help="what `edgephi export` takes; the targets are SmolLM2-135M's")
-    parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="UTF-8 text")
-    parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="where the bundles are or will be")
-    parser.add_argument("--choices", type=Path, metavar="FILE", help="questions as `edgephi evaluate` takes them")
+    parser.add_argument(
+        "source",
+        type=arguments.source,
+        metavar="SOURCE",
+        help="what `edgephi export` takes; the targets are SmolLM2-135M's",
+    )
+    parser.add_argument("--text", required=True, type=arguments.file, metavar="FILE", help="UTF-8 text")
+    parser.add_argument(
+        "--folder", required=True, type=arguments.new_folder, metavar="DIR", help="where the bundles are or will be"
+    )
+    parser.add_argument(
+        "--choices", type=arguments.file, metavar="FILE", help="questions as `edgephi evaluate` takes them"
+    )
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="windows of 512 tokens to score (8)")
     parser.add_argument("--loads", type=int, default=16, metavar="N", help="of both bundles, to decode in turns (16)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of decoding in turns, each load (3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers, unrounded")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="also write the numbers, unrounded")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     with progress("exporting", len(VARIANTS) + 1) as advance:

@@ -17,6 +17,7 @@ from statistics import median
 
 import numpy as np
 
+from edgephi.benchmarks import arguments
 from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure
 from edgephi.benchmarks.report import (
@@ -61,7 +62,7 @@ def compare(bundle: Path, rounds: int, prompt: int, tokens: int) -> dict[bool, l
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, metavar="DIR", help="what `edgephi export` wrote")
+    parser.add_argument("bundle", type=arguments.bundle, metavar="DIR", help="what `edgephi export` wrote")
     add_turns(parser, rounds=9, prompt=128, tokens=64)
     given = parser.parse_args()
     found = compare(given.bundle, given.rounds, given.prompt, given.tokens)

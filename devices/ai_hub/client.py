@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgephi.errors import HubError, HubUnreachableError, UsageError
+from edgephi.installed import install_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,7 @@ class HubClient:
         except ImportError as error:
             raise UsageError(
                 "hosted devices need qai-hub, which is not installed",
-                remedy='Install it with `pip install "edgephi[hub]"`',
+                remedy=f"Install it with `{install_extra('hub')}`",
             ) from error
         session.MAX_RETRIES, session.MAX_WAIT = RETRIES, LONGEST_WAIT_S
         where = api_utils.get_config_path()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from edgephi.errors import HubError
+from edgephi.installed import install_extra
 from edgephi.records import Sha256, Strict
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def measurement(profile: Mapping[str, Any], job: str) -> Measurement:
         raise HubError(
             "the hub's profile has a form this version does not read",
             where=job,
-            remedy="Install the version of qai-hub that edgephi[hub] names",
+            remedy=f"Install the version of qai-hub that edgephi names: {install_extra('hub')}",
         ) from error
 
 

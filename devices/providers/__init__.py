@@ -26,6 +26,7 @@ from edgephi.devices.providers.webgpu import SOFTWARE_GPU as SOFTWARE_GPU
 from edgephi.devices.providers.webgpu import WEBGPU
 from edgephi.devices.providers.windows_ml import catalog_library
 from edgephi.errors import BundleError, DeviceError, one_line
+from edgephi.installed import install_extra
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,9 +138,9 @@ def installed_wheel(known: Provider) -> tuple[str, str] | None:
 
 def install_command(known: Provider) -> str:
     """The command that installs a provider."""
-    if known.extra is not None:
-        return f'pip install "edgephi[{known.extra}]"'
-    return "pip install edgephi" if known.requirements is None else f'pip install -r "{known.requirements()}"'
+    if known.extra is None and known.requirements is not None:
+        return f'pip install -r "{known.requirements()}"'
+    return install_extra(known.extra)
 
 
 def runtime_wheels() -> tuple[str, ...]:

@@ -50,16 +50,9 @@ def devices(as_json: Json = False) -> None:
         facts = {"server": client.server, "devices": [asdict(device) for device in found]}
         print_json(facts)
         return
-    from rich.table import Table
+    from edgephi.commands.tables import print_table
 
-    from edgephi.commands.console import stdout
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "system", "chipset"):
-        table.add_column(heading)
-    for device in found:
-        table.add_row(*map(printable, (device.name, device.os, device.chipset or "")))
-    stdout().print(table)
+    print_table(("device", "system", "chipset"), [(one.name, one.os, one.chipset or "") for one in found])
 
 
 @app.command("run")
@@ -245,19 +238,12 @@ def _finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
 
 
 def _print(merged: FleetReport) -> None:
-    from rich.table import Table
+    from edgephi.commands.tables import print_table
 
-    from edgephi.commands.console import stdout
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "graph", "job", "status"):
-        table.add_column(heading)
-    for heading in ("inference", "peak memory", "NPU / GPU / CPU"):
-        table.add_column(heading, justify="right")
-    for record in merged.records:
-        table.add_row(*map(printable, _cells(record)))
+    measured = ("inference", "peak memory", "NPU / GPU / CPU")
     if merged.records:
-        stdout().print(table)
+        headings = ("device", "graph", "job", "status", *measured)
+        print_table(headings, [_cells(record) for record in merged.records], right=measured)
     for record in merged.records:
         for warning in record.warnings:
             _say(f"{record.graph} on {record.device}: {warning}")

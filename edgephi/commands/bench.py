@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgephi.commands.options import Bundle, Device, Json
-from edgephi.errors import UsageError, printable, printable_lines
+from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgephi.benchmarks.bench.report.comparison import Change, Comparison
@@ -67,13 +67,14 @@ def compare(
     from edgephi.benchmarks.bench.report.table import comparison_markdown
     from edgephi.benchmarks.bench.results import read_report
     from edgephi.commands.console import print_json
+    from edgephi.commands.tables import print_markdown
 
     threshold = THRESHOLD if fail_over is None else _share(fail_over)
     found = compared(read_report(first), read_report(second), threshold)
     if as_json:
         print_json({"threshold": threshold, **found.as_json()})
     else:
-        typer.echo(printable_lines(comparison_markdown(found, threshold)))
+        print_markdown(comparison_markdown(found, threshold))
     if fail_over is not None and found.worse():
         raise typer.Exit(1)
 
@@ -197,6 +198,7 @@ def run(
     from edgephi.benchmarks.bench.run import bench
     from edgephi.benchmarks.bench.workload import read_workload
     from edgephi.commands.console import print_json_text
+    from edgephi.commands.tables import print_markdown
 
     chosen = read_workload(workload)
     if output is not None:
@@ -210,7 +212,7 @@ def run(
     if as_json:
         print_json_text(document(report))
     else:
-        typer.echo(printable_lines(markdown(report)), nl=False)
+        print_markdown(markdown(report))
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,12 +21,8 @@ from edgephi.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from edgephi.runtime.model import Model
-    from edgephi.runtime.session import Session
-
-# "/usr/bin is what?" is a message; one word alone is a command that was mistyped
-_COMMAND = re.compile(r"/[A-Za-z]\w*")
-HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
+    from edgephi.commands.chat_commands import Conversation
+    from edgephi.runtime.sampling import SamplingOptions
 
 
 def chat(
@@ -42,74 +38,75 @@ def chat(
     fallback: Fallback = False,
     engine: Engine = None,
     speculation: Speculation = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on with a conversation that /save wrote.", show_default=False),
+    ] = None,
+    keep_history: Annotated[
+        bool,
+        typer.Option("--history/--no-history", help="Remember typed messages in a file that only you may read."),
+    ] = True,
 ) -> None:
-    """Talk with a model; one line is one message.
+    """Talk with a model.
 
-    /reset forgets the conversation, /help explains, /exit or Ctrl-D ends. Ctrl-C stops an answer, which stays in the
-    conversation as far as it went; at the prompt it ends the chat. Messages may also be piped in, one a line; the exit
-    status is then 1 if one was refused, and the others are answered.
+    On a terminal, Enter sends a message; Alt-Enter, or a backslash and Enter, begin a new line. Arrow keys edit, and
+    bring back earlier messages. /help lists the commands. Ctrl-C stops an answer, which stays in the conversation as
+    far as it went; at the prompt it ends the chat, as Ctrl-D does.
+
+    Messages may also be piped in, one a line; then /reset, /help and /exit are the only commands, and the exit status
+    is 1 if a message was refused, while the others are answered.
     """
-    from edgephi.commands.console import stderr
+    from edgephi.commands.chat_commands import Conversation
+    from edgephi.runtime.conversation import read_conversation
     from edgephi.runtime.model import load
 
-    note = stderr()
-    all_taken = True
+    resumed = None if resume is None else (read_conversation(resume), resume)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
-        _require_answerable(model, system)
-        session = model.session(
-            system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
-        if sys.stdin.isatty():
-            note.print(HELP, style="dim")
-        while (line := _read_line()) is not None and line != "/exit":
-            if line == "/reset":
-                session.reset()
-                note.print("The conversation starts anew.", style="dim")
-            elif line == "/help":
-                note.print(HELP, style="dim")
-            elif _COMMAND.fullmatch(line):
-                note.print(f"There is no command {line}. {HELP}", style="red")
-                all_taken = False
-            elif line:
-                all_taken = _answer(session, line) and all_taken
-    if not all_taken and not sys.stdin.isatty():
-        raise typer.Exit(1)
+        sampling: SamplingOptions = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        }
+        conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed)
+        if terminal:
+            _talk(conversation, keep_history)
+        elif not _read_all(conversation) and not sys.stdin.isatty():
+            raise typer.Exit(1)
 
 
-def _require_answerable(model: Model, system: str | None) -> None:
-    """Refuse once, and not with every line, what no line can be answered with.
+def _talk(conversation: Conversation, keep_history: bool) -> None:
+    """Until the person who types has enough."""
+    from edgephi.commands.chat_commands import is_exit
+    from edgephi.commands.chat_editor import Editor
+    from edgephi.commands.chat_history import history_file, prepare_history
+    from edgephi.commands.console import stderr
+    from edgephi.errors import OutputError
 
-    Raises:
-        PromptError: the model has no chat template, or cannot be given this system message.
-    """
-    from edgephi.errors import PromptError
-    from edgephi.runtime.sampling import Sampling
-
-    question = {"role": "user", "content": "a"}
-    if model.template is None:
-        model.encode_chat([question])
-    if system is None:
-        return
-    messages = [{"role": "system", "content": system}, question]
+    history = None
     try:
-        model.prepare(lambda: model.encode_chat(messages), Sampling())
-    except PromptError as error:
-        raise PromptError(
-            f"--system cannot be used: {error.what}", where=error.where, remedy=f"Leave --system out. {error.remedy}"
-        ) from error
+        history = prepare_history(history_file()) if keep_history else None
+    except OutputError as error:
+        stderr().print(str(error), style="yellow", soft_wrap=True)
+    editor = Editor(history)
+    stderr().print("/help lists the commands, Ctrl-D ends the chat.", style="dim")
+    while (message := editor.read()) is not None and not is_exit(message):
+        if (problem := editor.history_problem()) is not None:
+            stderr().print(problem, style="yellow", soft_wrap=True)
+        if message:
+            conversation.take(message)
 
 
-def _answer(session: Session, line: str) -> bool:
-    """Print an answer; False: the message was refused, and the conversation goes on without it."""
-    from edgephi.commands.console import print_statistics, print_stream, stderr
-    from edgephi.errors import PromptError
+def _read_all(conversation: Conversation) -> bool:
+    """Answer one line after the other; whether none was refused."""
+    from edgephi.commands.chat_commands import is_exit
 
-    try:
-        print_statistics(print_stream(session.say(line)))
-    except PromptError as error:
-        stderr().print(str(error), style="red", soft_wrap=True)
-        return False
-    return True
+    all_taken = True
+    while (line := _read_line()) is not None and not is_exit(line):
+        if line:
+            all_taken = conversation.take(line) and all_taken
+    return all_taken
 
 
 def _read_line() -> str | None:

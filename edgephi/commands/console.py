@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -58,6 +61,12 @@ def byte_progress(task: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         identity = bar.add_task(task, total=None)
         yield lambda done, total: bar.update(identity, completed=done, total=total)
+
+
+def copyable(*words: object) -> str:
+    """A command that does what it says when it is copied into this system's shell."""
+    texts = [printable(str(word)) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def format_bytes(count: int) -> str:

@@ -89,18 +89,16 @@ def _export(source: Path, folder: Path) -> None:
 
 
 def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, peak: int) -> None:
-    from rich.table import Table
+    from edgephi.commands.console import copyable, format_bytes
+    from edgephi.commands.tables import print_facts
 
-    from edgephi.commands.console import format_bytes, stdout
-
-    table = Table(show_header=False, box=None, pad_edge=False)
     nodes = ", ".join(f"{provider}: {count} nodes" for provider, count in placed.nodes_per_provider.items())
-    table.add_row("ran on", nodes)
+    facts = [("ran on", nodes)]
     if answer.time_to_first_token_s is not None:
         first = f"{answer.time_to_first_token_s * 1000:,.0f} ms ({answer.prompt_tokens} prompt tokens)"
-        table.add_row("time to first token", first)
+        facts.append(("time to first token", first))
     if answer.decode_tokens_per_s is not None:
-        table.add_row("decode", f"{answer.decode_tokens_per_s:,.1f} tokens/s ({answer.new_tokens} tokens)")
-    table.add_row("bundle", printable(f"{format_bytes(bundle_bytes)} in {folder}"))
-    table.add_row("peak memory", format_bytes(peak))
-    stdout().print(table, highlight=False, soft_wrap=True)
+        facts.append(("decode", f"{answer.decode_tokens_per_s:,.1f} tokens/s ({answer.new_tokens} tokens)"))
+    facts += [("bundle", f"{format_bytes(bundle_bytes)} in {folder}"), ("peak memory", format_bytes(peak))]
+    print_facts(facts)
+    typer.echo(f"\nNext, talk with it: {copyable('edgephi', 'chat', folder)}")

@@ -51,28 +51,26 @@ def devices(
 
 
 def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from edgephi.commands.console import format_bytes, stdout
+    from edgephi.commands.tables import print_facts, print_table
 
     console = stdout()
-    facts = Table.grid(padding=(0, 2))
     memory = f"{format_bytes(machine.memory_bytes)}, {format_bytes(machine.available_bytes)} available"
-    for name, value in (
-        ("System", f"{machine.os} on {machine.arch}, power: {machine.power}"),
-        ("CPU", f"{machine.cpu.name}, {machine.cpu.cores} cores"),
-        ("", " ".join(sorted(machine.cpu.features)) or "instruction sets unknown"),
-        ("Memory", memory),
-    ):
-        facts.add_row(Text(name, style="bold"), Text(printable(value)))
-    console.print(facts)
-    table = Table("Device", "Provider", "Vendor", box=None, padding=(0, 2, 0, 0))
-    for device in machine.devices:
-        vendor = f"{device.vendor} {device.vendor_id:04x}:{device.device_id:04x}"
-        table.add_row(*map(printable, (device.kind, device.provider, vendor)))
+    print_facts(
+        (
+            ("System", f"{machine.os} on {machine.arch}, power: {machine.power}"),
+            ("CPU", f"{machine.cpu.name}, {machine.cpu.cores} cores"),
+            ("", " ".join(sorted(machine.cpu.features)) or "instruction sets unknown"),
+            ("Memory", memory),
+        )
+    )
     console.print()
-    console.print(table)
+    print_table(
+        ("Device", "Provider", "Vendor"),
+        [(one.kind, one.provider, f"{one.vendor} {one.vendor_id:04x}:{one.device_id:04x}") for one in machine.devices],
+    )
     if machine.missing:
         console.print()
         console.print(Text("Without a device", style="bold"))

@@ -45,7 +45,9 @@ def doctor(
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
     from edgephi.commands.console import print_json
+    from edgephi.runtime.dispatch import require_device
 
+    require_device(device)
     facts: dict[str, object]
     place: Place | None = None
     if folder is None:
@@ -91,10 +93,10 @@ def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
 
 
 def _print_placement(place: Place) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from edgephi.commands.console import format_bytes, stdout
+    from edgephi.commands.tables import print_table
 
     assert place.placement is not None
     profile = f" of profile {place.choice.profile}" if place.choice.profile else ""
@@ -104,12 +106,14 @@ def _print_placement(place: Place) -> None:
     if (other := place.choice.decode_provider) is not None:
         by = f"{by} (prompts) and {other} (tokens)"
     console.print(Text(printable(f"{place.placement.graph} by {by}{profile}{where}:")), soft_wrap=True)
-    table = Table.grid(padding=(0, 2))
-    for part in place.placement.providers:
-        table.add_row(printable(part.provider), f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
-    for one in place.placement.kept:
-        table.add_row(printable(f"  kept: {one.op_type}"), f"{one.nodes} nodes", printable(one.why))
-    console.print(table)
+    rows = [
+        (part.provider, f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
+        for part in place.placement.providers
+    ]
+    rows += [(f"kept: {one.op_type}", f"{one.nodes} nodes", one.why) for one in place.placement.kept]
+    console.print()
+    print_table(("Provider", "Nodes", "What"), rows, show_headings=False)
+    console.print()
 
 
 def _print(facts: dict[str, object], findings: list[Finding]) -> None:

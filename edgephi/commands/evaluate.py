@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgephi.commands.options import Against, Bundle, Json
-from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.benchmarks.evaluate.evaluation import Evaluation
@@ -106,29 +105,26 @@ def evaluate(
 
 
 def _print(result: Evaluation, recorded: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    from edgephi.commands.tables import print_facts
 
-    from edgephi.commands.console import stdout
-
-    table = Table.grid(padding=(0, 2))
+    facts = list[tuple[str, str]]()
     figures, text = result.figures, result.text
     if figures is not None and text is not None:
         pieces = f"{text.windows} windows of {text.window_length} tokens, {figures.predictions:,} predictions"
-        table.add_row("text", Text(f"{printable(text.name)}: {pieces}"))
-        table.add_row("perplexity", f"{figures.perplexity:.3f}")
-        table.add_row("KV cache", str(result.kv_cache))
+        facts.append(("text", f"{text.name}: {pieces}"))
+        facts.append(("perplexity", f"{figures.perplexity:.3f}"))
+        facts.append(("KV cache", str(result.kv_cache)))
     if figures is not None and figures.kl_mean is not None:
         assert figures.kl_p99 is not None and figures.top1_agreement is not None
         assert figures.against_perplexity is not None and result.against is not None
-        table.add_row("against", Text(f"{printable(result.against)}, perplexity {figures.against_perplexity:.3f}"))
-        table.add_row("KL divergence", f"mean {figures.kl_mean:.4g}, 99th percentile {figures.kl_p99:.4g} nats")
-        table.add_row("top-1 agreement", f"{100 * figures.top1_agreement:.1f} %")
+        facts.append(("against", f"{result.against}, perplexity {figures.against_perplexity:.3f}"))
+        facts.append(("KL divergence", f"mean {figures.kl_mean:.4g}, 99th percentile {figures.kl_p99:.4g} nats"))
+        facts.append(("top-1 agreement", f"{100 * figures.top1_agreement:.1f} %"))
     for name, scores in ((result.model, result.choices), (result.against, result.against_choices)):
         if scores is not None:
             plain, normalized = 100 * scores.accuracy, 100 * scores.accuracy_normalized
             accuracy = f"{plain:.1f} %, normalized {normalized:.1f} %, of {scores.questions:,} questions"
-            table.add_row("choices", Text(f"{printable(str(name))}: {accuracy}"))
+            facts.append(("choices", f"{name}: {accuracy}"))
     if recorded:
-        table.add_row("recorded", "the quality contract is in edgephi.json")
-    stdout().print(table)
+        facts.append(("recorded", "the quality contract is in edgephi.json"))
+    print_facts(facts)

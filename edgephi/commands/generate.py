@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +29,7 @@ NOT_ASKED_FOR = frozenset({"logprobs", "tool_calls", "invalid"})
 
 def generate(
     folder: Bundle,
-    prompt: Annotated[str, typer.Argument(help="What to answer.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from standard input.", show_default=False)],
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -45,8 +47,8 @@ def generate(
 ) -> None:
     """Answer PROMPT on stdout, word by word; statistics go to stderr.
 
-    The prompt is put through the model's chat template if it has one; --raw sends the text as it is. Ctrl-C ends the
-    answer (exit status 130).
+    The prompt is put through the model's chat template if it has one; --raw sends the text as it is. A prompt of - is
+    read from standard input, UTF-8 without the line break at its end. Ctrl-C ends the answer (exit status 130).
 
     With --schema the answer is JSON of that schema, unless it is cut off (finish "length"); a schema that cannot be
     enforced is an error.
@@ -60,6 +62,7 @@ def generate(
     the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that --fallback
     left behind).
     """
+    from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
@@ -68,6 +71,9 @@ def generate(
     form = None
     if schema is not None:
         form = read_json_object(schema, error=UsageError, remedy="Give a file with a JSON Schema", limit=JSON_LIMIT)
+    if prompt == "-":
+        read_manifest(folder)  # nobody should type a prompt for a bundle that is not there
+        prompt = _read_prompt()
     with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
@@ -89,3 +95,32 @@ def generate(
             print_statistics(answer)
             if answer.finish == "cancelled":
                 raise typer.Exit(130)
+
+
+LONGEST_PROMPT = 16 * 2**20
+"""Bytes of standard input; the largest context takes about 1 MB."""
+
+
+def _read_prompt() -> str:
+    """All of standard input, without the line break at its end, which `echo` adds.
+
+    Raises:
+        UsageError: it is empty, longer than `LONGEST_PROMPT`, or no UTF-8.
+    """
+    from edgephi.commands.console import stderr
+    from edgephi.errors import UsageError
+
+    if sys.stdin.isatty():
+        end = "Ctrl-Z and Enter end it" if os.name == "nt" else "Ctrl-D ends it"
+        stderr().print(f"Type the prompt; on a line of its own, {end}.", style="dim")
+    data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+    if len(data) > LONGEST_PROMPT:
+        raise UsageError(f"the prompt has more than {LONGEST_PROMPT:,} bytes", remedy="Shorten it")
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as problem:
+        what = f"standard input is no UTF-8 at byte {problem.start:,}"
+        raise UsageError(what, remedy="Send the prompt as UTF-8 text") from problem
+    if not text:
+        raise UsageError("standard input is empty", remedy="Send a prompt, or write it in the place of -")
+    return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgephi.commands.options import Bundle, Json
-from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,24 +31,14 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
 
 
 def _print(manifest: Manifest) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from edgephi.commands.console import format_bytes, stdout
+    from edgephi.commands.tables import print_facts, print_table
 
-    console = stdout()
-    facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(manifest):
-        facts.add_row(Text(printable(name), style="bold"), Text(printable(value)))
-    console.print(facts)
+    print_facts(_facts(manifest))
     for title, entries in (("Files", manifest.files), ("Source files", manifest.source.files)):
-        table = Table("SHA-256", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        table.add_column("Size", justify="right")
-        table.add_column("File", overflow="fold")
-        for entry in entries:
-            table.add_row(entry.sha256[:12], format_bytes(entry.bytes), Text(printable(entry.path)))
-        console.print()
-        console.print(table)
+        stdout().print()
+        rows = [(entry.sha256[:12], format_bytes(entry.bytes), entry.path) for entry in entries]
+        print_table(("SHA-256", "Size", "File"), rows, right=("Size",), title=title)
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:

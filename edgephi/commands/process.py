@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from edgephi.errors import OutputError
 from edgephi.tokenizer.bounds import hide_panics
@@ -92,7 +92,12 @@ def _guarded(stream: TextIO, *, required: bool = True) -> TextIO:
     encoding, by_line = stream.encoding, stream.line_buffering
     with suppress(OSError):
         stream.flush()
-    guarded = _Stream(stream.detach(), encoding=encoding, errors="replace", line_buffering=by_line)
+    buffer: BinaryIO = stream.detach()
+    if required and not buffer.isatty() and buffer.fileno() == 1:
+        # native libraries print there too: what they say goes to standard error, and results stay alone
+        buffer = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+    guarded = _Stream(buffer, encoding=encoding, errors="replace", line_buffering=by_line)
     guarded.required = required
     return guarded
 

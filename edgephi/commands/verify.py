@@ -47,6 +47,10 @@ def verify(
         raise UsageError("there is no text to compare on", remedy="Name the recorded --text as well")
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
+    if run:
+        from edgephi.benchmarks.evaluate.contract import require_contract
+
+        require_contract(folder, manifest, text, against, device)
     files, size = len(manifest.files), manifest.stored_bytes
     done = 0
 

@@ -62,12 +62,31 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
     if name.startswith(SCHEME):
         model = find_ollama_model(name)
         return replace(open_gguf(model.file), name=f"{SCHEME}{model.name}", revision=model.digest)
+    require_source(source)
     path = Path(source)
     kind = _kind_of(path)
     if kind == "file":
         return _open_file(path)
     if kind == "folder":
         return open_folder(path)
+    folder = _download(name, revision)
+    # the cache keeps a snapshot in a folder named after its commit
+    return open_folder(folder, kind="hub", name=name, revision=folder.name)
+
+
+def require_source(source: str | Path) -> None:
+    """Find out before any work whether SOURCE names something that is here, or may be a hub id; nothing is opened.
+
+    Raises:
+        SourceError: neither; or Ollama has not pulled it.
+    """
+    name = str(source)
+    if name.startswith(SCHEME):
+        find_ollama_model(name)
+        return
+    path = Path(source)
+    if _kind_of(path) is not None:
+        return
     _refuse_address(name)
     if path.is_absolute() or not _HUB_ID.fullmatch(name):
         raise SourceError(
@@ -75,9 +94,6 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
             where=_cut(name),
             remedy=_NAME_ONE,
         )
-    folder = _download(name, revision)
-    # the cache keeps a snapshot in a folder named after its commit
-    return open_folder(folder, kind="hub", name=name, revision=folder.name)
 
 
 def require_revision(source: str | Path, revision: str | None) -> None:

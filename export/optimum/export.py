@@ -1,6 +1,6 @@
 """Decoders outside edgephi's families: optimum-onnx traces them to a float32 graph, and edgephi makes a bundle of it.
 
-Needs `pip install "edgephi[optimum]"`, and memory for the model in float32 four times over: torch's exporter copies the
+Needs the extra `optimum`, and memory for the model in float32 four times over: torch's exporter copies the
 weights (measured: 8.0 GB for 0.49 G parameters; what edgephi adds stays below 0.7 GB).
 """
 
@@ -30,6 +30,7 @@ from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.recipe import Recipe
 from edgephi.graph_file import check_graph
+from edgephi.installed import install_extra
 
 EXTRA = ("optimum", "optimum-onnx", "transformers", "torch")
 """Distributions the extra `optimum` installs."""
@@ -131,7 +132,7 @@ def _require_extra() -> None:
     except PackageNotFoundError as error:
         raise UsageError(
             f"--via optimum needs {error.name}, which is not installed",
-            remedy='Install it with `pip install "edgephi[optimum]"`',
+            remedy=f"Install it with `{install_extra('optimum')}`",
         ) from error
 
 

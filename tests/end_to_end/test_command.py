@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,18 @@ def test_demo_answers_tokyo_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: 
         assert row in table
     (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     made = (bundle / "edgephi.json").stat().st_mtime_ns
+    # what it ends with works when it is copied
+    program, *words = shlex.split(first.stdout.splitlines()[-1].partition(": ")[2])
+    assert program == "edgephi"
+    chat = subprocess.run(
+        [sys.executable, "-m", "edgephi", *words, "--max-new-tokens", "8"],
+        input="What is the capital of Japan?\n/exit\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | cache,
+    )
+    assert chat.returncode == 0 and "Tokyo" in chat.stdout
 
     second = edgephi("demo", "What is the capital of Germany?", "--json", "--weights", smollm2_gguf, **cache)
     record = json.loads(second.stdout)

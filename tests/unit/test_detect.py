@@ -10,6 +10,7 @@ import pytest
 
 from edgephi.devices import detect
 from edgephi.devices.cpu_features import cpu_features, cpu_name
+from edgephi.installed import install_extra
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nflags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni rdseed\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm crc32\nCPU part\t: 0x001\n"
@@ -82,4 +83,4 @@ def test_what_could_not_be_looked_at_says_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("edgephi.devices.providers.installed_wheel", lambda known: None)
     (missing,) = detect.detect(("openvino",)).missing
     assert (missing.provider, missing.step) == ("openvino", "wheel")
-    assert "edgephi[openvino]" in missing.remedy
+    assert install_extra("openvino") in missing.remedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from edgephi.benchmarks.evaluate.evaluation import Evaluation, evaluate, token_l
 from edgephi.benchmarks.studies.quality import log_softmax, score
 from edgephi.bundle import GraphEntry, Manifest, ModelFacts, RecipeRecord, Source, describe_file, write_manifest
 from edgephi.errors import EngineError, OutputError, UsageError
+from edgephi.installed import install_extra
 from tests.unit.test_quality import CASE, LENGTH, VOCABULARY, make_bundle
 from tests.unit.test_quality import text as text  # the fixture
 
@@ -140,5 +142,5 @@ def test_without_matplotlib_the_command_to_install_it_is_named(monkeypatch: pyte
         return found(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(UsageError, match=r"pip install \"edgephi\[bench\]\""):
+    with pytest.raises(UsageError, match=re.escape(install_extra("bench"))):
         plots.require_plots(Path("kl.png"))

@@ -42,6 +42,7 @@ FOUNDATION = {
     "edgephi.errors",
     "edgephi.files",
     "edgephi.frozen",
+    "edgephi.installed",
     "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",

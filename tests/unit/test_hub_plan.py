@@ -24,6 +24,7 @@ from edgephi.devices.ai_hub.matrix import Matrix, graphs_of, plan, read_matrix, 
 from edgephi.devices.ai_hub.report import measurement, record
 from edgephi.devices.ai_hub.state import Step, new_state, planned, read_state, write_state
 from edgephi.errors import BundleError, HubError, UsageError
+from edgephi.installed import install_extra
 from tests.npu_bundle import CONTEXT_BYTES, compiled_graph, make_npu_bundle
 
 DEVICES = ("Snapdragon X Elite CRD", "Snapdragon X2 Elite CRD")
@@ -282,4 +283,4 @@ def test_without_qai_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "qai_hub", None)
     result = CliRunner().invoke(app, ["ai-hub", "devices"])
     assert isinstance(result.exception, UsageError)
-    assert 'pip install "edgephi[hub]"' in str(result.exception)
+    assert install_extra("hub") in str(result.exception)

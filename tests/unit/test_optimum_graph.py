@@ -18,6 +18,7 @@ from edgephi.export.optimum.export import _require_loadable
 from edgephi.export.optimum.rewrite import TracedWeights, rewrite, write_weights
 from edgephi.export.optimum.traced_decoder import Ports, read_ports
 from edgephi.export.weights.recipe import make_recipe
+from edgephi.installed import install_extra
 
 WIDTH, VOCABULARY = 32, 48
 Floats = NDArray[np.float32]
@@ -241,7 +242,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(UsageError, match="optimum-onnx, which is not installed") as caught:
         edgephi.export(fixtures / "llama-gqa", tmp_path / "bundle", via="optimum")
-    assert 'pip install "edgephi[optimum]"' in caught.value.remedy
+    assert install_extra("optimum") in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
 
 
