@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgephi.commands.export import Quantize
 from edgephi.commands.options import Device, known_names
 from edgephi.errors import printable
+from edgephi.quantize.registry import AUTO
 
 if TYPE_CHECKING:
     from edgephi.store.library import InstalledModel
@@ -37,6 +39,7 @@ def pull(
     ] = None,
     device: Device = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when MODEL is a hub id.")] = None,
+    quantize: Quantize = AUTO,
     force: Annotated[bool, typer.Option("--force", help="Export again though it is installed.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: the model, as `edgephi list`.")
@@ -56,7 +59,15 @@ def pull(
 
     started = time.perf_counter()
     with showing_readiness() as on_progress:
-        model = install(source, name=name, device=device, revision=revision, force=force, on_progress=on_progress)
+        model = install(
+            source,
+            name=name,
+            device=device,
+            revision=revision,
+            quantize=quantize,
+            force=force,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(as_record(model))
         return

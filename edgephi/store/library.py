@@ -39,7 +39,10 @@ class PullRecord(Strict):
     """Commit of the hub's repository."""
     asked: str | None = None
     """Branch, tag or commit that was asked for."""
+    quantize: str = "auto"
+    """As `edgephi.export_model` was asked."""
     notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class InstalledModel:
     """What it has graphs for: short names of providers, or the name of the chip it was compiled for."""
     last_used: datetime | None
     """In UTC; None: never by its name."""
-    notes: tuple[str, ...] = ()
-    """What was left out when it was pulled, and why."""
-    revision: str | None = None
-    """Commit of the hub's repository it was pulled from."""
-    asked_revision: str | None = None
+    pulled: PullRecord | None = None
+    """How it was pulled; None: it was not, or nobody knows any more."""
     problem: str | None = None
     """Why the bundle cannot be used; None: it can, as far as its manifest says."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out when it was pulled, and why."""
+        return self.pulled.notes if self.pulled else ()
 
     @property
     def device(self) -> str:
@@ -283,9 +288,7 @@ def _describe(name: str, folder: Path) -> InstalledModel:
         manifest.quality if manifest else None,
         devices_of(manifest) if manifest else (),
         _last_used(name),
-        record.notes if record else (),
-        record.revision if record else None,
-        record.asked if record else None,
+        record,
         problem,
     )
 

@@ -136,8 +136,9 @@ class Meter:
                 for one in self._phases[self._index :]:
                     one.bytes = total if one.bytes is None else one.bytes
             fraction = max(self._fraction, min(1.0, done / total)) if total else self._fraction
-            if not self._fraction:
-                self._first = fraction
+            if not self._fraction and fraction:
+                # what an earlier download left is there at once, and looking took time: neither tells the speed
+                self._began, self._first = self._clock(), fraction
             self._fraction = fraction
             sizes = [one.bytes for one in self._phases]
             known = [size for size in sizes if size is not None]
@@ -170,7 +171,7 @@ class Meter:
         return left + sum(seconds for seconds in later if seconds is not None)
 
     def _measured(self) -> float | None:
-        """Seconds left of this phase, by its rate; what was there when it began (a resumed download) took no time."""
+        """Seconds left of this phase, by its rate since the first bytes; None: there is none yet."""
         elapsed, new = self._clock() - self._began, self._fraction - self._first
         if elapsed < MEASURED_AFTER_S or new <= 0:
             return None

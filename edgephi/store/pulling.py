@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgephi.arguments import require_flag, require_path, require_text
+from edgephi.arguments import require_choice, require_flag, require_path, require_text
 from edgephi.bundle import Manifest, is_checkpoint
 from edgephi.devices.cache import require_writable
 from edgephi.errors import BundleError, CancelledError, DeviceError, OutputError, SourceError, UsageError
@@ -15,6 +15,7 @@ from edgephi.export.checkpoint.hub import HUB_ID
 from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.options import Progress
 from edgephi.files import no_system_errors
+from edgephi.quantize.registry import AUTO, quantizer_words
 from edgephi.runtime.prepacked.cache import Prepacking, prepack, prepacking
 from edgephi.store.fetching import fetch_demo, fetch_from_hub
 from edgephi.store.library import InstalledModel, PullRecord, find_installed, write_record
@@ -22,7 +23,7 @@ from edgephi.store.names import DEMO, KnownModel, as_name, is_path, known_models
 from edgephi.store.phases import Meter, Phase, Readiness, ReadyState, Stopped
 from edgephi.store.places import models_folder
 from edgephi.store.progress_file import ProgressFile, held_by, running
-from edgephi.store.target import Target, target_for, too_large
+from edgephi.store.target import Target, needed_for, target_for, too_large
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Wanted:
     revision: str | None = None
     known: KnownModel | None = None
     """The short name's entry, if it has one."""
+    quantize: str = AUTO
 
     @property
     def is_demo(self) -> bool:
@@ -52,6 +54,7 @@ def pull(
     name: str | None = None,
     device: str = "auto",
     revision: str | None = None,
+    quantize: str = AUTO,
     force: bool = False,
     prepacked: Prepacking | None = None,
     on_progress: Callable[[Readiness], None] | None = None,
@@ -65,6 +68,7 @@ def pull(
         device: what to export for, as `edgephi.load` takes it. auto: the CPU, and a GPU if onnxruntime lists one; where
             edgephi has no graph of this model for a GPU, `notes` of the result says so.
         revision: branch, tag or commit, for a hub id.
+        quantize: as for `edgephi.export_model`.
         force: export again though the model is there.
         prepacked: `now` also packs the CPU's weights for this processor. None: what EDGEPHI_PREPACKED says, or auto,
             which leaves it to the second load.
@@ -80,11 +84,12 @@ def pull(
         OutputError: the name is another model's, another process pulls it, or a disk is too small.
         EdgephiError: as `edgephi.export_model`.
     """
-    wanted = _wanted(source, name, revision)
+    require_choice("quantize", quantize, quantizer_words())
+    wanted = replace(_wanted(source, name, revision), quantize=quantize)
     require_flag("force", force)
     packing = prepacking(prepacked)
-    target = target_for(device)
-    if why := target.unsupported or too_large(wanted.known):
+    needed = needed_for(device)
+    if why := needed.unsupported or too_large(wanted.known):
         raise unsupported(wanted.name, why)
     with held_by(wanted.name, running(wanted.name)):
         there = find_installed(wanted.name)
@@ -94,13 +99,17 @@ def pull(
                 where=there.folder,
                 remedy=f"Choose another --name, or remove that one with `edgephi rm {wanted.name}`",
             )
-        if there is not None and not force and is_ready(there, target) and _has_revision(there, wanted.revision):
+        if there is not None and not force and is_ready(there, needed) and _has_revision(there, wanted.revision):
             return there
+        target = target_for(device) if device == "auto" else needed
         with ExitStack() as opened:
             progress = ProgressFile(wanted.name)
             opened.callback(progress.close)
+            total: int | None = None
 
             def tell(readiness: Readiness) -> None:
+                nonlocal total
+                total = readiness.total_bytes
                 progress.write(readiness)
                 if on_progress is not None:
                     on_progress(readiness)
@@ -114,7 +123,7 @@ def pull(
         done = find_installed(wanted.name)
         assert done is not None
         if on_progress is not None:
-            on_progress(Readiness(ReadyState.READY, done_bytes=done.bytes, total_bytes=done.bytes, seconds_left=0.0))
+            on_progress(Readiness(ReadyState.READY, done_bytes=total or 0, total_bytes=total, seconds_left=0.0))
         return done
 
 
@@ -124,7 +133,8 @@ def is_ready(model: InstalledModel, target: Target) -> bool:
 
 
 def _has_revision(model: InstalledModel, revision: str | None) -> bool:
-    return revision is None or revision in (model.revision, model.asked_revision)
+    record = model.pulled
+    return revision is None or (record is not None and revision in (record.revision, record.asked))
 
 
 def unsupported(name: str, why: str) -> DeviceError:
@@ -152,7 +162,7 @@ def _wanted(source: str | Path, name: str | None, revision: str | None) -> Wante
     if short is not None and not Path(text).is_dir():
         if revision is not None and short.hub is None:
             raise UsageError("the demo has no revisions", remedy="Leave --revision out")
-        wanted = Wanted(name or short.name, short.hub or DEMO, revision, short)
+        wanted = Wanted(short.name if name is None else name, short.hub or DEMO, revision, short)
     else:
         by_hub = next((known for known in known_models().values() if known.hub == text), None)
         exists = Path(text).exists()
@@ -164,7 +174,7 @@ def _wanted(source: str | Path, name: str | None, revision: str | None) -> Wante
         if exists:
             _refuse_bundle(Path(text))
             text = str(Path(text).absolute())
-        wanted = Wanted(name or name_for(str(source) if exists is False else text), text, revision, by_hub)
+        wanted = Wanted(name_for(text) if name is None else name, text, revision, by_hub)
     checked = require_name(wanted.name)
     owner = known_models().get(checked)
     if owner is not None and (owner.hub or DEMO) != wanted.source:
@@ -198,17 +208,26 @@ def _install(
     size = wanted.known.download_bytes if wanted.known and fetched else None
     states = [*([ReadyState.DOWNLOADING] if fetched else []), *later]
     meter = Meter([Phase(state, size) for state in states], tell, cancelled)
-    source, revision = wanted.source, wanted.revision
+    there = wanted
     if fetched:
         meter.begin()
         if wanted.is_demo:
-            source = str(fetch_demo(meter))
+            there = replace(wanted, source=str(fetch_demo(meter)))
         else:
-            revision = fetch_from_hub(wanted.source, wanted.revision, meter, later)
+            there = replace(wanted, revision=fetch_from_hub(wanted.source, wanted.revision, meter, later))
     meter.begin()
     folder = models_folder() / wanted.name
-    manifest, notes = _export(source, revision, folder, target, meter)
-    write_record(wanted.name, PullRecord(source=wanted.source, revision=revision, asked=wanted.revision, notes=notes))
+    manifest, notes = _export(there, folder, target, meter)
+    write_record(
+        wanted.name,
+        PullRecord(
+            source=wanted.source,
+            revision=there.revision,
+            asked=wanted.revision,
+            quantize=wanted.quantize,
+            notes=notes,
+        ),
+    )
     if packs:
         meter.begin()
         _pack(folder, manifest)
@@ -225,10 +244,8 @@ def _pack(folder: Path, manifest: Manifest) -> None:
     prepack(folder, manifest, engine.load().graph_file(graph), "now")
 
 
-def _export(
-    source: str, revision: str | None, folder: Path, target: Target, meter: Meter
-) -> tuple[Manifest, tuple[str, ...]]:
-    """Export for the target's devices; the manifest, and what was left out."""
+def _export(fetched: Wanted, folder: Path, target: Target, meter: Meter) -> tuple[Manifest, tuple[str, ...]]:
+    """Export what is on this machine now for the target's devices; the manifest, and what was left out."""
     from edgephi.export.api import export_model
 
     def on_progress(progress: Progress) -> None:
@@ -236,7 +253,15 @@ def _export(
         meter.report(progress.done, progress.total, state)
 
     def export_for(devices: tuple[str, ...]) -> Manifest:
-        return export_model(source, folder, revision=revision, force=True, devices=devices, on_progress=on_progress)
+        return export_model(
+            fetched.source,
+            folder,
+            revision=fetched.revision,
+            quantize=fetched.quantize,
+            force=True,
+            devices=devices,
+            on_progress=on_progress,
+        )
 
     try:
         return export_for(target.devices), ()

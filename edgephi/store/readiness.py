@@ -11,7 +11,7 @@ from edgephi.store.phases import Readiness as Readiness
 from edgephi.store.phases import ReadyState as ReadyState
 from edgephi.store.progress_file import running
 from edgephi.store.pulling import is_ready, pull, unsupported
-from edgephi.store.target import target_for, too_large
+from edgephi.store.target import needed_for, too_large
 
 
 def ready_state(name: str, device: str = "auto") -> Readiness:
@@ -33,7 +33,7 @@ def ready_state(name: str, device: str = "auto") -> Readiness:
     known, model, pulling = known_models().get(name), find_installed(name), running(name)
     if known is None and model is None and pulling is None:
         raise not_installed(name, [])
-    target = target_for(device)
+    target = needed_for(device)
     if why := target.unsupported or too_large(known):
         return Readiness(ReadyState.NOT_SUPPORTED, why)
     missing = target.graphs - set(model.devices) if model is not None else frozenset()
@@ -71,7 +71,7 @@ def ensure_ready(
         model = None
     if model is None:
         return pull(name, device=device, on_progress=on_progress, cancelled=cancelled)
-    target = target_for(device)
+    target = needed_for(device)
     if why := target.unsupported or too_large(known_models().get(model.name)):
         raise unsupported(model.name, why)
     if is_ready(model, target):
@@ -82,7 +82,8 @@ def ensure_ready(
         model.source,
         name=model.name,
         device=device,
-        revision=model.revision,
+        revision=model.pulled.revision if model.pulled else None,
+        quantize=model.pulled.quantize if model.pulled else "auto",
         on_progress=on_progress,
         cancelled=cancelled,
     )

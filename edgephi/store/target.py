@@ -61,6 +61,15 @@ def target_for(device: str) -> Target:
     return _of_profile(profile, device)
 
 
+def needed_for(device: str) -> Target:
+    """What a bundle needs for a device to count as ready: of auto, which takes what there is, the CPU's graph alone.
+
+    Raises:
+        DeviceError: as `target_for`.
+    """
+    return Target() if device == "auto" else target_for(device)
+
+
 def too_large(known: KnownModel | None) -> str | None:
     """Why a model cannot fit this machine's memory even in int4; None: it may."""
     if known is None or known.parameters is None:
