@@ -25,7 +25,7 @@ def completion(
     fish        edgephi completion fish > ~/.config/fish/completions/edgephi.fish
     powershell  edgephi completion powershell | Out-String | Invoke-Expression     in $PROFILE
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # imported there
 
     typer.echo(get_completion_script(prog_name="edgephi", complete_var=PROTOCOL, shell=shell))
 
@@ -33,6 +33,6 @@ def completion(
 def prepare() -> None:
     """Where a shell asks for completions, let typer know its shells; called before the command's arguments are read."""
     if PROTOCOL in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # imported there
 
         completion_init()

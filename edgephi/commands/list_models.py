@@ -51,8 +51,8 @@ def list_models(
     if available:
         if models:
             stdout().print()
-        header = ("Can be pulled", "Parameters", "Download", "Licence", "From")
-        print_table(header, [_available(known) for known in available], right=("Parameters", "Download"))
+        known_header = ("Can be pulled", "Parameters", "Download", "Licence", "From")
+        print_table(known_header, [_available(known) for known in available], right=("Parameters", "Download"))
 
 
 def as_record(model: InstalledModel) -> dict[str, object]:

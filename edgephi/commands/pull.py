@@ -125,7 +125,7 @@ def facts(readiness: Readiness) -> str:
     parts = []
     if readiness.phase_total_bytes:
         parts.append(f"{format_bytes(readiness.phase_done_bytes)} of {format_bytes(readiness.phase_total_bytes)}")
-    if readiness.seconds_left is not None:
+    if readiness.seconds_left:
         parts.append(f"{time_left(readiness.seconds_left)} left")
     return ", ".join(parts)
 

@@ -84,7 +84,7 @@ def _fetch_large(name: str, wanted: HubFiles, missing: list[HubFile], repository
 def _fetch_file(name: str, commit: str, file: HubFile, blobs: Path) -> None:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
     assert file.sha256 is not None
     target = blobs / file.sha256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from edgephi.arguments import require_choice, require_flag, require_path, requir
 from edgephi.bundle import Manifest, is_checkpoint
 from edgephi.devices.cache import require_writable
 from edgephi.errors import BundleError, CancelledError, DeviceError, OutputError, SourceError, UsageError
-from edgephi.export.checkpoint.hub import HUB_ID
+from edgephi.export.checkpoint.hub import HUB_ID, no_bars
 from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.options import Progress
 from edgephi.files import no_system_errors
@@ -263,13 +263,14 @@ def _export(fetched: Wanted, folder: Path, target: Target, meter: Meter) -> tupl
             on_progress=on_progress,
         )
 
-    try:
-        return export_for(target.devices), ()
-    except UsageError as error:
-        # what a GPU does not compute is refused before a weight is read
-        if not target.optional or len(target.devices) == 1:
-            raise
-        return export_for(("cpu",)), (f"no graph for a GPU: {error.what}",)
+    with no_bars() if fetched.is_hub else nullcontext():
+        try:
+            return export_for(target.devices), ()
+        except UsageError as error:
+            # what a GPU does not compute is refused before a weight is read
+            if not target.optional or len(target.devices) == 1:
+                raise
+            return export_for(("cpu",)), (f"no graph for a GPU: {error.what}",)
 
 
 def _require_writable_store() -> None:

@@ -99,6 +99,21 @@ def repository_folder(name: str) -> Path:
 
 
 @contextmanager
+def no_bars() -> Iterator[None]:
+    """While huggingface_hub finds what was downloaded, it draws none of its own."""
+    from huggingface_hub import utils
+
+    if utils.are_progress_bars_disabled():  # type: ignore[attr-defined]  # documented there, as the other two
+        yield
+        return
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()  # type: ignore[attr-defined]
+
+
+@contextmanager
 def hub_errors(name: str, revision: str | None) -> Iterator[None]:
     """What the hub's client raises becomes a sentence."""
     from huggingface_hub.errors import (
