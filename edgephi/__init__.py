@@ -38,7 +38,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # imported on first use, so that `import edgephi` costs milliseconds
 _LAZY = {
     "export_model": "edgephi.export.api",
-    "load": "edgephi.runtime.model",
+    "load": "edgephi.store.loading",
     "Model": "edgephi.runtime.model",
     "Lark": "edgephi.runtime.grammar",
     "Regex": "edgephi.runtime.grammar",

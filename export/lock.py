@@ -1,4 +1,4 @@
-"""A lock that the system holds: one export at a time writes to an output.
+"""A lock that the system holds: one export at a time writes to an output, one pull at a time to a model of the store.
 
 The file beside the output only carries the lock; a process that ends, however it ends, gives it back at that moment. A
 process id in a file could not: two exports that find the id of a killed one would both take its place.
@@ -10,11 +10,11 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgephi.errors import OutputError
+from edgephi.errors import EdgephiError, OutputError
 from edgephi.files import is_link
 
 _CONTENT = re.compile(rb"(?:edgephi (\d{1,10})\n)?")
@@ -22,16 +22,28 @@ _LOCKED_BYTE = 1 << 30
 """On Windows a locked byte cannot be read by others: one far behind the content."""
 
 
+def export_is_running(holder: str, path: Path) -> EdgephiError:
+    """The error for an output that another export is writing."""
+    return OutputError(
+        f"another export{holder} is writing this output",
+        where=path,
+        remedy="Wait until it ends, or choose another --output",
+    )
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, held: Callable[[str, Path], EdgephiError] = export_is_running) -> Iterator[None]:
     """Hold the lock on a file, which is made and, at the end, removed; its folder exists.
 
+    Args:
+        held: makes the error for a lock that is held, of who holds it (`", process 12,"`, or nothing) and its path.
+
     Raises:
-        OutputError: another process, or another thread of this one, holds it; the file is something else than a lock;
-            or the file system cannot lock.
+        EdgephiError: another process, or another thread of this one, holds it (`held`).
+        OutputError: the file is something else than a lock; or the file system cannot lock.
         OSError: the file cannot be made.
     """
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, held)
     try:
         yield
     finally:
@@ -43,7 +55,7 @@ def locked(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, held: Callable[[str, Path], EdgephiError]) -> int:
     flags = os.O_RDWR | os.O_CREAT
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
         flags |= getattr(os, name, 0)
@@ -61,12 +73,7 @@ def _acquire(path: Path) -> int:
             if content is None:
                 raise _no_lock("it holds something else", path)
             if not _lock(descriptor, path):
-                holder = f", process {int(content[1])}," if content[1] else ""
-                raise OutputError(
-                    f"another export{holder} is writing this output",
-                    where=path,
-                    remedy="Wait until it ends, or choose another --output",
-                )
+                raise held(f", process {int(content[1])}," if content[1] else "", path)
             if _is_at(path, descriptor):
                 os.lseek(descriptor, 0, os.SEEK_SET)
                 os.truncate(descriptor, 0)

@@ -35,6 +35,7 @@ from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.registry import AUTO, QUANTIZERS, ROUNDING, may_need_inputs, quantizer, quantizer_words
 
 Exporter = Literal["edgephi", "optimum"]
+ExportPhase = Literal["exporting", "compiling"]
 KvCache = Literal["auto", "int8", "float"]
 """Type of keys and values in the CPU's graph that edgephi runs; auto measures what int8 would change."""
 
@@ -51,6 +52,8 @@ class Progress:
 
     done: int
     total: int
+    phase: ExportPhase = "exporting"
+    """compiling: for an NPU, which takes most of the time."""
 
 
 @dataclass(frozen=True)

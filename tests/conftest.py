@@ -20,6 +20,14 @@ def no_prepacked_weights() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither see nor change the user's store of models; those of the store have one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPHI_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """WikiText-2, PIQA and real Phi tokenizers: a folder beside the project, or the one EDGEPHI_TEST_DATA names."""

@@ -14,7 +14,9 @@ import edgephi
 from edgephi.commands import (
     ai_hub,
     bench,
+    cache,
     chat,
+    completion,
     demo,
     devices,
     doctor,
@@ -22,7 +24,11 @@ from edgephi.commands import (
     export,
     generate,
     inspect,
+    list_models,
     package,
+    pull,
+    remove,
+    run,
     verify,
 )
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
@@ -33,11 +39,16 @@ app = typer.Typer(
     name="edgephi",
     help="Small language models on real machines: export, quantize, run, and prove what ran where.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # `edgephi completion` prints the scripts; nothing is written into a shell's files
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("pull")(pull.pull)
+app.command("list")(list_models.list_models)
+app.command("rm")(remove.remove)
+app.command("cache")(cache.cache)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
@@ -47,6 +58,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("package")(package.package)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
+app.command("completion")(completion.completion)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ai_hub.app, name="ai-hub")
 app.add_typer(ai_hub.app, name="hub", hidden=True)  # its earlier name
@@ -77,6 +89,7 @@ def main() -> None:
     try:
         with as_exceptions():
             guard_streams()
+            completion.prepare()
             status = app(args=arguments, prog_name="edgephi", standalone_mode=False)
             sys.stdout.flush()
     except (KeyboardInterrupt, Terminated) as ended:

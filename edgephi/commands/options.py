@@ -14,7 +14,43 @@ if TYPE_CHECKING:
 else:
     EngineName = Literal[tuple(entry.name for entry in ENGINES)]
 
-Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="A folder `edgephi export` wrote.", show_default=False)]
+
+def bundle_folder(text: str) -> Path:
+    """What a person named: a folder, or a model of the store."""
+    from edgephi.store.library import find
+
+    return find(text)
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Names of installed models, for the completion of shells; folders are the shell's own business."""
+    from edgephi.errors import EdgephiError
+    from edgephi.store.library import installed_names
+
+    try:
+        return [name for name in installed_names() if name.startswith(incomplete.lower())]
+    except EdgephiError:
+        return []
+
+
+def known_names(incomplete: str) -> list[str]:
+    """As `model_names`, with the short names that can be pulled."""
+    from edgephi.store.names import known_models
+
+    every = dict.fromkeys([*model_names(incomplete), *known_models()])
+    return [name for name in every if name.startswith(incomplete.lower())]
+
+
+Bundle = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder `edgephi export` wrote, or the name of an installed model (`edgephi list`).",
+        show_default=False,
+        parser=bundle_folder,
+        autocompletion=model_names,
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Upper bound of an answer; the context bounds it as well.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token; more is more varied.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling: keep the likeliest tokens up to this probability.")]

@@ -8,39 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from edgephi.errors import DownloadError, SourceError, UsageError
+from edgephi.errors import SourceError, UsageError
 from edgephi.export.checkpoint.gguf import MAGIC, open_gguf
+from edgephi.export.checkpoint.hub import HUB_ID, NAME_ONE, cut, download
 from edgephi.export.checkpoint.ollama import SCHEME, find_ollama_model
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.spec import Checkpoint
 from edgephi.files import refuse_lfs_pointer, unreadable
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PAGE = re.compile(
-    rf"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({_HUB_ID.pattern})"
+    rf"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)({HUB_ID.pattern})"
     r"(?:/(?:tree|blob|resolve|raw)/([^/?#\s]+))?(?:[/?#].*)?$",
     re.IGNORECASE,
 )
 _OLLAMA_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?ollama\.com/(?:library/)?([\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?)/?$", re.IGNORECASE
 )
-_NAME_ONE = "Name a folder, a .gguf file, ollama:NAME, or a hub id such as microsoft/Phi-4-mini-instruct"
-
-# weights, configuration and tokenizer; no pickled weights, no code
-_HUB_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    # small, and they say what the weights are: an adapter's, or quantized
-    "adapter_config.json",
-    "*quant*_config.json",
-    "added_tokens.json",
-    "chat_template.*",
-]
 
 
 def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -69,7 +52,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Checkpoint:
         return _open_file(path)
     if kind == "folder":
         return open_folder(path)
-    folder = _download(name, revision)
+    folder = download(name, revision)
     # the cache keeps a snapshot in a folder named after its commit
     return open_folder(folder, kind="hub", name=name, revision=folder.name)
 
@@ -88,11 +71,11 @@ def require_source(source: str | Path) -> None:
     if _kind_of(path) is not None:
         return
     _refuse_address(name)
-    if path.is_absolute() or not _HUB_ID.fullmatch(name):
+    if path.is_absolute() or not HUB_ID.fullmatch(name):
         raise SourceError(
             "there is no such file or folder, and it is no hub id",
-            where=_cut(name),
-            remedy=_NAME_ONE,
+            where=cut(name),
+            remedy=NAME_ONE,
         )
 
 
@@ -105,7 +88,7 @@ def require_revision(source: str | Path, revision: str | None) -> None:
     """
     name = str(source)
     if not name.strip():
-        raise UsageError("the source is empty", remedy=f"{_NAME_ONE}; `.` is the current folder")
+        raise UsageError("the source is empty", remedy=f"{NAME_ONE}; `.` is the current folder")
     if revision is None:
         return
     if name.startswith(SCHEME):
@@ -121,14 +104,14 @@ def _refuse_address(name: str) -> None:
     """Raises SourceError for the address of a page, and says which hub id belongs to it."""
     if (found := _HUB_PAGE.match(name)) is not None:
         at = f" with --revision {found[2]}" if found[2] and found[2] != "main" else ""
-        raise SourceError("this is the address of a page", where=_cut(name), remedy=f"Write {found[1]}{at}")
+        raise SourceError("this is the address of a page", where=cut(name), remedy=f"Write {found[1]}{at}")
     if (found := _OLLAMA_PAGE.match(name)) is not None:
         model = found[1]
         remedy = f"Fetch it with `ollama pull {model}`, then write {SCHEME}{model}"
-        raise SourceError("this is the address of a page", where=_cut(name), remedy=remedy)
+        raise SourceError("this is the address of a page", where=cut(name), remedy=remedy)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         what = "this is an address, and only hub ids are downloaded"
-        raise SourceError(what, where=_cut(name), remedy=f"Download it yourself, or: {_NAME_ONE}")
+        raise SourceError(what, where=cut(name), remedy=f"Download it yourself, or: {NAME_ONE}")
 
 
 def _kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -140,7 +123,7 @@ def _kind_of(path: Path) -> Literal["file", "folder"] | None:
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         if isinstance(problem, NotADirectoryError):
             return None
-        where = Path(_cut(str(path)))
+        where = Path(cut(str(path)))
         raise unreadable(problem, where, SourceError, "Check the path and its permissions") from problem
     if stat.S_ISDIR(mode):
         return "folder"
@@ -163,56 +146,3 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         remedy = f"Name the checkpoint's folder, {path.parent}"
     raise SourceError("the source is a single file that is no GGUF file", where=path, remedy=remedy)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:200]} …"
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except GatedRepoError as error:
-        raise DownloadError(
-            "the repository asks its users to accept terms",
-            where=name,
-            remedy="Accept them on its page, then run `hf auth login`",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise DownloadError(
-            f"the repository has no revision {revision}", where=name, remedy="Name a branch, tag or commit that exists"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DownloadError(
-            "there is no such folder here and no such repository on the hub, or it is private",
-            where=name,
-            remedy="Check the spelling; for a private repository run `hf auth login`",
-        ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise DownloadError(
-            "the checkpoint is not in the hub's cache and the hub cannot be reached",
-            where=name,
-            remedy="Go online and unset HF_HUB_OFFLINE, or name a local folder",
-        ) from error
-    except HFValidationError as error:
-        raise SourceError(
-            "there is no such folder here, and it is no hub id",
-            where=_cut(name),
-            remedy=_NAME_ONE,
-        ) from error
-    except Exception as error:  # of the hub's client, its HTTP library and the system
-        # the first line only: the rest may quote request headers
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DownloadError(
-            f"the download failed: {reason}", where=name, remedy="Run the same command again; it resumes"
-        ) from error

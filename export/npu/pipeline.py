@@ -99,6 +99,7 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
         pack_weights(decoder.outer, outer, folder / DATA_FILE, journal, job.threads, job.report)
         build = pack_layers(decoder, inner, recipe, numerics, tokens, work, journal, job.threads, job.report)
         _write_outer_graphs(decoder, outer, recipe, folder)
+        job.begin("compiling")
         compiled, qairt = compile_stages(
             decoder.inner,
             planned,

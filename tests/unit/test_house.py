@@ -118,6 +118,33 @@ def test_nobody_imports_what_mirrors_windows() -> None:
         for file in folder.rglob("*.py"):
             if not file.is_relative_to(PACKAGES["edgephi.windows"]):
                 assert not {name for name in imports_of(file) if covered(name, {"edgephi.windows"})}, file
+STORE = PROJECT / "edgephi" / "store"
+MAY_KNOW_THE_STORE = (
+    PROJECT / "edgephi" / "__init__.py",
+    PROJECT / "edgephi" / "commands",
+    PROJECT / "edgephi" / "windows",
+    STORE,
+)
+
+
+def test_the_store_is_known_by_few() -> None:
+    for folder in (PROJECT / "edgephi", *PACKAGES.values()):
+        for file in folder.rglob("*.py"):
+            if not any(file.is_relative_to(allowed) for allowed in MAY_KNOW_THE_STORE):
+                assert not {name for name in imports_of(file) if covered(name, {"edgephi.store"})}, file
+
+
+def test_the_store_knows_neither_commands_nor_benchmarks() -> None:
+    for file in STORE.rglob("*.py"):
+        wrong = {name for name in imports_of(file) if covered(name, {"edgephi.commands", "edgephi.benchmarks"})}
+        assert not wrong, f"{file.relative_to(PROJECT)} imports {sorted(wrong)}"
+
+
+def test_finding_a_model_needs_no_export() -> None:
+    """A program with the runtime alone finds what is installed."""
+    loaded = modules_after("from edgephi.store import find, installed\ninstalled()")
+    assert not [name for name in loaded if covered(name, {"edgephi.export"})]
+    assert not loaded & HEAVY
 
 
 def test_sessions_of_onnxruntime_are_made_in_one_file() -> None:

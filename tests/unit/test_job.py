@@ -120,3 +120,15 @@ def test_options_cannot_be_changed_after_they_are_validated() -> None:
         options.block_size = 7  # type: ignore[misc]
     with pytest.raises(UsageError, match="block size 7"):
         replace(options, block_size=7).validate()
+
+
+def test_a_phase_is_told_with_the_progress(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    options = ExportOptions("source", tmp_path / "out", on_progress=told.append)
+    with start_job(options, checkpoint, bytes_needed=0) as job:
+        job.expect(10)
+        job.report(4)
+        job.begin("compiling")
+        job.report(6)
+        (job.folder / MANIFEST).write_text("{}")
+    assert told == [Progress(4, 10), Progress(4, 10, "compiling"), Progress(10, 10, "compiling")]

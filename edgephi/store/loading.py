@@ -1,0 +1,17 @@
+"""`edgephi.load`: a model by its name in the store, or by its folder."""
+
+from __future__ import annotations
+
+import os
+from functools import wraps
+from typing import Any
+
+from edgephi.runtime.model import Model
+from edgephi.runtime.model import load as load_folder
+from edgephi.store.library import find
+
+
+@wraps(load_folder)
+def load(folder: str | os.PathLike[str], *arguments: Any, **options: Any) -> Model:
+    """As `edgephi.runtime.model.load`, of a folder or of the name of an installed model; nothing is downloaded."""
+    return load_folder(find(folder) if isinstance(folder, str) else folder, *arguments, **options)
