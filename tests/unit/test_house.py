@@ -118,6 +118,8 @@ def test_nobody_imports_what_mirrors_windows() -> None:
         for file in folder.rglob("*.py"):
             if not file.is_relative_to(PACKAGES["edgephi.windows"]):
                 assert not {name for name in imports_of(file) if covered(name, {"edgephi.windows"})}, file
+
+
 STORE = PROJECT / "edgephi" / "store"
 MAY_KNOW_THE_STORE = (
     PROJECT / "edgephi" / "__init__.py",
