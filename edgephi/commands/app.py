@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 import edgephi
-from edgephi.commands import ai_hub, bench, chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
+from edgephi.commands import (
+    adapter,
+    ai_hub,
+    bench,
+    chat,
+    demo,
+    devices,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    verify,
+)
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
@@ -33,6 +46,7 @@ app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
+app.add_typer(adapter.app, name="adapter")
 app.add_typer(bench.app, name="bench")
 app.add_typer(ai_hub.app, name="ai-hub")
 app.add_typer(ai_hub.app, name="hub", hidden=True)  # its earlier name

@@ -35,6 +35,7 @@ ENCODERS = {
     "edgephi.tokenizer.marked",
 }
 FOUNDATION = {
+    "edgephi.adapter_file",
     "edgephi.arguments",
     "edgephi.child",
     "edgephi.errors",
