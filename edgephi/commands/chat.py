@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgephi.commands.options import (
+    ADAPTER,
+    AdapterFile,
     Bundle,
     Device,
     Engine,
@@ -38,6 +40,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    adapter: AdapterFile = None,
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
@@ -54,10 +57,16 @@ def chat(
 
     note = stderr()
     all_taken = True
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
+    adapters = None if adapter is None else {ADAPTER: adapter}
+    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
         _require_answerable(model, system)
         session = model.session(
-            system=system, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            system=system,
+            adapter=None if adapter is None else ADAPTER,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
         if sys.stdin.isatty():
             note.print(HELP, style="dim")
