@@ -121,6 +121,14 @@ class TakesAdapters:
         """Names of the adapters that answers can take."""
         return self._adapters.names
 
+    def find_adapter(self, name: str | None) -> Adapter | None:
+        """The adapter of a name, for sequences (`open_sequence`); None has none.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        return self._adapters.get(name)
+
     def add_adapter(self, name: str, file: str | os.PathLike[str]) -> None:
         """Load an adapter that `edgephi adapter convert` wrote.
 

@@ -225,7 +225,7 @@ class Model(TakesAdapters):
         wanted = make_sampling(sampling)
         rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
         return answer_once(
-            self, lambda: self.encode_chat(messages, tools=tools), wanted, rules, self._adapters.get(adapter)
+            self, lambda: self.encode_chat(messages, tools=tools), wanted, rules, self.find_adapter(adapter)
         )
 
     def run_tools(
@@ -278,7 +278,7 @@ class Model(TakesAdapters):
         require_text("prompt", prompt, "the prompt as one text", PromptError)
         wanted, rules = make_sampling(sampling), Rules(self.grammars.grammar(response_format))
         tokens = partial(self.tokenizer.encode, prompt, special=True) if prompt else list[int]
-        return answer_once(self, tokens, wanted, rules, self._adapters.get(adapter))
+        return answer_once(self, tokens, wanted, rules, self.find_adapter(adapter))
 
     def session(
         self,
@@ -304,7 +304,7 @@ class Model(TakesAdapters):
         if system is not None:
             require_text("system", system, "the system message as one text")
         require_choice("overflow", overflow, get_args(Overflow))
-        return Session(self, make_sampling(sampling), system, messages, overflow, self._adapters.get(adapter))
+        return Session(self, make_sampling(sampling), system, messages, overflow, self.find_adapter(adapter))
 
     def prefix(
         self,
@@ -333,7 +333,7 @@ class Model(TakesAdapters):
             OutputError: the user's cache cannot be written.
             UsageError: the system message is no text, or the model was loaded without a prefix cache.
         """
-        found = self._adapters.get(adapter)
+        found = self.find_adapter(adapter)
         return make_prefix(self, self._beginnings, system, messages, tools, saved=saved, adapter=found)
 
     def close(self) -> None:

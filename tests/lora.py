@@ -57,7 +57,14 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def random_adapter(
-    folder: Path, shapes: Mapping[str, tuple[int, int]], *, rank: int = 8, seed: int = 0, layers: int = 2, **config: Any
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    rank: int = 8,
+    seed: int = 0,
+    layers: int = 2,
+    strength: float = 0.5,
+    **config: Any,
 ) -> Path:
     """Random values for modules of every layer, by their names behind it: (inputs, outputs)."""
     rng = np.random.default_rng(seed)
@@ -66,7 +73,7 @@ def random_adapter(
         for module, (inputs, outputs) in shapes.items():
             name = f"model.layers.{layer}.{module}"
             tensors[f"{name}.lora_A"] = (rng.standard_normal((rank, inputs)) / np.sqrt(inputs)).astype(np.float32)
-            tensors[f"{name}.lora_B"] = (0.5 * rng.standard_normal((outputs, rank))).astype(np.float32)
+            tensors[f"{name}.lora_B"] = (strength * rng.standard_normal((outputs, rank))).astype(np.float32)
     targets = [module.rpartition(".")[2] for module in shapes]
     return write_peft(folder, {"r": rank, "lora_alpha": rank, "target_modules": targets, **config}, tensors)
 
@@ -78,3 +85,9 @@ TINY = {
     "mlp.down_proj": (192, 128),
 }
 """Modules of `tests.tiny_phi.PHI_3`."""
+SMOLLM2 = {
+    "self_attn.q_proj": (576, 576),
+    "self_attn.v_proj": (576, 192),
+    "mlp.down_proj": (1536, 576),
+}
+"""Some of SmolLM2-135M's, which has 30 layers."""

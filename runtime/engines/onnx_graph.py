@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,7 @@ class DecoderGraph:
         self.switches_rope = ROPE_SWITCH in optional
         self.adapter_inputs = _adapter_inputs(self.session)
         """Names of the inputs that take a LoRA adapter, and what has no effect there: tensors of rank 0."""
+        self._adapted: WeakKeyDictionary[Adapter, dict[str, OrtValue]] = WeakKeyDictionary()
         self.layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in ports)
         cache, logits = ports.get("past_key_values.0.key"), self.session.get_outputs()[0]
         unknown = set(ports) - {"input_ids", "attention_mask"} - set(_cache_names("past_key_values", self.layers))
@@ -80,6 +82,15 @@ class DecoderGraph:
     def bytes_per_token(self) -> int:
         """Of the KV cache."""
         return int(2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize)
+
+    def inputs_for(self, adapter: Adapter | None) -> Mapping[str, OrtValue]:
+        """What `adapter_inputs` get; where an adapter has nothing, what has no effect."""
+        if adapter is None:
+            return self.adapter_inputs
+        if adapter not in self._adapted:
+            given = {name: _value(values) for name, values in adapter.tensors.items()}
+            self._adapted[adapter] = {name: given.get(name, empty) for name, empty in self.adapter_inputs.items()}
+        return self._adapted[adapter]
 
     def close(self) -> None:
         """Free the weights."""
@@ -233,9 +244,8 @@ class _View:
     def _bind(self, adapter: Adapter | None) -> None:
         """Bind an adapter's tensors, because a run with a binding does not look at the adapters in its options."""
         self._is_bound = False
-        tensors = {} if adapter is None else adapter.tensors
-        for name, empty in self._graph.adapter_inputs.items():
-            self._binding.bind_ortvalue_input(name, _value(tensors[name]) if name in tensors else empty)
+        for name, value in self._graph.inputs_for(adapter).items():
+            self._binding.bind_ortvalue_input(name, value)
         self._adapter, self._is_bound = adapter, True
 
     def _output(self, count: int, rows: int) -> tuple[NDArray[Any], OrtValue]:

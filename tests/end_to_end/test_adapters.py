@@ -131,7 +131,7 @@ def test_saved_prefixes_are_files_of_their_own(
 
 def test_a_saved_sequence_goes_on_with_its_adapter_only(model: Model, tmp_path: Path) -> None:
     engine, prompt = model.engine, model.encode_chat(MESSAGES)
-    one, two = (model._adapters.get(name) for name in ("one", "two"))
+    one, two = (model.find_adapter(name) for name in ("one", "two"))
     sequence = engine.sequence(256, adapter=one)
     assert sequence.prefill(prompt, lambda: False)
     sequence.save(tmp_path / "a.cache")
@@ -219,7 +219,7 @@ def test_a_row_between_two_of_another_adapter_may_be_full(short: tuple[Path, dic
     """It gets its last token first, and stands by while the others get theirs."""
     bundle, given = short
     with load(bundle, threads=1, adapters=given) as model:
-        rows = [model.open_sequence(128, adapter=model._adapters.get(name)) for name in ("one", "two", "one")]
+        rows = [model.open_sequence(128, adapter=model.find_adapter(name)) for name in ("one", "two", "one")]
         for row, length in zip(rows, (20, 127, 20), strict=True):
             assert row.prefill(
                 list(range(3, 23)) * 6 + list(range(3, 10)) if length == 127 else [5] * 20, lambda: False
@@ -284,7 +284,7 @@ def test_guessing_changes_no_answer_of_an_adapter(folder: Path, expected: dict[N
                     assert long.guessed_tokens == 0
             if speculation is None:
                 engine = model.engine
-                adapter = model._adapters.get("one")
+                adapter = model.find_adapter("one")
                 exact = engine.measure_verification(adapter)  # type: ignore[attr-defined]
                 assert engine.may_verify(adapter) == (exact and engine.may_verify())  # type: ignore[attr-defined]
 
@@ -296,7 +296,7 @@ def test_engines_and_bundles_without_adapters_refuse_them(folder: Path) -> None:
         with pytest.raises(AdapterError, match="takes no adapters"):
             model.add_adapter("one", folder / "one.onnx_adapter")
         with load(folder / "bundle", threads=1, adapters=files(folder)) as other:
-            adapter = other._adapters.get("one")
+            adapter = other.find_adapter("one")
         with pytest.raises(EngineError, match="cannot adapt a sequence"):
             model.engine.sequence(64, adapter=adapter)
         assert model.chat(MESSAGES, max_new_tokens=4).result().new_tokens == 4
@@ -327,6 +327,4 @@ def test_commands(folder: Path, expected: dict[Names, str], tmp_path: Path) -> N
     assert said.returncode == 0, said.stderr
     refused(command("adapter", "convert", peft, "--bundle", bundle, "--output", file), "already")
     refused(command("adapter", "convert", peft, "--bundle", folder / "plain", "--output", file, "--force"), "--lora")
-    refused(command("adapter", "inspect", bundle / "model.onnx"), "no adapter that can be used")
     refused(command("generate", bundle, QUESTION, "--adapter", bundle / "model.onnx"), "no adapter")
-    refused(command("generate", folder / "plain", QUESTION, "--adapter", file), "--lora RANK")

@@ -61,7 +61,7 @@ def models(
 
 
 def sequence(model: Model, adapter: str | None) -> OnnxSequence:
-    made = model.open_sequence(64, adapter=model._adapters.get(adapter))
+    made = model.open_sequence(64, adapter=model.find_adapter(adapter))
     assert isinstance(made, OnnxSequence)
     return made
 
