@@ -328,3 +328,18 @@ def test_commands(folder: Path, expected: dict[Names, str], tmp_path: Path) -> N
     refused(command("adapter", "convert", peft, "--bundle", bundle, "--output", file), "already")
     refused(command("adapter", "convert", peft, "--bundle", folder / "plain", "--output", file, "--force"), "--lora")
     refused(command("generate", bundle, QUESTION, "--adapter", bundle / "model.onnx"), "no adapter")
+
+
+def test_weights_that_are_packed_for_the_processor_take_adapters_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path))
+    edgephi.export_model(folder / "source", tmp_path / "int4", quantize="rtn", lora=8)
+    answers = []
+    for packing in ("never", "now"):
+        with load(tmp_path / "int4", threads=1, prepacked=packing, adapters=files(folder)) as model:  # type: ignore[arg-type]
+            assert (model.prepacked.folder is not None) == (packing == "now")
+            answers.append(
+                [model.chat(MESSAGES, adapter=name, max_new_tokens=NEW).result().text for name in (None, "one")]
+            )
+    assert answers[0] == answers[1] and answers[0][0] != answers[0][1]
