@@ -27,6 +27,10 @@ from edgephi.manifest import GoldenAnswer as GoldenAnswer
 from edgephi.manifest import GraphDevice as GraphDevice
 from edgephi.manifest import GraphEntry as GraphEntry
 from edgephi.manifest import KvCacheChoice as KvCacheChoice
+from edgephi.manifest import LoraFacts as LoraFacts
+from edgephi.manifest import LoraPart as LoraPart
+from edgephi.manifest import LoraProduct as LoraProduct
+from edgephi.manifest import LoraTarget as LoraTarget
 from edgephi.manifest import Manifest as Manifest
 from edgephi.manifest import MeasuredText as MeasuredText
 from edgephi.manifest import ModelFacts as ModelFacts

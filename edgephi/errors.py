@@ -129,6 +129,11 @@ class PromptTooLongError(PromptError):
     """The prompt leaves no room in the context."""
 
 
+class AdapterError(EdgephiError):
+    """A LoRA adapter cannot be used: damaged, of another base, of other shapes or a larger rank, or the bundle or its
+    engine takes none."""
+
+
 class GrammarError(EdgephiError):
     """What an answer should be (a schema, a regular expression, a grammar) cannot be enforced."""
 

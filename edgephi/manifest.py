@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from edgephi.npu_facts import NpuFacts
 from edgephi.records import Finite, RelativePath, Sha256, Strict, portable_problem, spelt_alike
@@ -128,6 +128,55 @@ class RecipeRecord(Strict):
     kv_cache: KvCacheChoice | None = Field(
         default=None, description="None: no graph had the choice, or written before there was one"
     )
+
+
+class LoraPart(Strict):
+    """Rows of a module of the published checkpoint, which the product computes together with others."""
+
+    module: str = Field(min_length=1, max_length=200, description="name behind its layer: 'self_attn.q_proj'")
+    start: Count
+    stop: Positive
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> LoraPart:
+        if self.stop <= self.start:
+            raise ValueError(f"rows {self.start} to {self.stop} of {self.module[:80]!r} are none")
+        return self
+
+
+LoraProduct = Literal["attn.qkv_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+class LoraTarget(Strict):
+    """A product, the same in every layer, that has the inputs `model.layers.N.PRODUCT.lora_A.weight` [inputs, rank]
+    and `model.layers.N.PRODUCT.lora_B.weight` [rank, outputs]."""
+
+    product: LoraProduct
+    inputs: Size
+    outputs: Size
+    largest_rank: Size = Field(description="of the inputs; where modules are computed together their ranks add up")
+    parts: tuple[LoraPart, ...] = Field(min_length=1, max_length=1000, description="of its outputs, in order")
+
+    @model_validator(mode="after")
+    def _parts_are_the_outputs(self) -> LoraTarget:
+        if sum(part.stop - part.start for part in self.parts) != self.outputs:
+            raise ValueError(f"the parts of {self.product} are not its {self.outputs} outputs")
+        return self
+
+
+class LoraFacts(Strict):
+    """What adapters fit the CPU's graph with `logit_rows`, which takes them as optional inputs."""
+
+    rank: Size = Field(description="largest one of an adapter, as its training counts it")
+    layers: Literal["attention", "mlp", "all"]
+    base: Sha256 = Field(description="of the decoder's sizes and the hashes of the source's weights")
+    targets: tuple[LoraTarget, ...] = Field(min_length=1, max_length=5)
+
+    @model_validator(mode="after")
+    def _every_product_once(self) -> LoraFacts:
+        if len({target.product for target in self.targets}) < len(self.targets):
+            raise ValueError("a product takes two adapters")
+        return self
 
 
 UNREAD = "it does not read the tokenizer"
@@ -254,6 +303,7 @@ class Manifest(Strict):
     recipe: RecipeRecord
     graphs: tuple[GraphEntry, ...] = Field(max_length=16)
     npu: NpuFacts | None = Field(default=None, description="for the graphs of a Hexagon NPU")
+    lora: LoraFacts | None = Field(default=None, description="None, and not written: the graphs take no adapters")
     tokenizer: TokenizerFacts | None = Field(default=None, description="None: written before this was recorded")
     files: tuple[FileEntry, ...] = Field(max_length=MOST_FILES)
     quality: Quality | None = Field(default=None, description="written by `edgephi evaluate --record`")
@@ -294,6 +344,19 @@ class Manifest(Strict):
             if self.npu.stages[-1].last_layer != self.model.layers:
                 raise ValueError(f"the NPU's stages end at layer {self.npu.stages[-1].last_layer}")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_graph(self) -> Manifest:
+        if self.lora is not None and not any(one.device == "cpu" and one.logit_rows for one in self.graphs):
+            raise ValueError("adapters are said to fit a graph that is not there")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _say_nothing_of_what_was_not_asked_for(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = write(self)
+        if self.lora is None:
+            data.pop("lora", None)
+        return data
 
     @property
     def stored_bytes(self) -> int:

@@ -25,6 +25,7 @@ from edgephi.bundle import (
 from edgephi.export.calibrate.budget import Mix, describe_names
 from edgephi.export.calibrate.sensitivity import MEASURE
 from edgephi.export.job import Job
+from edgephi.export.lora import Lora
 from edgephi.export.output import bundle_files
 from edgephi.export.plan import ExportPlan
 from edgephi.export.spec import Architecture, Checkpoint, Weight
@@ -46,6 +47,7 @@ def assemble_manifest(
     graphs: tuple[GraphEntry, ...],
     tokenizer: TokenizerFacts,
     npu: NpuFacts | None = None,
+    lora: Lora | None = None,
     exporter: Literal["edgephi", "optimum"] = "edgephi",
     libraries: Sequence[str] = (),
 ) -> Manifest:
@@ -56,17 +58,17 @@ def assemble_manifest(
     """
     from importlib.metadata import version
 
+    sources = job.source_files()
     return Manifest(
         edgephi=edgephi.__version__,
         exporter=exporter,
         versions={name: version(name) for name in (*LIBRARIES, *libraries)},
-        source=Source(
-            kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=job.source_files()
-        ),
+        source=Source(kind=checkpoint.kind, name=checkpoint.name, revision=checkpoint.revision, files=sources),
         model=model,
         recipe=recipe,
         graphs=graphs,
         npu=npu,
+        lora=lora.facts(model, sources) if lora else None,
         tokenizer=tokenizer,
         files=tuple(describe_file(job.folder, path.name) for path in bundle_files(job.folder)),
     )
@@ -119,6 +121,7 @@ def make_manifest(
         ),
         graphs=graphs,
         npu=npu,
+        lora=plan.lora,
         tokenizer=plan.tokenizer_facts,
         libraries=("onnxruntime-qnn",) if npu else (),
     )

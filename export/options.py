@@ -29,6 +29,7 @@ from edgephi.export.calibrate.budget import Budget
 from edgephi.export.calibrate.text import require_text_file
 from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.graph.variants import require_devices
+from edgephi.export.lora import LARGEST_RANK, LoraLayers
 from edgephi.export.weights.recipe import Precision, Recipe, make_recipe, require_written
 from edgephi.files import refuse_path
 from edgephi.quantize.formats import BlockFormat
@@ -76,6 +77,8 @@ class ExportOptions:
     rotate: bool = False
     head_bits: int = 8
     kv_cache: KvCache = "auto"
+    lora: int | None = None
+    lora_layers: LoraLayers = "all"
     devices: Sequence[str] = ("cpu",)
     npu_numerics: NpuNumerics | None = None
     npu_share_weights: bool = False
@@ -150,6 +153,7 @@ class ExportOptions:
         require_choice("quantize", self.quantize, quantizer_words())
         require_choice("via", self.via, get_args(Exporter))
         require_choice("kv_cache", self.kv_cache, get_args(KvCache))
+        require_choice("lora_layers", self.lora_layers, get_args(LoraLayers))
         if self.npu_numerics is not None:
             require_choice("npu_numerics", self.npu_numerics, get_args(NpuNumerics))
         for name in ("force", "rotate", "npu_share_weights"):
@@ -161,6 +165,7 @@ class ExportOptions:
             target_size=size if size is None or isinstance(size, str) else require_integer("target_size", size),
             block_size=require_integer("block_size", self.block_size),
             head_bits=require_integer("head_bits", self.head_bits),
+            lora=None if self.lora is None else require_integer("lora", self.lora),
             accuracy_level=require_integer("accuracy_level", self.accuracy_level),
             seed=require_integer("seed", self.seed),
         )
@@ -176,6 +181,8 @@ class ExportOptions:
             raise UsageError(f"block size {self.block_size} does not exist", remedy="Choose 16, 32, 64, 128 or 256")
         if self.head_bits not in (4, 8):
             raise UsageError(f"a head of {self.head_bits} bits does not exist", remedy="Choose 4 or 8")
+        if self.lora is not None and not 1 <= self.lora <= LARGEST_RANK:
+            raise UsageError(f"LoRA of rank {self.lora} is not built", remedy=f"Choose 1 to {LARGEST_RANK}")
         if self.bits is not None and not 0 < self.bits <= 32:
             remedy = "Choose between 4 and 9, such as --bits 4.5"
             raise UsageError(f"{self.bits:g} bits a weight make no sense", remedy=remedy)
@@ -194,14 +201,34 @@ class ExportOptions:
             raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
         if self.bits is not None and self.target_size is not None:
             raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
+        self._require_lora()
         if self.budget is not None and (self.precision, self.block_size) != ("int4", 32):
             raise UsageError(
                 "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
             )
 
+    def _require_lora(self) -> None:
+        if self.lora is None:
+            if self.lora_layers != "all":
+                raise UsageError("--lora-layers says where LoRA goes, and there is none", remedy="Add --lora RANK")
+            return
+        if self.via != "edgephi":
+            raise UsageError("optimum's graph takes no LoRA", remedy="Leave --lora out, or --via")
+        if self.rotate:
+            raise UsageError(
+                "an adapter is trained for weights that are not rotated", remedy="Leave --lora out, or --rotate"
+            )
+        if self.kv_cache == "int8":
+            raise UsageError(
+                "the scales of an int8 KV cache are fitted to the model, and an adapter changes its keys and values",
+                remedy="Leave --lora out, or --kv-cache",
+            )
+
     def _require_compiled(self, target: HexagonTarget) -> None:
         """Options that graphs compiled for an NPU have."""
         self._require_float_cache("the NPU's")
+        if self.lora is not None:
+            raise UsageError("the NPU's graphs take no LoRA", remedy="Leave --lora out, or the NPU out of --device")
         if self.via != "edgephi" or self.budget is not None or self.head_bits != 8:
             raise UsageError(
                 "the NPU's graphs have one size of block and a head in 8 bits, and are edgephi's own",

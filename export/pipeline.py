@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
 from edgephi.export.calibrate.budget import choose_layout
 from edgephi.export.calibrate.fit import pack_decoder
-from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, takes_float
+from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, why_float
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
 from edgephi.export.graph.block_sparse import prefill_chunk
@@ -44,6 +44,8 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         budget=options.budget,
         calibration=options.calibration_file,
         seed=options.seed,
+        lora=options.lora,
+        lora_layers=options.lora_layers,
     )
     architecture, recipe, layout, variants = plan.architecture, plan.recipe, plan.layout, plan.variants
     mix, text = plan.mix, plan.text
@@ -66,13 +68,13 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         if architecture.spec.long_rope is not None:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         tried = sum(weight_source_bytes(architecture.weights[name]) for name in mix.weights) if mix else 0
-        kv_work = 0 if takes_float(options.kv_cache, recipe) else source_bytes(architecture)
+        kv_work = 0 if why_float(options.kv_cache, variants[0]) else source_bytes(architecture)
         job.expect(source_bytes(architecture) + tried + kv_work)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         if mix and tokens is not None:
             errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, job.report)
             layout = choose_layout(architecture, recipe, mix, errors)
-            variants = plan_variants(options.devices, architecture.spec, layout, recipe)
+            variants = plan_variants(options.devices, architecture.spec, layout, recipe, variants[0].lora)
         layout = fit_to_half(architecture, replace(layout, half=computing_in_half(variants)))
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
         graphs = [
@@ -86,6 +88,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
                 separate=one.separate,
                 row_numbers=one.row_numbers,
                 logit_rows=rows,
+                lora=one.lora if rows == "chosen" else (),
             )
             for one in variants
             for rows, file in one.files.items()

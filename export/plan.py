@@ -15,6 +15,7 @@ from edgephi.export.calibrate.text import CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants
+from edgephi.export.lora import Lora, LoraLayers, plan_lora
 from edgephi.export.options import unused_text
 from edgephi.export.spec import Architecture, Checkpoint, Weight
 from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
@@ -49,6 +50,7 @@ class ExportPlan:
     text: CalibrationSource | None
     """None: nothing is calibrated."""
     mix: Mix | None
+    lora: Lora | None = None
 
     @property
     def aside_bytes(self) -> int:
@@ -69,6 +71,8 @@ def make_plan(
     calibration: Path | None,
     seed: int,
     integers: bool = False,
+    lora: int | None = None,
+    lora_layers: LoraLayers = "all",
 ) -> ExportPlan:
     """Open a source and decide. The arguments are those of `edgephi.export_model`.
 
@@ -97,7 +101,8 @@ def make_plan(
         raise unused_text()
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
-    variants = plan_variants(devices, architecture.spec, layout, recipe)
+    adapted = plan_lora(architecture, lora, lora_layers, checkpoint.config_where)
+    variants = plan_variants(devices, architecture.spec, layout, recipe, adapted.weights if adapted else frozenset())
     return ExportPlan(
         checkpoint,
         published.parameters,
@@ -109,6 +114,7 @@ def make_plan(
         variants,
         text,
         mix,
+        adapted,
     )
 
 

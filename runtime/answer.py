@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from edgephi.runtime.endings import Repetition, StopTexts
 from edgephi.runtime.engines.base import KvSequence
@@ -15,6 +15,10 @@ from edgephi.runtime.grammar import Grammar, why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.runtime.tools import ToolCall
+
+if TYPE_CHECKING:
+    from edgephi.runtime.adapters import Adapter
+    from edgephi.runtime.model import Model
 
 Finish = Literal["stop", "length", "cancelled", "repetition"]
 
@@ -349,3 +353,25 @@ class Stream(Iterator[str], AsyncIterator[str]):
             return grammar.read(text), None
         except ValueError as problem:
             return None, why_invalid(problem)
+
+
+def answer_once(
+    model: Model,
+    encode: Callable[[], list[int]],
+    sampling: Sampling,
+    rules: Rules | None = None,
+    adapter: Adapter | None = None,
+) -> Stream:
+    """An answer whose KV cache goes with it; errors as `Model.prepare`."""
+    sequences: list[KvSequence] = []
+
+    def fresh(prompt: Prompt) -> KvSequence:
+        tokens = len(prompt.tokens) + prompt.max_new_tokens
+        sequences.append(model.answering_sequence(tokens, prompt.tokens, adapter))
+        return sequences[0]
+
+    def free(answer: Answer | None, sound: bool) -> None:
+        for sequence in sequences:
+            sequence.close()
+
+    return model.stream(model.prepare(encode, sampling), sampling, fresh, free, rules)

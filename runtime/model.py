@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -18,7 +18,8 @@ from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
 from edgephi.files import no_system_errors
-from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
+from edgephi.runtime.adapters import Adapter, Adapters, TakesAdapters, load_adapters
+from edgephi.runtime.answer import Answer, Prompt, Rules, Stream, answer_once
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
@@ -53,6 +54,7 @@ def load(
     max_parallel: int = 4,
     prefix_cache_bytes: int | None = None,
     speculation: bool | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -80,12 +82,14 @@ def load(
         speculation: guess tokens from the text so far and verify several in one run, where the engine can. None: where
             a measurement on this machine shows that it changes no answer. True: also where two tokens that are nearly
             as likely may change places.
+        adapters: LoRA adapters that `edgephi adapter convert` wrote, by the names that answers ask for them by.
 
     Raises:
         BundleError: the folder is not an intact bundle.
         TokenizerError: its tokenizer or chat template cannot be used.
         DeviceError: the device cannot run the bundle; its `step` says how far it came.
         EngineError: onnxruntime-genai refuses it.
+        AdapterError: an adapter is not this bundle's or damaged, or the bundle or its engine takes none.
         OutputError: prepacked is `now`, and the cache cannot be written.
         UsageError: an argument of another type, or outside its range.
     """
@@ -98,6 +102,7 @@ def load(
     manifest = read_manifest(path)
     require_known_graphs(path, manifest)
     check_bundle(path, manifest, every_byte=verify)
+    given = load_adapters(adapters, manifest)
     planned = plan(path, manifest, os.fspath(device), fallback)
     rejected = planned.rejected
 
@@ -114,7 +119,7 @@ def load(
             speculation=speculation,
             prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
         )
-        return Model(request, lambda: open_engine(request, packing, every_byte=verify))
+        return Model(request, lambda: open_engine(request, packing, every_byte=verify), given)
 
     *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
     for choice in first:
@@ -125,7 +130,7 @@ def load(
     return open_there(last)
 
 
-class Model:
+class Model(TakesAdapters):
     """A loaded bundle: made by `load`. Any number of threads may call it; a stream or a session is one thread's.
 
     Where the engine can (`engine.abilities`: the CPU's), answers of several threads are computed together, and a prompt
@@ -135,9 +140,12 @@ class Model:
     Args:
         request: the bundle and where it runs.
         open_engine: loads its graphs; called once, after the small files were read.
+        adapters: of this bundle, by name.
     """
 
-    def __init__(self, request: OpenRequest, open_engine: Callable[[], OpenedEngine]) -> None:
+    def __init__(
+        self, request: OpenRequest, open_engine: Callable[[], OpenedEngine], adapters: Mapping[str, Adapter]
+    ) -> None:
         self.folder, self.manifest = request.folder, request.manifest
         self.threads = request.threads
         config, place = request.config, request.place
@@ -155,6 +163,7 @@ class Model:
             loaded = open_engine()  # last, because it costs most
             self._engine, self.prepacked = loaded.engine, loaded.prepacked
             opened.callback(self._engine.close)
+            self._adapters = Adapters(self.manifest, self._engine.abilities, adapters)
             self._check_template()
             self._placement = place.placement
             if read_back := self._engine.placements:
@@ -187,6 +196,7 @@ class Model:
         tools: Sequence[ToolLike] | None = None,
         tool_choice: str = "auto",
         response_format: ResponseFormat | None = None,
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
@@ -199,13 +209,14 @@ class Model:
             response_format: what the answer has to be: a pydantic model, a JSON Schema, `{"type": "json_object"}`,
                 `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
                 message what you want as well.
+            adapter: name of the LoRA adapter that answers.
 
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
                 are longer than the context.
             GrammarError: the format, or the schema of a tool, cannot be enforced; it says why.
-            UsageError: a sampling argument outside its range, tools together with a format, or a function that cannot
-                be described.
+            UsageError: a sampling argument outside its range, tools together with a format, a function that cannot be
+                described, or an adapter that is not there.
             EngineError: the model is closed.
             DeviceError: no process can be started to render the template (step `process`).
         """
@@ -213,7 +224,9 @@ class Model:
             messages = [user_message(messages)]
         wanted = make_sampling(sampling)
         rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
-        return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, rules)
+        return answer_once(
+            self, lambda: self.encode_chat(messages, tools=tools), wanted, rules, self.find_adapter(adapter)
+        )
 
     def run_tools(
         self,
@@ -222,6 +235,7 @@ class Model:
         *,
         max_rounds: int = 5,
         tool_choice: str = "auto",
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> ToolRun:
         """Answer with the help of functions: those the model asks for are called, here and one after the other, and
@@ -229,12 +243,12 @@ class Model:
 
         Args:
             max_rounds: answers with calls, at most; in one more no tool is offered.
-            tool_choice: of the first round, as for `chat`.
+            tool_choice, adapter: as for `chat`; the choice is the first round's.
 
         Raises:
             EdgephiError: as `chat`; what a function raises passes.
         """
-        return run_tools(self, messages, tools, max_rounds, tool_choice, sampling)
+        return run_tools(self, messages, tools, max_rounds, tool_choice, adapter, sampling)
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
@@ -245,6 +259,7 @@ class Model:
         self,
         prompt: str,
         response_format: ResponseFormat | None = None,
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text as it is, without a template. The sampling arguments are those of `Sampling`.
@@ -252,17 +267,18 @@ class Model:
         The prompt is the caller's own template: control tokens in it are read as such. For text of others use `chat`.
 
         Args:
-            response_format: what the continuation has to be, as for `chat`.
+            response_format, adapter: as for `chat`.
 
         Raises:
             PromptError: no text, an empty one, or one that is longer than the context.
             GrammarError: the format cannot be enforced; it says why.
-            UsageError: a sampling argument outside its range.
+            UsageError: a sampling argument outside its range, or an adapter that is not there.
             EngineError: the model is closed.
         """
         require_text("prompt", prompt, "the prompt as one text", PromptError)
         wanted, rules = make_sampling(sampling), Rules(self.grammars.grammar(response_format))
-        return self._answer_once(lambda: self.tokenizer.encode(prompt, special=True) if prompt else [], wanted, rules)
+        tokens = partial(self.tokenizer.encode, prompt, special=True) if prompt else list[int]
+        return answer_once(self, tokens, wanted, rules, self.find_adapter(adapter))
 
     def session(
         self,
@@ -270,6 +286,7 @@ class Model:
         system: str | None = None,
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Session:
         """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
@@ -279,14 +296,15 @@ class Model:
             messages: a conversation to go on with, such as `Session.messages` of an earlier process.
             overflow: what to do when a conversation no longer fits the context: an error, forget the oldest turns, or
                 have the model summarize them. A system message always stays.
+            adapter: as for `chat`; every answer has it.
 
         Raises:
-            UsageError: a sampling argument outside its range, or a system message that is no text.
+            UsageError: a sampling argument outside its range, a system message that is no text, or no such adapter.
         """
         if system is not None:
             require_text("system", system, "the system message as one text")
         require_choice("overflow", overflow, get_args(Overflow))
-        return Session(self, make_sampling(sampling), system, messages, overflow)
+        return Session(self, make_sampling(sampling), system, messages, overflow, self.find_adapter(adapter))
 
     def prefix(
         self,
@@ -295,6 +313,7 @@ class Model:
         messages: Sequence[Message] = (),
         tools: Sequence[ToolLike] | None = None,
         saved: bool = False,
+        adapter: str | None = None,
     ) -> Prefix:
         """Compute the beginning that conversations share, and keep it until it is closed or the model is.
 
@@ -306,6 +325,7 @@ class Model:
             tools: of every conversation with this beginning.
             saved: keep it in the user's cache (EDGEPHI_CACHE names another) for later processes too, in a file that
                 only this user may read: it holds the text. All of them take 4 GiB at most.
+            adapter: of every conversation with this beginning.
 
         Raises:
             PromptError: no chat template, it refuses the messages, or nothing of them is in every conversation.
@@ -313,7 +333,8 @@ class Model:
             OutputError: the user's cache cannot be written.
             UsageError: the system message is no text, or the model was loaded without a prefix cache.
         """
-        return make_prefix(self, self._beginnings, system, messages, tools, saved=saved)
+        found = self.find_adapter(adapter)
+        return make_prefix(self, self._beginnings, system, messages, tools, saved=saved, adapter=found)
 
     def close(self) -> None:
         """Free weights and KV caches, those of sessions too; more than once is allowed."""
@@ -393,23 +414,28 @@ class Model:
         """Whether tokens of answers are guessed and verified several in one run, and why."""
         return self._engine.speculation
 
-    def open_sequence(self, tokens: int, *, scope: str | None = None, speculate: bool = False) -> KvSequence:
+    def open_sequence(
+        self, tokens: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> KvSequence:
         """An empty KV cache for a sequence of at least `tokens`, bounded by the context.
 
         Args:
             scope: `KvSequence.reuse` finds what sequences of the same scope left. None: nothing.
             speculate: guess tokens and verify them together, as `load(speculation=...)` says.
+            adapter: what it is computed with.
 
         Raises:
             EngineError: the model is closed, or there is no memory.
         """
         kept = scope if self.keeps_prefixes else None
-        return self._engine.sequence(capacity_for(tokens, self.context_length), scope=kept, speculate=speculate)
+        capacity = capacity_for(tokens, self.context_length)
+        return self._engine.sequence(capacity, scope=kept, speculate=speculate, adapter=adapter)
 
-    def answering_sequence(self, tokens: int, prompt: Sequence[int] = ()) -> KvSequence:
+    def answering_sequence(self, tokens: int, prompt: Sequence[int] = (), adapter: Adapter | None = None) -> KvSequence:
         """A sequence for prompt and answer, `tokens` together, which begins with what others of this model left, or
         with a kept prefix of this prompt."""
-        return self._beginnings.fork_for(prompt) or self.open_sequence(tokens, scope=SHARED, speculate=True)
+        found = None if adapter is not None else self._beginnings.fork_for(prompt)
+        return found or self.open_sequence(tokens, scope=SHARED, speculate=True, adapter=adapter)
 
     def stream(
         self,
@@ -442,22 +468,3 @@ class Model:
     def _close_template(self) -> None:
         if self.template is not None:
             self.template.close()
-
-    def _answer_once(
-        self,
-        encode: Callable[[], list[int]],
-        sampling: Sampling,
-        rules: Rules | None = None,
-    ) -> Stream:
-        sequences: list[KvSequence] = []
-
-        def fresh(prompt: Prompt) -> KvSequence:
-            tokens = len(prompt.tokens) + prompt.max_new_tokens
-            sequences.append(self.answering_sequence(tokens, prompt.tokens))
-            return sequences[0]
-
-        def free(answer: Answer | None, sound: bool) -> None:
-            for sequence in sequences:
-                sequence.close()
-
-        return self.stream(self.prepare(encode, sampling), sampling, fresh, free, rules)

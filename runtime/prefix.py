@@ -26,6 +26,7 @@ from edgephi.runtime.tools import ToolLike
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.model import Model
 
 SAVED_BYTES = 4 * 2**30
@@ -113,6 +114,7 @@ def make_prefix(
     tools: Sequence[ToolLike] | None,
     *,
     saved: bool,
+    adapter: Adapter | None,
 ) -> Prefix:
     """See `Model.prefix`."""
     abilities = model.engine.abilities
@@ -136,7 +138,7 @@ def make_prefix(
             f"the beginning has {len(tokens):,} tokens and the model's context holds {model.context_length:,}",
             remedy="Shorten it",
         )
-    sequence, cost = _restore_or_compute(model, tokens, saved=saved)
+    sequence, cost = _restore_or_compute(model, tokens, saved=saved, adapter=adapter)
     if not abilities.share:
         return Prefix(tokens, cost, beginnings.keep(sequence))
     try:
@@ -164,7 +166,9 @@ def _prefix_tokens(model: Model, messages: Sequence[Message], tools: Sequence[To
     return tokens
 
 
-def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tuple[KvSequence, PrefixCost]:
+def _restore_or_compute(
+    model: Model, tokens: list[int], *, saved: bool, adapter: Adapter | None
+) -> tuple[KvSequence, PrefixCost]:
     """A sequence that holds the tokens.
 
     Args:
@@ -178,10 +182,10 @@ def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tupl
     # an engine that cannot share gives forks of it, which are as large
     capacity = len(tokens) + 1 if model.engine.abilities.share else model.context_length
     saved = saved and model.engine.abilities.save
-    file = _file(model, tokens) if saved else None
+    file = _file(model, tokens, adapter) if saved else None
     if file is not None and file.is_file():
         try:
-            sequence = model.engine.restore(file, capacity, scope=SHARED)
+            sequence = model.engine.restore(file, capacity, scope=SHARED, adapter=adapter)
         except EngineError:  # damaged, or of another version: it is written again
             with suppress(OSError):
                 file.unlink()
@@ -191,7 +195,7 @@ def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tupl
                     os.utime(file)  # when it was used last
                 return sequence, PrefixCost(len(tokens), 0, True, perf_counter() - started)
             sequence.close()
-    sequence = model.engine.sequence(capacity, scope=SHARED)
+    sequence = model.engine.sequence(capacity, scope=SHARED, adapter=adapter)
     reused = sequence.reuse([*tokens, tokens[-1]])  # the last token is never reused, so there is one more
     sequence.prefill(tokens[reused:], lambda: False)
     if file is not None:
@@ -200,15 +204,16 @@ def _restore_or_compute(model: Model, tokens: list[int], *, saved: bool) -> tupl
     return sequence, PrefixCost(len(tokens), len(tokens) - reused, False, perf_counter() - started)
 
 
-def _file(model: Model, tokens: list[int]) -> Path:
-    """Where a prefix is saved: a name of this bundle's and these tokens' own. The file says and proves the rest."""
+def _file(model: Model, tokens: list[int], adapter: Adapter | None) -> Path:
+    """Where a prefix is saved: a name of its bundle, tokens and adapter. The file says and proves the rest."""
     folder = cache_folder() / "prefixes"
     require_writable(folder.parent)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as problem:  # a file has the folder's name, say
         raise unusable(problem, folder) from problem
-    name = hashlib.sha256(json.dumps([bundle_digest(model.manifest), tokens]).encode()).hexdigest()[:32]
+    facts = [bundle_digest(model.manifest), tokens, *([] if adapter is None else [adapter.sha256])]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return folder / f"{name}{ENDING}"
 
 

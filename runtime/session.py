@@ -16,6 +16,7 @@ from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.templates import Message, user_message
 
 if TYPE_CHECKING:
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.model import Model
 
 Overflow = Literal["error", "drop_oldest", "summarize"]
@@ -43,10 +44,11 @@ class Session:
         system: str | None,
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
+        adapter: Adapter | None = None,
     ) -> None:
         self._model = model
         self._sampling = sampling
-        self._overflow = overflow
+        self._overflow, self._adapter = overflow, adapter
         self._system: tuple[Message, ...] = () if system is None else ({"role": "system", "content": system},)
         self._sequence: KvSequence | None = None
         self._stream: Stream | None = None
@@ -123,7 +125,7 @@ class Session:
         """A second conversation that has begun like this one; what is said in one is not heard in the other. An answer
         that was not read to its end is cancelled first."""
         self._finish_answer()
-        other = Session(self._model, self._sampling, None, self._messages, self._overflow)
+        other = Session(self._model, self._sampling, None, self._messages, self._overflow, self._adapter)
         other._system = self._system
         if self._sequence is not None and self._model.engine.abilities.fork:
             other._sequence = self._sequence.fork(speculate=True)
@@ -212,7 +214,7 @@ class Session:
             needed = max(needed, 2 * self._sequence.capacity)
             self._drop_cache()
         if self._sequence is None:
-            self._sequence = self._model.answering_sequence(needed, prompt.tokens)
+            self._sequence = self._model.answering_sequence(needed, prompt.tokens, self._adapter)
         return self._sequence
 
     def _drop_cache(self) -> None:

@@ -54,6 +54,7 @@ def run_tools(
     tools: Sequence[ToolLike],
     max_rounds: int,
     tool_choice: str,
+    adapter: str | None,
     sampling: SamplingOptions,
 ) -> ToolRun:
     """See `Model.run_tools`."""
@@ -64,7 +65,7 @@ def run_tools(
     calls: list[ToolCall] = []
     for turn in range(max_rounds):
         choice = tool_choice if turn == 0 else "auto"
-        answer = model.chat(conversation, tools=tools, tool_choice=choice, **sampling).result()
+        answer = model.chat(conversation, tools=tools, tool_choice=choice, adapter=adapter, **sampling).result()
         if not answer.tool_calls:
             break
         calls += answer.tool_calls

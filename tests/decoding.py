@@ -59,7 +59,7 @@ def build_variants(source: Path | Checkpoint, folder: Path, recipe: Recipe, devi
 class Decoder:
     """A graph and its KV cache; `inputs` go into every run."""
 
-    def __init__(self, graph: Path, inputs: Mapping[str, NDArray[np.int64]] | None = None) -> None:
+    def __init__(self, graph: Path, inputs: Mapping[str, NDArray[Any]] | None = None) -> None:
         self.inputs = inputs or {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

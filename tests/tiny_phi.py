@@ -66,7 +66,7 @@ def tiny_phi(
     if ascii_text:
         _write_byte_level(folder)
     else:
-        _write_tokenizer(folder)
+        write_tokenizer(folder)
     _write_weights(folder, config, np.random.default_rng(seed))
     return folder
 
@@ -101,7 +101,8 @@ def cycle(length: int, count: int) -> str:
     return "".join(chr(0x4E00 + FIRST + place % length) for place in range(count))
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """One that knows TOKENS single characters."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {chr(0x4E00 + index): index for index in range(FIRST, TOKENS)}
     special = [
         {"id": index, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False}

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgephi.bundle import GraphEntry
 from edgephi.errors import EngineError
+from edgephi.runtime.adapters import Adapter
 from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.placement import CPU, Placement, ProviderNodes
 from edgephi.runtime.sampling import Chooser
@@ -41,10 +42,14 @@ class ToyEngine:
     def require_open(self) -> None:
         pass
 
-    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> ToySequence:
+    def sequence(
+        self, capacity: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> ToySequence:
         return ToySequence(capacity, self._vocabulary)
 
-    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> ToySequence:
+    def restore(
+        self, file: Path, capacity: int, *, scope: str | None = None, adapter: Adapter | None = None
+    ) -> ToySequence:
         raise cannot("a toy", "save")
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import typer
 
 import edgephi
 from edgephi.commands import (
+    adapter,
     ai_hub,
     bench,
     cache,
@@ -59,6 +60,7 @@ app.command("package")(package.package)
 app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.command("completion")(completion.completion)
+app.add_typer(adapter.app, name="adapter")
 app.add_typer(bench.app, name="bench")
 app.add_typer(ai_hub.app, name="ai-hub")
 app.add_typer(ai_hub.app, name="hub", hidden=True)  # its earlier name

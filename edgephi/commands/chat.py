@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgephi.commands.options import (
+    ADAPTER,
+    AdapterFile,
     Bundle,
     Device,
     Engine,
@@ -34,6 +36,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    adapter: AdapterFile = None,
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
@@ -62,14 +65,16 @@ def chat(
 
     resumed = None if resume is None else (read_conversation(resume), resume)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
+    adapters = None if adapter is None else {ADAPTER: adapter}
+    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
         sampling: SamplingOptions = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
         }
-        conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed)
+        named = None if adapter is None else ADAPTER
+        conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed, adapter=named)
         if terminal:
             _talk(conversation, keep_history)
         elif not _read_all(conversation) and not sys.stdin.isatty():

@@ -76,6 +76,7 @@ class Conversation:
         system: the instructions; those of `resumed` otherwise.
         terminal: whether a person types; otherwise lines are piped in.
         resumed: messages to go on with, and the file they come from.
+        adapter: of the model's, by name, for every answer.
 
     Raises:
         PromptError: no message can be answered: there is no chat template, or it refuses the instructions or what is
@@ -90,8 +91,9 @@ class Conversation:
         *,
         terminal: bool,
         resumed: tuple[tuple[Message, ...], Path] | None = None,
+        adapter: str | None = None,
     ) -> None:
-        self._model, self._sampling, self._terminal = model, sampling, terminal
+        self._model, self._sampling, self._terminal, self._adapter = model, sampling, terminal, adapter
         self._last: Answer | None = None
         self._totals = Totals()
         self._regenerated = 0
@@ -104,7 +106,7 @@ class Conversation:
         _require_answerable(model, system, (), "--system")
         if resumed is not None:
             _require_answerable(model, self._system, said, "--resume")
-        self._session = model.session(system=self._system, messages=said, **sampling)
+        self._session = model.session(system=self._system, messages=said, adapter=adapter, **sampling)
         self._commands: dict[str, Callable[[str], bool]] = {
             "/help": self._help,
             "/stats": self._stats,
@@ -262,7 +264,7 @@ class Conversation:
     def _begin_with(self, system: str | None, said: tuple[Message, ...], command: str) -> None:
         """Another session in the place of this one, unless the model cannot be given its messages."""
         _require_answerable(self._model, system, said, command)
-        session = self._model.session(system=system, messages=said, **self._sampling)
+        session = self._model.session(system=system, messages=said, adapter=self._adapter, **self._sampling)
         self._session.close()
         self._session, self._system = session, system
 

@@ -100,6 +100,18 @@ def export(
             "0.005 nats a token, which is measured."
         ),
     ] = "auto",
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            help="The graph that edgephi runs on the CPU takes LoRA adapters of up to this rank (edgephi adapter "
+            "convert). Without an adapter it computes the same, 2 to 5 % slower.",
+            show_default=False,
+        ),
+    ] = None,
+    lora_layers: Annotated[
+        Literal["attention", "mlp", "all"], typer.Option(help="Behind which products adapters may stand.")
+    ] = "all",
     device: Annotated[
         str,
         typer.Option(
@@ -157,6 +169,8 @@ def export(
             rotate=rotate,
             head_bits=head_bits,
             kv_cache=kv_cache,
+            lora=lora,
+            lora_layers=lora_layers,
             devices=[name.strip() for name in device.split(",")],
             npu_numerics=npu_numerics,
             npu_share_weights=npu_share_weights,
@@ -176,6 +190,8 @@ def export(
         facts.append(f"{choice.picked}: {choice.reason}")
     if (kv_cache_choice := manifest.recipe.kv_cache) is not None:
         facts.append(f"KV cache in {kv_cache_choice.picked}: {kv_cache_choice.reason}")
+    if manifest.lora is not None:
+        facts.append(f"takes adapters of up to rank {manifest.lora.rank}")
     if manifest.npu is not None:
         facts += _npu_facts(manifest.npu)
     notes = [] if manifest.tokenizer is None else [f"note: {sentence}" for sentence in manifest.tokenizer.sentences]

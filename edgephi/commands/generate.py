@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from edgephi.commands.options import (
+    ADAPTER,
+    AdapterFile,
     Bundle,
     Device,
     Engine,
@@ -39,6 +41,7 @@ def generate(
         Path | None,
         typer.Option("--schema", metavar="FILE", help="A JSON Schema that the answer keeps to.", show_default=False),
     ] = None,
+    adapter: AdapterFile = None,
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
@@ -74,12 +77,14 @@ def generate(
     if prompt == "-":
         read_manifest(folder)  # nobody should type a prompt for a bundle that is not there
         prompt = _read_prompt()
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation) as model:
+    adapters = None if adapter is None else {ADAPTER: adapter}
+    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
         stream = ask(
             prompt,
             response_format=form,
+            adapter=None if adapter is None else ADAPTER,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

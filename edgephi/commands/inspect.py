@@ -70,6 +70,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"Graph for {graph.device}", f"{graph.file}{computes}"
     if (cache := recipe.kv_cache) is not None:
         yield "KV cache", f"{cache.picked}: {cache.reason}"
+    if (lora := manifest.lora) is not None:
+        products = ", ".join(target.product for target in lora.targets)
+        yield "Adapters", f"LoRA of up to rank {lora.rank} behind {products}"
     if (npu := manifest.npu) is not None:
         binaries = f"{len({stage.binary for stage in npu.stages})}{' shared' if npu.shares_weights else ''}"
         yield (

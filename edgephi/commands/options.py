@@ -91,3 +91,14 @@ Speculation = Annotated[
         show_default=False,
     ),
 ]
+ADAPTER = "adapter"
+"""What a command calls the only one it is given."""
+AdapterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="FILE",
+        help="Answer with this LoRA adapter, which `edgephi adapter convert` wrote.",
+        show_default=False,
+    ),
+]

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from edgephi.child import exit_reason, interpreter, last_words
+from edgephi.child import exit_reason, last_words
 from edgephi.devices.cache import cache_folder
 from edgephi.errors import DownloadError, EdgephiError, OutputError, SourceError
+from edgephi.frozen import child_command, child_environment
 from edgephi.store.phases import Meter, Phase, ReadyState
 from edgephi.store.places import models_folder
 
@@ -41,8 +42,8 @@ def fetch_from_hub(name: str, revision: str | None, meter: Meter, later: Sequenc
         OutputError: the disk is too small.
         Stopped: the caller wants no more; what was fetched stays.
     """
-    environment = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [interpreter(), "-P", "-m", "edgephi.store.hub_child"]
+    environment = os.environ | child_environment() | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = child_command("edgephi.store.hub_child", [])
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as said,

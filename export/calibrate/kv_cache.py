@@ -28,7 +28,6 @@ from edgephi.export.options import KvCache
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.layout import Layout
-from edgephi.export.weights.recipe import Recipe
 from edgephi.tokenizer.encoder import open_tokenizer
 
 Float64 = NDArray[np.float64]
@@ -107,9 +106,15 @@ def _encode(tokenizer: TokenizerFiles) -> list[int]:
     return ids
 
 
-def takes_float(asked: KvCache, recipe: Recipe) -> bool:
-    """Whether nothing has to be measured: auto leaves bundles alone that are exact, for comparisons."""
-    return asked == "float" or (asked == "auto" and (recipe.linear is None or recipe.accuracy_level in (0, 1)))
+def why_float(asked: KvCache, variant: Variant) -> str | None:
+    """Why nothing has to be measured; None: it has."""
+    if asked == "float":
+        return "asked for"
+    if variant.lora:
+        return "adapters change keys and values, to which int8's scales would be fitted"
+    if asked == "auto" and (variant.recipe.linear is None or variant.recipe.accuracy_level in (0, 1)):
+        return "products in float are for comparisons"
+    return None
 
 
 def settle_kv_cache(
@@ -132,8 +137,7 @@ def settle_kv_cache(
         EdgephiError: int8 was asked for and cannot be calibrated.
         OutputError: the graph cannot be written.
     """
-    if takes_float(asked, variant.recipe):
-        reason = "asked for" if asked == "float" else "products in float are for comparisons"
+    if (reason := why_float(asked, variant)) is not None:
         return KvCacheChoice(asked=asked, picked="float", reason=reason)
     layers = BundleLayers(spec, layout, variant, folder)
     try:

@@ -5,7 +5,7 @@ The blocks are written once. Where targets differ, the builder of a target says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ class GraphBuilder:
         separate_attention: attention takes queries, keys and values apart and already rotated.
         row_numbers: attention takes rows of the rotary tables by number.
         kv_scales: of a KV cache in int8, by the layer's number; None: it has the float type attention computes in.
+        lora: canonical names of the weights to whose products the graph's caller may add low-rank updates.
     """
 
     fused_norms = True
@@ -75,6 +76,7 @@ class GraphBuilder:
         separate_attention: bool = False,
         row_numbers: bool = True,
         kv_scales: Mapping[int, KvScales] | None = None,
+        lora: Collection[str] = (),
     ) -> None:
         import onnx_ir as ir
 
@@ -89,6 +91,9 @@ class GraphBuilder:
         self._cast: dict[tuple[str, ir.DataType], ir.Value] = {}
         self._with_means: dict[ir.Value, ir.Value] = {}
         self._made_zeros: dict[int, ir.Value] = {}
+        self._lora = lora
+        self.lora_inputs: list[ir.Value] = []
+        """Optional inputs of the graph, A and B of every update."""
 
     # --- what targets do differently
 
@@ -155,7 +160,29 @@ class GraphBuilder:
         """value · weightᵀ + bias for canonical names; the bias counts only where the model has one."""
         matrix = self._layout.matrices[weight]
         addend = self.vector(bias) if bias is not None and bias in self._layout.vectors else None
-        return self._linear(name, value, matrix, addend, output)
+        if weight not in self._lora:
+            return self._linear(name, value, matrix, addend, output)
+        product = self._linear(name, value, matrix, addend, None)
+        return self.op("Add", f"{name}/lora/Add", [product, self._low_rank_update(name, value, matrix)], output=output)
+
+    def _low_rank_update(self, name: str, value: ir.Value, matrix: StoredMatrix) -> ir.Value:
+        """(value · A) · B for two inputs of the graph, A [columns, rank] and B [rank, rows]; left out, their rank is 0,
+        and what is added is zeros."""
+        import numpy as np
+
+        base = name.strip("/").replace("/", ".")
+        rank = f"{base}.rank"
+        empty: dict[str, tuple[tuple[int, int], tuple[int | str, int | str]]] = {
+            "A": ((matrix.columns, 0), (matrix.columns, rank)),
+            "B": ((0, matrix.rows), (rank, matrix.rows)),
+        }
+        for part, (shape, given) in empty.items():
+            full = f"{base}.lora_{part}.weight"
+            nothing = self._ir.tensor(np.zeros(shape, self.float.numpy()), dtype=self.float, name=full)
+            self._add(full, nothing, self.float, self._ir.Shape(given))
+            self.lora_inputs.append(self.initializers[full])
+            value = self.op("MatMul", f"{name}/lora_{part}/MatMul", [value, self.initializers[full]])
+        return value
 
     def linear_rows(
         self, name: str, value: ir.Value, canonical: str, rows: tuple[int, int], renamed: tuple[str, str]

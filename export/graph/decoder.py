@@ -6,7 +6,7 @@ microsoft/onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +39,7 @@ def build_graph(
     row_numbers: bool = True,
     logit_rows: LogitRows = "all",
     kv_scales: Mapping[int, KvScales] | None = None,
+    lora: Collection[str] = (),
 ) -> ir.Model:
     """The whole decoder: token ids and KV cache in, logits and KV cache out.
 
@@ -52,11 +53,18 @@ def build_graph(
             or those whose numbers an optional input gives. onnxruntime-genai allocates what the output declares and
             takes no input it does not know, so it runs the first two only.
         kv_scales: of a KV cache in int8, by the layer's number; None: it has the graph's float type.
+        lora: canonical names of the weights whose products take low-rank updates as optional inputs.
     """
     import onnx_ir as ir
 
     emit = GraphBuilder(
-        layout, recipe, opset=opset, separate_attention=separate, row_numbers=row_numbers, kv_scales=kv_scales
+        layout,
+        recipe,
+        opset=opset,
+        separate_attention=separate,
+        row_numbers=row_numbers,
+        kv_scales=kv_scales,
+        lora=lora,
     )
     token_ids = emit.port("input_ids", ["batch_size", "sequence_length"], ir.DataType.INT64)
     mask = emit.port("attention_mask", ["batch_size", "total_sequence_length"], ir.DataType.INT64)
@@ -80,6 +88,7 @@ def build_graph(
     inputs += [value for cache in caches.values() for value in (cache.past_key, cache.past_value)]
     # an input that is an initializer as well may be left out
     inputs += [optional for optional in (where.rope_switch, picked) if optional is not None]
+    inputs += emit.lora_inputs
     present = [value for cache in caches.values() for value in (cache.present_key, cache.present_value)]
     return emit.model(inputs, [logits, *present])
 
@@ -95,6 +104,7 @@ def write_graph(
     row_numbers: bool = True,
     logit_rows: LogitRows = "all",
     kv_scales: Mapping[int, KvScales] | None = None,
+    lora: Collection[str] = (),
 ) -> None:
     """Write the graph; its weights are references into the data file beside it."""
     import onnx_ir as ir
@@ -108,5 +118,6 @@ def write_graph(
         row_numbers=row_numbers,
         logit_rows=logit_rows,
         kv_scales=kv_scales,
+        lora=lora,
     )
     ir.save(graph, path)

@@ -41,6 +41,8 @@ class Variant:
     """A second graph has logits of the last token only."""
     logit_rows: bool = False
     """A further one takes the numbers of the tokens that get logits."""
+    lora: frozenset[str] = frozenset()
+    """Weights behind whose products that one takes adapters."""
 
     @property
     def file(self) -> str:
@@ -68,15 +70,25 @@ class Variant:
         )
 
 
-def plan_variants(devices: Sequence[str], spec: DecoderSpec, layout: Layout, recipe: Recipe) -> tuple[Variant, ...]:
+def plan_variants(
+    devices: Sequence[str],
+    spec: DecoderSpec,
+    layout: Layout,
+    recipe: Recipe,
+    lora: frozenset[str] = frozenset(),
+) -> tuple[Variant, ...]:
     """The graphs for these devices, the CPU's first; a bundle always has that one.
+
+    Args:
+        lora: weights behind whose products the CPU's graph takes adapters.
 
     Raises:
         UsageError: an unknown device, or one that does not compute this model as it is stored.
     """
     require_devices(devices)
     wanted = [provider(device) for device in graph_devices() if device in ("cpu", *devices)]
-    return tuple(_variant(known, spec, layout, recipe) for known in wanted)
+    made = [_variant(known, spec, layout, recipe) for known in wanted]
+    return tuple(replace(one, lora=lora) if one.device == "cpu" else one for one in made)
 
 
 def _variant(known: Provider, spec: DecoderSpec, layout: Layout, recipe: Recipe) -> Variant:

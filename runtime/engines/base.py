@@ -17,6 +17,7 @@ from edgephi.runtime.sampling import Chooser
 if TYPE_CHECKING:
     from edgephi.bundle import GraphEntry, Manifest
     from edgephi.genai_config import GenaiConfig
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.place import Place
     from edgephi.runtime.placement import Placement
 
@@ -26,7 +27,7 @@ CAPACITY_STEP = 256
 SHARED = ""
 """The scope of all callers of one model in one process."""
 
-Verb = Literal["rewind", "fork", "save", "batch", "share"]
+Verb = Literal["rewind", "fork", "save", "batch", "share", "adapt"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Abilities:
     """Several sequences can take a decode step together."""
     share: bool = False
     """`KvSequence.reuse` of a new sequence finds what others of its scope left."""
+    adapt: bool = False
+    """A sequence can compute with a LoRA adapter."""
 
 
 class KvSequence(Protocol):
@@ -152,7 +155,9 @@ class Engine(Protocol):
     def require_open(self) -> None:
         """Raises EngineError once the engine is closed."""
 
-    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> KvSequence:
+    def sequence(
+        self, capacity: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> KvSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Args:
@@ -160,19 +165,22 @@ class Engine(Protocol):
                 found, and nothing is left.
             speculate: guess tokens and verify them together (`OpenRequest.speculation`); an engine that does not
                 computes one after the other.
+            adapter: what the sequence is computed with. Nothing is shared with those of other adapters, or of none.
 
         Raises:
-            EngineError: the engine is closed, or there is no memory.
+            EngineError: the engine is closed or cannot (`Abilities.adapt`), or there is no memory.
             PromptError: the capacity is larger than the graphs' context.
         """
 
-    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> KvSequence:
+    def restore(
+        self, file: Path, capacity: int, *, scope: str | None = None, adapter: Adapter | None = None
+    ) -> KvSequence:
         """The sequence that `KvSequence.save` wrote, in a cache that holds `capacity` tokens. The next call is `reuse`,
         or a prefill of at least one token, as after a rewind.
 
         Raises:
             EngineError: the engine is closed or cannot (`Abilities.save`); the file is missing, damaged, of another
-                model or runtime, or holds more tokens than the capacity.
+                model, adapter or runtime, or holds more tokens than the capacity.
         """
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
     from edgephi.genai_config import GenaiConfig
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.place import Place
     from edgephi.runtime.placement import Placement
 
@@ -114,12 +115,16 @@ class OgEngine:
         if self._model is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OgSequence:
+    def sequence(
+        self, capacity: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> OgSequence:
         """An empty sequence whose KV cache holds `capacity` tokens.
 
         Raises:
-            EngineError: the model is closed, or there is no memory for the cache.
+            EngineError: the model is closed, an adapter is given, or there is no memory for the cache.
         """
+        if adapter is not None:
+            raise cannot(TITLE, "adapt")
         engine = OgSequence(
             lambda long: self._generator(capacity, long),
             capacity,
@@ -130,7 +135,9 @@ class OgEngine:
         self._sequences.add(engine)
         return engine
 
-    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OgSequence:
+    def restore(
+        self, file: Path, capacity: int, *, scope: str | None = None, adapter: Adapter | None = None
+    ) -> OgSequence:
         """Raises EngineError: og gives nobody its cache."""
         raise cannot(TITLE, "save")
 

@@ -19,7 +19,8 @@ from edgephi.devices.hexagon import installed_qairt
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, EngineError, PromptError, library_errors
 from edgephi.ort import CPU
-from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, speculation_in_words
+from edgephi.runtime.adapters import Adapter
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, speculation_in_words
 from edgephi.runtime.engines.npu_checks import (
     Chip,
     NpuDevice,
@@ -188,7 +189,9 @@ class NpuEngine:
         """
         return verifies_exactly(self._run, self._cache(), self.facts.chunk, self._vocabulary)
 
-    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> NpuSequence:
+    def sequence(
+        self, capacity: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> NpuSequence:
         """An empty sequence for `capacity` tokens; its KV cache has the graphs' fixed size.
 
         Args:
@@ -196,10 +199,12 @@ class NpuEngine:
             speculate: guess tokens and verify them in the prompt's graph, unless `speculation` says otherwise.
 
         Raises:
-            EngineError: the model is closed.
+            EngineError: the model is closed, or an adapter is given.
             PromptError: the capacity is larger than the context.
         """
         self.require_open()
+        if adapter is not None:
+            raise cannot("the NPU's engine", "adapt")
         if capacity > self.facts.context_length:
             raise PromptError(
                 f"{capacity:,} tokens are asked for, and the NPU's graphs have a context of "
@@ -218,7 +223,9 @@ class NpuEngine:
         )
         return NpuSequence(graphs, self._cache(), capacity, speculate=speculate)
 
-    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> NpuSequence:
+    def restore(
+        self, file: Path, capacity: int, *, scope: str | None = None, adapter: Adapter | None = None
+    ) -> NpuSequence:
         """The sequence that `NpuSequence.save` wrote.
 
         Raises:
@@ -226,7 +233,7 @@ class NpuEngine:
                 device (the simulator counts as another), or holds more tokens than the capacity.
             PromptError: the capacity is larger than the context.
         """
-        sequence = self.sequence(capacity)
+        sequence = self.sequence(capacity, adapter=adapter)
         tensors = sequence.cache.tensors()
         sequence.fill(read_cache(file, self._key, tensors, capacity=capacity, vocabulary=self._vocabulary))
         return sequence

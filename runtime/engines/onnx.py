@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgephi.bundle import GraphEntry
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import EngineError, PromptError
+from edgephi.runtime.adapters import Adapter
 from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, speculation_in_words
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
@@ -33,7 +34,7 @@ from edgephi.runtime.scheduler import Scheduler, interrupt_behind
 
 Made = TypeVar("Made")
 
-ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True)
+ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True, adapt=True)
 
 
 class OnnxEngine:
@@ -78,6 +79,7 @@ class OnnxEngine:
         self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self._step, max_parallel)
         self._speculation = speculation
         self._may_verify: bool | None = None if speculation is None else speculation and graph.picks_rows
+        self._verifies_with: weakref.WeakKeyDictionary[Adapter, bool] = weakref.WeakKeyDictionary()
         self._line: deque[object] = deque()
         self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
@@ -93,15 +95,18 @@ class OnnxEngine:
         if self._graph is None:
             raise EngineError("this model is closed", remedy="Load the bundle again with `edgephi.load`")
 
-    def sequence(self, capacity: int, *, scope: str | None = None, speculate: bool = False) -> OnnxSequence:
+    def sequence(
+        self, capacity: int, *, scope: str | None = None, speculate: bool = False, adapter: Adapter | None = None
+    ) -> OnnxSequence:
         """An empty sequence for `capacity` tokens. Its cache is taken when it is needed.
 
         Args:
             scope: `reuse` finds what sequences of the same scope left. None: nothing is found, and nothing is left.
             speculate: guess tokens and verify them together, unless `speculation` says otherwise.
+            adapter: one that was compared with the graph's inputs.
 
         Raises:
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or its graph takes no adapters.
             PromptError: the capacity is larger than the model's context.
         """
         self.require_open()
@@ -110,26 +115,32 @@ class OnnxEngine:
                 f"a sequence of {capacity:,} tokens exceeds the model's context of {self._context_length:,}",
                 remedy="Ask for fewer tokens",
             )
-        sequence = OnnxSequence(self, capacity, scope, speculate=speculate and self._speculation is not False)
+        if adapter is not None and self._graph is not None and not self._graph.adapter_inputs:
+            raise EngineError("this bundle's graph takes no adapters", remedy="Export the model again with --lora RANK")
+        speculate = speculate and self._speculation is not False
+        sequence = OnnxSequence(self, capacity, scope, speculate=speculate, adapter=adapter)
         with self._lock:
             self._sequences.add(sequence)
         return sequence
 
-    def restore(self, file: Path, capacity: int, *, scope: str | None = None) -> OnnxSequence:
+    def restore(
+        self, file: Path, capacity: int, *, scope: str | None = None, adapter: Adapter | None = None
+    ) -> OnnxSequence:
         """The sequence that `OnnxSequence.save` wrote; see `Engine.restore`.
 
         Args:
-            scope: of the sequence.
+            scope, adapter: of the sequence.
         """
         rope = "one" if self.rope_switch is None else "long" if read_fact(file, "rope") == "long" else "short"
-        saved = read_cache(file, self.key(rope), self._tensors, capacity=capacity, vocabulary=self.vocabulary)
-        sequence = self.sequence(capacity, scope=scope)
+        saved = read_cache(file, self.key(rope, adapter), self._tensors, capacity=capacity, vocabulary=self.vocabulary)
+        sequence = self.sequence(capacity, scope=scope, adapter=adapter)
         sequence.hold(saved.tokens, saved.tensors[KV], is_long=rope == "long")
         return sequence
 
-    def key(self, rope: str) -> dict[str, str]:
+    def key(self, rope: str, adapter: Adapter | None) -> dict[str, str]:
         """Of a saved cache with keys of this rope: `short` or `long`, or the model's `one`."""
-        return {**self._key, "rope": rope}
+        adapted = {} if adapter is None else {"adapter": adapter.sha256}
+        return {**self._key, "rope": rope, **adapted}
 
     def close(self) -> None:
         """Free the sequences, then the weights, and return the memory to the system; more than once is allowed."""
@@ -169,21 +180,25 @@ class OnnxEngine:
         """Whether tokens are guessed, and why, in words for a person."""
         return speculation_in_words(self._speculation, self._may_verify)
 
-    @property
-    def may_verify(self) -> bool:
+    def may_verify(self, adapter: Adapter | None = None) -> bool:
         """Whether guessed tokens are verified together: as asked, or where a run of several tokens computes bit for
         bit what runs of one do.
 
-        That depends on the processor's kernels and nothing promises it, so it is measured when it is first asked.
+        That depends on the processor's kernels and nothing promises it, so it is measured when it is first asked, with
+        every adapter for itself.
         """
         if self._may_verify is None:
             self._may_verify = self.measure_verification()
-        return self._may_verify
+        if adapter is None or not self._may_verify or self._speculation:
+            return self._may_verify
+        if adapter not in self._verifies_with:
+            self._verifies_with[adapter] = self.measure_verification(adapter)
+        return self._verifies_with[adapter]
 
-    def measure_verification(self) -> bool:
+    def measure_verification(self, adapter: Adapter | None = None) -> bool:
         """Whether a run of several tokens computes bit for bit what runs of one do, on this machine."""
         graph = self._graph
-        return graph is not None and graph.picks_rows and self.alone(lambda: verifies_exactly(graph))
+        return graph is not None and graph.picks_rows and self.alone(lambda: verifies_exactly(graph, adapter))
 
     def wait_for_slot(self, sequence: OnnxSequence, place: Callable[[], bool], cancelled: Callable[[], bool]) -> bool:
         """Call `place` inside the scheduler until it succeeds, behind those that came before; False: cancelled.

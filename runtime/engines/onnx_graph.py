@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.adapter_file import LORA_ENDINGS
 from edgephi.bundle import LOGIT_ROWS, ROPE_SWITCH, read_unchanged
 from edgephi.errors import EngineError, library_errors
 from edgephi.ort import open_session, session_options
@@ -16,7 +18,9 @@ from edgephi.runtime.prefix_cache import Rows
 from edgephi.runtime.speculation import repeats_exactly
 
 if TYPE_CHECKING:
-    from onnxruntime import OrtValue, RunOptions
+    from onnxruntime import InferenceSession, OrtValue, RunOptions
+
+    from edgephi.runtime.adapters import Adapter
 
 KV_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 VERIFIED = (2, 5, 9)
@@ -55,6 +59,9 @@ class DecoderGraph:
         self.picks_rows = LOGIT_ROWS in optional
         """Whether a run can say which of its tokens get logits; else the last one does, or all do."""
         self.switches_rope = ROPE_SWITCH in optional
+        self.adapter_inputs = _adapter_inputs(self.session)
+        """Names of the inputs that take a LoRA adapter, and what has no effect there: tensors of rank 0."""
+        self._adapted: WeakKeyDictionary[Adapter, dict[str, OrtValue]] = WeakKeyDictionary()
         self.layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in ports)
         cache, logits = ports.get("past_key_values.0.key"), self.session.get_outputs()[0]
         unknown = set(ports) - {"input_ids", "attention_mask"} - set(_cache_names("past_key_values", self.layers))
@@ -75,6 +82,15 @@ class DecoderGraph:
     def bytes_per_token(self) -> int:
         """Of the KV cache."""
         return int(2 * self.layers * self.kv_heads * self.head_dim * self.kv_type.itemsize)
+
+    def inputs_for(self, adapter: Adapter | None) -> Mapping[str, OrtValue]:
+        """What `adapter_inputs` get; where an adapter has nothing, what has no effect."""
+        if adapter is None:
+            return self.adapter_inputs
+        if adapter not in self._adapted:
+            given = {name: _value(values) for name, values in adapter.tensors.items()}
+            self._adapted[adapter] = {name: given.get(name, empty) for name, empty in self.adapter_inputs.items()}
+        return self._adapted[adapter]
 
     def close(self) -> None:
         """Free the weights."""
@@ -151,12 +167,14 @@ class KvPool:
         rows: NDArray[np.int64] | None = None,
         long_rope: bool = False,
         options: RunOptions | None = None,
+        adapter: Adapter | None = None,
     ) -> NDArray[Any]:
         """Compute tokens [count, length] of `count` slots from `first` on, each behind `past` tokens of its own.
 
         Args:
             rows: which of the tokens get logits; None: the last.
             long_rope: of a graph with two.
+            adapter: of all these tokens.
 
         Returns:
             Logits [count, rows, vocabulary]; the memory is used again by the next run.
@@ -167,7 +185,7 @@ class KvPool:
         key = (first, len(ids))
         if key not in self._views:
             self._views[key] = _View(self._graph, [array[first : first + len(ids)] for array in self._arrays])
-        return self._views[key].run(ids, past, rows, long_rope, options)
+        return self._views[key].run(ids, past, rows, long_rope, options, adapter)
 
     def free(self) -> None:
         """Give the memory back."""
@@ -189,6 +207,9 @@ class _View:
         self._ones = np.ones((count, arrays[0].shape[2]), np.int64)
         self._outputs: dict[int, tuple[NDArray[Any], OrtValue]] = {}
         self._short, self._long = (_value(np.full(1, value, np.int64)) for value in (2**62, 0))
+        self._adapter: Adapter | None = None
+        self._is_bound = True
+        """The adapter is; False: Ctrl-C struck while another was being bound."""
 
     def run(
         self,
@@ -197,6 +218,7 @@ class _View:
         rows: NDArray[np.int64] | None,
         long_rope: bool,
         options: RunOptions | None,
+        adapter: Adapter | None,
     ) -> NDArray[Any]:
         (count, length), graph, binding = ids.shape, self._graph, self._binding
         mask = self._ones[:, : max(past) + length]
@@ -210,12 +232,21 @@ class _View:
                 rows = np.full(1, length - 1, np.int64) if rows is None else rows
                 chosen = len(rows)
                 binding.bind_ortvalue_input(LOGIT_ROWS, _value(rows))  # bind_cpu_input refuses optional inputs
+            if adapter is not self._adapter or not self._is_bound:
+                self._bind(adapter)
             if graph.switches_rope:
                 binding.bind_ortvalue_input(ROPE_SWITCH, self._long if long_rope else self._short)
             logits, output = self._output(count, chosen)
             binding.bind_ortvalue_output("logits", output)
             graph.session.run_with_iobinding(binding, options)
         return logits
+
+    def _bind(self, adapter: Adapter | None) -> None:
+        """Bind an adapter's tensors, because a run with a binding does not look at the adapters in its options."""
+        self._is_bound = False
+        for name, value in self._graph.inputs_for(adapter).items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._adapter, self._is_bound = adapter, True
 
     def _output(self, count: int, rows: int) -> tuple[NDArray[Any], OrtValue]:
         if rows in self._outputs:
@@ -227,14 +258,14 @@ class _View:
         return pair
 
 
-def verifies_exactly(graph: DecoderGraph) -> bool:
+def verifies_exactly(graph: DecoderGraph, adapter: Adapter | None = None) -> bool:
     """Whether a run of several tokens gives, for each, the logits of a run of that token alone, bit for bit."""
     pool = KvPool(graph)
     pool.grow(1, VERIFIED_ROWS, [])
 
     def run(tokens: list[int], past: int) -> NDArray[Any]:
         rows = np.arange(len(tokens), dtype=np.int64)
-        logits: NDArray[Any] = pool.run(0, np.asarray(tokens, np.int64)[None], [past], rows=rows)[0]
+        logits: NDArray[Any] = pool.run(0, np.asarray(tokens, np.int64)[None], [past], rows=rows, adapter=adapter)[0]
         return logits
 
     try:
@@ -245,6 +276,18 @@ def verifies_exactly(graph: DecoderGraph) -> bool:
 
 def _cache_names(kind: str, layers: int) -> list[str]:
     return [f"{kind}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def _adapter_inputs(session: InferenceSession) -> dict[str, OrtValue]:
+    import onnxruntime
+
+    empty = {}
+    for port in session.get_overridable_initializers():
+        if port.name.endswith(LORA_ENDINGS):
+            shape = [size if isinstance(size, int) else 0 for size in port.shape]
+            values = np.zeros(shape, KV_TYPES[port.type])
+            empty[port.name] = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+    return empty
 
 
 def _value(array: NDArray[Any]) -> OrtValue:

@@ -22,7 +22,9 @@ from edgephi.runtime.speculation import Guesses
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
 
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.engines.onnx import OnnxEngine
+    from edgephi.runtime.engines.onnx_slots import Scope
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt that are computed at once; another caller waits for no more than these. Activations grow with
@@ -41,11 +43,21 @@ class OnnxSequence:
         thread: the one that was last.
         slot: where its cache is; -1: nowhere.
         entering: the token a step computes, and how many come before it.
+        adapter: what it is computed with.
     """
 
-    def __init__(self, engine: OnnxEngine, capacity: int, scope: str | None, *, speculate: bool = False) -> None:
+    def __init__(
+        self,
+        engine: OnnxEngine,
+        capacity: int,
+        scope: str | None,
+        *,
+        speculate: bool = False,
+        adapter: Adapter | None = None,
+    ) -> None:
         self._engine: OnnxEngine | None = engine
-        self._scope = scope
+        self._scope, self.adapter = scope, adapter
+        self._shared_with: Scope = scope if adapter is None or scope is None else (scope, adapter.sha256)
         self.capacity = capacity
         self.busy, self.yields, self.thread, self.slot = False, False, 0, -1
         self.entering = (0, 0)
@@ -59,7 +71,9 @@ class OnnxSequence:
         self._recomputed = 0
         self._interrupted = False
         self._running: RunOptions | None = None
-        self._guesses: Guesses[NDArray[np.float32]] = Guesses((lambda: engine.may_verify) if speculate else None)
+        self._guesses: Guesses[NDArray[np.float32]] = Guesses(
+            (lambda: engine.may_verify(adapter)) if speculate else None
+        )
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -123,7 +137,9 @@ class OnnxSequence:
             crossed = shared if is_long != self._is_long else 0
             held = self._held[:, :, :shared] if self._held is not None and not crossed else None
             placed = engine.wait_for_slot(
-                self, lambda: engine.slots.place(self, wanted, (is_long, self._scope), held), lambda: self._interrupted
+                self,
+                lambda: engine.slots.place(self, wanted, (is_long, self._shared_with), held),
+                lambda: self._interrupted,
             )
             self._interrupted = False
             if not placed:
@@ -134,7 +150,7 @@ class OnnxSequence:
 
     def fork(self, *, speculate: bool = False) -> OnnxSequence:
         with self._call() as engine:
-            other = engine.sequence(self.capacity, scope=self._scope, speculate=speculate)
+            other = engine.sequence(self.capacity, scope=self._scope, speculate=speculate, adapter=self.adapter)
             other._held, other._tokens, other._is_long = self._rows(engine), list(self._tokens), self._is_long
             other._pending, other._recomputed = self._pending, self._recomputed
             # a copy: whoever chooses may write into what it is given
@@ -147,7 +163,7 @@ class OnnxSequence:
             if rows is None:
                 raise EngineError("an empty sequence is not saved", remedy="Give it a prompt first")
             rope = "one" if engine.rope_switch is None else "long" if self._is_long else "short"
-            write_cache(file, engine.key(rope), self._tokens, {KV: rows})
+            write_cache(file, engine.key(rope, self.adapter), self._tokens, {KV: rows})
 
     def hold(self, tokens: list[int], rows: Rows, *, is_long: bool) -> None:
         """Called by the engine: the content of a new sequence."""
@@ -211,7 +227,7 @@ class OnnxSequence:
     def _compute_all(self, new: Sequence[int], cancelled: Callable[[], bool]) -> bool:
         engine = self._opened()
         if self.slot < 0:
-            known, kind, held = self._tokens, (self._is_long, self._scope), self._held
+            known, kind, held = self._tokens, (self._is_long, self._shared_with), self._held
             if not engine.wait_for_slot(self, lambda: engine.slots.place(self, known, kind, held), cancelled):
                 return False
             lost = known[len(self._tokens) :]

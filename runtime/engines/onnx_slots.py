@@ -25,9 +25,12 @@ from edgephi.runtime.prefix_cache import PrefixCache, PrefixStatistics, Rows
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
 
+    from edgephi.runtime.adapters import Adapter
     from edgephi.runtime.engines.onnx_sequence import OnnxSequence
 
-Kind = tuple[bool, str | None]
+Scope = str | tuple[str, str] | None
+"""Whose caches a sequence may begin with: its scope, with its adapter's hash where it has one; None: nobody's."""
+Kind = tuple[bool, Scope]
 """Long rope or short, and the scope: what two sequences have in common that share a prefix."""
 
 WORTH_KEEPING = 16
@@ -46,6 +49,8 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     """Whose keys and values are there; the list of the sequence that has the slot."""
     kind: Kind = (False, None)
+    adapter: Adapter | None = None
+    """What its tokens are computed with; it changes inside of the scheduler only, where no run is under way."""
     used: float = 0.0
     _owner: weakref.ref[OnnxSequence] | None = None
 
@@ -142,7 +147,7 @@ class Slots:
             found = min(held.shape[2], len(wanted))
             pieces = [held[:, :, :found]]
         # the list may be that of a sequence that has lost the slot, so this is another one
-        slot.tokens, slot.kind = slot.tokens[:common], kind
+        slot.tokens, slot.kind, slot.adapter = slot.tokens[:common], kind, sequence.adapter
         if found > common:
             start = 0
             for piece in pieces:
@@ -176,35 +181,37 @@ class Slots:
         """Compute tokens of one sequence behind its first `start`; logits [vocabulary] of the last."""
         place = self._in_use(slot)
         ids = np.asarray(tokens, np.int64)[None]
-        logits = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options)[0, -1]
+        run = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options, adapter=place.adapter)
         place.hold(start, tokens)
-        return np.array(logits, np.float32)  # a copy: the memory is that of the next run
+        return np.array(run[0, -1], np.float32)  # a copy: the memory is that of the next run
 
     def verify(self, slot: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """As `prefill`, with logits [tokens, vocabulary] of all of them."""
         place = self._in_use(slot)
         ids, rows = np.asarray(tokens, np.int64)[None], np.arange(len(tokens), dtype=np.int64)
-        logits = self._pool.run(slot, ids, [start], rows=rows, long_rope=place.kind[0])[0]
+        logits = self._pool.run(slot, ids, [start], rows=rows, long_rope=place.kind[0], adapter=place.adapter)[0]
         place.hold(start, tokens)
         return np.array(logits, np.float32)
 
     def step(self, sequences: Sequence[OnnxSequence]) -> list[NDArray[np.float32]]:
-        """One token for each sequence, `OnnxSequence.entering`; logits [vocabulary] each.
+        """One token for each sequence, `OnnxSequence.entering`; logits [vocabulary] each. Those of one adapter take one
+        run together.
 
         One that was closed meanwhile gets none, and finds out by itself.
         """
         entering = {index: sequence.entering for sequence in sequences if (index := sequence.slot) >= 0}
         logits = {-1: np.empty(0, np.float32)}
         for window in self._windows([self._slots[index] for index in entering]):
+            together = {slot.index for slot in window}
             first, last = window[0].index, window[-1].index
             ids, past = np.zeros((last - first + 1, 1), np.int64), []
             for row, slot in enumerate(self._slots[first : last + 1]):
-                if slot.index in entering:
+                if slot.index in together:
                     ids[row], start = entering[slot.index]
                     past.append(start)
                 else:  # a bystander: what is written behind its tokens, the next one overwrites
                     past.append(len(slot.tokens))
-            computed = self._pool.run(first, ids, past, long_rope=window[0].kind[0])
+            computed = self._pool.run(first, ids, past, long_rope=window[0].kind[0], adapter=window[0].adapter)
             for slot in window:
                 token, start = entering[slot.index]
                 logits[slot.index] = computed[slot.index - first, -1].astype(np.float32)
@@ -224,22 +231,26 @@ class Slots:
         return self._slots[slot]
 
     def _windows(self, slots: Sequence[Slot]) -> list[list[Slot]]:
-        """What one run takes: slots of one rope, with nothing between them that must not be computed with them."""
+        """What one run takes: slots of one adapter and one rope, with nothing between them that must not be computed
+        with them."""
         windows: list[list[Slot]] = []
-        for slot in sorted(slots, key=lambda one: one.index):
-            if windows:
+        order = {adapter: place for place, adapter in enumerate(dict.fromkeys(slot.adapter for slot in slots))}
+        for slot in sorted(slots, key=lambda one: (order[one.adapter], one.index)):
+            if windows and windows[-1][-1].adapter is slot.adapter:
                 before = windows[-1][-1]
                 between = self._slots[before.index + 1 : slot.index]
                 long_rope = slot.kind[0]
-                if before.kind[0] == long_rope and all(self._may_stand_by(other, long_rope) for other in between):
+                # one that asked too, and has another adapter, may have its new token by then
+                may = [self._may_stand_by(other, long_rope, len(other.tokens) + (other in slots)) for other in between]
+                if before.kind[0] == long_rope and all(may):
                     windows[-1].append(slot)
                     continue
             windows.append([slot])
         return windows
 
-    def _may_stand_by(self, slot: Slot, long_rope: bool) -> bool:
-        """Whether a run may add a token to a slot that did not ask: there is room, and its rope is the run's."""
-        length = len(slot.tokens)
+    def _may_stand_by(self, slot: Slot, long_rope: bool, length: int) -> bool:
+        """Whether a run may add a token to a slot of this length that is not to be computed: there is room, and its
+        rope is the run's."""
         fits = self._rope_switch is None or length < self._rope_switch or long_rope
         return length < self._pool.capacity and fits and (not length or slot.kind[0] == long_rope)
 

@@ -103,7 +103,7 @@ class Reciter:
 
 def plant(model: Model, monkeypatch: pytest.MonkeyPatch, answers: Sequence[str]) -> None:
     scripts = [[*model.tokenizer.encode(answer), 2] for answer in answers]
-    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt: Reciter(scripts.pop(0)))
+    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt, adapter: Reciter(scripts.pop(0)))
 
 
 def written(form: ToolFormat, name: str, arguments: dict[str, object]) -> str:

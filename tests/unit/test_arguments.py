@@ -57,6 +57,8 @@ EXPORT = {
     "head_bits": ["4", 4.0],
     "devices": ["cpu", None, [], [3], 7],
     "kv_cache": ["int4", 8, None],
+    "lora": ["8", 8.0, True],
+    "lora_layers": ["head", None, 3],
     "npu_numerics": ["int8", 4],
     "npu_share_weights": ["x", None],
     "on_progress": [3, "x"],

@@ -37,6 +37,7 @@ ENCODERS = {
     "edgephi.tokenizer.marked",
 }
 FOUNDATION = {
+    "edgephi.adapter_file",
     "edgephi.arguments",
     "edgephi.child",
     "edgephi.errors",

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lora import SMOLLM2, random_adapter
+
 PROJECT = Path(__file__).resolve().parents[2]
 README = PROJECT / "README.md"
 HEAVY = (
@@ -27,6 +29,7 @@ HEAVY = (
     "edgephi.benchmarks.studies.gptq_layer",
     "edgephi.benchmarks.studies.gpu_check",
     "edgephi.benchmarks.studies.layer_growth",
+    "edgephi.benchmarks.studies.lora_cost",
     "edgephi.benchmarks.studies.npu_build",
     "edgephi.benchmarks.studies.npu_quality",
     "edgephi.benchmarks.studies.og_overhead",
@@ -81,6 +84,8 @@ def test_every_other_command_runs(smollm2_gguf: Path, fixtures: Path, shared_dat
     (tmp_path / "text.txt").write_text(
         (shared_data / "wikitext2" / "test.txt").read_text(encoding="utf-8")[:20_000], encoding="utf-8"
     )
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    random_adapter(tmp_path / "support-lora", SMOLLM2, layers=30, strength=0.002, base_model_name_or_path=name)
     environment = os.environ | {"EDGEPHI_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     environment |= {"EDGEPHI_SMOLLM2": str(smollm2_gguf), "EDGEPHI_HISTORY": str(tmp_path / "history.jsonl")}
     for command in commands()[2:]:
