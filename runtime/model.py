@@ -187,6 +187,7 @@ class Model:
         tools: Sequence[ToolLike] | None = None,
         tool_choice: str = "auto",
         response_format: ResponseFormat | None = None,
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
@@ -199,6 +200,7 @@ class Model:
             response_format: what the answer has to be: a pydantic model, a JSON Schema, `{"type": "json_object"}`,
                 `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
                 message what you want as well.
+            parallel_tool_calls: whether an answer may ask for several calls.
 
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
@@ -212,7 +214,8 @@ class Model:
         if isinstance(messages, str):
             messages = [user_message(messages)]
         wanted = make_sampling(sampling)
-        rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
+        form = self.tool_format
+        rules = make_rules(self.grammars, form, tools, tool_choice, response_format, parallel_tool_calls)
         return self._answer_once(lambda: self.encode_chat(messages, tools=tools), wanted, rules)
 
     def run_tools(
@@ -270,6 +273,8 @@ class Model:
         system: str | None = None,
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str = "auto",
         **sampling: Unpack[SamplingOptions],
     ) -> Session:
         """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
@@ -279,14 +284,18 @@ class Model:
             messages: a conversation to go on with, such as `Session.messages` of an earlier process.
             overflow: what to do when a conversation no longer fits the context: an error, forget the oldest turns, or
                 have the model summarize them. A system message always stays.
+            tools, tool_choice: of every answer, as for `chat`; they are no part of `Session.messages`.
 
         Raises:
-            UsageError: a sampling argument outside its range, or a system message that is no text.
+            PromptError: tools that are neither functions nor descriptions.
+            UsageError: a sampling argument outside its range, a system message that is no text, or a tool that cannot
+                be described.
         """
         if system is not None:
             require_text("system", system, "the system message as one text")
         require_choice("overflow", overflow, get_args(Overflow))
-        return Session(self, make_sampling(sampling), system, messages, overflow)
+        make_tools(tools)  # refused here, and not by the first answer
+        return Session(self, make_sampling(sampling), system, messages, overflow, tools, tool_choice)
 
     def prefix(
         self,
@@ -359,7 +368,7 @@ class Model:
 
     def context_left(self, session: Session) -> int:
         """Tokens that a session's next message and its answer may have together, about: a template adds some."""
-        used = self.count_tokens(session.messages) if session.messages else 0
+        used = self.count_tokens(session.messages, tools=session.tools) if session.messages else 0
         return max(0, self.context_length - used)
 
     def prepare(self, encode: Callable[[], list[int]], sampling: Sampling) -> Prompt:
