@@ -145,7 +145,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._ids: list[int] = []
         self._closed = False
         """By one of the stop texts: nothing of what was held back belongs to the answer."""
-        self._handover = threading.Lock()
+        self._handover, self._computing = threading.Lock(), threading.RLock()
+        """The second is for who asks while what a cancelled task left is freed beside."""
         self._cancelled = False
         self._elapsed = prompt.prepare_s
         self._first: float | None = None
@@ -155,11 +156,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._failure: Exception | None = None
 
     def __next__(self) -> str:
-        while self._answer is None:
-            if self._failure:
-                raise self._failure
-            if piece := self._advance():
-                return piece
+        with self._computing:
+            while self._answer is None:
+                if self._failure:
+                    raise self._failure
+                if piece := self._advance():
+                    return piece
         raise StopIteration
 
     def __aiter__(self) -> Stream:

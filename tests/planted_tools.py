@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +27,48 @@ TEMPLATES = {
     PHI_4_MINI: TURNS + "{% if m.tools %}<|tool|>{{ m.tools }}<|/tool|>{% endif %}</s>",
 }
 ENDING = "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+CHATML_WITH_TOOLS = """\
+{%- if tools %}<|im_start|>system
+You may call functions. They are described in <tools>:
+<tools>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools>
+Call one with <tool_call>
+{"name": NAME, "arguments": {ARGUMENTS}}
+</tool_call><|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}
+{%- for call in m.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""For SmolLM2, whose own template takes no tools: its markers, and tools as Hermes has them."""
+
+
+CHATML_TEMPLATES = {
+    HERMES: CHATML_WITH_TOOLS,
+    LLAMA_3: CHATML_WITH_TOOLS.replace("<tool_call>\n", "").replace("\n</tool_call>", "{# <|python_tag|> #}"),
+    PHI_4_MINI: "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tools %}<|tool|>{{ m.tools }}"
+    "<|/tool|>{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+def with_template(bundle: Path, folder: Path, template: str) -> Path:
+    """A copy of a bundle with another chat template."""
+    copy = shutil.copytree(bundle, folder / "bundle")
+    data = template.encode()
+    manifest = json.loads((bundle / "edgephi.json").read_text(encoding="utf-8"))
+    for entry in manifest["files"]:
+        if entry["path"] == "chat_template.jinja":
+            entry |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    for name, written in (("chat_template.jinja", data), ("edgephi.json", json.dumps(manifest).encode())):
+        (copy / name).write_bytes(written)
+    return copy
 
 
 def get_weather(city: str, unit: Literal["C", "F"] = "C") -> dict[str, object]:
