@@ -139,7 +139,7 @@ class Model:
 
     def __init__(self, request: OpenRequest, open_engine: Callable[[], OpenedEngine]) -> None:
         self.folder, self.manifest = request.folder, request.manifest
-        self.threads = request.threads
+        self.threads, self._asked_engine = request.threads, request.engine
         config, place = request.config, request.place
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
@@ -177,7 +177,7 @@ class Model:
             EngineError: onnxruntime refuses the graph.
         """
         if self._placement is None:
-            self._placement = placement(self.folder)
+            self._placement = placement(self.folder, self._asked_engine)
         return self._placement
 
     def chat(

@@ -141,7 +141,7 @@ def plant(model: Model, monkeypatch: pytest.MonkeyPatch, answers: Sequence[str])
     scripts = [[*model.tokenizer.encode(answer), 2] for answer in answers]
     opened: list[Reciter] = []
 
-    def open_sequence(tokens: int, prompt: Sequence[int] = ()) -> Reciter:
+    def open_sequence(tokens: int, prompt: Sequence[int] = (), *more: object) -> Reciter:
         opened.append(Reciter(scripts))
         return opened[-1]
 

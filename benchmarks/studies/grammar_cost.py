@@ -93,7 +93,7 @@ def answers(folder: Path, limit: int) -> dict[str, object]:
     """
     asked = schemas(SCHEMAS)
     result: dict[str, object] = {"model": folder.name, "tokens_at_most": limit}
-    with load(folder, "cpu", max_parallel=CALLERS) as model:
+    with load(folder, "cpu", max_parallel=CALLERS, prefix_cache_bytes=0) as model:
         model.grammars.grammar({"type": "object"})  # reads the vocabulary, which is a cost of the first answer only
         for callers in (1, CALLERS):
             compiled, masks = list[float](), list[float]()
