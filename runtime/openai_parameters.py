@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal
 
 from edgephi.arguments import require_choice, require_flag, require_integer, require_text, wrong
@@ -142,7 +143,7 @@ def chat_arguments(request: Mapping[str, object]) -> dict[str, Any]:
         raise UsageError("the request has no messages", where="messages", remedy="Give a list with one at least")
     for name, check in _CHECKS.items():
         if name in given:
-            _named(name, name, lambda check=check, name=name: check(given[name]))
+            _named(name, name, partial(check, given[name]))
     arguments: dict[str, Any] = {"messages": read_messages(given["messages"])}
     for name in _COPIED:
         if name in given:

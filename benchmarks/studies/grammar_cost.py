@@ -124,7 +124,7 @@ def _ask(model: Model, schema: Schema, limit: int) -> Answer:
 
 def invalid(asked: Sequence[Schema], written: Sequence[Answer]) -> list[int]:
     """Numbers of the schemas whose finished answers break them, by an independent judge."""
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]  # it has none
 
     judge = jsonschema.Draft202012Validator
     broken = []

@@ -11,6 +11,7 @@ from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
 from tests.planted_tools import TEMPLATES, TOOLS, TURNS, add, bundle_with, plant, written
+from tests.unit.test_readme import PROJECT, blocks
 
 Pair = tuple[Model, ToolFormat]
 
@@ -149,6 +150,22 @@ def test_calls_as_openai_writes_them_are_read(pair: Pair) -> None:
     for wrong in ("{", "[1]", 5):
         with pytest.raises(PromptError, match="tool_calls"):
             model.encode_chat(conversation(wrong), tools=TOOLS)
+
+
+def test_the_documentations_examples_run(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, form = pair
+    oslo, rome = (written(form, "get_weather", {"city": city}) for city in ("Oslo", "Rome"))
+    plant(model, monkeypatch, [oslo, "Yes, a thin one.", asked(form, 2, 3), oslo, "Take one.", rome, "None in Rome."])
+    said = [("Yes, a thin one.", "city"), ("add", "'b': 3"), ("Take one.", "None in Rome.")]
+    examples = blocks("py", PROJECT / "docs" / "structured-answers.md")
+    assert len(examples) == len(said)
+    known: dict[str, object] = {"model": model}
+    for example, (first, last) in zip(examples, said, strict=True):
+        exec(example, known)
+        printed = capsys.readouterr().out
+        assert first in printed and last in printed
 
 
 def test_a_template_without_tools_refuses_those_of_a_session(tmp_path_factory: pytest.TempPathFactory) -> None:
