@@ -149,7 +149,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._ids: list[int] = []
         self._closed = False
         """By one of the stop texts: nothing of what was held back belongs to the answer."""
-        self._handover, self._is_beside = threading.Lock(), False
+        self._handover, self._computing = threading.Lock(), threading.RLock()
+        """The second is for who asks while what a cancelled task left is freed beside."""
         self._cancelled = False
         self._elapsed = prompt.prepare_s
         self._first: float | None = None
@@ -159,11 +160,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._failure: Exception | None = None
 
     def __next__(self) -> str:
-        while self._answer is None:
-            if self._failure:
-                raise self._failure
-            if piece := self._advance():
-                return piece
+        with self._computing:
+            while self._answer is None:
+                if self._failure:
+                    raise self._failure
+                if piece := self._advance():
+                    return piece
         raise StopIteration
 
     def __aiter__(self) -> Stream:
@@ -181,26 +183,32 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     async def _beside(self, work: Callable[[], Made]) -> Made:
         """Work in a thread. After a cancel nobody asks any more, so what the answer holds is freed by whoever is last:
-        the thread, or where it has just ended, another one."""
+        the thread, or where it has not begun or has just ended, another one."""
+        works = left = False
 
         def until_cancelled() -> Made:
+            nonlocal works
+            with self._handover:
+                if left:
+                    raise asyncio.CancelledError
+                works = True
             try:
                 return work()
             finally:
                 with self._handover:
-                    self._is_beside = False
-                    cancelled = self._cancelled
-                if cancelled and not self.finished:
+                    works = False
+                    last = left
+                if last and not self.finished:
                     self.result()
 
-        self._is_beside = True
         try:
             return await asyncio.to_thread(until_cancelled)
         except asyncio.CancelledError:
             with self._handover:
+                left = True
                 self.cancel()
-                ended = not self._is_beside
-            if ended and not self.finished:
+                last = not works
+            if last and not self.finished:
                 asyncio.get_running_loop().run_in_executor(None, self.result)
             raise
 

@@ -147,7 +147,7 @@ class Model(TakesAdapters):
         self, request: OpenRequest, open_engine: Callable[[], OpenedEngine], adapters: Mapping[str, Adapter]
     ) -> None:
         self.folder, self.manifest = request.folder, request.manifest
-        self.threads = request.threads
+        self.threads, self._asked_engine = request.threads, request.engine
         config, place = request.config, request.place
         limit = place.choice.context_length
         self.context_length: int = min(config.context_length, limit or config.context_length)
@@ -186,7 +186,7 @@ class Model(TakesAdapters):
             EngineError: onnxruntime refuses the graph.
         """
         if self._placement is None:
-            self._placement = placement(self.folder)
+            self._placement = placement(self.folder, self._asked_engine)
         return self._placement
 
     def chat(
@@ -197,6 +197,7 @@ class Model(TakesAdapters):
         tool_choice: str = "auto",
         response_format: ResponseFormat | None = None,
         adapter: str | None = None,
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a question, or the last of a list of messages. The sampling arguments are those of `Sampling`.
@@ -210,6 +211,7 @@ class Model(TakesAdapters):
                 `Regex(...)` or `Lark(...)`. A finished answer has `parsed`. The model does not see it: say in the
                 message what you want as well.
             adapter: name of the LoRA adapter that answers.
+            parallel_tool_calls: whether an answer may ask for several calls.
 
         Raises:
             PromptError: no chat template, the template refuses the messages or leaves one or the tools out, or they
@@ -223,7 +225,8 @@ class Model(TakesAdapters):
         if isinstance(messages, str):
             messages = [user_message(messages)]
         wanted = make_sampling(sampling)
-        rules = make_rules(self.grammars, self.tool_format, tools, tool_choice, response_format)
+        form = self.tool_format
+        rules = make_rules(self.grammars, form, tools, tool_choice, response_format, parallel_tool_calls)
         return answer_once(
             self, lambda: self.encode_chat(messages, tools=tools), wanted, rules, self.find_adapter(adapter)
         )
@@ -287,6 +290,8 @@ class Model(TakesAdapters):
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
         adapter: str | None = None,
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str = "auto",
         **sampling: Unpack[SamplingOptions],
     ) -> Session:
         """A conversation that remembers. The sampling arguments are those of `Sampling` and hold for every answer.
@@ -297,14 +302,19 @@ class Model(TakesAdapters):
             overflow: what to do when a conversation no longer fits the context: an error, forget the oldest turns, or
                 have the model summarize them. A system message always stays.
             adapter: as for `chat`; every answer has it.
+            tools, tool_choice: of every answer, as for `chat`; they are no part of `Session.messages`.
 
         Raises:
-            UsageError: a sampling argument outside its range, a system message that is no text, or no such adapter.
+            PromptError: tools that are neither functions nor descriptions.
+            UsageError: a sampling argument outside its range, a system message that is no text, no such adapter, or a
+                tool that cannot be described.
         """
         if system is not None:
             require_text("system", system, "the system message as one text")
         require_choice("overflow", overflow, get_args(Overflow))
-        return Session(self, make_sampling(sampling), system, messages, overflow, self.find_adapter(adapter))
+        make_tools(tools)  # refused here, and not by the first answer
+        lora = self.find_adapter(adapter)
+        return Session(self, make_sampling(sampling), system, messages, overflow, lora, tools, tool_choice)
 
     def prefix(
         self,
@@ -380,7 +390,7 @@ class Model(TakesAdapters):
 
     def context_left(self, session: Session) -> int:
         """Tokens that a session's next message and its answer may have together, about: a template adds some."""
-        used = self.count_tokens(session.messages) if session.messages else 0
+        used = self.count_tokens(session.messages, tools=session.tools) if session.messages else 0
         return max(0, self.context_length - used)
 
     def prepare(self, encode: Callable[[], list[int]], sampling: Sampling) -> Prompt:

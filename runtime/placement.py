@@ -74,22 +74,25 @@ class Placement:
         return tuple(kept for kept in self.kept if kept.cause in ("operator", "assignment"))
 
 
-def placement(folder: Path) -> Placement:
+def placement(folder: Path, engine: str | None = None) -> Placement:
     """Ask onnxruntime which nodes of a bundle's CPU graph the CPU provider takes.
+
+    Args:
+        engine: that was asked for; each runs a graph of its own. None: the first that runs the bundle there.
 
     Nodes are counted as they were when the graph was divided, before fusions within a provider. The twin leaves weights
     unpacked and mapped from the file, so it is cheap: 0.1 to 0.4 s and 30 MB for SmolLM2's 102 MB of weights.
 
     Raises:
         BundleError: the folder is not an intact bundle.
-        EngineError: onnxruntime refuses the graph.
+        EngineError: onnxruntime refuses the graph, or the engine does not run it.
     """
     manifest = read_manifest(folder)
     require_known_graphs(folder, manifest)
     check_bundle(folder, manifest, every_byte=False)
     config = read_genai_config(folder, manifest)
     entry = manifest.graph_for("cpu") or manifest.graphs[0]
-    name = engine_for(entry.device, shared_cache=config.shares_cache).load().graph_file(entry)
+    name = engine_for(entry.device, shared_cache=config.shares_cache, asked=engine).load().graph_file(entry)
     graph, hashes = folder / name, {file.path: file.sha256 for file in manifest.files}
     model = read_unchanged(graph, hashes[name])
     options = session_options(prepacking=False, record_placement=True, data_folder=graph.parent)

@@ -4,17 +4,20 @@ No thread runs in the background. Whoever asks and finds nobody computing comput
 tokens of several sequences, which are cheap together, are taken in one go. So a caller waits for at most one piece of
 somebody else's prompt, and a lone caller pays nothing.
 
-Ctrl-C ends one thread's waiting or computing, at any place. What it was computing for others one of them computes
-again, so all work must bear being done twice.
+Ctrl-C ends one thread's waiting or computing, at any place, and so does whatever else a signal handler raises. What it
+was computing for others one of them computes again, so all work must bear being done twice.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
+from traceback import walk_tb
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -54,6 +57,25 @@ def interrupt_behind(error: RuntimeError) -> BaseException:
     """Ctrl-C in the moment in which a condition's `wait` has given its lock away: leaving the lock then fails."""
     struck = error.__context__
     return error if struck is None or isinstance(struck, Exception) else struck
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised it, which Python runs in the main thread between two steps of whatever is
+    computed there: a function that is a handler now is in its traceback, or in that of what caused it."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    codes = set()
+    for number in signal.valid_signals():
+        with suppress(ValueError):  # Windows lists some that it does not have
+            handler = signal.getsignal(number)
+            codes.add(getattr(getattr(handler, "__func__", handler), "__code__", None))
+    codes.discard(None)
+    problem: BaseException | None = error
+    while problem is not None:
+        if any(frame.f_code in codes for frame, _ in walk_tb(problem.__traceback__)):
+            return True
+        problem = problem.__cause__
+    return False
 
 
 class Scheduler(Generic[Item, Result]):
@@ -166,6 +188,8 @@ class Scheduler(Generic[Item, Result]):
                 self.statistics.sizes[len(items)] = self.statistics.sizes.get(len(items), 0) + 1
                 self._last_s = perf_counter() - started
         except Exception as error:
+            if raised_by_handler(error):
+                raise
             with self._lock:
                 for job in jobs:
                     job.error, job.done = error, True

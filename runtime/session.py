@@ -7,13 +7,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from edgephi.arguments import require_text
-from edgephi.errors import PromptError, PromptTooLongError
+from edgephi.arguments import require_text, require_texts
+from edgephi.errors import PromptError, PromptTooLongError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.templates import Message, user_message
+from edgephi.runtime.tool_formats import assistant_message
+from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools_in
+from edgephi.runtime.tools import ToolLike, result_messages
 
 if TYPE_CHECKING:
     from edgephi.runtime.adapters import Adapter
@@ -45,8 +48,12 @@ class Session:
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
         adapter: Adapter | None = None,
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str = "auto",
     ) -> None:
         self._model = model
+        self.tools, self._tool_choice = tuple(tools or ()), tool_choice
+        """What the model may ask to have called, unless an answer is given tools of its own."""
         self._sampling = sampling
         self._overflow, self._adapter = overflow, adapter
         self._system: tuple[Message, ...] = () if system is None else ({"role": "system", "content": system},)
@@ -57,28 +64,39 @@ class Session:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far; the answer being written is not in it yet. `Model.session(messages=...)` goes on
-        with it, in another process too."""
+        with it, in another process too. Calls and results are as OpenAI has them, with arguments as objects."""
         return self._messages
 
-    def say(self, text: str, response_format: ResponseFormat | None = None) -> Stream:
+    def say(
+        self,
+        text: str,
+        response_format: ResponseFormat | None = None,
+        *,
+        tools: Sequence[ToolLike] | None = None,
+        tool_choice: str | None = None,
+    ) -> Stream:
         """Add a message and answer it. An earlier answer that was not read to its end is cancelled first.
 
         A cancelled answer stays in the conversation as far as it went. A message that cannot be answered does not
-        enter the conversation.
+        enter the conversation. An answer's `tool_calls` wait for `give_results`.
 
         Args:
-            response_format: what this answer has to be, as for `Model.chat`.
+            response_format: what this answer has to be, as for `Model.chat`. It then calls none of the session's tools.
+            tools: for this answer in the place of the session's; an empty list for none. The prompt begins otherwise
+                with them, and is computed again.
+            tool_choice: for this answer, as for `Model.chat`.
 
         Raises:
-            GrammarError: the format cannot be enforced; it says why.
+            GrammarError: the format, or the schema of a tool, cannot be enforced; it says why.
             PromptError: no text, the conversation is longer than the context (and may not be shortened), or the
                 template refuses it.
+            UsageError: tools together with a format, or a tool that cannot be described.
             EngineError: the model is closed.
         """
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
-        rules = Rules(self._model.grammars.grammar(response_format))
+        rules = self._rules(tools, tool_choice, response_format)
         self._finish_answer()
-        return self._answer((*self._messages, user_message(text)), self._sampling, rules)
+        return self._answer((*self._messages, user_message(text)), self._sampling, tools, rules)
 
     def regenerate(self, **sampling: Unpack[SamplingOptions]) -> Stream:
         """Answer the last message anew, in the place of the answer it has; that one stays when nothing comes of it.
@@ -93,11 +111,12 @@ class Session:
         """
         make_sampling(sampling)  # refuses names that are none
         differently = replace(self._sampling, **sampling)
+        rules = self._rules(None, None, None)
         self._finish_answer()
         begins = self._begins(self._messages)
         if not begins:
             raise PromptError("there is no message to answer again", remedy="Say something first")
-        return self._answer(self._messages[: begins[-1] + 1], differently, Rules())
+        return self._answer(self._messages[: begins[-1] + 1], differently, None, rules)
 
     def undo(self) -> str | None:
         """Take back the last message and its answer. Returns the message's text; None: there was none."""
@@ -108,24 +127,68 @@ class Session:
         taken, self._messages = self._messages[begins[-1]], self._messages[: begins[-1]]
         return str(taken.get("content", ""))
 
-    def _answer(self, asked: tuple[Message, ...], sampling: Sampling, rules: Rules) -> Stream:
-        """Answer the last of these messages; they become the conversation when the answer ends."""
-        messages, prompt = self._fitting(asked, sampling)
+    def give_results(
+        self, results: Sequence[str], *, tools: Sequence[ToolLike] | None = None, tool_choice: str | None = None
+    ) -> Stream:
+        """Add the results of the calls that the last answer asked for, and answer them.
 
-        def on_end(answer: Answer | None, sound: bool) -> None:
-            if not sound:
-                self._drop_cache()
-            if answer is not None:
-                self._messages = (*messages, {"role": "assistant", "content": answer.text})
+        Args:
+            results: texts, one for each of its `tool_calls` in their order.
+            tools: as for `say`.
+            tool_choice: as for `Model.chat`, and not the session's: whoever has to call tools never answers.
 
-        self._stream = self._model.stream(prompt, sampling, self._open_sequence, on_end, rules)
-        return self._stream
+        Raises:
+            UsageError: the last message asks for no calls, or for another number of them.
+            EdgephiError: as `say`.
+        """
+        require_texts("results", results, "a list of texts, one for each call")
+        self._finish_answer()
+        calls = self._messages[-1].get("tool_calls") if self._messages else None
+        if not isinstance(calls, Sequence) or len(calls) != len(results):
+            asked = len(calls) if isinstance(calls, Sequence) else 0
+            raise UsageError(
+                f"there are {len(results)} results, and the last message asks for {asked} calls",
+                remedy="Give one result for each of the answer's tool_calls",
+            )
+        rules = self._rules(tools, tool_choice or "auto", None)
+        return self._answer((*self._messages, *result_messages(calls, results)), self._sampling, tools, rules)
+
+    def run_tools(
+        self,
+        text: str,
+        *,
+        tools: Sequence[ToolLike] | None = None,
+        max_rounds: int = 5,
+        tool_choice: str | None = None,
+    ) -> ToolRun:
+        """Say something, call the functions that the model asks for, and give it their results, until it answers in
+        words: `Model.run_tools` in this conversation.
+
+        Args:
+            tools: functions, in the place of the session's.
+            max_rounds: answers with calls, at most; in one more no tool is offered.
+            tool_choice: of the first answer.
+
+        Raises:
+            EdgephiError: as `say`; what a function raises passes.
+        """
+        choice = tool_choice or (self._tool_choice if tools is None else "auto")
+        return run_tools_in(self, text, self.tools if tools is None else tools, max_rounds, choice)
 
     def fork(self) -> Session:
         """A second conversation that has begun like this one; what is said in one is not heard in the other. An answer
         that was not read to its end is cancelled first."""
         self._finish_answer()
-        other = Session(self._model, self._sampling, None, self._messages, self._overflow, self._adapter)
+        other = Session(
+            self._model,
+            self._sampling,
+            None,
+            self._messages,
+            self._overflow,
+            self._adapter,
+            self.tools,
+            self._tool_choice,
+        )
         other._system = self._system
         if self._sequence is not None and self._model.engine.abilities.fork:
             other._sequence = self._sequence.fork(speculate=True)
@@ -149,11 +212,41 @@ class Session:
         self._finish_answer()
         self._drop_cache()
 
-    def _fitting(self, messages: tuple[Message, ...], sampling: Sampling) -> tuple[tuple[Message, ...], Prompt]:
+    def _rules(
+        self, tools: Sequence[ToolLike] | None, tool_choice: str | None, response_format: ResponseFormat | None
+    ) -> Rules:
+        """What an answer has to keep to; the arguments are those of `say`."""
+        model = self._model
+        if response_format is not None and tools is None and tool_choice is None:
+            return Rules(model.grammars.grammar(response_format))
+        choice = tool_choice or (self._tool_choice if tools is None else "auto")
+        offered = self.tools if tools is None else tools
+        return make_rules(model.grammars, model.tool_format, offered, choice, response_format)
+
+    def _answer(
+        self, asked: tuple[Message, ...], sampling: Sampling, tools: Sequence[ToolLike] | None, rules: Rules
+    ) -> Stream:
+        """Answer the last of these messages; they become the conversation when the answer ends."""
+        messages, prompt = self._fitting(asked, sampling, self.tools if tools is None else tools)
+
+        def on_end(answer: Answer | None, sound: bool) -> None:
+            if not sound:
+                self._drop_cache()
+            if answer is not None:
+                said = assistant_message(self._model.tool_format, answer.text, answer.tool_calls)
+                self._messages = (*messages, said)
+
+        self._stream = self._model.stream(prompt, sampling, self._open_sequence, on_end, rules)
+        return self._stream
+
+    def _fitting(
+        self, messages: tuple[Message, ...], sampling: Sampling, tools: Sequence[ToolLike]
+    ) -> tuple[tuple[Message, ...], Prompt]:
         """The messages, the oldest turns left out as far as they must and may be, and their prompt."""
         while True:
             try:
-                prompt = self._model.prepare(partial(self._model.encode_chat, messages), sampling)
+                encode = partial(self._model.encode_chat, messages, tools=tools)
+                prompt = self._model.prepare(encode, sampling)
             except PromptTooLongError:
                 shorter = self._shortened(messages)
                 if shorter is None:

@@ -17,7 +17,7 @@ from typing import Literal
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError
 from edgephi.runtime.grammar import JSON_OPTIONS
-from edgephi.runtime.tools import Tool, ToolCall, as_json, call_messages
+from edgephi.runtime.tools import Tool, ToolCall, as_json, call_messages, with_read_arguments
 from edgephi.templates.chat_template import Message
 
 Reader = Callable[[str], tuple[ToolCall, ...]]
@@ -33,7 +33,7 @@ class ToolFormat:
         arguments: the key they stand under.
         listed: calls are a list in brackets.
         in_message: tools are a JSON text in the system message, not the template's argument; results are turns of
-            the role `tool_response`, and calls the text they were written as.
+            the role `tool_response`, and calls a text of the assistant's.
     """
 
     openers: tuple[str, ...]
@@ -46,6 +46,8 @@ class ToolFormat:
 PHI_4_MINI = ToolFormat(("<|tool_call|>", "functools"), ("<|/tool_call|>",), listed=True, in_message=True)
 HERMES = ToolFormat(("<tool_call>",), ("</tool_call>",))
 LLAMA_3 = ToolFormat((), arguments="parameters")
+_ANY = ToolFormat((*PHI_4_MINI.openers, *HERMES.openers), (*PHI_4_MINI.closers, *HERMES.closers))
+"""For a template that shows none of them: what is read out of answers."""
 
 
 def tool_format(template: str) -> ToolFormat | None:
@@ -62,7 +64,13 @@ def tool_format(template: str) -> ToolFormat | None:
 def with_tools(
     form: ToolFormat | None, messages: Sequence[Message], tools: Sequence[Tool]
 ) -> tuple[Sequence[Message], list[Mapping[str, object]] | None]:
-    """Messages and the argument `tools` for a template."""
+    """Messages and the argument `tools` for a template. Messages have calls and results as OpenAI has them.
+
+    Raises:
+        PromptError: the arguments of a call in a message are no JSON object.
+    """
+    if isinstance(messages, list | tuple):  # what else may have been given, the template refuses
+        messages = [_turn(form, message) if isinstance(message, Mapping) else message for message in messages]
     if not tools:
         return messages, None
     if form is None or not form.in_message:
@@ -73,25 +81,42 @@ def with_tools(
     return [{"role": "system", "content": "", "tools": text}, *messages], None
 
 
-def answered(
-    form: ToolFormat | None, text: str, calls: Sequence[ToolCall], results: Sequence[str]
-) -> list[dict[str, object]]:
-    """The messages that calls and their results are in a conversation, each a turn of its own that is closed."""
-    if form is not None and form.in_message:
-        said: list[dict[str, object]] = [{"role": "assistant", "content": text}]
-        return said + [{"role": "tool_response", "content": result} for result in results]
-    said = [{"role": "assistant", "content": "", "tool_calls": call_messages(calls)}]
-    return said + [
-        {"role": "tool", "name": call.name, "tool_call_id": call.id, "content": result}
-        for call, result in zip(calls, results, strict=True)
-    ]
+def _turn(form: ToolFormat | None, message: Message) -> Message:
+    """A message as the template takes it. Calls and results are turns of their own, which are closed: the one that
+    Phi-4-mini's template has for the role `tool` is not."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, Sequence) and calls:
+        calls = [with_read_arguments(call) for call in calls]
+        if form is None or not form.in_message:
+            return {**message, "tool_calls": calls}
+        functions = [call["function"] for call in calls]
+        written = as_json([{"name": one.get("name"), form.arguments: one.get("arguments")} for one in functions])
+        content = f"{message.get('content') or ''}{form.openers[0]}{written}{form.closers[0]}"
+        return {"role": "assistant", "content": content}
+    if form is not None and form.in_message and message.get("role") == "tool":
+        return {"role": "tool_response", "content": message.get("content")}
+    return message
 
 
-def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str) -> str | None:
+def assistant_message(form: ToolFormat | None, text: str, calls: Sequence[ToolCall]) -> Message:
+    """What an answer is in a conversation: its text, or its calls and what was said before them."""
+    if not calls:
+        return {"role": "assistant", "content": text}
+    openers = (form or _ANY).openers
+    places = [place for opener in openers if (place := text.find(opener)) >= 0]
+    return {
+        "role": "assistant",
+        "content": text[: min(places, default=0)].strip(),
+        "tool_calls": call_messages(calls),
+    }
+
+
+def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *, parallel: bool = True) -> str | None:
     """A Lark grammar that holds calls to the tools' schemas; None: nothing is held.
 
     Args:
         choice: `auto` (text, or calls, or both), `required`, or the name of a tool.
+        parallel: whether there may be several calls. If not, nothing follows the one.
 
     Raises:
         UsageError: there is no such tool.
@@ -117,10 +142,10 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str) -
             *(f"call_{place}: {_call(form, tool)}" for place, tool in enumerate(chosen)),
         ]
     )
-    return "\n".join([*_around(form, forced=choice != "auto"), call, ""])
+    return "\n".join([*_around(form, forced=choice != "auto", parallel=parallel), call, ""])
 
 
-def _around(form: ToolFormat, *, forced: bool) -> list[str]:
+def _around(form: ToolFormat, *, forced: bool, parallel: bool) -> list[str]:
     """Where calls may stand: the rules from `start` down to `call`. `head` ends with the first opener in a text."""
     text = r"TEXT: /(.|\n)*/"
     if form is LLAMA_3:
@@ -129,14 +154,15 @@ def _around(form: ToolFormat, *, forced: bool) -> list[str]:
     head = rf"head[lazy]: /(.|\n)*/ {opener}"
     if not form.listed:
         if forced:
-            return ['start: one ("\\n" one)*', rf'one: {opener} "\n" call "\n" {closer}']
-        return ["start: one* TEXT", rf'one: head "\n" call "\n" {closer}', head, text]
-    more = 'call (", " call)* "]"'
+            return ['start: one ("\\n" one)*' if parallel else "start: one", rf'one: {opener} "\n" call "\n" {closer}']
+        start = "start: one* TEXT" if parallel else "start: one | TEXT"
+        return [start, rf'one: head "\n" call "\n" {closer}', head, text]
+    more = 'call (", " call)* "]"' if parallel else 'call "]"'
     if forced:
         return [f'start: {opener} "[" {more} {closer}']
     other = rf"other[lazy]: /(.|\n)*/ {_quoted(form.openers[1] + '[')}"
     return [
-        "start: marked* (named | TEXT)",
+        "start: marked* (named | TEXT)" if parallel else "start: marked | named | TEXT",
         f'marked: head "[" {more} {closer}',
         f"named: other {more}",
         head,
@@ -159,8 +185,7 @@ def _quoted(text: str) -> str:
 def reader(form: ToolFormat | None, tools: Sequence[Tool]) -> Reader:
     """What reads the calls out of an answer."""
     known = frozenset(tool.name for tool in tools)
-    everywhere = ToolFormat((*PHI_4_MINI.openers, *HERMES.openers), (*PHI_4_MINI.closers, *HERMES.closers))
-    return lambda text: read_calls(form or everywhere, text, known)
+    return lambda text: read_calls(form or _ANY, text, known)
 
 
 def read_calls(form: ToolFormat, text: str, names: frozenset[str]) -> tuple[ToolCall, ...]:

@@ -174,6 +174,39 @@ def call_messages(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
     ]
 
 
+def result_messages(calls: Sequence[Mapping[str, object]], results: Sequence[str]) -> list[dict[str, object]]:
+    """Results of calls (as messages have them), in their order, as messages."""
+    return [
+        {"role": "tool", "name": _function_of(call).get("name"), "tool_call_id": call.get("id"), "content": result}
+        for call, result in zip(calls, results, strict=True)
+    ]
+
+
+def with_read_arguments(call: object) -> dict[str, Any]:
+    """A call of a message with its arguments as an object: OpenAI's interface has them as a JSON text, templates write
+    JSON themselves.
+
+    Raises:
+        PromptError: they are no JSON object, or there is no function.
+    """
+    function = _function_of(call)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(call, Mapping) or not isinstance(function.get("name"), str) or not isinstance(arguments, Mapping):
+        wanted = "calls like {'function': {'name': 'clock', 'arguments': '{}'}}"
+        raise wrong("a call in tool_calls", call, wanted, PromptError)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _function_of(call: object) -> Mapping[str, object]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return function if isinstance(function, Mapping) else {}
+
+
 def as_json(value: object) -> str:
     """For a template or a grammar."""
     try:

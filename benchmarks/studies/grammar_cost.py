@@ -1,30 +1,47 @@
-"""What structured answers cost beside the model: reading the vocabulary, compiling schemas, and the mask of a token.
+"""What structured answers cost beside the model, and whether a model's answers are valid.
 
-    python -m edgephi.benchmarks.studies.grammar_cost BUNDLE [--stop 2] [--grow 200064]
+    python -m edgephi.benchmarks.studies.grammar_cost BUNDLE [--stop 2] [--grow 200064] [--answers 96]
 
-200 schemas of the kinds people use (`json_schemas.py`) are filled in with random choices instead of a model's, as many
-masks as an answer has tokens that are chosen. `--grow` makes the vocabulary larger with pairs of its own words, which
-shows the cost for a model whose tokenizer is not at hand.
+Cost: reading the vocabulary, compiling 200 schemas of the kinds people use (`json_schemas.py`), and a token's mask.
+The schemas are filled in with random choices instead of a model's, as many masks as an answer has tokens that are
+chosen. `--grow` makes the vocabulary larger with pairs of its own words, which shows the cost for a model whose
+tokenizer is not at hand.
+
+`--answers N` asks the model of the bundle for an example of each schema, of at most N tokens: one after the other, then
+four at a time. The package `jsonschema` (`pip install -e ".[test]"`) validates every finished answer. The times of
+masks and of compiling are then those of these answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from edgephi.benchmarks import arguments
 from edgephi.benchmarks.report import run
-from edgephi.benchmarks.studies.json_schemas import schemas
-from edgephi.runtime.grammar import Grammars
+from edgephi.benchmarks.studies.json_schemas import Schema, schemas
+from edgephi.runtime.answer import Answer
+from edgephi.runtime.grammar import Grammar, Grammars
+from edgephi.runtime.model import Model, load
 from edgephi.runtime.tokenizer import TOKENIZER, Tokenizer
 
-SCHEMAS, MOST_TOKENS = 200, 200
+SCHEMAS, MOST_TOKENS, CALLERS = 200, 200, 4
+ASKED = "Write one example of a JSON document that follows this JSON Schema, and nothing else: "
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def measure(folder: Path, stop: int, size: int) -> dict[str, object]:
@@ -69,6 +86,80 @@ def measure(folder: Path, stop: int, size: int) -> dict[str, object]:
     }
 
 
+def answers(folder: Path, limit: int) -> dict[str, object]:
+    """How many of a model's answers are finished and valid, alone and in batches, and times in milliseconds.
+
+    Args:
+        folder: a bundle for the CPU.
+        limit: tokens of an answer.
+    """
+    asked = schemas(SCHEMAS)
+    result: dict[str, object] = {"model": folder.name, "tokens_at_most": limit}
+    with load(folder, "cpu", max_parallel=CALLERS, prefix_cache_bytes=0) as model:
+        model.grammars.grammar({"type": "object"})  # reads the vocabulary, which is a cost of the first answer only
+        for callers in (1, CALLERS):
+            compiled, masks = list[float](), list[float]()
+            started = perf_counter()
+            with (
+                _timed(Grammars, "schema_grammar", compiled),
+                _timed(Grammar, "restrict", masks),
+                ThreadPoolExecutor(callers) as pool,
+            ):
+                written = list(pool.map(lambda schema: _ask(model, schema, limit), asked))
+            seconds = perf_counter() - started
+            result["alone" if callers == 1 else f"batches_of_{callers}"] = {
+                "finish": dict(Counter(answer.finish for answer in written)),
+                "invalid": invalid(asked, written),
+                "tokens": sum(answer.new_tokens for answer in written),
+                "masks": len(masks),
+                "seconds": round(seconds, 1),
+                "compile_ms": _spread(compiled),
+                "mask_ms": _spread(masks),
+                "load_average": [round(each, 2) for each in getattr(os, "getloadavg", lambda: ())()],
+            }
+    return result
+
+
+def _ask(model: Model, schema: Schema, limit: int) -> Answer:
+    return model.chat(ASKED + json.dumps(schema), response_format=schema, max_new_tokens=limit).result()
+
+
+def invalid(asked: Sequence[Schema], written: Sequence[Answer]) -> list[int]:
+    """Numbers of the schemas whose finished answers break them, by an independent judge."""
+    import jsonschema  # type: ignore[import-untyped]  # it has none
+
+    judge = jsonschema.Draft202012Validator
+    broken = []
+    for number, (schema, answer) in enumerate(zip(asked, written, strict=True)):
+        if answer.finish == "stop":
+            checker = judge(schema, format_checker=judge.FORMAT_CHECKER)
+            if not checker.is_valid(json.loads(answer.text)):
+                broken.append(number)
+    return broken
+
+
+@contextmanager
+def _timed(kind: type, name: str, into: list[float]) -> Iterator[None]:
+    """Measure every call of a method."""
+    method = getattr(kind, name)
+    setattr(kind, name, _measured(method, into))
+    try:
+        yield
+    finally:
+        setattr(kind, name, method)
+
+
+def _measured(method: Callable[Arguments, Result], into: list[float]) -> Callable[Arguments, Result]:
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        started = perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            into.append(perf_counter() - started)
+
+    return call
+
+
 def grow(folder: Path, into: Path, size: int) -> None:
     """A tokenizer.json with pairs of its words as further tokens."""
     parsed = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
@@ -99,6 +190,7 @@ def main() -> None:
     parser.add_argument("folder", type=arguments.folder)
     parser.add_argument("--stop", type=int, default=2)
     parser.add_argument("--grow", type=int, default=0)
+    parser.add_argument("--answers", type=int, default=0, metavar="N")
     asked = parser.parse_args()
     if not (asked.folder / TOKENIZER).is_file():
         parser.error(f"there is no {TOKENIZER} in {asked.folder}")
@@ -109,7 +201,10 @@ def main() -> None:
             folder = Path(made)
         parsed = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
         ids = [*parsed["model"]["vocab"].values(), *(one["id"] for one in parsed["added_tokens"])]
-        json.dump(measure(folder, asked.stop, max(ids) + 1), sys.stdout, indent=2)
+        measured = measure(folder, asked.stop, max(ids) + 1)
+        if asked.answers:
+            measured["answers"] = answers(asked.folder, asked.answers)
+        json.dump(measured, sys.stdout, indent=2)
         sys.stdout.write("\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,26 @@ def test_a_cancelled_task_cancels_its_answer(model: Model) -> None:
     answer = stream.result()
     assert answer.finish == "cancelled"
     assert answer.new_tokens < 400
+
+
+def test_a_task_cancelled_before_its_thread_begins_frees_its_answer(model: Model) -> None:
+    stream, begin = model.chat(QUESTION, max_new_tokens=400), threading.Event()
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, begin.wait)
+        task = asyncio.create_task(stream.whole())
+        await asyncio.sleep(0)  # the task waits for the only thread
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        begin.set()
+        await busy
+
+    asyncio.run(ask())
+    assert stream.finished
+    assert stream.result().finish == "cancelled"
 
 
 def test_another_thread_stops_an_answer(model: Model) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import edgephi
+from tests.planted_tools import CHATML_WITH_TOOLS, with_template
 from tests.tiny_phi import PHI_3, TOKENS, tiny_phi
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -64,6 +65,29 @@ def test_windows_api(smollm2_bundle: Path) -> None:
     lines = example("windows_api.py", smollm2_bundle)
     assert "Tokyo" in lines[1] and lines[1].endswith("(Complete)") and lines[3].endswith("(Complete)")
     assert lines[-2].endswith("of 100,000 characters fit)") and lines[-1] == "  (PromptLargerThanContext)"
+
+
+def test_async_chat(smollm2_bundle: Path) -> None:
+    first, second, end = example("async_chat.py", smollm2_bundle)
+    assert "Tokyo" in first and "Italy" in second and end == "the story was cancelled"
+
+
+def test_stop_from_a_window(smollm2_bundle: Path) -> None:
+    *story, end = example("stop_from_a_window.py", smollm2_bundle)
+    assert "[Stop]" in "".join(story) and end.endswith("tokens, ended by cancelled")
+
+
+def test_structured(smollm2_bundle: Path) -> None:
+    letter, year = example("structured.py", smollm2_bundle)
+    sender, wants, order = letter.split(" | ")
+    assert "Ada" in sender and wants in ("refund", "repair", "information") and order == "AB-1234"
+    assert year == "1969"
+
+
+def test_tools(smollm2_bundle: Path, tmp_path: Path) -> None:
+    called, *_, roles = example("tools.py", with_template(smollm2_bundle, tmp_path, CHATML_WITH_TOOLS))
+    assert called.startswith("called get_weather with {'city': 'Oslo'")
+    assert roles.startswith("['user', 'assistant', 'tool'") and roles.endswith("'assistant']")
 
 
 def test_device_report(tiny: Path) -> None:

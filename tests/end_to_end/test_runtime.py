@@ -274,6 +274,14 @@ def test_every_node_runs_on_the_cpu_provider(smollm2_bundle: Path) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(placed)))["graph"] == "model_rows.onnx"
 
 
+def test_the_placement_is_that_of_the_graph_which_the_asked_engine_runs(smollm2_bundle: Path) -> None:
+    for engine, graph in (("genai", "model_last_row.onnx"), ("onnx", "model_rows.onnx"), (None, "model_rows.onnx")):
+        with load(smollm2_bundle, "cpu", engine=engine, threads=1) as model:
+            assert model.placement.graph == graph
+    with pytest.raises(EngineError, match="does not run"):
+        placement(smollm2_bundle, "npu")
+
+
 @pytest.fixture
 def damaged(smollm2_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose weights differ in one bit; everything a load hashes is intact."""

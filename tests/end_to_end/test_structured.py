@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import edgephi
 from edgephi import Lark, Regex
+from edgephi.benchmarks.studies import grammar_cost
 from edgephi.benchmarks.studies.json_schemas import Schema, schemas
 from edgephi.commands.app import app
 from edgephi.errors import GrammarError, UsageError
@@ -264,6 +266,37 @@ def test_a_real_model_fills_in_a_form(smollm2: Model) -> None:
     text = "Ada is 36 years old and lives in London. Write her name, age and city as JSON."
     answer = smollm2.chat(text, response_format=Person, max_new_tokens=80).result()
     assert answer.parsed == Person(name="Ada", age=36, city="London")
+
+
+def test_the_study_asks_alone_and_in_batches_and_finds_what_is_invalid(
+    smollm2_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = schemas(4)
+    monkeypatch.setattr(grammar_cost, "schemas", lambda count: asked)
+    found = grammar_cost.answers(smollm2_bundle, 24)
+    for kind in ("alone", "batches_of_4"):
+        record = found[kind]
+        assert isinstance(record, dict)
+        assert sum(record["finish"].values()) == 4
+        assert record["invalid"] == []
+        assert 0 < record["mask_ms"]["median"] <= record["mask_ms"]["p99"] <= record["mask_ms"]["worst"]
+        assert record["masks"] <= record["tokens"] <= 96
+    with load(smollm2_bundle, threads=1) as model:
+        right = model.chat("Hi", response_format={"const": {"a": 1}}).result()
+    wrong = replace(right, text='{"a": "1"}')
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    cut_off = replace(wrong, finish="length")
+    assert grammar_cost.invalid([schema] * 3, [right, wrong, cut_off]) == [1]
+
+
+@pytest.mark.slow
+def test_every_finished_answer_of_a_real_model_is_valid(smollm2_bundle: Path) -> None:
+    found = grammar_cost.answers(smollm2_bundle, 96)
+    for kind in ("alone", "batches_of_4"):
+        record = found[kind]
+        assert isinstance(record, dict)
+        assert record["invalid"] == []
+        assert record["finish"]["stop"] > 100
 
 
 def test_a_session_answers_in_a_format_and_goes_on(smollm2: Model) -> None:

@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import jsonschema
 import numpy as np
 import pytest
 
-import edgephi
 from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.model import Model, load
-from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat, calls_grammar, read_calls
 from edgephi.runtime.tools import make_tools
-from tests.tiny_phi import ASCII_VOCABULARY, PHI_3, tiny_phi
-
-_TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
-_CALLS = "{% for c in m.tool_calls or [] %}BEGIN{{ c.function | tojson }}END{% endfor %}"
-_TOOLS = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
-TEMPLATES = {
-    HERMES: _TOOLS + _TURNS + _CALLS.replace("BEGIN", "<tool_call>").replace("END", "</tool_call>"),
-    LLAMA_3: _TOOLS + _TURNS + _CALLS.replace("BEGIN", "").replace("END", "{# <|python_tag|> #}"),
-    PHI_4_MINI: _TURNS + "{% if m.tools %}<|tool|>{{ m.tools }}<|/tool|>{% endif %}</s>",
-}
-ENDING = "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+from tests.planted_tools import TEMPLATES, TOOLS, TURNS, bundle_with, plant, written
+from tests.tiny_phi import ASCII_VOCABULARY
 
 
-def get_weather(city: str, unit: Literal["C", "F"] = "C") -> dict[str, object]:
-    """How warm it is.
-
-    Args:
-        city: its English name.
-    """
-    return {"city": city, "warm": 21, "unit": unit}
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-TOOLS = [get_weather, add]
-
-
-def bundle_with(template: str | None, folder: Path) -> Path:
-    source = tiny_phi(folder / "source", PHI_3, context=4096, ascii_text=True)
-    if template is not None:
-        (source / "chat_template.jinja").write_text(template + ENDING)
-    edgephi.export_model(source, folder / "bundle")
-    return folder / "bundle"
+def accepts(model: Model, source: str, text: str) -> bool:
+    """Whether a text keeps to a grammar, token by token."""
+    grammar = model.grammars.text_grammar("lark", source)
+    try:
+        for token in model.tokenizer.encode(text):
+            grammar.restrict(logits := np.zeros(ASCII_VOCABULARY, np.float32))
+            if logits[token] != 0:
+                return False
+            grammar.take(token)
+    except GrammarError:
+        return False
+    return grammar.complete
 
 
 @pytest.fixture(scope="module", params=[HERMES, LLAMA_3, PHI_4_MINI], ids=["hermes", "llama", "phi"])
@@ -63,56 +39,6 @@ def pair(
     folder = bundle_with(TEMPLATES[form], tmp_path_factory.mktemp("tools"))
     with load(folder, threads=1) as model:
         yield model, form
-
-
-class Reciter:
-    """A sequence whose model says what it was planted with."""
-
-    capacity, recomputed, guesses = 10_000, 0, (0, 0)
-
-    def __init__(self, script: Sequence[int]) -> None:
-        self._script, self.tokens = list(script), []  # type: ignore[var-annotated]
-
-    def prefill(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        self.tokens += tokens
-        # what a grammar forced is said already
-        while self._said < len(self.tokens) - self._prompt and self._script:
-            self._said += 1
-            assert self._script.pop(0) == self.tokens[self._prompt + self._said - 1]
-        return True
-
-    def reuse(self, prompt: Sequence[int]) -> int:
-        self._prompt, self._said = len(prompt), 0
-        return 0
-
-    def step(self, choose: Chooser) -> int:
-        logits = np.zeros(ASCII_VOCABULARY, np.float32)
-        logits[self._script[0]] = 9
-        token = choose(logits)
-        assert token == self._script.pop(0), "the grammar would not have it"
-        self.tokens.append(token)
-        self._said += 1
-        return token
-
-    def interrupt(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def plant(model: Model, monkeypatch: pytest.MonkeyPatch, answers: Sequence[str]) -> None:
-    scripts = [[*model.tokenizer.encode(answer), 2] for answer in answers]
-    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt, adapter: Reciter(scripts.pop(0)))
-
-
-def written(form: ToolFormat, name: str, arguments: dict[str, object]) -> str:
-    one = json.dumps({"name": name, form.arguments: arguments})
-    return {
-        HERMES: f"<tool_call>\n{one}\n</tool_call>",
-        LLAMA_3: one,
-        PHI_4_MINI: f"<|tool_call|>[{one}]<|/tool_call|>",
-    }[form]
 
 
 def test_a_question_that_needs_two_tools_is_answered(
@@ -163,16 +89,7 @@ def test_an_answer_may_be_words_and_calls_in_words_follow_the_schemas(pair: tupl
     assert source is not None
 
     def accepted(text: str) -> bool:
-        grammar = model.grammars.text_grammar("lark", source)
-        try:
-            for token in model.tokenizer.encode(text):
-                grammar.restrict(logits := np.zeros(ASCII_VOCABULARY, np.float32))
-                if logits[token] != 0:
-                    return False
-                grammar.take(token)
-        except GrammarError:
-            return False
-        return grammar.complete
+        return accepts(model, source, text)
 
     right = written(form, "add", {"a": 1, "b": 2})
     assert accepted("Just words, [1] and <b>.")
@@ -192,6 +109,26 @@ def test_an_answer_may_be_words_and_calls_in_words_follow_the_schemas(pair: tupl
         assert not accepted(two.replace("city", "town"))
 
 
+def test_without_parallel_calls_an_answer_has_one(
+    pair: tuple[Model, ToolFormat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, form = pair
+    right = written(form, "add", {"a": 1, "b": 2})
+    inner = right[right.index("{") : right.rindex("}") + 1]
+    two = right.replace(inner, f"{inner}, {inner}") if form.listed else f"{right}\n{right}"
+    for choice in ("auto", "required"):
+        many, one = (calls_grammar(form, make_tools(TOOLS), choice, parallel=parallel) for parallel in (True, False))
+        assert many is not None and one is not None
+        assert accepts(model, many, right) and accepts(model, one, right)
+        assert accepts(model, many, two) is (form is not LLAMA_3)
+        assert not accepts(model, one, two)
+    plant(model, monkeypatch, [two if form is not LLAMA_3 else right, right])
+    assert len(model.chat("Hi", tools=TOOLS).result().tool_calls) == (1 if form is LLAMA_3 else 2)
+    assert len(model.chat("Hi", tools=TOOLS, parallel_tool_calls=False).result().tool_calls) == 1
+    with pytest.raises(UsageError, match="parallel_tool_calls"):
+        model.chat("Hi", tools=TOOLS, parallel_tool_calls=1)  # type: ignore[arg-type]
+
+
 def test_tools_and_a_format_are_not_given_together(pair: tuple[Model, ToolFormat]) -> None:
     model, _ = pair
     with pytest.raises(UsageError, match="together"):
@@ -201,7 +138,7 @@ def test_tools_and_a_format_are_not_given_together(pair: tuple[Model, ToolFormat
 
 
 def test_a_template_without_tools_refuses_them(tmp_path: Path) -> None:
-    with load(bundle_with(_TURNS, tmp_path), threads=1) as model:
+    with load(bundle_with(TURNS, tmp_path), threads=1) as model:
         with pytest.raises(PromptError, match="takes no tools"):
             model.chat("Hi", tools=TOOLS)
         with pytest.raises(PromptError, match="not known"):

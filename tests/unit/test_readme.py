@@ -27,6 +27,7 @@ HEAVY = (
     "edgephi.benchmarks.studies.kv_cache",
     "edgephi.benchmarks.studies.quantization_sweep",
     "edgephi.benchmarks.studies.gptq_layer",
+    "edgephi.benchmarks.studies.grammar_cost",
     "edgephi.benchmarks.studies.gpu_check",
     "edgephi.benchmarks.studies.layer_growth",
     "edgephi.benchmarks.studies.lora_cost",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 import pytest
 
+from edgephi.errors import EngineError
 from edgephi.runtime.scheduler import Scheduler
 
 
@@ -94,6 +96,52 @@ def test_an_error_reaches_those_it_concerns() -> None:
     with pytest.raises(KeyError):
         scheduler.alone(lambda: {}["a"])
     assert scheduler.alone(lambda: 6) == 6
+
+
+def test_what_a_signal_handler_raises_ends_the_thread_that_computes_and_no_other() -> None:
+    """As an alarm does that bounds one caller's time; libraries' errors wrap it."""
+
+    class Late(Exception):
+        pass
+
+    def ring(number: int, frame: object) -> None:
+        raise Late
+
+    rung, results = threading.Event(), list[str]()
+
+    def step(items: Sequence[str]) -> list[str]:
+        if len(items) == 2 and threading.current_thread() is threading.main_thread() and not rung.is_set():
+            rung.set()
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except Late as late:
+                raise EngineError("onnxruntime: stopped", remedy="Ask again") from late
+        return [item.upper() for item in items]
+
+    def other() -> None:
+        try:
+            while not rung.is_set():
+                results.append(scheduler.step("b"))
+            results.append(scheduler.step("b"))
+        except EngineError:
+            results.append("an error of somebody else's")
+        scheduler.leave("b")
+
+    scheduler, before = Scheduler(step, 2), signal.signal(signal.SIGINT, ring)
+    thread = threading.Thread(target=other)
+    try:
+        thread.start()
+        with pytest.raises(EngineError, match="stopped"):
+            while thread.is_alive():
+                scheduler.step("a")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        rung.set()
+    scheduler.leave("a")
+    thread.join(10)
+    assert len(results) >= 2
+    assert set(results) == {"B"}
+    assert scheduler.step("c") == "C"
 
 
 def test_an_interrupted_thread_leaves_the_others_work_to_them() -> None:
