@@ -16,10 +16,11 @@ import edgephi
 from edgephi.errors import AdapterError, EngineError, UsageError
 from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.model import Model, load
+from edgephi.runtime.tool_formats import HERMES
 from tests.end_to_end.test_command import edgephi as command
 from tests.end_to_end.test_command import refused
-from tests.end_to_end.test_tools import ENDING, HERMES, TEMPLATES, add
 from tests.lora import TINY, random_adapter
+from tests.planted_tools import ENDING, TEMPLATES, add
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 SYSTEM = "Answer in one short sentence, and be kind."
