@@ -7,8 +7,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from math import ceil
 
-SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？][」』”]*")
-"""Where a sentence ends; a point inside a number or an address is none."""
+_NO_TITLE = "".join(rf"(?<!\b[A-Z]{letters})" for letters in ("", "[a-z]", "[a-z][a-z]"))
+SENTENCE_END = re.compile(rf"(?:[!?…]|{_NO_TITLE}\.)[\"'”’»)\]]*(?=\s)|[。！？][」』”]*")
+"""Where a sentence ends. A point inside a number or an address is none, nor one behind a title or initial (Dr. J. Li):
+a capital with up to two small letters."""
 _BOUNDARIES = (
     re.compile(r"\n[ \t\r]*\n\s*"),
     re.compile(r"\n"),
@@ -59,6 +61,11 @@ def _units(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Together they are exactly the text; a line ends one too, and blank space belongs to the one before it."""
-    ends = [found.end() for found in _SENTENCE.finditer(text) if found.end() < len(text)]
+    """Together they are exactly the text. A line ends one too, unless the next goes on with a small letter; blank space
+    belongs to the one before it."""
+    ends = [
+        found.end()
+        for found in _SENTENCE.finditer(text)
+        if found.end() < len(text) and not (found[0].isspace() and text[found.end()].islower())
+    ]
     return [text[start:end] for start, end in pairwise([0, *ends, len(text)])] if text else []

@@ -45,6 +45,8 @@ PLACES: dict[str, tuple[str, ...]] = {
 """The places that each prompt may have; `{text}` has to be there."""
 FENCED = ("text", "instruction")
 """Places that get tags around them."""
+LONGEST_PIECE = 8_000
+"""Tokens; the format of an answer is made of its piece, and formats have a longest length."""
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 Prompts = str | os.PathLike[str] | Mapping[str, Mapping[str, object]]
@@ -155,19 +157,19 @@ def _checked(name: str, values: Mapping[str, object], where: Path | None) -> Ski
         return SkillPrompt(
             str(system).strip(),
             str(user).strip(),
-            _at_least_one("piece_tokens", values.get("piece_tokens")),
+            _count("piece_tokens", values.get("piece_tokens"), LONGEST_PIECE),
             _share(values.get("answer_share")),
-            _at_least_one("most_answer_tokens", values.get("most_answer_tokens")),
+            _count("most_answer_tokens", values.get("most_answer_tokens"), LONGEST_PIECE),
             cast(SamplingOptions, dict(sampling)),
         )
     except EdgephiError as problem:
         raise UsageError(f"prompt {name}: {problem.what}", where=where, remedy=problem.remedy) from problem
 
 
-def _at_least_one(name: str, value: object) -> int:
+def _count(name: str, value: object, most: int) -> int:
     number = require_integer(name, value)
-    if number < 1:
-        raise wrong(name, value, "1 or more")
+    if not 0 < number <= most:
+        raise wrong(name, value, f"a number from 1 to {most:,}")
     return number
 
 

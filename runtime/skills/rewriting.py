@@ -13,7 +13,7 @@ from edgephi.errors import UsageError
 from edgephi.runtime.grammar import Regex
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import SamplingOptions
-from edgephi.runtime.skills.facts import missing, pattern_with_numbers_of
+from edgephi.runtime.skills.facts import missing, names, pattern_with_numbers_of
 from edgephi.runtime.skills.pieces import sentences, split
 from edgephi.runtime.skills.prompts import Prompts, SkillPrompt
 from edgephi.runtime.skills.run import SkillProgress, SkillRun, SkillStatistics, require_words, until_cancelled
@@ -62,14 +62,15 @@ def rewrite(
 ) -> Rewrite:
     """Rewrite a text of any length, a piece at a time.
 
-    A piece that loses one of its names or numbers is rewritten sentence by sentence, and a sentence that loses one
-    again stays as it is. The result says which parts did.
+    A piece that loses one of its names or numbers, or becomes more than 1.5 times as long (concise: longer), is
+    rewritten sentence by sentence, and a sentence to which that happens again stays as it is. The result says which
+    parts did.
 
     Args:
         tone: `default` and `general` make it clear and correct, the others `casual`, `concise` or `formal`.
         instruction: what to do instead, such as "Write it as a poem."
-        keep_facts: hold the names and numbers of the text. None: with a tone, and not with an instruction, which may
-            ask for others.
+        keep_facts: hold the names, numbers and length of the text. None: with a tone, and not with an instruction,
+            which may ask for others.
         prompts: a folder or a mapping with other prompts (`docs/skills.md`).
         on_progress: called with steps and new text.
         cancelled: asked every 20 ms, in another thread, whether to stop; the answer being written ends then.
@@ -103,12 +104,14 @@ class _Rewriting:
 
     def __init__(self, run: SkillRun, prompt: SkillPrompt, values: dict[str, str], keep: bool) -> None:
         self._run, self._prompt, self._values, self._keep = run, prompt, values, keep
+        self._names: list[str] = []
         self._parts: list[RewrittenPart] = []
 
     def result(self, source: str) -> Rewrite:
         run, finished = self._run, False
         with until_cancelled():
             run.require_going()
+            self._names = names(source)
             limit = run.room(self._prompt, self._prompt.answer_share + 0.5, **self._values)
             pieces = split(source, limit, run.count)
             run.plan(len(pieces))
@@ -136,14 +139,19 @@ class _Rewriting:
         self._run.say(part.text)
 
     def _attempt(self, piece: str) -> str | None:
-        """The piece rewritten, in its blank space; None: a name or number is missing, or it did not end."""
+        """The piece rewritten, in its blank space; None: a name or number is missing, or it is too long."""
         run, prompt, core = self._run, self._prompt, piece.strip()
         most = max(SHORTEST_ANSWER, round(run.count(core) * prompt.answer_share))
         lines = "\n" in core or not self._keep
         form = Regex(pattern_with_numbers_of(core, lines=lines)) if self._keep else None
         with closing(run.ask(prompt, min(most, prompt.most_answer_tokens), form, text=core, **self._values)) as pieces:
             text = "".join(pieces).strip()
-        if not text or run.answer.finish != "stop" or (self._keep and missing(core, text)):
+        longest = max(1.0, prompt.answer_share) * len(core)
+        if (
+            not text
+            or run.answer.finish != "stop"
+            or (self._keep and (len(text) > longest or missing(core, text, self._names)))
+        ):
             return None
         start = len(piece) - len(piece.lstrip())
         return piece[:start] + text + piece[start + len(core) :]

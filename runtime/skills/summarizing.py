@@ -144,20 +144,27 @@ class _Summarizing:
 
         A part's has at most half the tokens of its text, so that every level is shorter than the one before.
         """
-        run, longest = self._run, len(text.strip())
+        run, longest, repeats = self._run, len(text.strip()), False
         tokens = run.count(text)
         wanted = min(max(SHORTEST, round(tokens * prompt.answer_share)), prompt.most_answer_tokens)
         most = max(1, min(tokens // 2 if part else tokens, round(wanted * SLACK)))
         form = Regex(pattern_with_numbers_of(text))
-        pending, written = "", 0
+        pending, written, said = "", 0, set[str]()
         with closing(run.ask(prompt, most, form, text=text, words=max(10, round(wanted * 0.7)))) as pieces:
             for piece in pieces:
                 pending += piece
                 if end := _whole_sentences(pending, longest - written):
-                    yield pending[:end]
-                    pending, written = pending[end:], written + end
+                    sentence, pending = pending[:end], pending[end:]
+                    if sentence.strip() in said:  # a model that says a sentence again goes on doing so
+                        repeats, pending = True, ""
+                        break
+                    yield sentence
+                    written += end
+                    said.add(sentence.strip())
         pending = pending.rstrip()
-        self._cut = run.answer.finish != "stop" or len(pending) > longest - written
+        if pending.strip() in said:
+            pending = ""
+        self._cut = repeats or run.answer.finish != "stop" or len(pending) > longest - written
         if self._cut:
             end = _whole_sentences(pending + "\n", longest - written)
             pending = pending[:end] if end or written else _whole_words(pending, longest)

@@ -169,7 +169,7 @@ def _grammar(columns: Sequence[str], source: str, *, most_rows: int) -> str:
     kind = "substring_chars" if _NO_SPACES.search(source) else "substring_words"
     words = json.dumps({kind: source}, ensure_ascii=False)
     return (
-        f'start: "{{\\"rows\\": [" row (", " row){{0,{most_rows - 1}}} "]}}"\n'
+        f'start: "{{\\"rows\\": [" (row (", " row){{0,{most_rows - 1}}})? "]}}"\n'
         f'row: "{{" {row} "}}"\n'
         'cell: "\\"" CELL? "\\""\n'
         "CELL: WORDS & SHORT\n"

@@ -141,6 +141,12 @@ def test_a_summary_that_was_cut_off_ends_with_a_sentence(model: Model, plant: Pl
     assert summary.text == "It closes on 14 March." and summary.cut
 
 
+def test_a_summary_ends_where_it_says_a_sentence_again(model: Model, plant: Plant) -> None:
+    plant("It closes. Tickets cost 90 kronor. It closes. Tickets cost 90 kronor. It closes.")
+    summary = summarize(model, NEWS)
+    assert summary.text == "It closes. Tickets cost 90 kronor." and summary.cut
+
+
 def test_a_model_cannot_write_other_numbers(model: Model, plant: Plant) -> None:
     plant("It closes on 15 March and costs 90 kronor.")
     assert not {"15"} & set(numbers(summarize(model, NEWS).text))
@@ -226,6 +232,18 @@ def test_a_rewritten_text_keeps_its_names_and_numbers(model: Model, plant: Plant
     assert [part.unchanged for part in made.parts] == [False, True] and made.unchanged == 1
     assert "casual" in prompts[0] and len(prompts) == 3
     require_whole_progress(seen, made.text)
+
+
+def test_a_rewritten_text_that_grew_too_long_is_not_taken(model: Model, plant: Plant) -> None:
+    plant("Concisely said, the wing closes on 14 March.")
+    made = rewrite(model, "The wing closes on 14 March.", tone="concise")
+    assert made.text == "The wing closes on 14 March." and made.unchanged == 1
+
+
+def test_a_table_may_have_no_rows(model: Model, plant: Plant) -> None:
+    plant('{"rows": []}')
+    table = text_to_table(model, NEWS, columns=["What", "Cost"])
+    assert table.rows == () and table.complete and table.markdown().count("\n") == 2
 
 
 def test_a_long_text_is_rewritten_in_pieces(model: Model, plant: Plant) -> None:

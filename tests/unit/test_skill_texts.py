@@ -36,6 +36,19 @@ def test_sentences_are_exactly_the_text(text: str) -> None:
     assert "".join(sentences(text)) == text and all(sentences(text))
 
 
+def test_titles_and_initials_end_no_sentence() -> None:
+    assert sentences("Dr. Salas met Mrs. J. Berg. They spoke.") == ["Dr. Salas met Mrs. J. Berg. ", "They spoke."]
+
+
+def test_lines_end_sentences_unless_they_go_on() -> None:
+    assert sentences("It is red\nand blue. No.\n\nTom: x\nAnn: y") == [
+        "It is red\nand blue. ",
+        "No.\n\n",
+        "Tom: x\n",
+        "Ann: y",
+    ]
+
+
 def test_pieces_end_at_paragraphs_before_they_end_at_sentences() -> None:
     paragraphs = [f"Sentence {index} is here. It has another.\n\n" for index in range(6)]
     pieces = split("".join(paragraphs), 20, per_word)
@@ -58,14 +71,16 @@ def test_names_and_numbers() -> None:
     assert numbers(text) == ["1,200", "14:30", "2026-03-04"]
     assert names(text) == ["Anna", "Berg", "NATO", "Tom"]
     assert missing(text, "ANNA Berg of NATO pays 1,200 at 14:30") == ["2026-03-04", "Tom"]
+    assert missing("Tom is here.", "He is here.") == [], "a word with a capital begins every sentence"
+    assert missing("Tom is here.", "He is here.", names(text)) == ["Tom"], "but the document knows it as a name"
     assert invented(text, "It was Anna with 7 of Paris.") == ["7", "Paris"]
 
 
 def test_texts_with_other_numbers_do_not_match() -> None:
     pattern = re.compile(pattern_with_numbers_of("It costs 12 euros and 3.50, or 7-8."))
-    for right in ("It is 12.", "12 and 3.50 and 7-8", "None", "12 x"):
+    for right in ("It is 12.", "12 and 3.50 and 7-8", "None", "12 x", "At 12. Then 7-8.", "12, 3.50"):
         assert pattern.fullmatch(right), right
-    for wrong in ("It is 120.", "1", "3.5 x", "12%", "a\nb", " a", "", "**a**"):
+    for wrong in ("It is 120.", "1", "3.5 x", "12%", "12:3.50", "7-8-12", "12.7-8", "a\nb", " a", "", "**a**"):
         assert not pattern.fullmatch(wrong), wrong
     assert re.fullmatch(pattern_with_numbers_of("5 % of a"), "a 5%")
     assert re.fullmatch(pattern_with_numbers_of("none", lines=True), "a\nb")
