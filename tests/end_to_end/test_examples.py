@@ -60,6 +60,18 @@ def test_prefix(smollm2_bundle: Path) -> None:
     assert all(int(line.rpartition("(")[2].split()[0]) >= count for line in answers)
 
 
+def test_skills(smollm2_bundle: Path) -> None:
+    text = "\n".join(example("skills.py", smollm2_bundle))
+    assert "parts stayed as they were" in text and "| Pot | Litres | Euros |" in text
+    assert "| Osaka | 0.9 | 38 |" in text
+
+
+def test_moderation(smollm2_bundle: Path) -> None:
+    text = "\n".join(example("moderation.py", smollm2_bundle))
+    assert text.startswith("default: no moderation") and "Tokyo" in text
+    assert "prompt blocked: hate is HIGH" in text and "response blocked: violent is" in text
+
+
 def test_device_report(tiny: Path) -> None:
     lines = example("device_report.py", tiny / "bundle")
     assert any(line.startswith("device   CPUExecutionProvider: cpu") for line in lines)
