@@ -90,6 +90,18 @@ def test_tools(smollm2_bundle: Path, tmp_path: Path) -> None:
     assert roles.startswith("['user', 'assistant', 'tool'") and roles.endswith("'assistant']")
 
 
+def test_skills(smollm2_bundle: Path) -> None:
+    text = "\n".join(example("skills.py", smollm2_bundle))
+    assert "parts stayed as they were" in text and "| Pot | Litres | Euros |" in text
+    assert int(text.rsplit(" rows in ", 1)[0].rsplit("\n", 1)[-1]) >= 1
+
+
+def test_moderation(smollm2_bundle: Path) -> None:
+    text = "\n".join(example("moderation.py", smollm2_bundle))
+    assert text.startswith("default: no moderation") and "Tokyo" in text
+    assert "prompt blocked: hate is HIGH" in text and "response blocked: violent is" in text
+
+
 def test_device_report(tiny: Path) -> None:
     lines = example("device_report.py", tiny / "bundle")
     assert any(line.startswith("device   CPUExecutionProvider: cpu") for line in lines)
