@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 import edgephi
-from edgephi.commands import ai_hub, bench, chat, demo, devices, doctor, evaluate, export, generate, inspect, verify
+from edgephi.commands import (
+    ai_hub,
+    bench,
+    chat,
+    demo,
+    devices,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    serve,
+    verify,
+)
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
@@ -28,6 +41,7 @@ app.command("demo")(demo.demo)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
