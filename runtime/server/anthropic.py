@@ -116,9 +116,9 @@ class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
     stream: bool = False
     stop_sequences: Stops | None = None
-    temperature: float | None = Field(None, ge=0, le=1)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
+    temperature: float | None = Field(default=None, ge=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
     service_tier: Literal["auto", "standard_only"] = "auto"
 
 

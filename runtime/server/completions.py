@@ -34,10 +34,10 @@ class CompletionRequest(SamplingParameters):
 
     model: str
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: int | None = Field(default=None, ge=0, le=5)
     response_format: ResponseFormat | None = None
     n: Literal[1] = 1
     best_of: Literal[1] = 1

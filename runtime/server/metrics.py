@@ -17,24 +17,24 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        to = {"registry": self.registry}
-        self.requests = Counter("edgephi_requests", "Requests answered.", ["path", "status"], **to)
-        self.prompt_tokens = Counter("edgephi_prompt_tokens", "Tokens of prompts.", ["model"], **to)
+        to = self.registry
+        self.requests = Counter("edgephi_requests", "Requests answered.", ["path", "status"], registry=to)
+        self.prompt_tokens = Counter("edgephi_prompt_tokens", "Tokens of prompts.", ["model"], registry=to)
         self.cached_tokens = Counter(
-            "edgephi_cached_tokens", "Of those, found in the KV cache and not computed.", ["model"], **to
+            "edgephi_cached_tokens", "Of those, found in the KV cache and not computed.", ["model"], registry=to
         )
-        self.new_tokens = Counter("edgephi_generated_tokens", "Tokens of answers.", ["model"], **to)
-        self.answers = Counter("edgephi_answers", "Answers by how they ended.", ["model", "finish"], **to)
+        self.new_tokens = Counter("edgephi_generated_tokens", "Tokens of answers.", ["model"], registry=to)
+        self.answers = Counter("edgephi_answers", "Answers by how they ended.", ["model", "finish"], registry=to)
         self.first_token = Histogram(
-            "edgephi_time_to_first_token_seconds", "Prompt and first token.", buckets=_SECONDS, **to
+            "edgephi_time_to_first_token_seconds", "Prompt and first token.", buckets=_SECONDS, registry=to
         )
-        self.answer_seconds = Histogram("edgephi_answer_seconds", "Whole answers.", buckets=_SECONDS, **to)
-        self.loads = Counter("edgephi_model_loads", "Models loaded.", ["model"], **to)
-        self.load_seconds = Histogram("edgephi_model_load_seconds", "Loading a model.", buckets=_SECONDS, **to)
-        self.unloads = Counter("edgephi_model_unloads", "Models unloaded, and why.", ["model", "reason"], **to)
-        self.loaded = Gauge("edgephi_model_loaded", "Whether a model is in memory.", ["model"], **to)
-        self.running = Gauge("edgephi_requests_running", "Answers being computed.", **to)
-        self.waiting = Gauge("edgephi_requests_waiting", "Requests in the queue.", **to)
+        self.answer_seconds = Histogram("edgephi_answer_seconds", "Whole answers.", buckets=_SECONDS, registry=to)
+        self.loads = Counter("edgephi_model_loads", "Models loaded.", ["model"], registry=to)
+        self.load_seconds = Histogram("edgephi_model_load_seconds", "Loading a model.", buckets=_SECONDS, registry=to)
+        self.unloads = Counter("edgephi_model_unloads", "Models unloaded, and why.", ["model", "reason"], registry=to)
+        self.loaded = Gauge("edgephi_model_loaded", "Whether a model is in memory.", ["model"], registry=to)
+        self.running = Gauge("edgephi_requests_running", "Answers being computed.", registry=to)
+        self.waiting = Gauge("edgephi_requests_waiting", "Requests in the queue.", registry=to)
 
     def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Where the two gauges of requests are read."""

@@ -142,8 +142,8 @@ class ChatRequest(SamplingParameters):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -156,7 +156,7 @@ class ChatRequest(SamplingParameters):
     store: Literal[False] = False
     parallel_tool_calls: Literal[True] = True
     service_tier: Literal["auto", "default"] = "auto"
-    modalities: list[Literal["text"]] = Field(default_factory=lambda: ["text"])
+    modalities: list[Literal["text"]] | None = None
 
 
 def text_of(content: Content | None) -> str:

@@ -58,7 +58,7 @@ def document() -> dict[str, object]:
         paths[path] = {"post": {**operation, "requestBody": {"required": True, "content": body}}}
     for path, summary in LISTED.items():
         kind_of = "text/plain" if path == "/metrics" else "application/json"
-        done = {"description": "Done.", "content": {kind_of: {"schema": {}}}}
+        done: dict[str, object] = {"description": "Done.", "content": {kind_of: {"schema": {}}}}
         paths[path] = {"get": _operation(summary, path, "get", done)}
     paths["/v1/models/{model}"] = {"get": _with_name("model", "One model")}
     stored = {"get": _with_name("response_id", "A response"), "delete": _with_name("response_id", "Forget a response")}

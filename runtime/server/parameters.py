@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,16 +48,16 @@ class Strict(BaseModel):
 class SamplingParameters(Strict):
     """How an answer is decoded, as OpenAI's interfaces name it, and edgephi's own."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
-        Field(None, max_length=1024)
+        Field(default=None, max_length=1024)
     )
     stop: Stop | Stops | None = None
 
@@ -86,7 +86,7 @@ def refused(problem: ValidationError) -> RequestError:
     # of a value that may be of several types, what the last one says: the most structured one
     alike = [error for error in errors if error["loc"][:1] == first["loc"][:1]]
     deepest = first if at_top else max(alike, key=lambda error: len(error["loc"]))
-    name = ".".join(str(part) for part in deepest["loc"] if not _is_type(part))[:200] or "the request"
+    name = ".".join(_fields(deepest["loc"]))[:200] or "the request"
     top = str(first["loc"][0]) if first["loc"] else ""
     because = f": {WHY[top]}" if top in WHY else ""
     if deepest["type"] == "extra_forbidden":
@@ -109,13 +109,23 @@ def refused(problem: ValidationError) -> RequestError:
     )
 
 
-def _is_type(part: object) -> bool:
-    """Whether a part of a location names one of several types instead of a field."""
-    return isinstance(part, str) and (
-        part.startswith(("constrained-", "list[", "function-", "dict[")) or part in _TYPES
-    )
+def _fields(location: Sequence[str | int]) -> Iterator[str]:
+    """Of a location, what the client wrote: pydantic also names which of several types it tried."""
+    before: str | int = ""
+    for part in location:
+        is_tag = (isinstance(before, int) or before in _TAGGED) and part in _TAGS
+        is_type = isinstance(part, str) and (part in _TYPES or part.startswith(_SORTS))
+        if isinstance(part, int) or not (is_tag or is_type):
+            yield str(part)
+        before = part
 
 
+_TAGGED = frozenset({"response_format", "format"})
+"""Fields that are one of several types, told by `type`; so are parts of lists, by `type` or `role`."""
+_TAGS = frozenset(
+    {"system", "developer", "user", "assistant", "tool", "text", "tool_use", "tool_result"}
+    | {"json_schema", "json_object", "InputMessage", "InputCall", "InputResult"}
+)
 _SORTS = ("constrained-", "list[", "function-", "dict[")
 _TYPES = frozenset({"str", "int", "float", "bool", "[key]", "literal"})
 
@@ -144,7 +154,7 @@ def sampling_options(
         "repetition_penalty",
     ):
         if (value := getattr(parameters, name)) is not None:
-            options[name] = value  # type: ignore[literal-required]  # each is a field of both
+            options[name] = value
     if parameters.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in parameters.logit_bias.items()}
     if parameters.stop:

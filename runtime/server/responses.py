@@ -113,7 +113,7 @@ class ResponsesRequest(SamplingParameters):
     input: str | list[InputMessage | InputCall | InputResult] = Field(min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
     stream: bool = False
     store: bool = True
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(

@@ -21,7 +21,7 @@ class TokenizeRequest(Strict):
 
     model: str
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
 
 
