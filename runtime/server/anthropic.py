@@ -41,7 +41,6 @@ class TextBlock(Strict):
     type: Literal["text"]
     text: str
     cache_control: CacheControl | None = None
-    citations: None = None
 
 
 class ToolUseBlock(Strict):
@@ -52,7 +51,6 @@ class ToolUseBlock(Strict):
     name: str
     input: dict[str, Any]
     cache_control: CacheControl | None = None
-    caller: None = None
 
 
 class ToolResultBlock(Strict):

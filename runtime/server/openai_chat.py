@@ -50,6 +50,8 @@ class CalledFunction(Strict):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """What a client's own parser made of them; the text counts."""
 
 
 class CallPart(Strict):
@@ -79,14 +81,13 @@ class UserMessage(Strict):
 
 
 class AssistantMessage(Strict):
-    """What the model said. Fields that are null in an answer may come back."""
+    """What the model said."""
 
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: list[CallPart] | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
+    parsed: Any = None
+    """What a client's own parser made of the text; the text counts."""
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 

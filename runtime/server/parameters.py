@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgephi.runtime.sampling import LONGEST_STOP, MOST_LOGPROBS, MOST_STOPS, SamplingOptions
 from edgephi.runtime.server.errors import RequestError
@@ -40,9 +40,15 @@ Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
 
 
 class Strict(BaseModel):
-    """A part of a request: fields that it does not know are refused, values are not converted."""
+    """A part of a request: fields that it does not know are refused, values are not converted. A field that is null
+    asks for nothing, so it counts as not given; what a client gives back of an answer has many."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: object) -> object:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class SamplingParameters(Strict):
@@ -66,13 +72,13 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
 
 
 def parse(kind: type[Parsed], body: Mapping[str, object]) -> Parsed:
-    """A request of this kind. A field that is null counts as not given.
+    """A request of this kind.
 
     Raises:
         RequestError: a field that is not supported, or a value that is not; the field is named.
     """
     try:
-        return kind.model_validate({name: value for name, value in body.items() if value is not None})
+        return kind.model_validate(body)
     except ValidationError as problem:
         raise refused(problem) from None
 
@@ -124,7 +130,7 @@ _TAGGED = frozenset({"response_format", "format"})
 """Fields that are one of several types, told by `type`; so are parts of lists, by `type` or `role`."""
 _TAGS = frozenset(
     {"system", "developer", "user", "assistant", "tool", "text", "tool_use", "tool_result"}
-    | {"json_schema", "json_object", "InputMessage", "InputCall", "InputResult"}
+    | {"json_schema", "json_object", "message", "function_call", "function_call_output"}
 )
 _SORTS = ("constrained-", "list[", "function-", "dict[")
 _TYPES = frozenset({"str", "int", "float", "bool", "[key]", "literal"})

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -47,6 +47,8 @@ class InputText(Strict):
     text: str
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
+    """What a client's own parser made of the text; the text counts."""
 
 
 class InputMessage(Strict):
@@ -57,7 +59,6 @@ class InputMessage(Strict):
     content: str | list[InputText]
     id: str | None = None
     status: str | None = None
-    phase: None = None
 
 
 class InputCall(Strict):
@@ -69,7 +70,7 @@ class InputCall(Strict):
     arguments: str
     id: str | None = None
     status: str | None = None
-    namespace: None = None
+    parsed_arguments: Any = None
 
 
 class InputResult(Strict):
@@ -80,6 +81,19 @@ class InputResult(Strict):
     output: str | list[InputText]
     id: str | None = None
     status: str | None = None
+
+
+def _kind(item: object) -> object:
+    """Of an item: a message need not say that it is one."""
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[InputCall, Tag("function_call")]
+    | Annotated[InputResult, Tag("function_call_output")],
+    Discriminator(_kind),
+]
 
 
 class ResponseTool(Function):
@@ -110,7 +124,7 @@ class ResponsesRequest(SamplingParameters):
     """A request of `/v1/responses`."""
 
     model: str
-    input: str | list[InputMessage | InputCall | InputResult] = Field(min_length=1)
+    input: str | list[InputItem] = Field(min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)

@@ -1,5 +1,7 @@
 """The official clients of OpenAI and Anthropic against a server on the loopback."""
 
+# ruff: noqa: E402 - what is not installed skips these tests before it is imported
+
 from __future__ import annotations
 
 import json
@@ -353,6 +355,7 @@ def test_errors_in_the_middle_of_a_stream_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from edgephi.errors import EngineError
+
     steps = 0
 
     def fail(self: Reciter, choose: Any) -> int:
