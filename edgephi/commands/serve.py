@@ -72,7 +72,8 @@ def serve(
         if missing.name is None or missing.name.partition(".")[0] == "edgephi":
             raise
         raise UsageError(
-            f"the server needs the package {missing.name}", remedy='Install it: pip install "edgephi[server]"'
+            f"the server needs the package {missing.name.partition('.')[0]}",
+            remedy='Install it: pip install "edgephi[server]"',
         ) from missing
     from edgephi.runtime.server.settings import read_api_keys
 

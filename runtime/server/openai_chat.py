@@ -158,13 +158,17 @@ class ChatRequest(SamplingParameters):
     parallel_tool_calls: Literal[True] = True
     service_tier: Literal["auto", "default"] = "auto"
     modalities: list[Literal["text"]] | None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    # labels of the caller's own, which change no answer
+    user: str | None = Field(default=None, max_length=512)
+    prompt_cache_key: str | None = Field(default=None, max_length=512)
 
 
 def text_of(content: Content | None) -> str:
-    """A message's text; parts are joined."""
+    """A message's text; parts stand on lines of their own."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.text for part in content)
+    return "\n".join(part.text for part in content)
 
 
 def read_messages(messages: Sequence[ChatMessage]) -> list[Message]:

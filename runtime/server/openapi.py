@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-import edgephi
 from edgephi.runtime.server.anthropic import CountRequest, MessagesRequest
 from edgephi.runtime.server.completions import CompletionRequest
 from edgephi.runtime.server.openai_chat import ChatRequest
@@ -65,7 +65,7 @@ def document() -> dict[str, object]:
     paths["/v1/responses/{response_id}"] = stored
     return {
         "openapi": "3.1.0",
-        "info": {"title": "edgephi", "version": edgephi.__version__},
+        "info": {"title": "edgephi", "version": version("edgephi")},
         "paths": paths,
         "components": {
             "schemas": {**schemas["$defs"], "Error": _ERROR},

@@ -29,9 +29,9 @@ WHY: Mapping[str, str] = {
     "conversation": "previous_response_id goes on with a conversation",
     "truncation": "a conversation that is too long is an error",
     "parallel_tool_calls": "a model decides itself how many tools it calls",
-    "user": "users are not told apart",
-    "safety_identifier": "users are not told apart",
-    "prompt_cache_key": "prompts that begin alike share their keys and values without it",
+    "safety_identifier": "nothing here looks for users who misuse a model",
+    "metadata": "nothing is stored that it could describe",
+    "prompt_cache_retention": "how long a beginning is kept is not promised",
 }
 """Of parameters of the original interfaces that are not supported, or not every value of them."""
 
@@ -66,6 +66,10 @@ class SamplingParameters(Strict):
         Field(default=None, max_length=1024)
     )
     stop: Stop | Stops | None = None
+    dry_multiplier: float | None = Field(default=None, ge=0, le=100)
+    dry_base: float | None = Field(default=None, ge=1, le=10)
+    dry_allowed_length: int | None = Field(default=None, ge=1, le=2**31)
+    stop_repetition: bool | None = None
 
 
 TopLogprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
@@ -158,6 +162,10 @@ def sampling_options(
         "presence_penalty",
         "frequency_penalty",
         "repetition_penalty",
+        "dry_multiplier",
+        "dry_base",
+        "dry_allowed_length",
+        "stop_repetition",
     ):
         if (value := getattr(parameters, name)) is not None:
             options[name] = value

@@ -195,7 +195,7 @@ def test_a_pydantic_model_is_parsed(gpt: openai.OpenAI, planted: list[str]) -> N
     ("options", "param"),
     [
         ({"n": 2}, "n"),
-        ({"user": "me"}, "user"),
+        ({"safety_identifier": "me"}, "safety_identifier"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"temperature": -1}, "temperature"),
@@ -217,6 +217,15 @@ def test_what_is_not_supported_is_refused_by_name(gpt: openai.OpenAI, options: d
         gpt.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **options})
     assert refused.value.param == param
     assert param.split(".")[-1] in refused.value.message
+
+
+def test_the_request_has_the_parameters_of_the_table() -> None:
+    """`docs/openai-parameters.md` is made from that table."""
+    table = pytest.importorskip("edgephi.runtime.openai_parameters")
+    from edgephi.runtime.server.openai_chat import ChatRequest
+
+    taken = {row.name for row in (*table.PARAMETERS, *table.EXTENSIONS) if row.support != "refused"}
+    assert set(ChatRequest.model_fields) == taken
 
 
 def test_errors_of_the_model_and_of_names(gpt: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""1,000 requests that no client should send: none is answered with status 500, none hangs, and the memory stays flat."""
+"""1,000 requests that no client should send: none gets status 500, none hangs, and the memory stays flat."""
 
 from __future__ import annotations
 

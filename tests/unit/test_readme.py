@@ -29,6 +29,7 @@ HEAVY = (
     "edgephi.benchmarks.studies.npu_build",
     "edgephi.benchmarks.studies.npu_quality",
     "edgephi.benchmarks.studies.og_overhead",
+    "edgephi.benchmarks.studies.server_load",
     "edgephi.benchmarks.studies.spinning",
 )
 """What marks a command that is only checked with --help."""
