@@ -7,7 +7,8 @@
 the reference. Then several ask for some time, in an order of their own, and a third of the requests are left midway.
 Answers to the end are compared with their reference, and those that were left with its beginning. Where two tokens are
 nearly as likely, a batch may choose the other one: such an answer is counted as `differs`, and as `mixed up` if it goes
-on like the reference of another request.
+on like the reference of another request. A prompt whose beginning is found in the prefix cache may choose the other one
+too, so the server has no such cache here, unless --prefix-cache says otherwise.
 
 With --llama-python the same requests go to llama.cpp's server (llama-cpp-python[server] of that interpreter) on --gguf,
 whose answers are compared with its own references.
@@ -164,7 +165,7 @@ def compared(text: str, own: str, others: Sequence[str], *, left: bool) -> str:
 
 
 def alone(port: int, model: str, requests: Sequence[Ask]) -> tuple[Outcome, dict[Ask, str]]:
-    """Every request by itself, twice: the second time is measured, with what the first left in the prefix cache."""
+    """Every request by itself, twice; the second time is measured and compared with the first."""
     lock, references = threading.Lock(), dict[Ask, str]()
     for ask in requests:
         references[ask] = one(port, model, ask, None, Outcome(), lock)
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--parallel", type=int, default=4, help="answers that edgephi computes at the same time")
     parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--prefix-cache", type=int, default=0, metavar="MIB")
     parser.add_argument("--llama-python", metavar="INTERPRETER", help="one that has llama-cpp-python[server]")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same weights for llama.cpp")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -272,6 +274,7 @@ def main() -> None:
     load_before = psutil.getloadavg()
     command = [sys.executable, "-m", "edgephi", "serve", f"m={given.folder}", "--port", "0", "--idle", "0"]
     command += ["--parallel", str(given.parallel), "--queue", str(given.queue)]
+    command += ["--prefix-cache", str(given.prefix_cache)]
     with process(command, tells=True) as (seen, line):
         found = re.match(r"http://127\.0\.0\.1:(\d+)/", line)
         if found is None:

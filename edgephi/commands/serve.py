@@ -47,6 +47,16 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more gets status 429.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 4096,
     answer_timeout: Annotated[float, typer.Option(min=1, help="Longest time of an answer, in seconds.")] = 600.0,
+    prefix_cache: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            min=0,
+            help="Memory for the beginnings of prompts, of each model; 0: none, so that an answer never depends on "
+            "earlier ones. Left out, a sixteenth of the machine's, at most 2048.",
+            show_default=False,
+        ),
+    ] = None,
     idle: Annotated[
         float, typer.Option(min=0, help="Seconds after which a model nobody asks is unloaded; 0: never.")
     ] = 300.0,
@@ -94,7 +104,14 @@ def serve(
     def loader(folder: Path) -> Callable[[], Model]:
         from edgephi.runtime.model import load
 
-        return lambda: load(folder, device, fallback=fallback, engine=engine, max_parallel=parallel)
+        return lambda: load(
+            folder,
+            device,
+            fallback=fallback,
+            engine=engine,
+            max_parallel=parallel,
+            prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
+        )
 
     folders = dict(map(_named, models))
     if len(folders) < len(models):
