@@ -24,7 +24,7 @@ from edgephi.runtime.server.conversation import (
 from edgephi.runtime.server.errors import fault
 from edgephi.runtime.server.limits import read_json
 from edgephi.runtime.server.parameters import SamplingParameters as _SamplingParameters
-from edgephi.runtime.server.parameters import Stops, Strict, parse, sampling_options
+from edgephi.runtime.server.parameters import Stops, Strict, Temperature, parse, sampling_options
 from edgephi.runtime.server.service import Answering, Service, finish
 
 
@@ -114,7 +114,7 @@ class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
     stream: bool = False
     stop_sequences: Stops | None = None
-    temperature: float | None = Field(default=None, ge=0, le=1)
+    temperature: Annotated[Temperature, Field(le=1)] | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=2**31)
     service_tier: Literal["auto", "standard_only"] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
 
@@ -29,8 +29,6 @@ from edgephi.runtime.server.settings import ServerSettings
 
 PAGE = Path(__file__).parent / "page"
 """Static files of the page at `/`; they need no key, because they hold nothing but the page."""
-GONE = 499
-"""What the client of a closed connection would get."""
 
 
 def create_app(models: Mapping[str, Source], settings: ServerSettings | None = None) -> Starlette:
@@ -74,7 +72,6 @@ def create_app(models: Mapping[str, Source], settings: ServerSettings | None = N
         exception_handlers={
             EdgephiError: _refuse,
             MemoryError: _refuse,
-            ClientGone: _gone,
             HTTPException: _no_route,
         },
     )
@@ -115,7 +112,10 @@ class Border:
                     added["vary"] = "Origin"
                 if self._service.draining:
                     added["connection"] = "close"
-            await send(message)
+            try:
+                await send(message)
+            except Exception as problem:  # the bytes that came were no HTTP, and the connection is given up
+                raise ClientGone from problem
 
         try:
             if scope["path"] != "/health":
@@ -127,14 +127,18 @@ class Border:
                     await _preflight()(scope, receive, sending)
                     return
             await self._app(scope, receive, sending)
+        except ClientGone:
+            pass  # nobody would read it
         except RequestError as error:
-            await _shown(scope["path"], fault(error))(scope, receive, sending)
+            with suppress(ClientGone):
+                await _shown(scope["path"], fault(error))(scope, receive, sending)
         except Exception as error:
             # the client is told the class alone; whoever runs the server needs more
             said = printable(one_line(error))
             print(f"unexpected {type(error).__name__} at {_route(scope)}: {said}", file=sys.stderr, flush=True)
             if not begun:
-                await _shown(scope["path"], fault(error))(scope, receive, sending)
+                with suppress(ClientGone):
+                    await _shown(scope["path"], fault(error))(scope, receive, sending)
 
 
 _ROUTES = (
@@ -177,10 +181,6 @@ def _shown(path: str, told: Fault) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     return _shown(request.url.path, fault(error))
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=GONE)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgephi.runtime.sampling import LONGEST_STOP, MOST_LOGPROBS, MOST_STOPS, SamplingOptions
 from edgephi.runtime.server.errors import RequestError
@@ -51,17 +51,28 @@ class Strict(BaseModel):
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
+def _divisor(temperature: float) -> float:
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"give 0, or {LEAST_TEMPERATURE} and more")
+    return temperature
+
+
+LEAST_TEMPERATURE = 1e-6
+"""Logits divided by less are no float32 any more."""
+Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_divisor)]
+
+
 class SamplingParameters(Strict):
     """How an answer is decoded, as OpenAI's interfaces name it, and edgephi's own."""
 
-    temperature: float | None = Field(default=None, ge=0, le=100)
+    temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=2**31)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
         Field(default=None, max_length=1024)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -35,6 +36,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 log_config=None,
+                log_level=logging.CRITICAL,  # what strangers send is no news; faults are printed by the application
                 access_log=False,
                 http="h11",
                 ws="none",

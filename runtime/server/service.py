@@ -101,9 +101,9 @@ class Service:
             if alarm is not None:
                 alarm.cancel()
             self._running.discard(generation)
-            self.metrics.count(name, answer)
             self.pool.release(name)
             self.gate.leave(time.monotonic() - entered)
+            self.metrics.count(name, answer)
 
         generation = Answering(model, ask, ended)
         self._running.add(generation)

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,9 +43,11 @@ QUESTION: Any = [{"role": "user", "content": "How are you?"}]
 
 @pytest.fixture(scope="module", params=[HERMES, PHI_4_MINI], ids=["hermes", "phi"])
 def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, hermes_bundle: Path
 ) -> Iterator[tuple[Running, Planted, ToolFormat]]:
-    planted = Planted(bundle_with(TEMPLATES[request.param], tmp_path_factory.mktemp("served")))
+    own = request.param is not HERMES
+    folder = bundle_with(TEMPLATES[request.param], tmp_path_factory.mktemp("served")) if own else hermes_bundle
+    planted = Planted(folder)
     with serving({"tiny": planted}) as running:
         yield running, planted, request.param
 
@@ -199,6 +202,8 @@ def test_a_pydantic_model_is_parsed(gpt: openai.OpenAI, planted: list[str]) -> N
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e-9}, "temperature"),
+        ({"extra_body": {"repetition_penalty": 5e-324}}, "repetition_penalty"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"extra_body": {"mirostat": 2}}, "mirostat"),
         ({"response_format": {"type": "grammar"}}, "response_format"),

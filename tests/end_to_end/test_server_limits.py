@@ -22,8 +22,7 @@ import httpx
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.model import Model
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
-from edgephi.runtime.tool_formats import HERMES
-from tests.end_to_end.test_tools import TEMPLATES, Reciter, bundle_with
+from tests.end_to_end.test_tools import Reciter
 from tests.serving import Planted, Running, serving
 
 KEY = "a-key-of-22-characters"
@@ -31,8 +30,8 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return Planted(bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("limits")))
+def planted(hermes_bundle: Path) -> Planted:
+    return Planted(hermes_bundle)
 
 
 @pytest.fixture(scope="module")

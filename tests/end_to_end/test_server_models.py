@@ -21,15 +21,8 @@ import psutil
 import edgephi
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.server import models as server_models
-from edgephi.runtime.tool_formats import HERMES
-from tests.end_to_end.test_tools import TEMPLATES, bundle_with
 from tests.serving import Running, serving
 from tests.tiny_phi import PHI_3, tiny_phi
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("models"))
 
 
 def ask(running: Running, model: str, **more: Any) -> httpx.Response:
@@ -63,8 +56,8 @@ class Unloads:
             assert self._changed.wait_for(lambda: len(self.reasons) >= count, 20), self.reasons
 
 
-def test_a_model_sleeps_wakes_and_sleeps_again(bundle: Path) -> None:
-    with serving({"a": bundle, "b": bundle}, idle_s=0.5) as running:
+def test_a_model_sleeps_wakes_and_sleeps_again(hermes_bundle: Path) -> None:
+    with serving({"a": hermes_bundle, "b": hermes_bundle}, idle_s=0.5) as running:
         unloads = Unloads(running)
         for path in ("/health", "/metrics", "/v1/models", "/v1/models/a", "/openapi.json"):
             assert httpx.get(running.url + path).status_code == 200
@@ -82,21 +75,21 @@ def test_a_model_sleeps_wakes_and_sleeps_again(bundle: Path) -> None:
         assert 'edgephi_model_unloads_total{model="a",reason="idle"} 2.0' in httpx.get(f"{running.url}/metrics").text
 
 
-def test_a_model_in_use_is_not_unloaded(bundle: Path) -> None:
-    with serving({"a": bundle}, idle_s=0.05) as running:
+def test_a_model_in_use_is_not_unloaded(hermes_bundle: Path) -> None:
+    with serving({"a": hermes_bundle}, idle_s=0.05) as running:
         unloads = Unloads(running)
         answered = ask(running, "a", max_tokens=400, temperature=2, seed=1, logit_bias={"2": -100})
         assert answered.json()["usage"]["completion_tokens"] == 400
         unloads.wait(1)
 
 
-def test_many_who_ask_at_once_load_it_once(bundle: Path) -> None:
+def test_many_who_ask_at_once_load_it_once(hermes_bundle: Path) -> None:
     loads = []
 
     def slow() -> Model:
         loads.append(1)
         time.sleep(0.3)
-        return load(bundle, threads=1, max_parallel=4)
+        return load(hermes_bundle, threads=1, max_parallel=4)
 
     with serving({"a": slow}) as running:
         statuses: list[int] = []
@@ -110,14 +103,14 @@ def test_many_who_ask_at_once_load_it_once(bundle: Path) -> None:
         assert httpx.get(f"{running.url}/health").json()["running"] == 0
 
 
-def test_a_load_that_fails_is_tried_again(bundle: Path) -> None:
+def test_a_load_that_fails_is_tried_again(hermes_bundle: Path) -> None:
     tries = []
 
     def at_second() -> Model:
         tries.append(1)
         if len(tries) == 1:
             raise edgephi.EdgephiError("not yet", remedy="Try again")
-        return load(bundle, threads=1)
+        return load(hermes_bundle, threads=1)
 
     with serving({"a": at_second}) as running:
         assert ask(running, "a").status_code == 500
@@ -125,10 +118,10 @@ def test_a_load_that_fails_is_tried_again(bundle: Path) -> None:
         assert ask(running, "a").status_code == 200
 
 
-def test_models_that_rest_give_their_memory_to_others(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_rest_give_their_memory_to_others(hermes_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [10**12]
     monkeypatch.setattr(server_models, "available_bytes", lambda: free[0])
-    with serving({"a": bundle, "b": bundle, "c": bundle}, idle_s=0, pressure_s=0.1) as running:
+    with serving({"a": hermes_bundle, "b": hermes_bundle, "c": hermes_bundle}, idle_s=0, pressure_s=0.1) as running:
         unloads = Unloads(running)
         assert [ask(running, name).status_code for name in "ab"] == [200, 200]
         free[0] = 10**8
@@ -142,9 +135,9 @@ def test_models_that_rest_give_their_memory_to_others(bundle: Path, monkeypatch:
         assert refused.headers["retry-after"] == "30"
 
 
-def test_a_folder_that_vanishes(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_that_vanishes(hermes_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(bundle, folder)
+    shutil.copytree(hermes_bundle, folder)
     with serving({"a": folder, "damaged": tmp_path}, idle_s=0.3) as running:
         unloads = Unloads(running)
         assert ask(running, "a").status_code == 200
@@ -156,7 +149,7 @@ def test_a_folder_that_vanishes(bundle: Path, tmp_path: Path) -> None:
         assert "the folder of the model 'a' is gone" in gone.json()["error"]["message"]
         damaged = ask(running, "damaged")
         assert (damaged.status_code, damaged.json()["error"]["code"]) == (503, "model_unusable")
-        shutil.copytree(bundle, folder)
+        shutil.copytree(hermes_bundle, folder)
         assert ask(running, "a").status_code == 200
 
 
@@ -166,8 +159,8 @@ def children() -> Iterator[psutil.Process]:
             yield child
 
 
-def test_a_child_process_that_is_killed_is_started_again(bundle: Path) -> None:
-    with serving({"a": bundle}) as running:
+def test_a_child_process_that_is_killed_is_started_again(hermes_bundle: Path) -> None:
+    with serving({"a": hermes_bundle}) as running:
         first = ask(running, "a")
         killed = list(children())
         assert killed
@@ -243,8 +236,9 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def test_memory_stays_flat_over_loads(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving({"a": bundle}, idle_s=0) as running:
+@pytest.mark.slow
+def test_memory_stays_flat_over_loads(hermes_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({"a": hermes_bundle}, idle_s=0) as running:
         unload: Callable[[], Any] = lambda: pool_unload(running)  # noqa: E731
         for _ in range(3):
             ask(running, "a")

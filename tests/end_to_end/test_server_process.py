@@ -25,17 +25,9 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
 import httpx
 import psutil
 
-from edgephi.runtime.tool_formats import HERMES
-from tests.end_to_end.test_tools import TEMPLATES, bundle_with
-
 PROJECT = Path(__file__).resolve().parents[2]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hm"}], "max_tokens": 3}
 LONG = {**CHAT, "max_tokens": 2000, "temperature": 2, "seed": 1, "logit_bias": {"2": -100}, "stream": True}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("process"))
 
 
 @contextmanager
@@ -53,8 +45,11 @@ def started(*arguments: str, stderr: int | None = None) -> Iterator[tuple[subpro
             process.kill()
 
 
-def test_it_rests_quietly_and_gives_its_memory_back(bundle: Path) -> None:
-    with started(f"m={bundle}", "--idle", "1") as (process, url), httpx.Client(base_url=url, timeout=60) as client:
+def test_it_rests_quietly_and_gives_its_memory_back(hermes_bundle: Path) -> None:
+    with (
+        started(f"m={hermes_bundle}", "--idle", "1") as (process, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         seen = psutil.Process(process.pid)
         before = seen.memory_info().rss
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
@@ -73,8 +68,8 @@ def test_it_rests_quietly_and_gives_its_memory_back(bundle: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_sigterm_lets_answers_finish(bundle: Path) -> None:
-    with started(f"m={bundle}", "--drain", "60") as (process, url):
+def test_sigterm_lets_answers_finish(hermes_bundle: Path) -> None:
+    with started(f"m={hermes_bundle}", "--drain", "60") as (process, url):
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, timeout=60) as answered:
             lines = answered.iter_lines()
             next(lines)
@@ -88,8 +83,8 @@ def test_sigterm_lets_answers_finish(bundle: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_an_answer_that_takes_longer_than_the_end_may_is_told_so(bundle: Path) -> None:
-    with started(f"m={bundle}", "--drain", "0.3") as (process, url):
+def test_an_answer_that_takes_longer_than_the_end_may_is_told_so(hermes_bundle: Path) -> None:
+    with started(f"m={hermes_bundle}", "--drain", "0.3") as (process, url):
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, timeout=60) as answered:
             lines = answered.iter_lines()
             next(lines)
@@ -102,8 +97,8 @@ def test_an_answer_that_takes_longer_than_the_end_may_is_told_so(bundle: Path) -
         assert time.monotonic() - began < 10
 
 
-def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
-    with started(f"m={bundle}", "--drain", "60") as (process, url):
+def test_a_second_signal_ends_it_at_once(hermes_bundle: Path) -> None:
+    with started(f"m={hermes_bundle}", "--drain", "60") as (process, url):
         heard = threading.Event()
 
         def listen() -> None:
@@ -125,8 +120,11 @@ def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
-def test_a_full_disk_behind_its_messages_changes_nothing(bundle: Path) -> None:
-    with open("/dev/full", "w") as full, started(f"m={bundle}", f"none={PROJECT}", stderr=full.fileno()) as (_, url):  # noqa: PTH123
+def test_a_full_disk_behind_its_messages_changes_nothing(hermes_bundle: Path) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        started(f"m={hermes_bundle}", f"none={PROJECT}", stderr=full.fileno()) as (_, url),
+    ):
         assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
         refused = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "model": "none"}, timeout=60)
         assert refused.status_code == 503
@@ -138,12 +136,20 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
 
 
-def test_what_cannot_be_served_is_told(bundle: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_told(hermes_bundle: Path, tmp_path: Path) -> None:
     cases = {
-        (f"{bundle}", "--host", "0.0.0.0"): "there is no API key",
+        (f"{hermes_bundle}", "--host", "0.0.0.0"): "there is no API key",
         (f"{tmp_path}/none",): "there is no folder",
-        (f"a={bundle}", f"a={bundle}"): "two models have one name",
-        (f"{bundle}", "--host", "203.0.113.1", "--port", "0", "--api-keys", f"{tmp_path}/keys"): "nothing can listen",
+        (f"a={hermes_bundle}", f"a={hermes_bundle}"): "two models have one name",
+        (
+            f"{hermes_bundle}",
+            "--host",
+            "203.0.113.1",
+            "--port",
+            "0",
+            "--api-keys",
+            f"{tmp_path}/keys",
+        ): "nothing can listen",
     }
     (tmp_path / "keys").write_text("a-key-of-22-characters\n")
     (tmp_path / "keys").chmod(0o600)
@@ -153,9 +159,9 @@ def test_what_cannot_be_served_is_told(bundle: Path, tmp_path: Path) -> None:
         assert said in done.stderr
 
 
-def test_without_the_extra_it_says_what_to_install(bundle: Path, tmp_path: Path) -> None:
+def test_without_the_extra_it_says_what_to_install(hermes_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['starlette'] = None\n")
-    done = run(str(bundle), environment={"PYTHONPATH": str(tmp_path)})
+    done = run(str(hermes_bundle), environment={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
     assert done.stderr == (
         'error: the server needs the package starlette. Install it: pip install "edgephi[server]".\n'
@@ -169,11 +175,11 @@ def curls() -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_lines_of_the_documentation_run(bundle: Path, tmp_path: Path) -> None:
+def test_the_curl_lines_of_the_documentation_run(hermes_bundle: Path, tmp_path: Path) -> None:
     lines = curls()
     assert len(lines) >= 8
     answered: dict[str, str] = {}
-    with started(f"phi4-mini={bundle}") as (_, url):
+    with started(f"phi4-mini={hermes_bundle}") as (_, url):
         for line in lines:
             words = shlex.split(line.replace("http://127.0.0.1:8080", url))
             if "RESPONSE_ID" in line:
