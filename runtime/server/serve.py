@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 
 import uvicorn
@@ -122,6 +123,8 @@ def serve(app: Starlette, *, on_start: Callable[[str], None]) -> None:
     Raises:
         UsageError: the address cannot be used.
     """
+    for library in ("onnxruntime", "tokenizers"):  # once, so that the first answer does not wait for it
+        import_module(library)
     server = Server(app)
     settings = server.service.settings
     with listen(settings.host, settings.port) as listening:
