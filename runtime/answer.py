@@ -230,6 +230,16 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def finished(self) -> bool:
         return self._answer is not None or self._failure is not None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prompt.tokens)
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]:
+        """Of the tokens so far, if they were asked for."""
+        return self._choose.logprobs
+
     def _advance(self) -> str:
         """One token further, or several that need no step; the text they complete."""
         started = perf_counter()

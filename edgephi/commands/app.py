@@ -30,6 +30,7 @@ from edgephi.commands import (
     pull,
     remove,
     run,
+    serve,
     verify,
 )
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
@@ -53,6 +54,7 @@ app.command("cache")(cache.cache)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)

@@ -35,6 +35,7 @@ HEAVY = (
     "edgephi.benchmarks.studies.npu_quality",
     "edgephi.benchmarks.studies.og_overhead",
     "edgephi.benchmarks.studies.skills",
+    "edgephi.benchmarks.studies.server_load",
     "edgephi.benchmarks.studies.spinning",
 )
 """What marks a command that is only checked with --help."""

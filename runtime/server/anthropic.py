@@ -1,0 +1,278 @@
+"""Anthropic's messages: `POST /v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgephi.runtime.answer import Answer
+from edgephi.runtime.server import sse
+from edgephi.runtime.server.conversation import (
+    Conversation,
+    Message,
+    TextBeforeCalls,
+    call_arguments,
+    for_template,
+    text_before_calls,
+    timings,
+)
+from edgephi.runtime.server.errors import fault
+from edgephi.runtime.server.limits import read_json
+from edgephi.runtime.server.parameters import SamplingParameters as _SamplingParameters
+from edgephi.runtime.server.parameters import Stops, Strict, Temperature, parse, sampling_options
+from edgephi.runtime.server.service import Answering, Service, finish
+
+
+class CacheControl(Strict):
+    """Asks for what happens anyway: prompts that begin alike share their keys and values."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextBlock(Strict):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+
+
+class ToolUseBlock(Strict):
+    """A call that an assistant's message has."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+
+
+class ToolResultBlock(Strict):
+    """What a tool gave back."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: bool = False
+    cache_control: CacheControl | None = None
+
+
+Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+
+
+class AnthropicMessage(Strict):
+    """A turn."""
+
+    role: Literal["user", "assistant"]
+    content: str | list[Block]
+
+
+class AnthropicTool(Strict):
+    """A tool that the model may call."""
+
+    name: str = Field(min_length=1, max_length=128)
+    description: str = ""
+    input_schema: dict[str, Any]
+    type: Literal["custom"] = "custom"
+    cache_control: CacheControl | None = None
+
+
+class ToolChoice(Strict):
+    """Whether it may or has to."""
+
+    type: Literal["auto", "any", "none", "tool"]
+    name: str | None = None
+    disable_parallel_tool_use: Literal[False] = False
+
+
+class Disabled(Strict):
+    """Of `thinking`."""
+
+    type: Literal["disabled"]
+
+
+class CountRequest(Strict):
+    """A request of `/v1/messages/count_tokens`."""
+
+    model: str
+    messages: list[AnthropicMessage] = Field(min_length=1)
+    system: str | list[TextBlock] | None = None
+    tools: list[AnthropicTool] = Field(default_factory=list, max_length=128)
+    tool_choice: ToolChoice | None = None
+    thinking: Disabled | None = None
+
+
+class MessagesRequest(CountRequest):
+    """A request of `/v1/messages`."""
+
+    max_tokens: int = Field(ge=1)
+    stream: bool = False
+    stop_sequences: Stops | None = None
+    temperature: Annotated[Temperature, Field(le=1)] | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    service_tier: Literal["auto", "standard_only"] = "auto"
+
+
+def _text(content: str | Sequence[object] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(block.text for block in content if isinstance(block, TextBlock))
+
+
+def read_messages(request: CountRequest) -> list[Message]:
+    """Messages as `Conversation` has them: results of tools become turns of their own."""
+    made: list[Message] = [{"role": "system", "content": _text(request.system)}] if request.system else []
+    for message in request.messages:
+        blocks = [] if isinstance(message.content, str) else message.content
+        made += [
+            {"role": "tool", "content": _text(block.content), "tool_call_id": block.tool_use_id}
+            for block in blocks
+            if isinstance(block, ToolResultBlock)
+        ]
+        calls = [
+            {"id": block.id, "name": block.name, "arguments": block.input}
+            for block in blocks
+            if isinstance(block, ToolUseBlock)
+        ]
+        if calls:
+            made.append({"role": message.role, "content": _text(message.content), "tool_calls": calls})
+        elif not blocks or any(isinstance(block, TextBlock) for block in blocks):
+            made.append({"role": message.role, "content": _text(message.content)})
+    return made
+
+
+def _tools(request: CountRequest) -> list[dict[str, object]]:
+    if request.tool_choice is not None and request.tool_choice.type == "none":
+        return []
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+        }
+        for tool in request.tools
+    ]
+
+
+def read_conversation(request: MessagesRequest, service: Service) -> Conversation:
+    """What a request asks.
+
+    Raises:
+        RequestError: more tokens than the server allows.
+    """
+    parameters = _SamplingParameters(
+        temperature=request.temperature, top_p=request.top_p, top_k=request.top_k, stop=request.stop_sequences or None
+    )
+    choice, tools = "auto", _tools(request)
+    if request.tool_choice is not None and tools:
+        named = request.tool_choice.name or ""
+        choice = {"any": "required", "tool": named}.get(request.tool_choice.type, "auto")
+    sampling = sampling_options(parameters, service.settings, request.max_tokens)
+    return Conversation(read_messages(request), sampling, tools, choice)
+
+
+def _usage(answer: Answer) -> dict[str, object]:
+    return {
+        "input_tokens": answer.prompt_tokens - answer.reused_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": answer.reused_tokens,
+        "output_tokens": answer.new_tokens,
+    }
+
+
+def _stop(answering: Answering, answer: Answer, conversation: Conversation) -> dict[str, object]:
+    if answer.tool_calls:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if answer.finish != "stop":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    text = answering.stop_text(answer, conversation.sampling.get("stop", ()))
+    return {"stop_reason": "end_turn" if text is None else "stop_sequence", "stop_sequence": text}
+
+
+async def messages(request: Request) -> Response:
+    """Answer a conversation."""
+    service: Service = request.app.state.service
+    asked = parse(MessagesRequest, await read_json(request.receive, request.headers, service.settings))
+    conversation = read_conversation(asked, service)
+    answering = await service.answer(request.receive, asked.model, conversation.ask)
+    head: dict[str, object] = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
+    head["model"] = asked.model
+    if asked.stream:
+        return sse.EventStream(_events(answering, conversation, head))
+    answer = await finish(request.receive, answering)
+    text = text_before_calls(answering.tool_format, answer)
+    content: list[dict[str, object]] = [{"type": "text", "text": text}] if text else []
+    content += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)}
+        for call in answer.tool_calls
+    ]
+    more = {"usage": _usage(answer), "timings": timings(answer), "edgephi_finish": answer.finish}
+    return JSONResponse({**head, "content": content, **_stop(answering, answer, conversation), **more})
+
+
+async def _events(
+    answering: Answering, conversation: Conversation, head: dict[str, object]
+) -> AsyncGenerator[bytes, None]:
+    before = TextBeforeCalls(
+        answering.tool_format, has_tools=bool(conversation.tools), is_forced=conversation.tool_choice != "auto"
+    )
+    index, is_open = 0, False
+
+    def event(kind: str, **more: object) -> bytes:
+        return sse.event({"type": kind, **more}, kind)
+
+    def delta(**what: object) -> bytes:
+        return event("content_block_delta", index=index, delta=what)
+
+    try:
+        empty = {"input_tokens": answering.prompt_tokens, "output_tokens": 0}
+        begun = {**head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": empty}
+        yield event("message_start", message=begun)
+        async for piece in answering:
+            if text := before.push(piece.text):
+                if not is_open:
+                    is_open = True
+                    yield event("content_block_start", index=index, content_block={"type": "text", "text": ""})
+                yield delta(type="text_delta", text=text)
+        answer = answering.answer
+        if rest := before.finish(answer):
+            if not is_open:
+                is_open = True
+                yield event("content_block_start", index=index, content_block={"type": "text", "text": ""})
+            yield delta(type="text_delta", text=rest)
+        if is_open:
+            yield event("content_block_stop", index=index)
+            index += 1
+        for call in answer.tool_calls:
+            block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+            yield event("content_block_start", index=index, content_block=block)
+            yield delta(type="input_json_delta", partial_json=call_arguments(call))
+            yield event("content_block_stop", index=index)
+            index += 1
+        stopped = _stop(answering, answer, conversation)
+        yield event("message_delta", delta=stopped, usage=_usage(answer), timings=timings(answer))
+        yield event("message_stop")
+    except Exception as error:
+        yield sse.event(fault(error).anthropic(), "error")
+    finally:
+        answering.cancel()
+
+
+async def count_tokens(request: Request) -> Response:
+    """Tokens of a conversation, computed as the model reads it."""
+    service: Service = request.app.state.service
+    asked = parse(CountRequest, await read_json(request.receive, request.headers, service.settings))
+    said = read_messages(asked)
+    tools = _tools(asked) or None
+    count = await service.with_model(
+        request.receive,
+        asked.model,
+        lambda model: model.count_tokens(for_template(said, model.tool_format), tools=tools),
+    )
+    return JSONResponse({"input_tokens": count})

@@ -1,0 +1,117 @@
+"""One answer, computed in a thread of its own while the event loop hands its pieces on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from edgephi.runtime.answer import Answer, Stream
+from edgephi.runtime.sampling import TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of an answer, whole characters."""
+
+    text: str
+    logprobs: Sequence[TokenLogprobs] = ()
+    """Of the tokens since the last piece, if they were asked for."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    prompt_tokens: int
+
+
+class Generation(AsyncIterator[Piece]):
+    """The pieces of an answer. Whoever has one ends it with `cancel` or by iterating to its end.
+
+    Args:
+        ask: makes the stream; it and the stream run in the thread that calls `run`.
+        on_end: called in the event loop when the thread is done, with the answer (None: an error).
+    """
+
+    def __init__(self, ask: Callable[[], Stream], on_end: Callable[[Answer | None], None]) -> None:
+        self._ask: Callable[[], Stream] | None = ask
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[_Started | Piece | Answer | Exception] = asyncio.Queue()
+        self._stream: Stream | None = None
+        self._cancelled = self._ended = False
+        self._result: Answer | None = None
+        self.prompt_tokens = 0
+
+    def run(self) -> None:
+        """Compute the answer; called once, in a thread."""
+        answer: Answer | None = None
+        try:
+            assert self._ask is not None
+            stream, self._ask = self._ask(), None
+            self._stream = stream
+            if self._cancelled:
+                stream.cancel()
+            self._tell(_Started(stream.prompt_tokens))
+            told = 0
+            for text in stream:
+                logprobs = stream.logprobs[told:]
+                told += len(logprobs)
+                self._tell(Piece(text, logprobs))
+            answer = stream.result()
+            if rest := stream.logprobs[told:]:  # of tokens without a text of their own
+                self._tell(Piece("", rest))
+            self._tell(answer)
+        except Exception as error:
+            self._tell(error)
+        finally:
+            self._ask = self._stream = None  # they hold the model
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._end, answer)
+
+    async def started(self) -> None:
+        """Wait until the prompt is tokenized and checked; what is wrong with the request is raised here."""
+        first = await self._events.get()
+        if isinstance(first, Exception):
+            raise first
+        assert isinstance(first, _Started)
+        self.prompt_tokens = first.prompt_tokens
+
+    async def __anext__(self) -> Piece:
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Piece):
+            return event
+        assert isinstance(event, Answer)
+        self._result = event
+        raise StopAsyncIteration
+
+    @property
+    def answer(self) -> Answer:
+        """Of a generation that was iterated to its end."""
+        assert self._result is not None
+        return self._result
+
+    def cancel(self) -> None:
+        """Stop computing, in the prompt too; nobody reads the rest."""
+        self._cancelled = True
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Stop computing; who reads gets this error."""
+        if not self._ended:
+            self._events.put_nowait(error)
+            self.cancel()
+
+    def _tell(self, event: _Started | Piece | Answer | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop has ended, and with it all who listen
+            self.cancel()
+
+    def _end(self, answer: Answer | None) -> None:
+        self._ended = True
+        self._on_end(answer)

@@ -1,0 +1,114 @@
+"""Endpoints without an answer: models, tokens, health, metrics, and embeddings, which are refused."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgephi.runtime.server.conversation import for_template
+from edgephi.runtime.server.errors import RequestError
+from edgephi.runtime.server.limits import read_json
+from edgephi.runtime.server.metrics import CONTENT_TYPE
+from edgephi.runtime.server.models import Entry
+from edgephi.runtime.server.openai_chat import ChatMessage, FunctionTool, read_messages
+from edgephi.runtime.server.parameters import Strict, parse
+from edgephi.runtime.server.service import Service
+
+
+class TokenizeRequest(Strict):
+    """A request of `/tokenize`: a text as it is, or a conversation as the model reads it."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
+
+
+class DetokenizeRequest(Strict):
+    """A request of `/detokenize`."""
+
+    model: str
+    tokens: list[int] = Field(max_length=200_000)
+
+
+async def models(request: Request) -> Response:
+    """All models, in memory or not; none is loaded for it."""
+    service: Service = request.app.state.service
+    return JSONResponse({"object": "list", "data": [_described(entry) for entry in service.pool.entries.values()]})
+
+
+async def model(request: Request) -> Response:
+    """One model; it is not loaded for it."""
+    service: Service = request.app.state.service
+    return JSONResponse(_described(service.pool.entry(request.path_params["model"])))
+
+
+def _described(entry: Entry) -> dict[str, object]:
+    length = None if entry.model is None else entry.model.context_length
+    described = {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "edgephi"}
+    return {**described, "state": entry.state, "context_length": length}
+
+
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text, or of a conversation."""
+    service: Service = request.app.state.service
+    asked = parse(TokenizeRequest, await read_json(request.receive, request.headers, service.settings))
+    if (asked.prompt is None) == (asked.messages is None):
+        raise RequestError(
+            "prompt and messages are given together, or neither is", remedy="Give one of them", param="prompt"
+        )
+    said = read_messages(asked.messages or [])
+    tools = [tool.model_dump() for tool in asked.tools] or None
+    tokens = await service.with_model(
+        request.receive,
+        asked.model,
+        lambda model: (
+            model.tokenizer.encode(asked.prompt, special=True)
+            if asked.prompt is not None
+            else model.encode_chat(for_template(said, model.tool_format), tools=tools)
+        ),
+    )
+    return JSONResponse({"tokens": tokens, "count": len(tokens)})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids; special tokens are shown."""
+    service: Service = request.app.state.service
+    asked = parse(DetokenizeRequest, await read_json(request.receive, request.headers, service.settings))
+    if any(not 0 <= token < 2**31 for token in asked.tokens):
+        raise RequestError("a token id is out of range", remedy="Give ids that /tokenize gave", param="tokens")
+    text = await service.with_model(
+        request.receive, asked.model, lambda model: model.tokenizer.decode(asked.tokens, special=True)
+    )
+    return JSONResponse({"text": text})
+
+
+async def embeddings(request: Request) -> Response:
+    """Refused: none of the models gives embeddings."""
+    raise RequestError(
+        "the models of this server write text and give no embeddings",
+        remedy="Use a model made for embeddings, with another program",
+        status=400,
+        code="unsupported_endpoint",
+    )
+
+
+async def health(request: Request) -> Response:
+    """Whether requests are taken, and which models are in memory; none is loaded for it."""
+    service: Service = request.app.state.service
+    return JSONResponse(
+        {
+            "status": "ending" if service.draining else "ok",
+            "models": {entry.name: entry.state for entry in service.pool.entries.values()},
+            "running": service.gate.running,
+            "waiting": service.gate.waiting,
+        },
+        503 if service.draining else 200,
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})

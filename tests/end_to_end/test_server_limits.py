@@ -1,0 +1,294 @@
+"""Who may ask a server, how much and when: keys, hosts, origins, bodies, the queue, times; and what errors say."""
+
+# ruff: noqa: E402 - what is not installed skips these tests before it is imported
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
+    pytest.importorskip(package)
+
+import httpx
+
+from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
+from edgephi.runtime.model import Model
+from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
+from tests.end_to_end.test_tools import Reciter
+from tests.serving import Planted, Running, serving
+
+KEY = "a-key-of-22-characters"
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hm"}], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def planted(hermes_bundle: Path) -> Planted:
+    return Planted(hermes_bundle)
+
+
+@pytest.fixture(scope="module")
+def running(planted: Planted) -> Iterator[Running]:
+    with serving({"tiny": planted}, body_bytes=20_000, body_s=0.5) as running:
+        yield running
+
+
+def code_of(answered: httpx.Response) -> object:
+    return answered.json()["error"]["code"]
+
+
+def test_a_host_that_others_reach_needs_keys() -> None:
+    with pytest.raises(UsageError, match="no API key"):
+        ServerSettings(host="0.0.0.0")
+    assert ServerSettings(host="0.0.0.0", api_keys=(KEY,)).host == "0.0.0.0"
+    for loopback in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        ServerSettings(host=loopback)
+
+
+@pytest.mark.parametrize("name", ["port", "parallel", "queue", "queue_s", "answer_s", "idle_s", "max_tokens"])
+def test_settings_outside_their_range_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        ServerSettings(**{name: -1})
+
+
+def test_keys_come_from_a_file_that_only_the_owner_reads(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# of the two machines\n{KEY}\n\n{KEY}-2\n")
+    file.chmod(0o600)
+    assert read_api_keys(file, {}) == (KEY, f"{KEY}-2")
+    assert read_api_keys(file, {KEYS_VARIABLE: f"{KEY}-3, {KEY}"}) == (f"{KEY}-3", KEY, f"{KEY}-2")
+    assert read_api_keys(None, {}) == ()
+    if os.name == "posix":
+        file.chmod(0o644)
+        with pytest.raises(UsageError, match="chmod 600"):
+            read_api_keys(file, {})
+    with pytest.raises(UsageError):
+        read_api_keys(tmp_path / "none", {})
+
+
+def test_a_key_that_cannot_be_used_is_refused_and_not_shown() -> None:
+    for bad in ("short", "with a space in the middle", "ä" * 20):
+        with pytest.raises(UsageError, match="characters cannot be used") as refused:
+            ServerSettings(api_keys=(bad,))
+        assert bad not in str(refused.value)
+
+
+def test_a_request_needs_a_key_where_there_are_keys(planted: Planted) -> None:
+    with serving({"tiny": planted}, api_keys=("x" * 20, KEY)) as running, httpx.Client(base_url=running.url) as client:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": KEY + "x"}):
+            refused = client.get("/v1/models", headers=headers)
+            assert (refused.status_code, code_of(refused)) == (401, "invalid_api_key")
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 401
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/health").status_code == 200
+        for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
+            assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_another_name_than_the_servers_is_refused(running: Running, planted: Planted) -> None:
+    for host, status in [
+        ("evil.example", 403),
+        ("localhost.evil.example:80", 403),
+        ("", 403),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("127.0.0.1:8080", 200),
+        ("[::1]:8080", 200),
+    ]:
+        assert httpx.get(f"{running.url}/v1/models", headers={"host": host}).status_code == status, host
+    with serving({"tiny": planted}, allowed_hosts=("box.lan",)) as named:
+        assert httpx.get(f"{named.url}/v1/models", headers={"host": "box.lan:1"}).status_code == 200
+
+
+def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) -> None:
+    asks = {"access-control-request-method": "POST"}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+        refused = httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, headers={"origin": origin})
+        assert (refused.status_code, code_of(refused)) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in refused.headers
+        assert httpx.options(f"{running.url}/v1/models", headers={"origin": origin, **asks}).status_code == 403
+    assert httpx.get(f"{running.url}/v1/models", headers={"origin": running.url}).status_code == 200
+    with serving({"tiny": planted}, allowed_origins=("https://app.example",)) as open_:
+        allowed = {"origin": "https://app.example"}
+        assert httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks}).status_code == 204
+        seen = httpx.get(f"{open_.url}/v1/models", headers=allowed)
+        assert seen.headers["access-control-allow-origin"] == "https://app.example"
+
+
+def test_bodies_are_bounded(running: Running) -> None:
+    url = f"{running.url}/v1/chat/completions"
+    json_type = {"content-type": "application/json"}
+    large = httpx.post(url, content=b'{"model": "' + b"x" * 30_000 + b'"}', headers=json_type)
+    assert (large.status_code, code_of(large)) == (413, "body_too_large")
+    for headers in ({"content-type": "text/plain"}, {}, {**json_type, "content-encoding": "gzip"}):
+        other = httpx.post(url, content=b"{}", headers=headers)
+        assert (other.status_code, code_of(other)) == (415, "not_json")
+    for body in (
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'"\\ud800"',
+        b'{"a": "\\ud800"}',
+        b"\xff",
+        b"[" * 9999,
+    ):
+        bad = httpx.post(url, content=body, headers=json_type)
+        assert (bad.status_code, code_of(bad)) == (400, "not_json"), body
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as slow:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+class Blocked:
+    """Answers that wait until the test lets them go on, or somebody cancels them."""
+
+    def __init__(self, planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = threading.Event()
+        self.reached = threading.Semaphore(0)
+        blocked = self
+
+        def prefill(self: Reciter, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
+            if tokens:  # of the prompt
+                blocked.reached.release()
+            deadline = time.monotonic() + 30
+            while not blocked.free.is_set() and not cancelled():
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            return not cancelled()
+
+        monkeypatch.setattr(Reciter, "prefill", prefill)
+        planted.answers[:] = ["ok"] * 20
+
+
+def in_threads(count: int, work: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def test_a_full_queue_says_when_to_come_again(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = Blocked(planted, monkeypatch)
+    with serving({"tiny": planted}, parallel=2, queue=1) as running:
+        url = f"{running.url}/v1/chat/completions"
+        threads, results = in_threads(3, lambda: httpx.post(url, json=CHAT, timeout=30).status_code)
+        assert blocked.reached.acquire(timeout=10) and blocked.reached.acquire(timeout=10)
+        health = {"waiting": 0}
+        for _ in range(500):  # the third one is on its way
+            if (health := httpx.get(f"{running.url}/health").json())["waiting"] == 1:
+                break
+            time.sleep(0.01)
+        assert (health["running"], health["waiting"]) == (2, 1)
+        refused = httpx.post(url, json=CHAT)
+        assert (refused.status_code, code_of(refused)) == (429, "queue_full")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        blocked.free.set()
+        for thread in threads:
+            thread.join(30)
+        assert results == [200] * 3
+        assert httpx.post(url, json=CHAT).status_code == 200
+
+
+def test_waiting_and_answering_are_bounded_in_time(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    Blocked(planted, monkeypatch)
+    with serving({"tiny": planted}, parallel=1, queue_s=0.2, answer_s=1) as running:
+        url = f"{running.url}/v1/chat/completions"
+        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=30))
+        time.sleep(0.3)
+        waited = httpx.post(url, json=CHAT, timeout=30)
+        assert (waited.status_code, code_of(waited)) == (429, "queue_full")
+        threads[0].join(30)
+        assert (results[0].status_code, code_of(results[0])) == (504, "answer_timeout")
+        streamed = httpx.post(url, json={**CHAT, "stream": True}, timeout=30).text
+        assert "event: error" in streamed and "answer_timeout" in streamed and "[DONE]" not in streamed
+
+
+def test_who_leaves_the_queue_is_not_answered(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = Blocked(planted, monkeypatch)
+    with serving({"tiny": planted}, parallel=1) as running:
+        url = f"{running.url}/v1/chat/completions"
+        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=30).status_code)
+        assert blocked.reached.acquire(timeout=10)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=CHAT, timeout=0.2)
+        blocked.free.set()
+        threads[0].join(30)
+        assert results == [200]
+        assert not blocked.reached.acquire(timeout=0.2)
+        assert httpx.get(f"{running.url}/health").json()["waiting"] == 0
+
+
+def failing(error: Exception) -> Callable[[], Model]:
+    def load() -> Model:
+        raise error
+
+    return load
+
+
+def test_errors_have_a_status_and_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "bundle": (BundleError("a file is missing", remedy="Export again"), 503, "model_unusable"),
+        "device": (DeviceError("the process died", remedy="Try again", step="process"), 503, "device_unusable"),
+        "disk": (OutputError("the disk is full", remedy="Free space"), 507, "storage_full"),
+        "engine": (EngineError("the runtime refuses", remedy="Report it"), 500, "engine_error"),
+        "memory": (MemoryError(), 503, "out_of_memory"),
+        "other": (KeyError("a secret"), 500, "internal_error"),
+    }
+    with serving({name: failing(error) for name, (error, _, _) in cases.items()}) as running:
+        for name, (_, status, code) in cases.items():
+            answered = httpx.post(f"{running.url}/v1/chat/completions", json={**CHAT, "model": name})
+            assert (answered.status_code, code_of(answered)) == (status, code)
+            assert "Traceback" not in answered.text and "secret" not in answered.text
+            other = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "model": name})
+            assert other.status_code == status
+            assert other.json()["type"] == "error"
+        assert httpx.get(f"{running.url}/health").json()["running"] == 0
+    assert "unexpected KeyError at /v1/chat/completions" in capfd.readouterr().err
+
+
+def test_small_endpoints(running: Running) -> None:
+    with httpx.Client(base_url=running.url) as client:
+        tokens = client.post("/tokenize", json={"model": "tiny", "prompt": "on true"}).json()
+        assert tokens["count"] == len(tokens["tokens"])
+        assert client.post("/detokenize", json={"model": "tiny", "tokens": tokens["tokens"]}).json() == {
+            "text": "on true"
+        }
+        chat = client.post("/tokenize", json={"model": "tiny", "messages": CHAT["messages"]}).json()
+        counted = client.post(
+            "/v1/messages/count_tokens", json={key: CHAT[key] for key in ("model", "messages")}
+        ).json()
+        assert chat["count"] == counted["input_tokens"]
+        assert client.post("/detokenize", json={"model": "tiny", "tokens": [2**40]}).status_code == 400
+        assert client.post("/tokenize", json={"model": "tiny"}).status_code == 400
+        assert client.get("/v1/models/none").status_code == 404
+        assert client.get("/nothing").status_code == 404
+        wrong = client.get("/v1/chat/completions")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert client.get("/openapi.json").json()["openapi"] == "3.1.0"
+        answered = client.post("/v1/chat/completions", json=CHAT)
+        assert "date" in answered.headers and answered.headers["x-content-type-options"] == "nosniff"
+        counts = client.get("/metrics").text
+        assert 'edgephi_requests_total{path="/nothing"' not in counts
+        assert 'edgephi_requests_total{path="other",status="404"} 1.0' in counts
+        assert 'edgephi_generated_tokens_total{model="tiny"}' in counts
+
+
+def test_stored_responses_are_bounded(planted: Planted) -> None:
+    with serving({"tiny": planted}, stored_responses=3) as running, httpx.Client(base_url=running.url) as client:
+        asked = {"model": "tiny", "input": "Hm", "max_output_tokens": 2}
+        keys = [client.post("/v1/responses", json=asked, timeout=30).json()["id"] for _ in range(5)]
+        assert [client.get(f"/v1/responses/{key}").status_code for key in keys] == [404, 404, 200, 200, 200]
+    with serving({"tiny": planted}, stored_bytes=10) as running:
+        key = httpx.post(f"{running.url}/v1/responses", json=asked, timeout=30).json()["id"]
+        assert httpx.get(f"{running.url}/v1/responses/{key}").status_code == 404
