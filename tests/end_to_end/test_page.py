@@ -16,10 +16,12 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
     pytest.importorskip(package)
 
 import httpx
+from starlette.applications import Starlette
+from typer.testing import CliRunner
 
+from edgephi.commands.app import app as command
+from edgephi.errors import EdgephiError
 from edgephi.runtime.server import static_page
-from edgephi.runtime.tool_formats import HERMES
-from tests.end_to_end.test_tools import TEMPLATES, bundle_with
 from tests.serving import serving
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -65,6 +67,32 @@ def test_the_page_is_whole_and_may_run_nothing_else() -> None:
         assert client.get("/v1/models").status_code == 401
 
 
+def test_a_model_on_several_devices(hermes_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Starlette] = []
+    monkeypatch.setattr("edgephi.runtime.server.serve.serve", lambda app, on_start: served.append(app))
+    folder = str(hermes_bundle)
+    given = ["serve", folder, f"{folder}@cpu", f"mine={folder}@nothing", "--port", "0"]
+    assert CliRunner().invoke(command, given).exit_code == 0
+    entries = served[0].state.service.pool.entries
+    assert list(entries) == ["bundle", "bundle@cpu", "mine"]
+    with entries["bundle@cpu"].source() as model:
+        assert model.place.choice.provider == "cpu"
+    with pytest.raises(EdgephiError, match="nothing"):
+        entries["mine"].source()
+    assert CliRunner().invoke(command, ["serve", f"{folder}@"]).exit_code != 0
+
+
+def test_models_say_where_they_run(hermes_bundle: Path) -> None:
+    with serving({"tiny": hermes_bundle}) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        assert client.get("/v1/models/tiny").json()["edgephi"] is None  # and it is not loaded for it
+        client.post("/tokenize", json={"model": "tiny", "prompt": "on"})
+        told = client.get("/v1/models").json()["data"][0]
+        assert (told["state"], told["edgephi"]["provider"]) == ("loaded", "cpu")
+        assert (
+            told["edgephi"]["device"] is None and told["edgephi"]["threads"] > 0 and told["edgephi"]["rejected"] == []
+        )
+
+
 @pytest.fixture(scope="module")
 def node() -> str:
     """Node, where it finds playwright-core, axe-core and Chromium."""
@@ -79,9 +107,8 @@ def node() -> str:
     return found
 
 
-def test_the_page_in_a_browser(node: str, tmp_path: Path) -> None:
-    bundle = bundle_with(TEMPLATES[HERMES], tmp_path)
-    environment = {**os.environ, "EDGEPHI_PYTHON": sys.executable, "EDGEPHI_PAGE_BUNDLE": str(bundle)}
+def test_the_page_in_a_browser(node: str, hermes_bundle: Path) -> None:
+    environment = {**os.environ, "EDGEPHI_PYTHON": sys.executable, "EDGEPHI_PAGE_BUNDLE": str(hermes_bundle)}
     command = [node, "--test-reporter=spec", "tests/page/page.test.mjs"]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
