@@ -4,7 +4,8 @@
 import { join } from "node:path";
 import { launch } from "../tests/page/browser.mjs";
 
-const [url, folder = "docs/images", question = "How do I count the words of a large file in Python?"] = process.argv.slice(2);
+const [url, folder = "docs/images", asked] = process.argv.slice(2);
+const question = asked ?? "Write a Python function that returns the larger of two numbers, and explain it.";
 if (!url) {
   console.error("usage: node tools/page_screenshots.mjs URL [FOLDER] [QUESTION]");
   process.exit(2);
@@ -12,7 +13,6 @@ if (!url) {
 const VIEWS = [
   { width: 390, height: 760 },
   { width: 1280, height: 760, settings: true },
-  { width: 1920, height: 1000 },
 ];
 
 const browser = await launch();

@@ -24,7 +24,7 @@ from edgephi.runtime.tool_formats import HERMES
 from tests.end_to_end.test_tools import Reciter, written
 
 ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "answers.json").read_text(encoding="utf-8"))
-PAUSES_S = {"long": 0.05}
+PAUSES_S = {"long": 0.02}
 """Between two tokens."""
 
 
@@ -55,7 +55,7 @@ class Scripted:
             told = asked[max(asked.rfind("[user]"), asked.rfind("[tool]")) :]
             word = next((word for word in ANSWERS if word in told), "greet")
             said = next(self._turns[word])
-            said = said.replace("PAD", " ".join(f"Word {n}." for n in range(100))).replace("MODEL", self._name)
+            said = said.replace("PAD", " ".join(f"Word {n}." for n in range(300))).replace("MODEL", self._name)
             said = said.replace("CALL", written(HERMES, "get_weather", {"city": "Oslo"}))
             sequence = Slow([*model.tokenizer.encode(said), 2])
             sequence.pause_s = PAUSES_S.get(word, 0.0)

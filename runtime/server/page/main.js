@@ -136,7 +136,7 @@ async function answer(asked) {
         sawText = true;
         status("Answering…");
       }
-      view.stream(message, () => following(() => {}));
+      view.stream(message, following);
       if (message.form !== "json") announcer.push(message.content);
     }
     message.state = message.finish === "length" ? (message.why === "repetition" ? "repetition" : "length") : "done";

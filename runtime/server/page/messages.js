@@ -41,20 +41,19 @@ export class Messages {
     });
   }
 
-  /** Show what a running answer says by now, at the next frame at the latest. */
-  stream(message, shown) {
-    const wanted = this.#streamed === null;
-    this.#streamed = { message, shown };
-    if (wanted) requestAnimationFrame(() => this.flush());
+  /** Show what a running answer says by now, at the next frame; `around` is called with what changes the page. */
+  stream(message, around) {
+    const isFirst = this.#streamed === null;
+    this.#streamed = { message, around };
+    if (isFirst) requestAnimationFrame(() => this.flush());
   }
 
   /** Show it now. */
   flush() {
     if (this.#streamed === null) return;
-    const { message, shown } = this.#streamed;
+    const { message, around } = this.#streamed;
     this.#streamed = null;
-    this.#shown.get(message)?.update(message);
-    shown();
+    around(() => this.#shown.get(message)?.update(message));
   }
 
   /** The first field for a tool's result that is not filled in, if the model waits for any. */
@@ -143,7 +142,7 @@ export class Messages {
   #row(message, isLast) {
     const row = make("div", { className: "row" });
     if (message.content) row.append(copyButton(() => message.content, "the answer"));
-    if (isLast) {
+    if (isLast && message.state !== "failed") {
       const again = make("button", { type: "button", className: "small" }, "Regenerate");
       again.addEventListener("click", () => this.actions.regenerate());
       row.append(again);

@@ -5,11 +5,11 @@ import { keepSettings, readSettings } from "./store.js";
 
 const SAMPLING = [
   { name: "temperature", label: "Temperature", min: 0, max: 100, placeholder: "0" },
-  { name: "max_tokens", label: "Most tokens", min: 1, whole: true },
   { name: "top_p", label: "Top p", min: 0, max: 1 },
   { name: "top_k", label: "Top k", min: 0, whole: true },
   { name: "min_p", label: "Min p", min: 0, max: 1 },
   { name: "seed", label: "Seed", min: 0, whole: true },
+  { name: "max_tokens", label: "Most tokens", min: 1, whole: true },
   { name: "repetition_penalty", label: "Repetition penalty", min: 0, max: 100 },
   { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2 },
   { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2 },
@@ -140,6 +140,8 @@ export class Settings {
     byId(id).value = JSON.stringify(value, null, 2);
     this.#changed();
     byId(id).focus();
+    byId(id).setSelectionRange(0, 0);
+    byId(id).scrollTop = 0;
   }
 
   #changed() {
