@@ -244,6 +244,29 @@ async function giveKey() {
   await field.waitFor({ state: "hidden" });
 }
 
+test("the theme is the system's or one's own, and everything kept can be deleted", async () => {
+  const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  const light = await ground();
+  await button("Theme: as the system").click();
+  assert.notEqual(await ground(), light);
+  await page.reload();
+  await button("Theme: dark").click();
+  assert.equal(await ground(), light);
+  await button("Settings").click();
+  await page.getByLabel("System prompt").fill("Be brief.");
+  await ask("greet");
+  await ended();
+  await page.reload();
+  await button("Settings").click();
+  assert.equal(await page.getByLabel("System prompt").inputValue(), "Be brief.");
+  await button("Delete all of it").click();
+  assert.equal(await answers().count(), 0);
+  await page.reload();
+  assert.deepEqual(await page.evaluate(() => Object.keys(localStorage)), ["edgephi.theme"]);
+  assert.equal(await page.locator("#system").inputValue(), "");
+  silent();
+});
+
 test("a server that dies midway", async () => {
   await page.goto(locked.url);
   await giveKey();

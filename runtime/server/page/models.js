@@ -14,8 +14,12 @@ export class Models {
 
   constructor(settings) {
     this.settings = settings;
-    this.#picker.addEventListener("change", () => this.#choose(this.#variants(this.#picker.value)[0]));
-    this.#devices.addEventListener("change", () => this.#choose(this.#list.find((one) => one.id === this.#devices.value)));
+    const pick = (model) => {
+      this.#choose(model);
+      settings.keep();
+    };
+    this.#picker.addEventListener("change", () => pick(this.#variants(this.#picker.value)[0]));
+    this.#devices.addEventListener("change", () => pick(this.#list.find((one) => one.id === this.#devices.value)));
   }
 
   get chosen() {
@@ -58,7 +62,7 @@ export class Models {
       byId("place").textContent = "";
       return;
     }
-    if (model.id !== this.chosen) this.settings.model = model.id;
+    this.settings.model = model.id;
     this.#picker.value = base(model.id);
     const variants = this.#variants(base(model.id));
     this.#devices.hidden = variants.length < 2;

@@ -88,7 +88,6 @@ export class Settings {
 
   set model(name) {
     byId("model").dataset.chosen = name;
-    this.#keep();
   }
 
   /**
@@ -146,7 +145,7 @@ export class Settings {
 
   #changed() {
     this.#check();
-    this.#keep();
+    this.keep();
   }
 
   #check() {
@@ -161,7 +160,8 @@ export class Settings {
     }
   }
 
-  #keep() {
+  /** For the next visit. */
+  keep() {
     const values = { model: this.model };
     for (const name of PLAIN) if (name !== "model") values[name] = byId(name).value;
     for (const { name } of SAMPLING) values[name] = byId(name).value;
