@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Folders `edgephi export` wrote, or NAME=DIR.", show_default=False),
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folders `edgephi export` wrote, or NAME=DIR; DIR@DEVICE runs on another device than --device.",
+            show_default=False,
+        ),
     ],
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than the loopback's needs API keys.")
@@ -101,35 +105,39 @@ def serve(
         drain_s=drain,
     )
 
-    def loader(folder: Path) -> Callable[[], Model]:
+    def loader(folder: Path, own: str | None) -> Callable[[], Model]:
         from edgephi.runtime.model import load
 
         return lambda: load(
             folder,
-            device,
+            own or device,
             fallback=fallback,
             engine=engine,
             max_parallel=parallel,
             prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
         )
 
-    folders = dict(map(_named, models))
-    if len(folders) < len(models):
+    named = {name: loader(folder, own) for name, folder, own in map(_named, models)}
+    if len(named) < len(models):
         raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=DIR")
-    app = create_app({name: loader(folder) for name, folder in folders.items()}, settings)
-    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(folders)}", flush=True))
+    app = create_app(named, settings)
+    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(named)}", flush=True))
 
 
-def _named(given: str) -> tuple[str, Path]:
-    """A model's name and folder.
+def _named(given: str) -> tuple[str, Path, str | None]:
+    """A model's name, its folder, and the device it is to run on (None: that of --device).
 
     Raises:
         UsageError: there is no such folder.
     """
     from edgephi.errors import UsageError
 
-    name, equals, folder = given.partition("=")
-    path = Path(folder if equals else given)
-    if not path.is_dir():
+    name, equals, rest = given.partition("=")
+    folder, device = rest if equals else given, None
+    if not Path(folder).is_dir() and "@" in folder:  # a folder may have the sign in its name
+        folder, _, device = folder.rpartition("@")
+    path = Path(folder)
+    if not path.is_dir() or device == "":
         raise UsageError(f"there is no folder {str(path)!r}", remedy="Name a folder that `edgephi export` wrote")
-    return name if equals else path.resolve().name, path
+    own_name = path.resolve().name if device is None else f"{path.resolve().name}@{device}"
+    return name if equals else own_name, path, device

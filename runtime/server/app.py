@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,8 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgephi.errors import EdgephiError, one_line, printable
@@ -26,9 +24,7 @@ from edgephi.runtime.server.models import Source
 from edgephi.runtime.server.openapi import document
 from edgephi.runtime.server.service import Service
 from edgephi.runtime.server.settings import ServerSettings
-
-PAGE = Path(__file__).parent / "page"
-"""Static files of the page at `/`; they need no key, because they hold nothing but the page."""
+from edgephi.runtime.server.static_page import page_routes
 
 
 def create_app(models: Mapping[str, Source], settings: ServerSettings | None = None) -> Starlette:
@@ -46,7 +42,7 @@ def create_app(models: Mapping[str, Source], settings: ServerSettings | None = N
     async def openapi(request: Request) -> Response:
         return JSONResponse(document())
 
-    routes: list[Route | Mount] = [
+    routes = [
         Route("/v1/chat/completions", openai_chat.chat_completions, methods=["POST"]),
         Route("/v1/completions", completions.completions, methods=["POST"]),
         Route("/v1/responses", responses.create, methods=["POST"]),
@@ -62,9 +58,8 @@ def create_app(models: Mapping[str, Source], settings: ServerSettings | None = N
         Route("/health", small_endpoints.health, methods=["GET"]),
         Route("/metrics", small_endpoints.metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
+        *page_routes(),
     ]
-    if (PAGE / "index.html").is_file():
-        routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

@@ -6,6 +6,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from edgephi.runtime.place import Place
 from edgephi.runtime.server.conversation import for_template
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.limits import read_json
@@ -47,7 +48,27 @@ async def model(request: Request) -> Response:
 def _described(entry: Entry) -> dict[str, object]:
     length = None if entry.model is None else entry.model.context_length
     described = {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "edgephi"}
-    return {**described, "state": entry.state, "context_length": length}
+    where = None if entry.model is None else _where(entry.model.place)
+    return {**described, "state": entry.state, "context_length": length, "edgephi": where}
+
+
+def _where(place: Place) -> dict[str, object]:
+    """Where a loaded model computes, from what is known without asking onnxruntime again."""
+    device, placement = place.device, place.placement
+    return {
+        "provider": place.choice.provider,
+        "decode_provider": place.choice.decode_provider or place.choice.provider,
+        "device": None if device is None else {"kind": device.kind, "vendor": device.vendor},
+        "threads": place.threads,
+        # null: there is no provider but the CPU's, which has all nodes
+        "placement": None
+        if placement is None
+        else [
+            {"provider": part.provider, "nodes": part.nodes, "weight_bytes": part.weight_bytes}
+            for part in placement.providers
+        ],
+        "rejected": list(place.rejected),
+    }
 
 
 async def tokenize(request: Request) -> Response:
