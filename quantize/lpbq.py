@@ -111,8 +111,8 @@ def _quantize(blocks: Floats, name: str) -> tuple[Floats, Floats, Floats]:
     codes, scales = best
     # the least-squares channel scale for these codes
     multiples = codes * scales[..., None]
-    product = np.einsum("ijk,ijk->i", multiples, blocks)
-    square = np.einsum("ijk,ijk->i", multiples, multiples)
+    product = (multiples * blocks).sum(axis=(1, 2))
+    square = np.square(multiples).sum(axis=(1, 2))
     channel = np.divide(product, square, out=np.ones_like(product), where=square > 0)
     return codes, scales, channel
 
@@ -127,7 +127,7 @@ def _round(blocks: Floats, peaks: Floats, channel: Floats) -> tuple[Floats, Floa
         step = (scales * channel[:, None])[..., None]
         codes = np.clip(np.rint(blocks / step), LOWEST_CODE, HIGHEST_CODE)
         difference = blocks - codes * step
-        errors = np.einsum("ijk,ijk->ij", difference, difference)
+        errors = np.square(difference, out=difference).sum(axis=2)
         better = errors < best_error
         np.copyto(best_error, errors, where=better)
         np.copyto(best_scales, scales, where=better)

@@ -16,6 +16,7 @@ from edgephi.quantize.half_scales import STEP, is_coarse
 from edgephi.quantize.lpbq import LpbqFormat, quantize_lpbq
 from edgephi.quantize.per_channel import quantize_rows
 from edgephi.quantize.quantizer import Format, Statistics, StoredWeight
+from edgephi.quantize.sums import column_dots
 
 Floats = NDArray[np.float32]
 
@@ -40,29 +41,23 @@ LARGEST_CLIPPED_BLOCK = 32
 class _Chunk:
     """Blocks in work, as [block_size, blocks]: ufuncs then loop over blocks, and a block's sums run along axis 0.
 
-    `low` is the code minus zero point of the smallest stored code, i.e. minus the zero point.
+    `low` is the code minus zero point of the smallest stored code, i.e. minus the zero point. `scratch` is like the
+    weights, and `products` has half as many rows.
     """
 
-    def __init__(self, weights: Floats, codes: Floats, span: int) -> None:
+    def __init__(self, weights: Floats, codes: Floats, scratch: Floats, products: Floats, span: int) -> None:
         blocks = weights.shape[1]
         self.weights, self.codes, self.span = weights, codes, np.float32(span)
+        self._scratch, self._products = scratch, products
         self.best_score = np.full(blocks, -1, np.float32)
         self.best_scale = np.zeros(blocks, np.float32)
         self.best_low = np.zeros(blocks, np.float32)
         self.best_fit = np.zeros(blocks, np.float32)
 
-    def round(self, scale: Floats, low: Floats) -> None:
-        """Writes the nearest codes; a scale of zero, which only a block of zeros has, gives code 0."""
-        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-        np.multiply(self.weights, inverse, out=self.codes)
-        np.rint(self.codes, out=self.codes)
-        np.maximum(self.codes, low, out=self.codes)
-        np.minimum(self.codes, low + self.span, out=self.codes)
-
     def consider(self, scale: Floats, low: Floats) -> None:
         """Keeps a candidate in the blocks where its codes, with their own best scale, beat the best so far."""
-        self.round(scale, low)
-        product, square = _dot(self.weights, self.codes), _dot(self.codes, self.codes)
+        _round(self.weights, scale, low, self.span, self.codes)
+        product, square = self._dot(self.weights, self.codes), _squares(self.codes)
         fit = product / np.maximum(square, np.float32(1))
         score = fit * product
         better = score > self.best_score
@@ -81,20 +76,29 @@ class _Chunk:
         np.abs(self.best_scale, out=self.best_scale)
         np.abs(self.best_fit, out=self.best_fit)
 
-    def refit(self, scale: Floats, low: Floats, scratch: Floats) -> tuple[Floats, Floats]:
-        """Writes the codes; returns their best scale and its squared error.
+    def refit(self, scale: Floats, low: Floats) -> Floats:
+        """Writes the codes; returns their best scale."""
+        return scale + self._step(scale, low)[0]
+
+    def error(self, scale: Floats, low: Floats) -> Floats:
+        """Writes the codes; returns the squared error they have with their best scale."""
+        step, product = self._step(scale, low)
+        return self._dot(self._scratch, self._scratch) - product * step
+
+    def _step(self, scale: Floats, low: Floats) -> tuple[Floats, Floats]:
+        """Writes the codes and what they leave; returns how far their best scale is from this one, and that times its
+        denominator.
 
         Works on the residual, so that a scale that is already exact is returned unchanged to the last bit.
         """
-        self.round(scale, low)
-        np.multiply(self.codes, scale, out=scratch)
-        np.subtract(self.weights, scratch, out=scratch)
-        product = _dot(scratch, self.codes)
-        step: Floats = np.divide(product, np.maximum(_dot(self.codes, self.codes), np.float32(1)))
-        error = _dot(scratch, scratch)
-        error -= product * step
-        step += scale
-        return step, error
+        _round(self.weights, scale, low, self.span, self.codes)
+        np.multiply(self.codes, scale, out=self._scratch)
+        np.subtract(self.weights, self._scratch, out=self._scratch)
+        product = self._dot(self._scratch, self.codes)
+        return np.divide(product, np.maximum(_squares(self.codes), np.float32(1))), product
+
+    def _dot(self, a: Floats, b: Floats) -> Floats:
+        return column_dots(a, b, self._products)
 
 
 def round_to_nearest(
@@ -135,16 +139,17 @@ def round_to_nearest(
 
     step = min(rows, max(1, CHUNK_ELEMENTS // (blocks * fmt.block_size)))
     work, rounded, scratch = np.empty((3, fmt.block_size * step * blocks), np.float32)
+    products = np.empty(work.size // 2, np.float32)
     for start in range(0, rows, step):
         part = weight[start : start + step]
         count = part.shape[0] * blocks
         shape = (fmt.block_size, count)
         w, c, t = (buffer[: fmt.block_size * count].reshape(shape) for buffer in (work, rounded, scratch))
         _load(part, w)
-        exponent = _normalize(w, name)
-        chunk = _Chunk(w, c, fmt.largest_code)
-        scale, low = _quantize(chunk, fmt, t)
-        found = np.ldexp(scale, exponent)
+        exponent, ends = _normalize(w, name)
+        chunk = _Chunk(w, c, t, products[: w.size // 2].reshape(-1, count), fmt.largest_code)
+        scale, low = _quantize(chunk, fmt, *ends)
+        found = np.ldexp(scale, exponent) + np.float32(0)  # no -0, which a block of zeros has on some processors
         if half_scales:
             _store_coarse_scales(chunk, found, low, exponent)
         np.subtract(c, low, out=c)
@@ -158,6 +163,15 @@ def round_to_nearest(
     return QuantizedWeight(fmt, columns, codes, scales, zero_points)
 
 
+def _round(weights: Floats, scale: Floats, low: Floats, span: np.float32, codes: Floats) -> None:
+    """Writes the nearest codes; a scale of zero, which only a block of zeros has, gives code 0."""
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    np.multiply(weights, inverse, out=codes)
+    np.rint(codes, out=codes)
+    np.maximum(codes, low, out=codes)
+    np.minimum(codes, low + span, out=codes)
+
+
 def _load(part: Floats, work: Floats) -> None:
     """Copies [rows, columns] to [block_size, rows * blocks], the last block of each row padded with zeros."""
     (rows, columns), block_size = part.shape, work.shape[0]
@@ -169,9 +183,11 @@ def _load(part: Floats, work: Floats) -> None:
         target[rest:, :, whole] = 0
 
 
-def _normalize(weights: Floats, name: str) -> NDArray[np.int32]:
-    """Divides every block by a power of two, which is exact, to keep squares in range; returns the exponents."""
-    largest = np.maximum(weights.max(axis=0), -weights.min(axis=0))
+def _normalize(weights: Floats, name: str) -> tuple[NDArray[np.int32], tuple[Floats, Floats]]:
+    """Divides every block by a power of two, which is exact, to keep squares in range; returns the exponents, and the
+    blocks' lowest and highest values afterwards."""
+    low_end, high_end = weights.min(axis=0), weights.max(axis=0)
+    largest = np.maximum(high_end, -low_end)
     if not np.isfinite(largest).all():
         raise WeightError(
             "the weight holds NaN or infinite values", where=name, remedy="Check the checkpoint, or download it again"
@@ -184,36 +200,40 @@ def _normalize(weights: Floats, name: str) -> NDArray[np.int32]:
         )
     # not below -126, so that the factor itself stays in float32's range
     exponent: NDArray[np.int32] = np.maximum(np.frexp(largest)[1], -126)
-    np.multiply(weights, np.ldexp(np.float32(1), -exponent), out=weights)
-    return exponent
+    factor = np.ldexp(np.float32(1), -exponent)
+    np.multiply(weights, factor, out=weights)
+    return exponent, (low_end * factor, high_end * factor)
 
 
-def _quantize(chunk: _Chunk, fmt: BlockFormat, scratch: Floats) -> tuple[Floats, Floats]:
-    """Leaves the best codes in the chunk; returns scales and low codes, both [blocks]."""
-    low_end = np.minimum(chunk.weights.min(axis=0), np.float32(0))
-    high_end = np.maximum(chunk.weights.max(axis=0), np.float32(0))
+def _quantize(chunk: _Chunk, fmt: BlockFormat, low_end: Floats, high_end: Floats) -> tuple[Floats, Floats]:
+    """Leaves the best codes in the chunk; returns scales and low codes, both [blocks].
+
+    Args:
+        low_end, high_end: lowest and highest values, [blocks].
+    """
+    low_end, high_end = np.minimum(low_end, np.float32(0)), np.maximum(high_end, np.float32(0))
     spread = high_end - low_end
     middle = np.full_like(spread, -fmt.default_zero_point)
     if fmt.bits == 8:
-        scale, low = np.maximum(high_end, -low_end) / np.float32(127), middle
+        scale, low = np.divide(np.maximum(high_end, -low_end), np.float32(127)), middle
         if not fmt.symmetric:
-            wide = spread / chunk.span
+            wide = np.divide(spread, chunk.span)
             wide_low = _balanced_low(low_end, wide, 255.0, chunk.span)
-            worse = chunk.refit(wide, wide_low, scratch)[1] >= chunk.refit(scale, low, scratch)[1]
+            worse = chunk.error(wide, wide_low) >= chunk.error(scale, low)
             scale, low = np.where(worse, scale, wide), np.where(worse, low, wide_low)
-        return chunk.refit(scale, low, scratch)[0], low
+        return chunk.refit(scale, low), low
 
     extreme = np.where(high_end > -low_end, high_end, low_end)
     # an asymmetric weight on a symmetric grid must come back too: the first divisor does it
     for divisor in DIVISORS if fmt.symmetric else DIVISORS[:1]:
-        chunk.consider(extreme / np.float32(-divisor), middle)
+        chunk.consider(np.divide(extreme, np.float32(-divisor)), middle)
     if not fmt.symmetric:
         chunk.flip_negative_scales()
         for steps in STEPS if fmt.block_size <= LARGEST_CLIPPED_BLOCK else STEPS_WITHOUT_CLIPPING:
-            scale = spread / np.float32(steps)
+            scale = np.divide(spread, np.float32(steps))
             chunk.consider(scale, _balanced_low(low_end, scale, steps, chunk.span))
     chunk.consider(chunk.best_fit.copy(), chunk.best_low.copy())
-    return chunk.refit(chunk.best_scale, chunk.best_low, scratch)[0], chunk.best_low
+    return chunk.refit(chunk.best_scale, chunk.best_low), chunk.best_low
 
 
 def _store_coarse_scales(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
@@ -227,14 +247,14 @@ def _store_coarse_scales(chunk: _Chunk, scale: Floats, low: Floats, exponent: ND
     for steps in (below + np.float32(1), below):
         # no block loses its scale: one step is the smallest there is
         candidate = np.copysign(np.maximum(steps, np.float32(1)) * STEP, scale[coarse])
-        part = _Chunk(weights, np.empty_like(weights), int(chunk.span))
+        codes = np.empty_like(weights)
         normalized = np.ldexp(candidate, -exponent[coarse])
-        part.round(normalized, part_low)
-        left = weights - part.codes * normalized
-        error = _dot(left, left)
+        _round(weights, normalized, part_low, chunk.span, codes)
+        left = weights - codes * normalized
+        error = column_dots(left, left)
         better = np.ones(len(error), np.bool_) if best is None else error < best
         best = error if best is None else np.minimum(best, error)
-        chunk.codes[:, coarse[better]] = part.codes[:, better]
+        chunk.codes[:, coarse[better]] = codes[:, better]
         scale[coarse[better]] = candidate[better]
 
 
@@ -245,9 +265,9 @@ def _balanced_low(low_end: Floats, scale: Floats, steps: float, span: np.float32
     return low
 
 
-def _dot(a: Floats, b: Floats) -> Floats:
-    """Per-block dot products."""
-    result: Floats = np.einsum("ij,ij->j", a, b)
+def _squares(codes: Floats) -> Floats:
+    """Per-block sums of squared codes: integers up to 256 * 255**2, which float32 adds exactly in any order."""
+    result: Floats = np.einsum("ij,ij->j", codes, codes)
     return result
 
 

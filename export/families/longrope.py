@@ -8,10 +8,12 @@ Source: Ding et al. 2024, "LongRoPE"; transformers, modeling_rope_utils.py, for 
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
 
 from edgephi.export.checkpoint.config import Config
+from edgephi.export.families.nearest import DIGITS
 from edgephi.export.families.rope import checked_rope, powers_of_theta, rope_from_config, scaling_section, type_key
 from edgephi.export.spec import LongRope, Rope
 
@@ -68,4 +70,6 @@ def _attention_factor(scaling: Config, context: int, original: int) -> float:
         return 1.0
     if original < 2:
         raise scaling.refusal("original_max_position_embeddings", original, "at least 2 is needed")
-    return math.sqrt(1 + math.log(stretch) / math.log(original))
+    # with the digits of decimal arithmetic: two libraries' logarithms can differ in the last bit
+    ratio = DIGITS.divide(DIGITS.ln(Decimal(stretch)), DIGITS.ln(Decimal(original)))
+    return float(DIGITS.sqrt(DIGITS.add(ratio, 1)))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.checkpoint.config import Config, shown
+from edgephi.export.families.nearest import cos_and_sin, power
 from edgephi.export.spec import Rope
 
 TYPES = ("default", "linear", "llama3", "factors")
@@ -108,7 +109,7 @@ def powers_of_theta(config: Config, head_dim: int) -> NDArray[np.float32]:
         raise owner.refusal("partial_rotary_factor", fraction, f"it rotates {dim} of {head_dim} channels")
     # float32 throughout: models were trained with the angles this rounding gives
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.asarray(np.power(np.float32(theta), exponents), dtype=np.float32)
+    return power(np.float32(theta), exponents)
 
 
 def stated_once(config: Config, key: str) -> Config:
@@ -158,9 +159,13 @@ def _llama3(inv_freq: NDArray[np.float32], scaling: Config, context: int) -> NDA
 
 
 def rope_table(rope: Rope, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of positions start … stop - 1, each float32 [stop - start, dim / 2 + still_pairs]."""
+    """cos and sin of positions start … stop - 1, each float32 [stop - start, dim / 2 + still_pairs].
+
+    An angle is rounded to float32, and so are its cosine and sine before they are scaled.
+    """
     positions = np.arange(start, stop, dtype=np.float32)
     angles = np.outer(positions, np.asarray(rope.inv_freq, dtype=np.float32)).astype(np.float32)
     scale = np.float32(rope.scale)
     still = ((0, 0), (0, rope.still_pairs))
-    return np.pad(np.cos(angles) * scale, still, constant_values=1), np.pad(np.sin(angles) * scale, still)
+    cos, sin = cos_and_sin(angles)
+    return np.pad(cos * scale, still, constant_values=1), np.pad(sin * scale, still)

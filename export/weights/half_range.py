@@ -206,7 +206,7 @@ def block_scales(values: Float32, fmt: BlockFormat) -> NDArray[np.float64]:
     size = fmt.block_size
     wide = np.where(np.isfinite(values), values, 0).astype(np.float64)
     blocks = np.pad(wide, ((0, 0), (0, -wide.shape[1] % size))).reshape(-1, size)
-    scales: NDArray[np.float64] = np.sqrt(np.einsum("bi,bi->b", blocks, blocks) / size) / 2.0 ** (fmt.bits - 2)
+    scales: NDArray[np.float64] = np.sqrt(np.square(blocks).sum(axis=1) / size) / 2.0 ** (fmt.bits - 2)
     return scales[scales > 0]
 
 
@@ -240,7 +240,7 @@ def rms(values: Float32) -> float:
     """Root mean square, 0 for no values; what is not finite is refused where it is packed, and does not count here."""
     wide = values.astype(np.float64).reshape(-1)
     wide = wide[np.isfinite(wide)]
-    return math.sqrt(float(wide @ wide) / wide.size) if wide.size else 0.0
+    return math.sqrt(float(np.square(wide, out=wide).sum()) / wide.size) if wide.size else 0.0
 
 
 def _sample(weight: Weight) -> Float32:
