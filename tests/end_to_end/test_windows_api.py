@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,14 +22,13 @@ from edgephi.windows import (
     ContentFilterOptions,
     GenerateStructuredJsonResponseStatus,
     LanguageModel,
-    LanguageModelLowRankAdapter,
     LanguageModelOptions,
     LanguageModelResponseStatus,
     SeverityLevel,
     use_model,
 )
 from edgephi.windows.lengths import may_end_before, usable_tokens
-from edgephi.windows.phi import PhiModel
+from edgephi.windows.phi_model import PhiModel
 from tests.windows_phi import CONTEXT, SHORT, phi_bundle, run
 
 Status = LanguageModelResponseStatus
@@ -230,64 +227,6 @@ def test_errors_are_a_status_with_what_to_do() -> None:
     run(program)
 
 
-class WithAdapters:
-    """A model of edgephi with the interface of LoRA adapters."""
-
-    def __init__(self, model: Model, fitting: str) -> None:
-        self._model, self._fitting = model, fitting
-        self.added: list[str] = []
-        self.used: list[object] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
-
-    def add_adapter(self, name: str, file: str) -> None:
-        if Path(file).name != self._fitting:
-            raise EdgephiError("the adapter was trained for another model", where=file, remedy="Train it for this one")
-        self.added.append(name)
-
-    def remove_adapter(self, name: str) -> None:
-        self.added.remove(name)
-
-    def chat(self, messages: Any, adapter: str | None = None, **arguments: Any) -> object:
-        self.used.append(adapter)
-        return self._model.chat(messages, **arguments)
-
-    def session(self, adapter: str | None = None, **arguments: Any) -> object:
-        self.used.append(adapter)
-        return self._model.session(**arguments)
-
-
-def test_an_adapter_is_given_to_the_model_and_a_wrong_one_is_a_status(phi: Model, tmp_path: Path) -> None:
-    (tmp_path / "right.onnx_adapter").touch()
-    (tmp_path / "wrong.onnx_adapter").touch()
-    made = LanguageModelLowRankAdapter.create_from_path(tmp_path / "missing")
-    assert made.low_rank_adapter is None and made.extended_error is not None
-    right = LanguageModelLowRankAdapter.create_from_path(tmp_path / "right.onnx_adapter").low_rank_adapter
-    wrong = LanguageModelLowRankAdapter.create_from_path(tmp_path / "wrong.onnx_adapter").low_rank_adapter
-    assert right is not None and wrong is not None
-    stand_in = WithAdapters(phi, "right.onnx_adapter")
-
-    async def program() -> None:
-        model = LanguageModel(PhiModel(stand_in, None, lambda: None))  # type: ignore[arg-type]
-        options = LanguageModelOptions(max_new_tokens=8, low_rank_adapter=right)
-        context = model.create_context("Be brief.")
-        for _ in range(2):
-            assert (await model.generate_response_async("Hello", options)).status == Status.Complete
-            assert (await model.generate_response_async(context, "Hello", options)).status == Status.Complete
-        assert len(stand_in.added) == 1 and set(stand_in.used) == set(stand_in.added)
-        assert (await model.generate_response_async(context, "Hello", SHORT)).status == Status.Complete
-        assert stand_in.used[-1] is None, "the conversation goes on without it"
-        refused = await model.generate_response_async("Hello", LanguageModelOptions(low_rank_adapter=wrong))
-        assert refused.status == Status.IncompatibleLowRankAdapter and "another model" in str(refused.extended_error)
-        right.close()
-        assert not stand_in.added
-        with pytest.raises(UsageError, match="the adapter is closed"):
-            model.generate_response_async("Hello", options)
-
-    asyncio.run(program())
-
-
 SCHEMA = json.dumps(
     {
         "$defs": {"size": {"anyOf": [{"type": "boolean"}, {"enum": ["small", "large"]}]}},
@@ -331,17 +270,15 @@ def test_a_schema_is_refused_as_windows_refuses_it() -> None:
     run(program)
 
 
-def test_tools_are_asked_for_by_an_answer() -> None:
+def test_a_template_that_shows_no_tools_is_an_error() -> None:
     def weather(city: str) -> str:
         """How the weather is."""
         return city
 
     async def program(model: LanguageModel) -> None:
         options = LanguageModelOptions(tools=[weather])
-        with pytest.raises(UsageError, match="tools are given together with a context"):
-            model.generate_response_async(model.create_context(), "Hello", options)
-        # the tiny model's template shows no tools, which edgephi says as it does everywhere
-        result = await model.generate_response_async("Hello", options)
-        assert result.status == Status.Error and "tool" in str(result.extended_error)
+        for arguments in (("Hello", options), (model.create_context(), "Hello", options)):
+            result = await model.generate_response_async(*arguments)  # type: ignore[arg-type]
+            assert result.status == Status.Error and "tool" in str(result.extended_error)
 
     run(program)

@@ -21,7 +21,7 @@ from edgephi.windows import (
     LanguageModelOptions,
     use_model,
 )
-from edgephi.windows.phi import PhiModel
+from edgephi.windows.phi_model import PhiModel
 from tests.windows_phi import phi_bundle, run
 
 
