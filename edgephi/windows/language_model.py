@@ -91,7 +91,7 @@ class LanguageModel:
     Methods that end in `_async` return an `AsyncOperation` at once. How an answer ended is the result's status, not an
     exception; arguments of a wrong type raise UsageError.
 
-    Operations and contexts belong to the event loop they were made on.
+    Operations belong to the event loop they were made on.
     """
 
     def __init__(self, opened: OpenModel) -> None:
@@ -251,7 +251,8 @@ class LanguageModel:
 
         Raises:
             UsageError: as `generate_response_async`.
-            PromptError: the model has no chat template, or it refuses the system prompt.
+            PromptError: the model has no chat template, or it refuses the system prompt; or half of a surrogate pair is in
+                the prompt.
         """
         return self._opened.usable_prompt_length(*self._to_count(arguments))
 

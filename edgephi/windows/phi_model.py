@@ -20,7 +20,7 @@ from edgephi.windows import text_skills
 from edgephi.windows.adapter import LanguageModelLowRankAdapter
 from edgephi.windows.backend import Emit, OpenContext, Request, SummaryKind, failed
 from edgephi.windows.enums import GenerateStructuredJsonResponseStatus, LanguageModelResponseStatus, TextRewriteTone
-from edgephi.windows.lengths import usable_length, usable_tokens
+from edgephi.windows.lengths import too_long, usable_length, usable_tokens
 from edgephi.windows.moderation import Moderator, blocked_error, moderation_for
 from edgephi.windows.operation import Cancellation
 from edgephi.windows.options import (
@@ -207,11 +207,18 @@ class PhiModel:
 
     def _require_fits(self, messages: Sequence[Message], tools: Sequence[ToolLike]) -> None:
         """Raises PromptTooLongError for what is longer than `usable_prompt_length` says."""
-        tokens, limit = self.model.count_tokens(messages, tools=tools), usable_tokens(self.model.context_length)
-        if tokens > limit:
+        *before, last = messages
+
+        def count(text: str) -> int:
+            return self.model.count_tokens([*before, {**last, "content": text}], tools=tools)
+
+        text, limit = str(last["content"]), usable_tokens(self.model.context_length)
+        found = too_long(text, limit, count)
+        if found is not None:
+            more = "more than " if found.length < len(text) else ""
             raise PromptTooLongError(
-                f"the prompt has {tokens:,} tokens with what stands before it, and the context has room for {limit:,} "
-                "beside an answer",
+                f"the prompt has {more}{found.tokens:,} tokens with what stands before it, and the context has room "
+                f"for {limit:,} beside an answer",
                 remedy="Trim it to get_usable_prompt_length, or go on in a new context",
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -147,6 +148,29 @@ def test_the_usable_length_is_an_index_into_the_prompt(phi: Model, before: str, 
         assert model.count_tokens(context, text[:length]) <= limit
 
 
+def test_of_a_text_of_megabytes_only_the_beginning_is_counted(phi: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    count = phi.count_tokens
+
+    def count_tokens(messages: Any, **arguments: Any) -> int:
+        counted.append(len(messages[-1]["content"]))
+        return count(messages, **arguments)
+
+    monkeypatch.setattr(phi, "count_tokens", count_tokens)
+    model = PhiModel(phi, None, lambda: None)
+    for word in ("word ", "x", "漢", "👩‍👩‍👧 "):
+        text = word * (5_000_000 // len(word))
+        length = model.usable_prompt_length(None, text)
+        assert length == model.usable_prompt_length(None, text[: length + 50]) > 0
+
+        async def program(model: LanguageModel, text: str = text) -> None:
+            result = await model.generate_response_async(text)
+            assert result.status == Status.PromptLargerThanContext and "more than" in str(result.extended_error)
+
+        run(program)
+    assert sum(counted) < 200_000, "characters"
+
+
 def test_a_prompt_of_the_usable_length_is_answered() -> None:
     async def program(model: LanguageModel) -> None:
         text = "word 👍🏽 e\u0301 " * 60
@@ -240,8 +264,8 @@ SCHEMA = json.dumps(
 
 def test_json_follows_the_schema_with_a_context_too() -> None:
     async def program(model: LanguageModel) -> None:
-        context = model.create_context("Be brief.")
-        for arguments in (("Hello", SCHEMA), (context, "Hello", SCHEMA), (context, "Again", SCHEMA, SHORT)):
+        context, options = model.create_context("Be brief."), LanguageModelOptions(max_new_tokens=60, seed=1)
+        for arguments in (("Hello", SCHEMA), (context, "Hello", SCHEMA), (context, "Again", SCHEMA, options)):
             operation = model.generate_structured_json_response_async(*arguments)  # type: ignore[arg-type]
             said = "".join([delta async for delta in operation])
             result = await operation

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+import edgephi
 from edgephi.errors import PromptTooLongError, UsageError
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.moderation import Side
 from edgephi.runtime.tool_formats import HERMES
 from edgephi.windows import LanguageModel, LanguageModelOptions, LanguageModelResponseStatus, SeverityLevel, use_model
-from tests.planted_tools import TEMPLATES, TOOLS, add, bundle_with, plant, written
+from tests.planted_tools import ENDING, TEMPLATES, TOOLS, add, plant, written
+from tests.tiny_phi import PHI_3, tiny_phi
 from tests.windows_phi import run
 
 Status = LanguageModelResponseStatus
@@ -21,7 +23,11 @@ ASKED = written(HERMES, "add", {"a": 1, "b": 2})
 
 @pytest.fixture(scope="module")
 def phi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with load(bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("tools")), threads=1) as model:
+    folder = tmp_path_factory.mktemp("tools")
+    source = tiny_phi(folder / "source", PHI_3, context=4096, ascii_text=True)
+    (source / "chat_template.jinja").write_text(TEMPLATES[HERMES] + ENDING)
+    edgephi.export_model(source, folder / "bundle", quantize="rtn")
+    with load(folder / "bundle", threads=1) as model:
         yield model
 
 
