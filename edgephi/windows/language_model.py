@@ -251,8 +251,8 @@ class LanguageModel:
 
         Raises:
             UsageError: as `generate_response_async`.
-            PromptError: the model has no chat template, or it refuses the system prompt; or half of a surrogate pair is in
-                the prompt.
+            PromptError: the model has no chat template, it refuses the system prompt, or half of a surrogate pair is in
+                a text.
         """
         return self._opened.usable_prompt_length(*self._to_count(arguments))
 
