@@ -116,7 +116,7 @@ class Moderation:
         for name, value in found.items():
             if name not in CATEGORIES:
                 raise wrong("a category of the moderator's", name, f"one of {', '.join(CATEGORIES)}")
-            severity, allowed = as_severity(f"the severity of {name}", value), getattr(limits, name)
+            severity, allowed = as_severity(f"the moderator's severity of {name}", value), getattr(limits, name)
             if severity > allowed and (worst is None or severity > worst.severity):
                 worst = Blocked(side, name, severity, allowed)
         return worst

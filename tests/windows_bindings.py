@@ -130,7 +130,7 @@ class NativeSummaryOptions:
 
 class AdapterResult:
     def __init__(self, path: str) -> None:
-        right = path.endswith(".safetensors")
+        right = path.endswith("lora.safetensors")
         self.LowRankAdapter = path if right else None
         self.ExtendedError = Code(0 if right else -0x7FF8FFF2)
 

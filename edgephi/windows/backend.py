@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgephi.errors import EdgephiError
 from edgephi.windows.enums import AIFeatureReadyState, LanguageModelResponseStatus, TextRewriteTone
@@ -25,6 +25,9 @@ from edgephi.windows.results import (
     LanguageModelResponseResult,
     TextToTableResponseResult,
 )
+
+if TYPE_CHECKING:
+    from edgephi.runtime.tools import ToolLike
 
 Emit = Callable[[str], None]
 SummaryKind = Literal["text", "paragraph"]
@@ -49,6 +52,8 @@ class Request:
     context: OpenContext | None
     prompt: str
     options: LanguageModelOptions
+    results: tuple[str, ...] | None = None
+    """Of the calls that the context's last answer asks for, in the place of a prompt."""
 
 
 class OpenModel(Protocol):
@@ -62,11 +67,11 @@ class OpenModel(Protocol):
         self, request: Request, schema: str, emit: Emit, cancellation: Cancellation
     ) -> GenerateStructuredJsonResponseResult: ...
 
-    def usable_prompt_length(self, context: OpenContext | None, prompt: str) -> int:
+    def usable_prompt_length(self, context: OpenContext | None, prompt: str, tools: Sequence[ToolLike] = ()) -> int:
         """Characters from the prompt's beginning that fit."""
 
-    def count_tokens(self, context: OpenContext | None, prompt: str) -> int:
-        """Of the prompt with what the model reads before it."""
+    def count_tokens(self, context: OpenContext | None, prompt: str, tools: Sequence[ToolLike] = ()) -> int:
+        """Of the prompt with what the model reads before it, tools included."""
 
     def summarize(
         self, text: str, kind: SummaryKind, emit: Emit, cancellation: Cancellation

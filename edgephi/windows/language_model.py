@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, overload
 
-from edgephi.arguments import require_text, wrong
+from edgephi.arguments import require_text, require_texts, wrong
 from edgephi.errors import EngineError, UnsupportedModelError, UsageError
 from edgephi.windows.backend import BLOCKED, Emit, OpenContext, OpenModel, Request
 from edgephi.windows.enums import AIFeatureReadyState
@@ -20,6 +21,9 @@ from edgephi.windows.results import (
     LanguageModelResponseResult,
 )
 from edgephi.windows.settings import backend
+
+if TYPE_CHECKING:
+    from edgephi.runtime.tools import ToolLike
 
 Made = TypeVar("Made")
 ResponseOperation: TypeAlias = AsyncOperation[LanguageModelResponseResult, str]
@@ -87,7 +91,7 @@ class LanguageModel:
     Methods that end in `_async` return an `AsyncOperation` at once. How an answer ended is the result's status, not an
     exception; arguments of a wrong type raise UsageError.
 
-    Operations and contexts belong to the event loop they were made on.
+    Operations belong to the event loop they were made on.
     """
 
     def __init__(self, opened: OpenModel) -> None:
@@ -156,23 +160,33 @@ class LanguageModel:
         A context remembers prompt and answer; a cancelled answer as far as it went. Without one, nothing is remembered.
 
         Raises:
-            UsageError: an argument of another type or outside its range, the model or the context is closed, the
-                context was blocked or is answering, or tools together with a context.
+            UsageError: an argument of another type or outside its range, the model or the context is closed, or the
+                context was blocked or is answering.
         """
         context, prompt, options = _split(arguments)
-        if context is not None and options.tools:
-            raise UsageError(
-                "tools are given together with a context", remedy="Give tools with a prompt alone, or use edgephi.load"
-            )
-        request = self._request(context, prompt, options)
+        return self._respond("generate_response_async", context, self._request(context, prompt, options))
 
-        def work(emit: Emit, cancellation: Cancellation) -> LanguageModelResponseResult:
-            result = self._opened.generate(request, emit, cancellation)
-            if context is not None and result.status in BLOCKED:
-                context._block(result.status.name)
-            return result
+    def give_tool_results_async(
+        self, context: LanguageModelContext, results: Sequence[str], options: LanguageModelOptions | None = None
+    ) -> ResponseOperation:
+        """Go on with what the tools gave that the context's last answer asked for (`result.answer.tool_calls`). Not in
+        Windows.
 
-        return self._begin(context, AsyncOperation("generate_response_async", work))
+        Args:
+            results: a text for each call, in their order.
+            options: of the next answer; `tools` are those it may ask for.
+
+        Another number of results than of calls gives the status Error.
+
+        Raises:
+            UsageError: as `generate_response_async`.
+        """
+        if not isinstance(context, LanguageModelContext):
+            raise wrong("context", context, "the LanguageModelContext whose answer asked for calls")
+        require_texts("results", results, "a list of texts, one for each call")
+        require_kind("options", options, LanguageModelOptions)
+        request = self._request(context, "", options or LanguageModelOptions())
+        return self._respond("give_tool_results_async", context, replace(request, results=tuple(results)))
 
     @overload
     def generate_structured_json_response_async(
@@ -220,40 +234,44 @@ class LanguageModel:
         return self._begin(context, AsyncOperation("generate_structured_json_response_async", work))
 
     @overload
-    def get_usable_prompt_length(self, prompt: str, /) -> int: ...
+    def get_usable_prompt_length(self, prompt: str, options: LanguageModelOptions | None = None, /) -> int: ...
 
     @overload
-    def get_usable_prompt_length(self, context: LanguageModelContext, prompt: str, /) -> int: ...
+    def get_usable_prompt_length(
+        self, context: LanguageModelContext, prompt: str, options: LanguageModelOptions | None = None, /
+    ) -> int: ...
 
     def get_usable_prompt_length(self, *arguments: Any) -> int:
         """How much of a prompt fits: `prompt[:index]` does, and all of it if the index is its length. A longer prompt
         is answered with PromptLargerThanContext.
 
-        The index counts Python's characters, where Windows counts UTF-16 code units. It never cuts what a person reads
-        as one character, such as an emoji with a colour of skin.
+        Tools of the options, which Windows does not take here, are counted. The index counts Python's characters, where
+        Windows counts UTF-16 code units. It never cuts what a person reads as one character, such as an emoji with a
+        colour of skin.
 
         Raises:
             UsageError: as `generate_response_async`.
-            PromptError: the model has no chat template, or it refuses the system prompt.
+            PromptError: the model has no chat template, it refuses the system prompt, or half of a surrogate pair is in
+                a text.
         """
-        context, prompt = self._context_and_prompt(arguments)
-        return self._opened.usable_prompt_length(context, prompt)
+        return self._opened.usable_prompt_length(*self._to_count(arguments))
 
     @overload
-    def count_tokens(self, prompt: str, /) -> int: ...
+    def count_tokens(self, prompt: str, options: LanguageModelOptions | None = None, /) -> int: ...
 
     @overload
-    def count_tokens(self, context: LanguageModelContext, prompt: str, /) -> int: ...
+    def count_tokens(
+        self, context: LanguageModelContext, prompt: str, options: LanguageModelOptions | None = None, /
+    ) -> int: ...
 
     def count_tokens(self, *arguments: Any) -> int:
-        """Tokens that the model reads for a prompt, system prompt, earlier turns and the template's own included. Not
-        in Windows.
+        """Tokens that the model reads for a prompt, system prompt, earlier turns, tools and the template's own
+        included. Not in Windows.
 
         Raises:
             UsageError: as `generate_response_async`; Windows' own model does not tell.
         """
-        context, prompt = self._context_and_prompt(arguments)
-        return self._opened.count_tokens(context, prompt)
+        return self._opened.count_tokens(*self._to_count(arguments))
 
     def generate_embedding_vectors(self, *arguments: object) -> NoReturn:
         """Refused: a bundle gives no embeddings.
@@ -309,13 +327,19 @@ class LanguageModel:
             context._require_usable()
         return Request(None if context is None else context._opened, prompt, options)
 
-    def _context_and_prompt(self, arguments: tuple[Any, ...]) -> tuple[OpenContext | None, str]:
-        self._require_open()
-        context, prompt, _ = _split(arguments)
-        if context is None:
-            return None, prompt
-        context._require_usable()
-        return context._opened, prompt
+    def _respond(self, name: str, context: LanguageModelContext | None, request: Request) -> ResponseOperation:
+        def work(emit: Emit, cancellation: Cancellation) -> LanguageModelResponseResult:
+            result = self._opened.generate(request, emit, cancellation)
+            if context is not None and result.status in BLOCKED:
+                context._block(result.status.name)
+            return result
+
+        return self._begin(context, AsyncOperation(name, work))
+
+    def _to_count(self, arguments: tuple[Any, ...]) -> tuple[OpenContext | None, str, Sequence[ToolLike]]:
+        """What is counted: context, prompt and tools."""
+        request = self._request(*_split(arguments))
+        return request.context, request.prompt, request.options.tools
 
 
 def _split(arguments: tuple[Any, ...]) -> tuple[LanguageModelContext | None, str, LanguageModelOptions]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 
 RESERVED = 512
 """Tokens of the context that prompts leave to the answer, as in Windows (MicrosoftDocs/windows-ai-docs, pull request
 248, a review of 2026-03-25)."""
+CHARACTERS_PER_TOKEN = 4
+"""About so many in a text of words; only how fast a search is depends on it."""
+SURELY_LONG = 4096
+"""Characters that a search begins with at least: two texts of which one is so much longer than the other have more
+tokens than by which counts go back where a text ends within a token."""
 _JOINER = "\u200d"
 _KEYCAP = "\u20e3"
 
@@ -17,6 +23,33 @@ def usable_tokens(context_length: int) -> int:
     return context_length - min(RESERVED, context_length // 4)
 
 
+@dataclass(frozen=True)
+class TooLong:
+    """A beginning of a text that has more tokens than the limit, and a shorter one that has not."""
+
+    length: int
+    tokens: int
+    fits: int
+    fitting_tokens: int
+
+
+def too_long(text: str, limit: int, count: Callable[[str], int]) -> TooLong | None:
+    """Whether a text has more tokens than the limit: None if not. Of one that is far longer only its beginning is
+    counted.
+
+    Args:
+        count: tokens of a prompt with this text.
+    """
+    fits, base, length = 0, 0, max(SURELY_LONG, CHARACTERS_PER_TOKEN * limit)
+    while 2 * length < len(text):
+        tokens = count(text[:length])
+        if tokens > limit:
+            return TooLong(length, tokens, fits, base)
+        fits, base, length = length, tokens, 2 * length
+    tokens = count(text)
+    return TooLong(len(text), tokens, fits, base) if tokens > limit else None
+
+
 def usable_length(text: str, limit: int, count: Callable[[str], int]) -> int:
     """An index into a text, so that what stands before it has at most `limit` tokens; the text's length if all has.
 
@@ -24,17 +57,23 @@ def usable_length(text: str, limit: int, count: Callable[[str], int]) -> int:
     take in more of it; so there can be several such places, and this is one of them.
 
     Args:
-        count: tokens of a prompt with this text.
+        count: as for `too_long`.
     """
-    if count(text) <= limit:
+    found = too_long(text, limit, count)
+    if found is None:
         return len(text)
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if count(text[:middle]) <= limit:
-            fits = middle
+    fits, base, end, tokens = found.fits, found.fitting_tokens, found.length, found.tokens
+    guess = True
+    while end - fits > 1:
+        middle = (fits + end) // 2
+        if guess:  # by how many tokens the characters have; they are not spread evenly, so by halves in turn
+            share = max(0, limit - base) / max(1, tokens - base)
+            middle = min(max(fits + int((end - fits) * share), fits + 1), end - 1)
+        guess, counted = not guess, count(text[:middle])
+        if counted <= limit:
+            fits, base = middle, counted
         else:
-            too_long = middle
+            end, tokens = middle, counted
     while fits and (not may_end_before(text, fits) or count(text[:fits]) > limit):
         fits -= 1
     return fits

@@ -138,6 +138,8 @@ class LanguageModelOptions:
             self.low_rank_adapter.require_open()
         if require_integer("max_new_tokens", self.max_new_tokens) < 1:
             raise wrong("max_new_tokens", self.max_new_tokens, "1 or more")
+        if isinstance(self.tools, str) or not isinstance(self.tools, Sequence):
+            raise wrong("tools", self.tools, "a list of functions, or of descriptions as OpenAI has them")
         if self.seed is not None and require_integer("seed", self.seed) < 0:
             raise wrong("seed", self.seed, "0 or more, or None")
 

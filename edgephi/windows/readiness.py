@@ -3,61 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING
 
 from edgephi.errors import DownloadError, EdgephiError
 from edgephi.windows.enums import AIFeatureReadyResultState, AIFeatureReadyState
 from edgephi.windows.operation import Cancellation
 from edgephi.windows.results import AIFeatureReadyResult
 
-
-class NamedState(Protocol):
-    """A member of `edgephi.store.readiness.ReadyState`."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class Readiness(Protocol):
-    """`edgephi.store.readiness.Readiness`; bytes are those of all phases together."""
-
-    @property
-    def state(self) -> NamedState: ...
-    @property
-    def done_bytes(self) -> int: ...
-    @property
-    def total_bytes(self) -> int | None: ...
-
-
-class ReadinessStore(Protocol):
-    """What is used of the module `edgephi.store.readiness`."""
-
-    def ready_state(self, name: str, **where: str) -> Readiness: ...
-
-    def ensure_ready(
-        self,
-        name: str,
-        *,
-        on_progress: Callable[[Readiness], None] | None,
-        cancelled: Callable[[], bool] | None,
-        **where: str,
-    ) -> object: ...
-
-
-STATES = {
-    "NOT_INSTALLED": AIFeatureReadyState.NotReady,
-    "DOWNLOADING": AIFeatureReadyState.NotReady,
-    "EXPORTING": AIFeatureReadyState.NotReady,
-    "COMPILING": AIFeatureReadyState.NotReady,
-    "READY": AIFeatureReadyState.Ready,
-    "NOT_SUPPORTED": AIFeatureReadyState.NotSupportedOnCurrentSystem,
-}
-
-
-def _store() -> ReadinessStore:
-    return cast(ReadinessStore, import_module("edgephi.store.readiness"))
+if TYPE_CHECKING:
+    from edgephi.store import Readiness
 
 
 def is_folder(model: str) -> bool:
@@ -73,7 +28,14 @@ def ready_state(model: str, device: str) -> AIFeatureReadyState:
     """
     if is_folder(model):
         return AIFeatureReadyState.Ready
-    return STATES[_store().ready_state(model, **_where(device)).state.name]
+    from edgephi.store import readiness
+
+    state = readiness.ready_state(model, device).state
+    if state is readiness.ReadyState.READY:
+        return AIFeatureReadyState.Ready
+    if state is readiness.ReadyState.NOT_SUPPORTED:
+        return AIFeatureReadyState.NotSupportedOnCurrentSystem
+    return AIFeatureReadyState.NotReady
 
 
 def ensure_ready(
@@ -88,21 +50,17 @@ def ensure_ready(
 
     def report(now: Readiness) -> None:
         nonlocal done
-        share = min(1.0, now.done_bytes / now.total_bytes) if now.total_bytes else 0.0
-        if share > done:
-            done = share
-            emit(share)
+        if now.fraction > done:
+            done = now.fraction
+            emit(done)
 
     if not is_folder(model):
+        from edgephi.store import readiness
+
         try:
-            _store().ensure_ready(model, on_progress=report, cancelled=lambda: cancellation.cancelled, **_where(device))
+            readiness.ensure_ready(model, device=device, on_progress=report, cancelled=lambda: cancellation.cancelled)
         except EdgephiError as error:
             return AIFeatureReadyResult(AIFeatureReadyResultState.Failure, error, isinstance(error, DownloadError))
     if done < 1:
         emit(1.0)
     return AIFeatureReadyResult(AIFeatureReadyResultState.Success)
-
-
-def _where(device: str) -> dict[str, str]:
-    """The device, where one was named."""
-    return {} if device == "auto" else {"device": device}

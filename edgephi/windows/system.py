@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgephi.errors import DeviceError, EdgephiError, EngineError, UsageError, library_errors
 from edgephi.windows.backend import Emit, OpenContext, Request, SummaryKind, failed
@@ -38,6 +38,9 @@ from edgephi.windows.results import (
     TextToTableResponseResult,
     TextToTableRow,
 )
+
+if TYPE_CHECKING:
+    from edgephi.runtime.tools import ToolLike
 
 _SAID = "Windows' language model"
 _REMEDY = "See Microsoft's page on troubleshooting Windows AI APIs, or use a model of edgephi (backend='edgephi')"
@@ -146,6 +149,8 @@ class SystemModel:
 
     def generate(self, request: Request, emit: Emit, cancellation: Cancellation) -> LanguageModelResponseResult:
         def begin() -> Any:
+            if request.results is not None:
+                raise _no_tools()
             options = self._options(request.options)
             if request.context is None:
                 return self._native.GenerateResponseAsync2(request.prompt, options)
@@ -176,7 +181,9 @@ class SystemModel:
         except EdgephiError as error:
             return GenerateStructuredJsonResponseResult("", status.Error, error)
 
-    def usable_prompt_length(self, context: OpenContext | None, prompt: str) -> int:
+    def usable_prompt_length(self, context: OpenContext | None, prompt: str, tools: Sequence[ToolLike] = ()) -> int:
+        if tools:
+            raise _no_tools()
         with library_errors(_SAID, remedy=_REMEDY):
             if context is None:
                 units = self._native.GetUsablePromptLength(prompt)
@@ -184,7 +191,7 @@ class SystemModel:
                 units = self._native.GetUsablePromptLength2(cast(SystemContext, context).native, prompt)
             return index_of_utf16(prompt, int(units))
 
-    def count_tokens(self, context: OpenContext | None, prompt: str) -> int:
+    def count_tokens(self, context: OpenContext | None, prompt: str, tools: Sequence[ToolLike] = ()) -> int:
         raise UsageError(
             "Windows' own model does not count tokens", remedy="Ask get_usable_prompt_length, or use backend='edgephi'"
         )
@@ -350,6 +357,10 @@ def _wait(bindings: Bindings, operation: Any, emit: Callable[[Any], None] | None
         return await operation
 
     return asyncio.run(wait())
+
+
+def _no_tools() -> UsageError:
+    return UsageError("Windows' own model calls no tools", remedy="Use backend='edgephi' for tools")
 
 
 def _error(code: Any, words: str = "") -> EngineError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,14 +23,13 @@ from edgephi.windows import (
     ContentFilterOptions,
     GenerateStructuredJsonResponseStatus,
     LanguageModel,
-    LanguageModelLowRankAdapter,
     LanguageModelOptions,
     LanguageModelResponseStatus,
     SeverityLevel,
     use_model,
 )
 from edgephi.windows.lengths import may_end_before, usable_tokens
-from edgephi.windows.phi import PhiModel
+from edgephi.windows.phi_model import PhiModel
 from tests.windows_phi import CONTEXT, SHORT, phi_bundle, run
 
 Status = LanguageModelResponseStatus
@@ -150,6 +148,29 @@ def test_the_usable_length_is_an_index_into_the_prompt(phi: Model, before: str, 
         assert model.count_tokens(context, text[:length]) <= limit
 
 
+def test_of_a_text_of_megabytes_only_the_beginning_is_counted(phi: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    count = phi.count_tokens
+
+    def count_tokens(messages: Any, **arguments: Any) -> int:
+        counted.append(len(messages[-1]["content"]))
+        return count(messages, **arguments)
+
+    monkeypatch.setattr(phi, "count_tokens", count_tokens)
+    model = PhiModel(phi, None, lambda: None)
+    for word in ("word ", "x", "漢", "👩‍👩‍👧 "):
+        text = word * (5_000_000 // len(word))
+        length = model.usable_prompt_length(None, text)
+        assert length == model.usable_prompt_length(None, text[: length + 50]) > 0
+
+        async def program(model: LanguageModel, text: str = text) -> None:
+            result = await model.generate_response_async(text)
+            assert result.status == Status.PromptLargerThanContext and "more than" in str(result.extended_error)
+
+        run(program)
+    assert sum(counted) < 200_000, "characters"
+
+
 def test_a_prompt_of_the_usable_length_is_answered() -> None:
     async def program(model: LanguageModel) -> None:
         text = "word 👍🏽 e\u0301 " * 60
@@ -230,64 +251,6 @@ def test_errors_are_a_status_with_what_to_do() -> None:
     run(program)
 
 
-class WithAdapters:
-    """A model of edgephi with the interface of LoRA adapters."""
-
-    def __init__(self, model: Model, fitting: str) -> None:
-        self._model, self._fitting = model, fitting
-        self.added: list[str] = []
-        self.used: list[object] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
-
-    def add_adapter(self, name: str, file: str) -> None:
-        if Path(file).name != self._fitting:
-            raise EdgephiError("the adapter was trained for another model", where=file, remedy="Train it for this one")
-        self.added.append(name)
-
-    def remove_adapter(self, name: str) -> None:
-        self.added.remove(name)
-
-    def chat(self, messages: Any, adapter: str | None = None, **arguments: Any) -> object:
-        self.used.append(adapter)
-        return self._model.chat(messages, **arguments)
-
-    def session(self, adapter: str | None = None, **arguments: Any) -> object:
-        self.used.append(adapter)
-        return self._model.session(**arguments)
-
-
-def test_an_adapter_is_given_to_the_model_and_a_wrong_one_is_a_status(phi: Model, tmp_path: Path) -> None:
-    (tmp_path / "right.onnx_adapter").touch()
-    (tmp_path / "wrong.onnx_adapter").touch()
-    made = LanguageModelLowRankAdapter.create_from_path(tmp_path / "missing")
-    assert made.low_rank_adapter is None and made.extended_error is not None
-    right = LanguageModelLowRankAdapter.create_from_path(tmp_path / "right.onnx_adapter").low_rank_adapter
-    wrong = LanguageModelLowRankAdapter.create_from_path(tmp_path / "wrong.onnx_adapter").low_rank_adapter
-    assert right is not None and wrong is not None
-    stand_in = WithAdapters(phi, "right.onnx_adapter")
-
-    async def program() -> None:
-        model = LanguageModel(PhiModel(stand_in, None, lambda: None))  # type: ignore[arg-type]
-        options = LanguageModelOptions(max_new_tokens=8, low_rank_adapter=right)
-        context = model.create_context("Be brief.")
-        for _ in range(2):
-            assert (await model.generate_response_async("Hello", options)).status == Status.Complete
-            assert (await model.generate_response_async(context, "Hello", options)).status == Status.Complete
-        assert len(stand_in.added) == 1 and set(stand_in.used) == set(stand_in.added)
-        assert (await model.generate_response_async(context, "Hello", SHORT)).status == Status.Complete
-        assert stand_in.used[-1] is None, "the conversation goes on without it"
-        refused = await model.generate_response_async("Hello", LanguageModelOptions(low_rank_adapter=wrong))
-        assert refused.status == Status.IncompatibleLowRankAdapter and "another model" in str(refused.extended_error)
-        right.close()
-        assert not stand_in.added
-        with pytest.raises(UsageError, match="the adapter is closed"):
-            model.generate_response_async("Hello", options)
-
-    asyncio.run(program())
-
-
 SCHEMA = json.dumps(
     {
         "$defs": {"size": {"anyOf": [{"type": "boolean"}, {"enum": ["small", "large"]}]}},
@@ -301,8 +264,8 @@ SCHEMA = json.dumps(
 
 def test_json_follows_the_schema_with_a_context_too() -> None:
     async def program(model: LanguageModel) -> None:
-        context = model.create_context("Be brief.")
-        for arguments in (("Hello", SCHEMA), (context, "Hello", SCHEMA), (context, "Again", SCHEMA, SHORT)):
+        context, options = model.create_context("Be brief."), LanguageModelOptions(max_new_tokens=60, seed=1)
+        for arguments in (("Hello", SCHEMA), (context, "Hello", SCHEMA), (context, "Again", SCHEMA, options)):
             operation = model.generate_structured_json_response_async(*arguments)  # type: ignore[arg-type]
             said = "".join([delta async for delta in operation])
             result = await operation
@@ -331,17 +294,15 @@ def test_a_schema_is_refused_as_windows_refuses_it() -> None:
     run(program)
 
 
-def test_tools_are_asked_for_by_an_answer() -> None:
+def test_a_template_that_shows_no_tools_is_an_error() -> None:
     def weather(city: str) -> str:
         """How the weather is."""
         return city
 
     async def program(model: LanguageModel) -> None:
         options = LanguageModelOptions(tools=[weather])
-        with pytest.raises(UsageError, match="tools are given together with a context"):
-            model.generate_response_async(model.create_context(), "Hello", options)
-        # the tiny model's template shows no tools, which edgephi says as it does everywhere
-        result = await model.generate_response_async("Hello", options)
-        assert result.status == Status.Error and "tool" in str(result.extended_error)
+        for arguments in (("Hello", options), (model.create_context(), "Hello", options)):
+            result = await model.generate_response_async(*arguments)  # type: ignore[arg-type]
+            assert result.status == Status.Error and "tool" in str(result.extended_error)
 
     run(program)

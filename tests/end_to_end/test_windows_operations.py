@@ -7,21 +7,26 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 
 import edgephi
 from edgephi import Model
-from edgephi.errors import EdgephiError, EngineError, UnsupportedModelError, UsageError
+from edgephi.errors import EdgephiError, EngineError, PromptError, UnsupportedModelError, UsageError
 from edgephi.windows import (
     AIFeatureReadyResultState,
     AIFeatureReadyState,
+    AsyncOperation,
     LanguageModel,
     LanguageModelContext,
     LanguageModelOptions,
+    LanguageModelResponseStatus,
+    TextRewriter,
+    TextSummarizer,
     use_model,
 )
-from edgephi.windows.phi import PhiModel
+from edgephi.windows.phi_model import PhiModel
 from tests.windows_phi import phi_bundle, run
 
 
@@ -195,3 +200,131 @@ def test_no_loop_no_operation(phi: Model) -> None:
     with pytest.raises(UsageError, match="no event loop runs"):
         model.generate_response_async("Hello")
     assert isinstance(model.create_context(), LanguageModelContext)
+
+
+def test_an_operation_belongs_to_its_event_loop() -> None:
+    left: list[AsyncOperation[Any, str]] = []
+
+    async def begin() -> LanguageModelContext:
+        model = await LanguageModel.create_async()
+        context = model.create_context()
+        left.append(model.generate_response_async(context, "Hello", ENDLESS))
+        return context
+
+    context = asyncio.run(begin())
+
+    async def elsewhere(operation: AsyncOperation[Any, str]) -> None:
+        with pytest.raises(UsageError, match="outside of the event loop"):
+            await operation
+        with pytest.raises(UsageError, match="outside of the event loop"):
+            [delta async for delta in operation]
+        with pytest.raises(UsageError, match="outside of the event loop"):
+            operation.progress = print
+
+    asyncio.run(elsewhere(left[0]))
+    for thread in threading.enumerate():
+        if "generate_response" in thread.name:
+            thread.join(timeout=5)
+            assert not thread.is_alive(), "a loop that is gone ends the work"
+
+    async def go_on() -> None:
+        with await LanguageModel.create_async() as model:
+            result = await model.generate_response_async(context, "Hello", LanguageModelOptions(max_new_tokens=3))
+            assert result.status == LanguageModelResponseStatus.Complete, "the context is free again"
+
+    asyncio.run(go_on())
+
+
+def test_a_model_whose_loop_is_gone_is_closed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, opening = threading.Event(), threading.Event()
+    close, opened = PhiModel.close, PhiModel.__init__
+
+    def slowly(*arguments: Any) -> None:
+        assert opening.wait(timeout=20)
+        opened(*arguments)
+
+    monkeypatch.setattr(PhiModel, "__init__", slowly)
+    monkeypatch.setattr(PhiModel, "close", lambda model: (close(model), closed.set()))
+    use_model(bundle)
+
+    async def main() -> None:
+        LanguageModel.create_async()
+
+    asyncio.run(main())
+    opening.set()
+    assert closed.wait(timeout=20)
+
+
+def test_progress_that_raises_does_not_end_the_answer() -> None:
+    async def program(model: LanguageModel) -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        deltas: list[str] = []
+
+        def failing(operation: object, delta: str) -> None:
+            deltas.append(delta)
+            raise ValueError("mine")
+
+        options = LanguageModelOptions(max_new_tokens=20, seed=1)
+        operation = model.generate_response_async("Hello", options)
+        operation.progress = failing
+        result = await operation
+        assert result.status == LanguageModelResponseStatus.Complete and "".join(deltas) == result.text
+        late = model.generate_response_async("Hello", options)
+        await late
+        late.progress = failing
+        assert (await late).text == result.text
+        assert {str(context["exception"]) for context in told} == {"mine"} and len(told) == len(deltas)
+
+    run(program)
+
+
+def test_a_hundred_at_once() -> None:
+    async def program(model: LanguageModel) -> None:
+        short = LanguageModelOptions(max_new_tokens=5, temperature=0)
+        expected = [(await model.generate_response_async(f"Hello {name}", short)).text for name in "ab"]
+        results = await asyncio.gather(
+            *[model.generate_response_async(f"Hello {'ab'[i % 2]}", short) for i in range(100)]
+        )
+        assert [result.text for result in results] == expected * 50
+        operations = [model.generate_response_async("Hello", ENDLESS) for _ in range(100)]
+        for operation in operations:
+            operation.cancel()
+        ended = await asyncio.gather(*operations, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+
+    run(program)
+
+
+def test_a_machine_without_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def program(model: LanguageModel) -> None:
+        context = model.create_context()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(EngineError, match="can't start new thread"):
+                model.generate_response_async(context, "Hello")
+        result = await model.generate_response_async(context, "Hello", LanguageModelOptions(max_new_tokens=3))
+        assert result.status == LanguageModelResponseStatus.Complete
+
+    run(program)
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    async def program(model: LanguageModel) -> None:
+        half = "Hello \ud83d"
+        context, short = model.create_context(), LanguageModelOptions(max_new_tokens=3)
+        for arguments in ((half, short), (context, half, short), (model.create_context(half), "Hello", short)):
+            result = await model.generate_response_async(*arguments)  # type: ignore[arg-type]
+            assert result.status == LanguageModelResponseStatus.Error
+            assert "half of a surrogate pair" in str(result.extended_error)
+        for operation in (TextRewriter(model).rewrite_async(half * 9), TextSummarizer(model).summarize_async(half * 9)):
+            assert "half of a surrogate pair" in str((await operation).extended_error)
+        for call in (model.get_usable_prompt_length, model.count_tokens):
+            with pytest.raises(PromptError, match="half of a surrogate pair"):
+                call(half)
+        assert (await model.generate_response_async(context, "Hello", short)).status == 0, "the context is as it was"
+
+    run(program)

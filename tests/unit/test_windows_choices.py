@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgephi.errors import DownloadError, EdgephiError, PromptTooLongError, UsageError
+from edgephi.runtime import skills as runtime_skills
+from edgephi.runtime.moderation import NO_MODERATION, HeldText
+from edgephi.runtime.skills import SkillProgress
+from edgephi.store import Readiness, ReadyState, readiness
 from edgephi.windows import (
     AIFeatureReadyResultState,
     AIFeatureReadyState,
@@ -36,24 +37,8 @@ from edgephi.windows import (
     use_model,
 )
 from edgephi.windows.lengths import index_of_utf16, may_end_before
-from edgephi.windows.moderation import Filter, Gate, Moderator
-from edgephi.windows.phi import PhiModel
-
-
-class ReadyState(StrEnum):
-    NOT_INSTALLED = "not installed"
-    DOWNLOADING = "downloading"
-    EXPORTING = "exporting"
-    COMPILING = "compiling"
-    READY = "ready"
-    NOT_SUPPORTED = "not supported"
-
-
-@dataclass
-class Readiness:
-    state: ReadyState
-    done_bytes: int = 0
-    total_bytes: int | None = None
+from edgephi.windows.moderation import Moderator, blocked_error, moderation_for
+from edgephi.windows.phi_model import PhiModel
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +48,7 @@ def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in of `edgephi.store.readiness`."""
+    """The store's two functions say what a test wants; the real ones are in test_windows_store.py."""
     stand_in = SimpleNamespace(state=ReadyState.READY, steps=[], error=None, asked=[], cancelled=None)
 
     def ready_state(name: str, device: str = "auto") -> Readiness:
@@ -80,13 +65,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         stand_in.asked.append(name if device == "auto" else (name, device))
         stand_in.cancelled = cancelled
         for done, total in stand_in.steps:
-            on_progress(Readiness(ReadyState.DOWNLOADING, done, total))
+            on_progress(Readiness(ReadyState.DOWNLOADING, done_bytes=done, total_bytes=total))
         if stand_in.error is not None:
             raise stand_in.error
 
-    module = ModuleType("edgephi.store.readiness")
-    module.__dict__.update(ready_state=ready_state, ensure_ready=ensure_ready, ReadyState=ReadyState)
-    monkeypatch.setitem(sys.modules, "edgephi.store.readiness", module)
+    monkeypatch.setattr(readiness, "ready_state", ready_state)
+    monkeypatch.setattr(readiness, "ensure_ready", ensure_ready)
     return stand_in
 
 
@@ -184,19 +168,14 @@ def test_a_folder_needs_no_store(tmp_path: Path) -> None:
 # skills
 
 
-class Skills(ModuleType):
-    """A stand-in of `edgephi.runtime.skills`: what was asked, and what it says."""
+class Skills:
+    """In the place of `edgephi.runtime.skills`: what was asked, and what is said. The real ones answer in
+    test_windows_skills.py."""
 
     def __init__(self) -> None:
-        super().__init__("edgephi.runtime.skills")
         self.calls: list[tuple[str, object, dict[str, object]]] = []
-        self.deltas = ["A first sentence. ", "A second one."]
+        self.deltas = ["A first sentence.", " A second one."]
         self.error: EdgephiError | None = None
-
-    @dataclass
-    class ConversationItem:
-        speaker: str
-        text: str
 
     def _do(self, name: str, source: object, on_progress: Any, cancelled: Any, **arguments: object) -> SimpleNamespace:
         self.calls.append((name, source, arguments))
@@ -207,7 +186,7 @@ class Skills(ModuleType):
             if cancelled():
                 break
             said += delta
-            on_progress(SimpleNamespace(done=done, total=len(self.deltas), text_delta=delta))
+            on_progress(SkillProgress(done, len(self.deltas), delta))
         return SimpleNamespace(text=said, columns=("city", "people"), rows=(("Tokyo", "14"), ("Paris", "2")))
 
     def summarize(self, model: object, text: object, **arguments: Any) -> SimpleNamespace:
@@ -223,7 +202,8 @@ class Skills(ModuleType):
 @pytest.fixture
 def skills(monkeypatch: pytest.MonkeyPatch) -> Skills:
     stand_in = Skills()
-    monkeypatch.setitem(sys.modules, "edgephi.runtime.skills", stand_in)
+    for name in ("summarize", "rewrite", "text_to_table"):
+        monkeypatch.setattr(runtime_skills, name, getattr(stand_in, name))
     return stand_in
 
 
@@ -232,7 +212,7 @@ class CountingModel:
 
     context_length = 400
 
-    def count_tokens(self, messages: Sequence[dict[str, str]]) -> int:
+    def count_tokens(self, messages: Sequence[dict[str, str]], tools: Sequence[object] = ()) -> int:
         return sum(len(message["content"]) for message in messages)
 
 
@@ -265,7 +245,7 @@ def test_skills_are_edgephis(skills: Skills) -> None:
         await summarizer.summarize_conversation_async(items)
 
     asyncio.run(main())
-    talk = [Skills.ConversationItem("Anna", "Hello."), Skills.ConversationItem("Ben", "Good day.")]
+    talk = [runtime_skills.ConversationItem("Anna", "Hello."), runtime_skills.ConversationItem("Ben", "Good day.")]
     assert skills.calls == [
         ("summarize", "Long.", {"kind": "text"}),
         ("summarize", "Long.", {"kind": "paragraph"}),
@@ -312,15 +292,15 @@ def test_skills_are_moderated_and_stop_where_they_are_blocked(skills: Skills) ->
     def moderator(text: str, direction: str) -> dict[str, int]:
         return {"sexual": SeverityLevel.High if "second" in text or "bad" in text else SeverityLevel.Low}
 
-    skills.deltas = ["A first sentence. ", "A second one. ", "A third one."]
+    skills.deltas = ["A first sentence.", " A second one.", " A third one."]
 
     async def main() -> None:
         rewriter = TextRewriter(language_model(moderator))
         said, result = await with_deltas(rewriter.rewrite_async("Long."))
-        assert said == "A first sentence. "
+        assert said == "A first sentence."
         assert (result.text, result.status) == ("", LanguageModelResponseStatus.ResponseBlockedByContentModeration)
-        result = await rewriter.rewrite_async("bad")
-        assert result.status == LanguageModelResponseStatus.PromptBlockedByContentModeration
+        for operation in (rewriter.rewrite_async("bad"), rewriter.rewrite_custom_async("Long.", "bad")):
+            assert (await operation).status == LanguageModelResponseStatus.PromptBlockedByContentModeration
 
     asyncio.run(main())
     assert len(skills.calls) == 1, "a blocked text never reaches the model"
@@ -386,33 +366,30 @@ def allowing(level: SeverityLevel) -> ContentFilterOptions:
 @pytest.mark.parametrize("allowed", SeverityLevel)
 @pytest.mark.parametrize("found", SeverityLevel)
 def test_what_passes(allowed: SeverityLevel, found: SeverityLevel) -> None:
-    passes = Filter(lambda text, direction: {"self_harm": found}, allowing(allowed)).passes("x", "prompt")
+    moderation = moderation_for(lambda text, side: {"self_harm": found}, allowing(allowed))
+    passes = moderation.check("x", "prompt") is None
     assert passes == (found <= allowed and found != SeverityLevel.High), "High passes never"
 
 
 def test_prompt_and_response_are_judged_by_levels_of_their_own() -> None:
     options = ContentFilterOptions()
     options.prompt_max_allowed_severity_level.violent = SeverityLevel.Minimum
-    judged = Filter(lambda text, direction: {"violent": 11}, options)
-    assert (judged.passes("x", "prompt"), judged.passes("x", "response")) == (False, True)
+    judged = moderation_for(lambda text, side: {"violent": 11}, options)
+    blocked = judged.check("x", "prompt")
+    assert blocked is not None and judged.check("x", "response") is None
+    said = blocked_error(blocked).what
+    assert said == "the moderator found violent of severity Low in the prompt, and the content filter allows Minimum"
+
+
+def test_no_moderator_holds_nothing_back() -> None:
+    for nobody in (None, NO_MODERATION):
+        assert HeldText(moderation_for(nobody, None)).push("half a sen") == "half a sen"
 
 
 @pytest.mark.parametrize("said", [{"spam": 10}, {"hate": 3}, 7])
 def test_a_moderator_that_says_nonsense_is_an_error(said: object) -> None:
     with pytest.raises(EdgephiError, match="the moderator"):
-        Filter(lambda text, direction: said, None).passes("x", "prompt")  # type: ignore[arg-type, return-value]
-
-
-def test_an_answer_waits_for_its_sentence() -> None:
-    shown: list[str] = []
-    judged: list[str] = []
-    gate = Gate(Filter(lambda text, direction: judged.append(text) or {}, None), shown.append)  # type: ignore[func-returns-value]
-    for piece in ("One", " sentence", ". And", " more"):
-        assert gate.push(piece)
-    assert shown == ["One sentence. And"]
-    assert gate.finish() and gate.finish()
-    assert shown == ["One sentence. And", " more"]
-    assert judged == ["One sentence. And", "One sentence. And more"]
+        moderation_for(lambda text, side: said, None).check("x", "prompt")  # type: ignore[arg-type, return-value]
 
 
 def test_severities_compare_and_show_themselves() -> None:

@@ -238,13 +238,23 @@ def test_what_windows_has_not_is_refused_by_its_name(options: dict[str, Any]) ->
     run(program)
 
 
+def test_what_windows_lacks_of_tools_is_refused_by_name() -> None:
+    async def program(model: LanguageModel) -> None:
+        given = await model.give_tool_results_async(model.create_context(), ["3"])
+        assert given.status == LanguageModelResponseStatus.Error and "calls no tools" in str(given.extended_error)
+        with pytest.raises(UsageError, match="calls no tools"):
+            model.get_usable_prompt_length("Hello", LanguageModelOptions(tools=[print]))
+
+    run(program)
+
+
 def test_an_adapter_that_windows_does_not_load(tmp_path: Path) -> None:
-    (tmp_path / "lora.bin").touch()
-    adapter = LanguageModelLowRankAdapter.create_from_path(tmp_path / "lora.bin").low_rank_adapter
+    (tmp_path / "broken.safetensors").touch()
+    adapter = LanguageModelLowRankAdapter.create_from_path(tmp_path / "broken.safetensors").low_rank_adapter
 
     async def program(model: LanguageModel) -> None:
         result = await model.generate_response_async("Hello", LanguageModelOptions(low_rank_adapter=adapter))
-        assert result.status == LanguageModelResponseStatus.Error and "lora.bin" in str(result.extended_error)
+        assert result.status == LanguageModelResponseStatus.Error and "broken.safetensors" in str(result.extended_error)
 
     run(program)
 
