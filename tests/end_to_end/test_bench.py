@@ -188,7 +188,8 @@ def test_a_report_is_compared_with_a_slower_one_and_seen_in_the_history(
     assert seen["damaged"] == 1
     assert [run["change"] and run["change"]["worse"] for run in seen["runs"]] == [None, found["worse"]]
     assert (
-        "worse: all 2 cases of prefill, prefill_tokens_per_s, by 11.1 %" in command("bench", "history", bundle).stdout
+        "worse: all 2 cases of prefill, prefill_tokens_per_s, 10.0 % lower"
+        in command("bench", "history", bundle).stdout
     )
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Report, Roofline
 from edgephi.benchmarks.report import in_one_line, markdown_table
-
-if TYPE_CHECKING:
-    from edgephi.benchmarks.bench.report.comparison import Comparison
 
 LABELS: dict[Metric, str] = {
     "prefill_tokens_per_s": "prefill, tokens/s",
@@ -186,24 +182,6 @@ def markdown(report: Report) -> str:
         parts.append("\n".join(f"- {_plain(remark)}" for remark in remarks))
     parts.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts(report)))
     return "\n\n".join(parts) + "\n"
-
-
-def comparison_markdown(found: Comparison, threshold: float) -> str:
-    """Two reports side by side as Markdown: the table, the verdict, what else changed."""
-    rows = []
-    for change in (*found.groups, *found.cases):
-        values = (digits(in_unit(change.metric, value)) for value in (change.first, change.second))
-        one = change.shift
-        interval = f"{one.low:.3f} to {one.high:.3f} ({100 * one.confidence:.0f} %)"
-        rows.append((change.case, LABELS[change.metric], *values, f"{one.ratio:.3f}", interval, change.verdict))
-    header = ("case", "figure", "first", "second", "ratio", "interval", "verdict")
-    parts = [markdown_table(header, rows) if rows else "The reports have no case in common."]
-    parts += [f"{len(found.worse())} figures are worse by more than {100 * threshold:g} %, beyond noise."]
-    if found.differences:
-        parts.append("What else changed:\n" + "\n".join(f"- {words}" for words in found.differences))
-    if found.unmatched:
-        parts.append("In one report only, or on another prompt: " + ", ".join(found.unmatched))
-    return "\n\n".join(parts)
 
 
 def _row(case: CaseResult, columns: Sequence[Metric]) -> tuple[str, ...]:
