@@ -70,10 +70,10 @@ def compare(
     from edgephi.benchmarks.bench.report.comparison import compare as compared
     from edgephi.benchmarks.bench.report.league import read_reports
 
-    if len(reports) < 2:
-        raise UsageError("there is one report only", remedy="Name two or more")
     threshold = THRESHOLD if fail_over is None else _share(fail_over)
     named = read_reports(reports)
+    if len(named) < 2:
+        raise UsageError("there is one report only", remedy="Name two or more")
     for _, later in named[1:]:
         require_alike(named[0][1], later, across or ())
     found = [(name, compared(named[0][1], later, threshold)) for name, later in named[1:]]
@@ -161,12 +161,12 @@ def history(
     bundle, provider, threads, workload, versions, figures (by name, in seconds, bytes and joules), noise (null or a
     sentence) and change (null for the first of its kind, else what `edgephi bench compare --json` has).
     """
+    from edgephi.benchmarks.bench.assemble import bundle_facts
     from edgephi.benchmarks.bench.report.comparison import with_changes
     from edgephi.benchmarks.bench.report.history import history_file, read_history
     from edgephi.benchmarks.bench.report.rows import as_csv as in_csv
     from edgephi.benchmarks.bench.report.trend import Wanted, picture, read_since
     from edgephi.benchmarks.bench.results import Machine
-    from edgephi.benchmarks.bench.run import bundle_facts
     from edgephi.benchmarks.report import machine
     from edgephi.bundle import read_manifest
     from edgephi.commands.tables import print_markdown

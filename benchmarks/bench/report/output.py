@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgephi.benchmarks.bench.report.page import page, picture
@@ -12,6 +14,8 @@ from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import OutputError
 
 JSON, MARKDOWN, HTML, PICTURE = "report.json", "report.md", "report.html", "report.svg"
+PARTIAL = ".partial.json"
+"""Behind the name of a report's folder: what is known of it while it is measured."""
 
 
 def check_report_folder(output: Path, force: bool) -> None:
@@ -42,6 +46,39 @@ def check_report_folder(output: Path, force: bool) -> None:
 def as_json(report: Report) -> str:
     """The report's document, with a line feed at its end."""
     return json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def keep_partial(output: Path | None) -> Iterator[Callable[[Report], None]]:
+    """Yields what keeps an unfinished report in OUTPUT.partial.json; the file goes when the block ends well.
+
+    Args:
+        output: of the whole report; None: nothing is kept.
+
+    Raises (when called):
+        OutputError: the disk refuses.
+    """
+    if output is None:
+        yield lambda report: None
+        return
+    output = output.absolute()
+    partial = output.with_name(f"{output.name}{PARTIAL}")
+
+    def keep(report: Report) -> None:
+        scratch = partial.with_name(f".{partial.name}.new")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(as_json(report), encoding="utf-8", newline="\n")
+            scratch.replace(partial)
+        except OSError as error:
+            raise OutputError(
+                f"the unfinished report cannot be kept: {error.strerror or error}",
+                where=partial,
+                remedy="Choose another --output",
+            ) from error
+
+    yield keep
+    partial.unlink(missing_ok=True)
 
 
 def write_report(output: Path, report: Report, *, force: bool) -> None:
