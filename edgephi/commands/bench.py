@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,24 +10,26 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edgephi.commands.bench_lab import lab
+from edgephi.commands.bench_options import numbers_of, seconds_of
 from edgephi.commands.bench_reports import compare, history, table
 from edgephi.commands.options import Bundle, Device, Json
 from edgephi.errors import UsageError
 
 
 class _BenchGroup(TyperGroup):
-    """`edgephi bench DIR` means `edgephi bench run DIR`."""
+    """`edgephi bench DIR` means `edgephi bench run DIR`, and `edgephi bench FILE.toml` means `edgephi bench lab`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
+            args = ["lab" if args[0].endswith(".toml") else "run", *args]
         return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
     cls=_BenchGroup,
     help="Measure a bundle on this machine, compare reports, and watch figures over time. "
-    "`edgephi bench DIR` is short for `edgephi bench run DIR`.",
+    "`edgephi bench DIR` is short for `edgephi bench run DIR`, and `edgephi bench lab.toml` for a lab.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("compare")(compare)
 app.command("history")(history)
 app.command("table")(table)
+app.command("lab")(lab)
 
 
 @app.command("schema")
@@ -141,10 +143,10 @@ def run(
     elif workload is not None:
         raise UsageError("--workload and -p or -n exclude each other", remedy="Leave one of them out")
     else:
-        chosen = of_lists(_numbers("-p", prompts), _numbers("-n", new), _numbers("-d", depths))
+        chosen = of_lists(numbers_of("-p", prompts), numbers_of("-n", new), numbers_of("-d", depths))
     if repetitions is not None:
         chosen = with_repetitions(chosen, repetitions)
-    counts: list[int | None] = [*_numbers("-t", threads)] or [None]
+    counts: list[int | None] = [*numbers_of("-t", threads)] or [None]
     places = [output if output is None or len(counts) == 1 else output / f"threads-{count}" for count in counts]
     for place in places:
         if place is not None:
@@ -234,23 +236,6 @@ def list_workloads(
         for workload, one in zip(workloads, asked, strict=True)
     ]
     print_table(("workload", "what it asks", *numbers, "which are"), table_rows, right=numbers)
-
-
-def seconds_of(option: str, text: str) -> float:
-    """90s, 10m, 1h or a number of seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"{option} is {text!r}", remedy="Give a time, as 90s, 10m or 1h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _numbers(option: str, text: str | None) -> list[int]:
-    """'128,512' → [128, 512]; nothing for None."""
-    if text is None:
-        return []
-    if not re.fullmatch(r"\d{1,7}(\s*,\s*\d{1,7})*", text.strip()):
-        raise UsageError(f"{option} is {text!r}", remedy=f"Give numbers with commas between, as {option} 128,512")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from edgephi.benchmarks.bench.report.page import page, picture
 from edgephi.benchmarks.bench.report.table import markdown
 from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import OutputError
+from edgephi.files import replace_file, unwritable
 
 JSON, MARKDOWN, HTML, PICTURE = "report.json", "report.md", "report.html", "report.svg"
 PARTIAL = ".partial.json"
@@ -55,8 +56,8 @@ def keep_partial(output: Path | None) -> Iterator[Callable[[Report], None]]:
     Args:
         output: of the whole report; None: nothing is kept.
 
-    Raises (when called):
-        OutputError: the disk refuses.
+    Raises:
+        OutputError: the disk refuses, also when called.
     """
     if output is None:
         yield lambda report: None
@@ -65,18 +66,12 @@ def keep_partial(output: Path | None) -> Iterator[Callable[[Report], None]]:
     partial = output.with_name(f"{output.name}{PARTIAL}")
 
     def keep(report: Report) -> None:
-        scratch = partial.with_name(f".{partial.name}.new")
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(as_json(report), encoding="utf-8", newline="\n")
-            scratch.replace(partial)
-        except OSError as error:
-            raise OutputError(
-                f"the unfinished report cannot be kept: {error.strerror or error}",
-                where=partial,
-                remedy="Choose another --output",
-            ) from error
+        replace_file(partial, as_json(report).encode(), "Choose another --output")
 
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise unwritable(problem, partial, "Choose another --output") from problem
     yield keep
     partial.unlink(missing_ok=True)
 
