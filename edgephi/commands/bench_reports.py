@@ -92,7 +92,7 @@ def _print_comparisons(named: list[Named], found: list[tuple[str, Comparison]], 
     from edgephi.commands.tables import print_markdown
 
     words = [f"{ordinal(index)}: {name}, {report.created}" for index, (name, report) in enumerate(named)]
-    parts = [printable("\n".join(words))]
+    parts = ["\n".join(map(printable, words))]
     parts += [comparison_markdown(one, threshold, ordinal(index + 1)) for index, (_, one) in enumerate(found)]
     print_markdown("\n\n".join(parts))
 
@@ -273,10 +273,9 @@ def table(
     tokens/s / 244). UL published that formula for its own prompts and for Phi-3.5-mini. The prompts are others here, so
     a score compares reports in this table and no result of UL's.
 
-    With --sql, every prefill and decode case is one row with llama-bench's columns, for sqlite3 and
-    compare-llama-bench.py. n_prompt or n_gen has the tokens; avg_ts and stddev_ts are tokens/s over the repetitions,
-    the first new token of a decode case not counted; build_commit has the versions of edgephi and onnxruntime. Settings
-    that onnxruntime does not have are null.
+    With --sql, every prefill and decode case is one row with llama-bench's columns. n_prompt or n_gen has the tokens;
+    avg_ts and stddev_ts are tokens/s over the repetitions, the first new token of a decode case not counted;
+    build_commit has the versions of edgephi and onnxruntime. Settings that onnxruntime does not have are null.
 
     With --json, a list of sections: title, and reports (name, figures by name in seconds, bytes and joules, and noise).
     """

@@ -61,7 +61,7 @@ def command(*arguments: object, status: int = 0) -> Result:
 def test_more_than_two_reports_are_compared_with_the_first(tmp_path: Path) -> None:
     paths = saved(tmp_path, a=speeds(100), b=speeds(80), c=speeds(100, label="lab 3"))
     shown = command("bench", "compare", *paths, "--fail-over", "5%", status=1).stdout
-    assert shown.startswith("first: a, 2026") and "third: lab 3, 2026" in shown
+    assert shown.startswith("first: a, 2026") and "\nthird: lab 3, 2026" in shown
     assert "second over first" in shown and "third over first" in shown
     found = json.loads(command("bench", "compare", *paths, "--json").stdout)
     assert {row["report"] for row in found["cases"] if row["verdict"] == "worse"} == {"b"}
