@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from edgephi.benchmarks.bench.results import CaseResult, Derived, Metric
 from edgephi.benchmarks.bench.workload import Score
 from edgephi.runtime.engines.genai import PREFILL_CHUNK
 
+SCORE = "Procyon-style score"
+
 
 def derive(cases: Sequence[CaseResult], score: Score | None) -> tuple[Derived, ...]:
     """All that the measured cases allow."""
-    return (*_score(cases, score), *_decay(cases), *_growth(cases), *_gains(cases))
+    return (*_score(cases, score), *_means(cases), *_decay(cases), *_growth(cases), *_gains(cases))
 
 
 def procyon_style(score: Score, first_token_s: Sequence[float], tokens_per_s: Sequence[float]) -> float:
@@ -39,7 +41,21 @@ def _score(cases: Sequence[CaseResult], score: Score | None) -> list[Derived]:
     value = procyon_style(score, [x for x in first if x is not None], [x for x in rate if x is not None])
     a, b = score.ttft_numerator, score.rate_of_5000
     formula = f"sqrt({a:g} / mean time to first token × 5000 × mean decode rate / {b:g})"
-    return [Derived(name="Procyon-style score", value=value, formula=formula)]
+    return [Derived(name=SCORE, value=value, formula=formula)]
+
+
+def _means(cases: Sequence[CaseResult]) -> list[Derived]:
+    """Geometric means over the answers, in which no kind of prompt outweighs another; all answers must be there."""
+    answers = [case for case in cases if case.group == "answer"]
+    first = [value for case in answers if (value := median(case, "time_to_first_token_s"))]
+    rate = [value for case in answers if (value := median(case, "decode_tokens_per_s"))]
+    if len(answers) < 2 or not len(first) == len(rate) == len(answers):
+        return []
+    formula = f"geometric mean of the medians of {len(answers)} answers"
+    return [
+        Derived(name="mean time to first token, s", value=geometric_mean(first), formula=formula),
+        Derived(name="mean decode rate, tokens/s", value=geometric_mean(rate), formula=formula),
+    ]
 
 
 def _decay(cases: Sequence[CaseResult]) -> list[Derived]:

@@ -8,7 +8,8 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class _Runs:
     others: list[float] = field(default_factory=list)
     repeated: int = 0
     noisy: bool = False
+    reason: str | None = None
+    """Why there are none."""
 
 
 def planned_cost(loading: Loading) -> int:
@@ -57,6 +60,8 @@ def measure_loading(
     probe: Probe,
     *,
     advance: Callable[[int], None] = lambda cost: None,
+    before: Callable[[], None] = lambda: None,
+    into: list[CaseResult] | None = None,
     drop: Drop | None = None,
 ) -> list[CaseResult]:
     """Cold loads; then warm ones, timed and weighed in turn. One that other processes disturbed is timed again.
@@ -65,25 +70,40 @@ def measure_loading(
 
     Args:
         files: of the bundle.
+        before: called before every load that is counted.
+        into: filled also when `before` or a probe raises, with what was measured until then.
         drop: empties the file cache of them; returns why it could not, or None. Default: `drop_from_file_cache`.
     """
-    found: list[CaseResult] = []
+    found = [] if into is None else into
     if loading.cold:
-        found.append(_cold(files, loading.repetitions, method, probe, advance, drop or drop_from_file_cache))
+        with _kept("load, cold", found) as runs:
+            _cold(runs, files, loading.repetitions, method, probe, advance, before, drop or drop_from_file_cache)
     if loading.warm:
-        runs = _Runs()
-        probe("time")
-        advance(COST)
-        for _ in range(loading.repetitions):
-            _time(runs, probe, method, loading.repetitions)
-            weight = probe("memory")
-            for key, metric in MEMORY:
-                size = weight[key]
-                if size is not None:
-                    runs.values.setdefault(metric, []).append(size)
-            advance(2 * COST)
-        found.append(_result("load, warm", runs, None))
+        with _kept("load, warm", found) as runs:
+            probe("time")
+            advance(COST)
+            for _ in range(loading.repetitions):
+                before()
+                _time(runs, probe, method, loading.repetitions)
+                weight = probe("memory")
+                for key, metric in MEMORY:
+                    size = weight[key]
+                    if size is not None:
+                        runs.values.setdefault(metric, []).append(size)
+                advance(2 * COST)
     return found
+
+
+@contextmanager
+def _kept(name: str, found: list[CaseResult]) -> Iterator[_Runs]:
+    """Yields the repetitions to fill; their result joins `found` whether the block ends or raises."""
+    runs = _Runs()
+    try:
+        yield runs
+    finally:
+        if runs.reason is None and not runs.values:
+            runs.reason = "the run stopped before it"
+        found.append(_result(name, runs, runs.reason))
 
 
 def process_probe(folder: Path, device: str) -> Probe:
@@ -144,26 +164,26 @@ def cached_share(path: Path) -> float:
 
 
 def _cold(
+    runs: _Runs,
     files: Sequence[Path],
     repetitions: int,
     method: Method,
     probe: Probe,
     advance: Callable[[int], None],
+    before: Callable[[], None],
     drop: Drop,
-) -> CaseResult:
-    runs = _Runs()
-    reason: str | None = None
-
+) -> None:
     def cold(what: str) -> dict[str, float | None]:
-        nonlocal reason
-        reason = reason or drop(files)
-        return {} if reason else probe(what)
+        runs.reason = runs.reason or drop(files)
+        return {} if runs.reason else probe(what)
 
     for _ in range(repetitions):
-        if reason is None:
+        before()
+        if runs.reason is None:
             _time(runs, cold, method, repetitions)
         advance(COST)
-    return _result("load, cold", runs if reason is None else _Runs(), reason)
+    if runs.reason is not None:
+        runs.values, runs.others, runs.repeated, runs.noisy = {}, [], 0, False
 
 
 def _time(runs: _Runs, probe: Probe, method: Method, repetitions: int) -> None:

@@ -194,6 +194,14 @@ class WorkloadFacts(StrictData):
     seed: int
 
 
+class Reading(StrictData):
+    """Temperature and clock at one moment, read between two runs; null where the system does not say."""
+
+    at_s: Finite = Field(description="since the run began")
+    temperature_c: Finite | None = Field(description="of the hottest zone")
+    clock_mhz: Finite | None = Field(description="mean of the processors")
+
+
 class Report(StrictData):
     """The content of report.json."""
 
@@ -220,6 +228,11 @@ class Report(StrictData):
     roofline: Roofline | None = Field(
         default=None, description="the processor's; null: another device computed, or neither prefill nor decode ran"
     )
+    label: str | None = Field(default=None, max_length=120, description="what the user calls this machine or run")
+    stopped: str | None = Field(
+        default=None, description="why repetitions or cases are missing; null: all that was asked for was done"
+    )
+    trace: tuple[Reading, ...] = Field(default=(), max_length=2000)
     cases: tuple[CaseResult, ...]
     derived: tuple[Derived, ...]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from edgephi.benchmarks.bench.cases import Case, digest
 from edgephi.benchmarks.bench.measure import Sample, metrics
+from edgephi.benchmarks.bench.pace import TimeLeft
 from edgephi.benchmarks.bench.results import CaseResult, Metric, figure
 from edgephi.benchmarks.bench.workload import Method
 
@@ -46,30 +47,58 @@ def run_cases(
     run: Run,
     method: Method,
     *,
+    tallies: list[Tally] | None = None,
     advance: Advance = lambda cost: None,
+    before: Callable[[], None] = lambda: None,
+    after_round: Callable[[], None] = lambda: None,
+    left: TimeLeft | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Tally]:
-    """Warm up, then run the rounds; one tally a case.
+    """Warm up, the case with most to do first; then run the rounds; one tally a case.
 
     Args:
+        tallies: filled as runs are done, so that they are there when `run` or `before` raises.
         advance: told the cost of every run that is done, repeated ones apart.
+        before: called before every run.
+        left: told what runs took, by `clock` (s).
         sleep: pauses, seconds.
     """
     order = random.Random(method.seed)
-    tallies = [Tally() for _ in cases]
+    tallies = [Tally() for _ in cases] if tallies is None else tallies
+    spent = 0.0
+
+    def timed(case: Case) -> Sample:
+        nonlocal spent
+        began = clock()
+        one = run(case)
+        spent += clock() - began
+        return one
+
+    def ran(index: int, one: Sample) -> None:
+        nonlocal spent
+        if left is not None:
+            left.ran(index, spent, sum(one.intervals_s))
+        spent = 0.0
+        advance(cases[index].cost)
+
+    by_cost = sorted(range(len(cases)), key=lambda index: -cases[index].cost)
     for _ in range(method.warmups):
-        for case, tally in zip(cases, tallies, strict=True):
-            tokens = run(case).tokens
-            tally.reference = tally.reference or tokens
-            tally.wrong += tokens != tally.reference
-            advance(case.cost)
+        for index in by_cost:
+            before()
+            tally, one = tallies[index], timed(cases[index])
+            tally.reference = tally.reference or one.tokens
+            tally.wrong += one.tokens != tally.reference
+            ran(index, one)
             sleep(method.pause_s)
-    left = method.repetitions * len(cases) // 2
+    repeats_left = method.repetitions * len(cases) // 2
     for _ in range(method.repetitions):
         for index in order.sample(range(len(cases)), len(cases)):
-            repeats = min(left, method.noisy_repeats)
-            left -= _count(cases[index], tallies[index], run, method, repeats, sleep)
-            advance(cases[index].cost)
+            before()
+            repeats = min(repeats_left, method.noisy_repeats)
+            repeats_left -= _count(cases[index], tallies[index], timed, method, repeats, sleep)
+            ran(index, tallies[index].counted[-1])
+        after_round()
     return tallies
 
 
@@ -99,6 +128,8 @@ def result(case: Case, tally: Tally, idle_w: float | None, resolution_j: float |
         idle_w: subtracted from energies; None: none were measured.
         resolution_j: of the meter. Energies that are not well above it are left out.
     """
+    if not tally.counted:
+        return described(case, "the run stopped before it")
     facts = described(case)
     if tally.wrong:
         runs = len(tally.counted) + tally.repeated

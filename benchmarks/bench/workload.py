@@ -7,7 +7,9 @@ numbers out of range are errors.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -170,6 +172,41 @@ def read_workload(name_or_file: str) -> Workload:
         if not texts[name].strip():
             raise UsageError("the text is empty", where=path.parent / name, remedy="Name a text with words in it")
     return Workload(path.stem, content, texts, digest.hexdigest())
+
+
+def of_lists(prompts: Sequence[int], new: Sequence[int], depths: Sequence[int]) -> Workload:
+    """A workload of value lists, as llama-bench takes them: prompts of these lengths, and decoding of so many tokens,
+    each after these depths of KV cache. Its hash is that of its content, so that equal lists are the same workload.
+
+    Raises:
+        UsageError: there is neither a prompt nor a number of new tokens, or a value is out of range.
+    """
+    if not prompts and not new:
+        raise UsageError("there is no case to measure", remedy="Pass -p, -n or both")
+    text = "texts/lighthouse.txt"
+    record = {
+        "description": f"Prompts of {list(prompts)} and decoding of {list(new)} tokens after {list(depths)} tokens.",
+        "prefill": [{"text": text, "lengths": list(prompts), "depths": list(depths)}] if prompts else [],
+        "decode": [{"text": text, "tokens": tokens, "depths": list(depths)} for tokens in new],
+    }
+    try:
+        content = Content.model_validate_json(json.dumps(record))
+    except ValidationError as error:
+        raise UsageError(
+            f"the lists cannot be measured: {first_problem(error)}",
+            remedy="Give prompts of 1 token or more, 2 new tokens or more, and depths of 0 or more",
+        ) from error
+    words = _read(BUILT_IN / text)
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode() + words).hexdigest()
+    return Workload("lists", content, {text: words.decode("utf-8").replace("\r\n", "\n")}, digest)
+
+
+def with_repetitions(workload: Workload, repetitions: int) -> Workload:
+    """The same cases, repeated so often; loads as well. The hash stays, because the questions are the same."""
+    content = workload.content
+    method = content.method.model_copy(update={"repetitions": repetitions})
+    load = content.load and content.load.model_copy(update={"repetitions": min(repetitions, 100)})
+    return replace(workload, content=content.model_copy(update={"method": method, "load": load}))
 
 
 def _text_names(content: Content) -> set[str]:

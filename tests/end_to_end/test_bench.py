@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import edgephi
 from edgephi.benchmarks.bench.results import Report, read_report
+from edgephi.benchmarks.bench.workload import read_workload
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, EdgephiError, OutputError, QualityError, UsageError
 from edgephi.runtime.golden import golden_answers
@@ -188,7 +190,8 @@ def test_a_report_is_compared_with_a_slower_one_and_seen_in_the_history(
     assert seen["damaged"] == 1
     assert [run["change"] and run["change"]["worse"] for run in seen["runs"]] == [None, found["worse"]]
     assert (
-        "worse: all 2 cases of prefill, prefill_tokens_per_s, by 11.1 %" in command("bench", "history", bundle).stdout
+        "worse: all 2 cases of prefill, prefill_tokens_per_s, 10.0 % lower"
+        in command("bench", "history", bundle).stdout
     )
 
 
@@ -246,28 +249,105 @@ def test_the_schema_describes_what_is_printed() -> None:
     assert command("bench", "--help").stdout.count("compare") >= 1
 
 
-def test_an_interrupted_run_leaves_nothing(
-    bundle: Path, workload: Path, tmp_path: Path, history: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits are not measured, which takes seconds."""
+    from edgephi.benchmarks.bench import run as running
+
+    monkeypatch.setattr(running, "_readings", lambda *arguments: None)
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch, no_limits: None) -> Callable[[int, BaseException], None]:
+    """Makes the n-th run of a case raise."""
     from edgephi.benchmarks.bench import run as running
     from edgephi.benchmarks.bench.cases import Case
     from edgephi.benchmarks.bench.measure import Sample, measure
 
-    calls = 0
+    def stop(number: int, error: BaseException) -> None:
+        calls = 0
 
-    def interrupted(*arguments: Any) -> Sample:
-        nonlocal calls
-        calls += 1
-        if calls == 9:
-            raise KeyboardInterrupt
-        assert isinstance(arguments[1], Case)
-        return measure(*arguments)
+        def stopped(*arguments: Any) -> Sample:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise error
+            assert isinstance(arguments[1], Case)
+            return measure(*arguments)
 
-    monkeypatch.setattr(running, "measure", interrupted)
-    before = sorted(path.name for path in tmp_path.iterdir())
-    result = CliRunner().invoke(
-        app, ["bench", str(bundle), "--workload", str(workload), "--output", str(tmp_path / "r")]
-    )
-    assert calls == 9 and result.exit_code in (1, 130)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert not history.exists()
+        monkeypatch.setattr(running, "measure", stopped)
+
+    return stop
+
+
+LISTS = ("-p", "4,8", "-n", "3", "-d", "0,6", "--repetitions", "3", "--label", "desk")
+
+
+def test_an_interrupted_run_keeps_what_was_measured(
+    bundle: Path, tmp_path: Path, history: Path, stopping: Callable[[int, BaseException], None]
+) -> None:
+    stopping(6 + 6 + 3, KeyboardInterrupt())  # in the second round
+    shown = command("bench", bundle, *LISTS, "--output", tmp_path / "r", status=130).stdout
+    assert "- stopped: interrupted: cases or repetitions are missing" in shown
+    report = read_report(tmp_path / "r")
+    counts = [len(case.figures["cpu_share"].values) for case in report.cases]
+    assert sorted(counts) == [1, 1, 1, 1, 2, 2]
+    assert report.stopped == "interrupted" and report.label == "desk" and report.workload.name == "lists"
+    assert not history.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["r"]
+
+
+def test_an_interruption_before_the_first_round_names_the_cases_without_figures(
+    bundle: Path, tmp_path: Path, stopping: Callable[[int, BaseException], None]
+) -> None:
+    stopping(2, KeyboardInterrupt())
+    command("bench", bundle, *LISTS, "--output", tmp_path / "r", status=130)
+    found = read_report(tmp_path / "r").cases
+    assert {(case.state, case.reason) for case in found} == {("not measured", "the run stopped before it")}
+
+
+def test_a_crash_leaves_what_was_known(
+    bundle: Path, tmp_path: Path, stopping: Callable[[int, BaseException], None]
+) -> None:
+    stopping(6 + 6 + 1, RuntimeError("the machine went away"))
+    with pytest.raises(RuntimeError):
+        command("bench", bundle, *LISTS, "--output", tmp_path / "r")
+    report = read_report(tmp_path / "r.partial.json")
+    assert report.stopped == "the run did not end"
+    assert all(len(case.figures["cpu_share"].values) == 1 for case in report.cases)
+    assert "stopped: the run did not end" in command("bench", "table", tmp_path / "r.partial.json").stdout
+
+
+def test_a_time_budget_ends_a_run_and_value_lists_make_a_report_for_each_count_of_threads(
+    bundle: Path, tmp_path: Path, no_limits: None
+) -> None:
+    shown = command("bench", bundle, *LISTS, "-t", "1,2", "--output", tmp_path / "r").stdout
+    assert shown.count("decode 3 at depth 6") == 2
+    one, two = (read_report(tmp_path / "r" / f"threads-{count}") for count in (1, 2))
+    assert (one.threads, two.threads, one.workload.repetitions) == (1, 2, 3)
+    assert [case.name for case in one.cases if case.group == "prefill"] == [
+        "prefill 4",
+        "prefill 8",
+        "prefill 4 at depth 6",
+        "prefill 8 at depth 6",
+    ]
+    with pytest.raises(UsageError, match="1 threads and 2 threads"):
+        command("bench", "compare", tmp_path / "r")
+    stopped = json.loads(command("bench", bundle, *LISTS, "--time-budget", "0.000001s", "--json").stdout)
+    assert "time budget" in stopped["stopped"] and stopped["cases"][0]["state"] == "not measured"
+    for wrong in (("-p", "a"), ("-p", "0"), ("--time-budget", "soon"), ("-p", "4", "--workload", "quick")):
+        with pytest.raises(UsageError):
+            command("bench", bundle, *wrong)
+
+
+def test_the_list_of_workloads_says_what_they_ask_and_where_the_minutes_come_from(bundle: Path, history: Path) -> None:
+    assert "A minute or two" in command("bench", "list").stdout
+    asked = {one["name"]: one for one in json.loads(command("bench", "list", bundle, "--json").stdout)}
+    assert asked["quick"]["loads"] == 17 and asked["quick"]["measured"] is None and asked["quick"]["seconds"] > 0
+    assert asked["growth"]["refused"] > 0
+    report = json.loads(command("bench", bundle, *LISTS, "--json").stdout)
+    report["workload"]["sha256"] = read_workload("sweep").sha256
+    report |= {"seconds": 120.0, "created": "2026-03-01T00:00:00+00:00"}
+    history.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    shown = command("bench", "list", bundle).stdout
+    (sweep,) = [line for line in shown.splitlines() if line.startswith("| sweep")]
+    assert "2.0 | measured 2026-03-01" in sweep and "estimated from a quick measurement" in shown

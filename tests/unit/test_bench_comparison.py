@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgephi.benchmarks.bench.report.alike import require_alike
 from edgephi.benchmarks.bench.report.comparison import compare
+from edgephi.benchmarks.bench.report.comparison_table import comparison_markdown
 from edgephi.benchmarks.bench.report.statistics import holm, mid_ranks, null_counts, shift, stratified_p
 from edgephi.benchmarks.bench.results import Report
+from edgephi.errors import UsageError
 from tests.bench_reports import case, report
 
 # Repetitions on the two-core machine this was written on: a spread of 3 %, and now and then one run a fifth slower
@@ -129,7 +132,87 @@ def test_direction_follows_the_figure() -> None:
     after = report(case("a", "decode", {"decode_tokens_per_s": (values / 1.2).tolist()}))
     (change,) = compare(before, after).cases
     assert change.cost == pytest.approx(1.2)
-    assert (change.verdict, change.shift.ratio) == ("worse", pytest.approx(1 / 1.2))
+    assert (change.verdict, change.ratio) == ("worse", pytest.approx(1 / 1.2))
+
+
+def test_a_ratio_is_the_second_median_over_the_first() -> None:
+    """Repetitions in two clusters: the typical ratio of two repetitions is 0.98, that of the medians is 0.938."""
+    first = [76.0, 76.5, 77.0, 80.8, 81.0, 81.2, 81.4]
+    second = [75.0, 75.4, 75.6, 75.8, 79.5, 80.0, 80.2]
+    before = report(case("a", "decode", {"decode_tokens_per_s": first}))
+    after = report(case("a", "decode", {"decode_tokens_per_s": second}))
+    found = compare(before, after)
+    (change,) = found.cases
+    assert (change.first, change.second) == (80.8, 75.8)
+    assert change.ratio == 75.8 / 80.8 and change.cost == pytest.approx(80.8 / 75.8)
+    assert abs(change.shift.ratio - change.ratio) > 0.02
+    (row,) = [line for line in comparison_markdown(found, 0.05).splitlines() if line.startswith("| a ")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:6] == ["80.8", "75.8", "0.938", "6.2 % lower, worse"]
+    assert "| second over first |" in " ".join(comparison_markdown(found, 0.05).split())
+    (inverse,) = compare(after, before).cases
+    assert inverse.ratio == 80.8 / 75.8 and inverse.words == "6.6 % higher, better"
+
+
+def test_no_difference_is_said_only_where_one_is_excluded() -> None:
+    wide = np.linspace(0.8, 1.2, 8).tolist()
+    before = report(case("a", "load", {"load_s": wide}), case("b", "decode", {"decode_tokens_per_s": wide}))
+    assert {change.verdict for change in compare(before, before).cases} == {"too noisy to tell"}
+    narrow = report(case("a", "load", {"load_s": np.linspace(1, 1.01, 8).tolist()}))
+    assert compare(narrow, narrow).cases[0].verdict == "no difference seen"
+    few = report(case("a", "load", {"load_s": [1.0, 1.0, 1.0]}))
+    assert compare(few, few).cases[0].verdict == "too few runs to tell"
+    text = comparison_markdown(compare(before, before), 0.05)
+    assert "Of 2 figures, 2 are too noisy to tell a change of 5 %." in text
+
+
+def test_disturbed_runs_come_first_and_give_no_verdict_unless_all_of_the_interval_does() -> None:
+    values = np.linspace(1, 1.05, 8)
+
+    def loads(slower: float, noisy: bool) -> Report:
+        return report(
+            case("a", "load", {"load_s": (slower * values).tolist()}, noisy=noisy, others_cpu_share=0.34 * noisy)
+        )
+
+    for slower, verdict in ((1.0, "too noisy to tell"), (1.06, "too noisy to tell"), (1.5, "worse"), (0.5, "better")):
+        found = compare(loads(1.0, False), loads(slower, True))
+        assert found.cases[0].verdict == verdict
+    assert compare(loads(1.0, False), loads(1.06, False)).cases[0].verdict == "worse"
+    first = comparison_markdown(found, 0.05).splitlines()[0]
+    assert first == (
+        "NOISY: second report: 1 of 1 cases were disturbed by other processes, which used up to 34 % of the processors."
+    )
+
+
+def test_equal_runs_are_quiet_both_ways_and_a_planted_gain_is_found() -> None:
+    cries, gains = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(1000 + seed)
+        equal = compare(simulated(rng, 8), simulated(rng, 8))
+        cries += any(change.verdict in ("worse", "better") for change in (*equal.groups, *equal.cases))
+        faster = compare(simulated(rng, 8, slower=0.1), simulated(rng, 8))
+        gains += any(change.verdict == "better" for change in faster.groups)
+        assert not faster.worse()
+    assert cries <= 4
+    assert gains >= 57
+
+
+def test_unlike_reports_are_refused_by_name() -> None:
+    speed = {"decode_tokens_per_s": [1.0, 2.0]}
+    before = report(case("a", "decode", speed))
+    require_alike(before, report(case("a", "decode", speed), versions={"onnxruntime": "9"}))
+    other = before.workload.model_copy(update={"name": "sweep", "sha256": "d" * 64})
+    with pytest.raises(UsageError, match=r"unlike: workload w \(cccccccccccc\) and workload sweep \(dddddddddddd\)"):
+        require_alike(before, report(workload=other), ("bundle", "device", "settings"))
+    bundle = before.bundle.model_copy(update={"name": "big", "sha256": "e" * 64})
+    with pytest.raises(UsageError, match=r"bundle tiny \(b+\) and bundle big \(e+\).*--across bundle"):
+        require_alike(before, report(bundle=bundle))
+    require_alike(before, report(bundle=bundle), ("bundle",))
+    require_alike(before, report(bundle=before.bundle.model_copy(update={"name": "renamed"})))
+    with pytest.raises(UsageError, match=r"2 threads and 4 threads.*--across settings"):
+        require_alike(before, report(threads=4), ("device",))
+    with pytest.raises(UsageError, match=r"provider cpu and provider webgpu.*--across device"):
+        require_alike(before, report(provider="webgpu"))
 
 
 def test_what_cannot_be_told_makes_nothing_else_harder() -> None:

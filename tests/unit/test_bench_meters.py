@@ -18,6 +18,7 @@ from edgephi.benchmarks.bench.meters.energy import Meter, Unwrapped, find_batter
 from edgephi.benchmarks.bench.meters.energy_windows import battery_meter, choose_channels, emi_device, find_emi
 from edgephi.benchmarks.bench.meters.memory import PeakOfPrivate, held, private_now
 from edgephi.benchmarks.bench.meters.usage import Usage, read_usage
+from edgephi.benchmarks.bench.results import CaseResult
 from edgephi.benchmarks.bench.workload import Loading, Method
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's files")
@@ -314,3 +315,23 @@ def test_dropped_pages_are_really_gone_or_it_is_said(tmp_path: Path) -> None:
         except OSError:
             pytest.skip("this file system does not tell what it has cached")
     assert (reason is None) == (cached == 0)
+
+
+def test_loads_that_are_stopped_keep_those_that_were_counted(tmp_path: Path) -> None:
+    begun, kept = [0], list[CaseResult]()
+
+    def before() -> None:
+        begun[0] += 1
+        if begun[0] == 3:
+            raise KeyboardInterrupt
+
+    def probe(what: str) -> dict[str, float | None]:
+        sizes = dict.fromkeys(("steady_private", "steady_file", "peak_private", "peak_resident"), 1e6)
+        return {**sizes} if what == "memory" else {"load_s": 0.5, "first_token_s": 0.6, "others_share": 0.0}
+
+    for loading, counts in ((Loading(repetitions=4, cold=False), [2]), (Loading(repetitions=4), [2])):
+        begun[0] = 0
+        kept.clear()
+        with pytest.raises(KeyboardInterrupt):
+            measure_loading([], loading, Method(), probe, before=before, into=kept, drop=lambda files: None)
+        assert [len(one.figures["load_s"].values) for one in kept] == counts

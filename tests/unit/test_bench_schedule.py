@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from edgephi.benchmarks.bench.cases import Case, digest
 from edgephi.benchmarks.bench.measure import Instruments, Sample, measure, metrics
+from edgephi.benchmarks.bench.meters.trace import Trace
 from edgephi.benchmarks.bench.meters.usage import Usage
-from edgephi.benchmarks.bench.schedule import planned_cost, result, run_cases
+from edgephi.benchmarks.bench.pace import Pace, TimeLeft
+from edgephi.benchmarks.bench.schedule import Tally, planned_cost, result, run_cases
 from edgephi.benchmarks.bench.workload import Method
 from edgephi.runtime.sampling import Chooser
 
@@ -212,3 +215,71 @@ def test_energy_near_the_meters_resolution_is_not_reported(energy: float, kept: 
     found = result(a_case(), tally, 2.0, resolution_j=1.0).figures
     assert ("energy_per_prompt_j" in found) == kept
     assert "energy_per_token_j" in found
+
+
+def test_a_time_budget_and_an_interruption_keep_what_is_counted() -> None:
+    now = [0.0]
+
+    def run(case: Case) -> Sample:
+        now[0] += 1
+        return QUIET
+
+    cases = [a_case(name=str(index)) for index in range(3)]
+    method, tallies = Method(warmups=1, repetitions=4), [Tally() for _ in range(3)]
+    pace = Pace(budget_s=8, clock=lambda: now[0])
+    with pace.within():
+        run_cases(cases, run, method, tallies=tallies, before=pace.check, sleep=lambda s: None)
+    assert pace.stopped == "the time budget of 8 s was used up"
+    assert sorted(len(tally.counted) for tally in tallies) == [1, 2, 2]
+    assert result(cases[0], Tally(), None, None).reason == "the run stopped before it"
+
+
+@pytest.mark.parametrize("per_depth", [0.0, 2e-5])
+def test_the_time_left_does_not_grow(per_depth: float) -> None:
+    """Cases of very different size, in which a token costs more the longer the context is."""
+    now = [0.0]
+    cases = [
+        replace(a_case(name=f"{depth} {new}"), depth_ids=(1,) * depth, prompt_ids=(1,) * prompt, new_tokens=new)
+        for depth, prompt, new in ((0, 16, 1), (0, 128, 1), (4000, 1, 32), (0, 1, 32), (0, 2000, 1), (0, 30, 256))
+    ]
+
+    def run(case: Case) -> Sample:
+        before = len(case.depth_ids) + len(case.prompt_ids)
+        step = 0.02 + per_depth * before
+        prompt = before * (0.002 + per_depth * before / 20)
+        now[0] += prompt + step * (case.new_tokens - 1)
+        return replace(QUIET, first_token_s=prompt, intervals_s=(step,) * (case.new_tokens - 1))
+
+    method = Method(warmups=1, repetitions=5, pause_s=2)
+    left, seen = TimeLeft(cases, method), []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def advance(cost: int) -> None:
+        seen.append((now[0], left.seconds()))
+
+    assert left.seconds() is None
+    run_cases(cases, run, method, left=left, advance=advance, sleep=sleep, clock=lambda: now[0])
+    end = now[0]
+    estimates = [estimate for _, estimate in seen if estimate is not None]
+    assert len(estimates) == 36
+    assert all(later <= earlier for earlier, later in pairwise(estimates))
+    true = [end - at for at, _ in seen]
+    warmed_up = len(cases)
+    assert estimates[warmed_up:] == pytest.approx(true[warmed_up:], abs=method.pause_s + 1e-6)
+    assert estimates[0] < 3 * true[0]
+
+
+def test_a_trace_is_read_at_intervals_and_bounded() -> None:
+    now = [0.0]
+    trace = Trace(clock=lambda: now[0], temperature=lambda: 40 + now[0], frequency=lambda: None)
+    for tick in range(4000):
+        now[0] = tick / 2
+        trace.read()
+    found = trace.readings()
+    assert len(found) <= 1001 and found[0].at_s == 0 and found[-1].at_s > 1900
+    assert all(one.temperature_c == 40 + one.at_s for one in found)
+    silent = Trace(clock=lambda: 0.0, temperature=lambda: None, frequency=lambda: None)
+    silent.read()
+    assert silent.readings() == ()

@@ -23,6 +23,7 @@ HEAVY = (
     "--quantize gptq",
     "--target-size",
     "--wheels",
+    "bench lab.toml",
     "edgephi.benchmarks.studies.cpu_engine",
     "edgephi.benchmarks.studies.kv_cache",
     "edgephi.benchmarks.studies.quantization_sweep",

@@ -19,7 +19,7 @@ HISTORY_LIMIT = 256 * 2**20
 
 @dataclass(frozen=True)
 class History:
-    """What was kept of one bundle on one machine, the oldest first."""
+    """What was kept, the oldest first."""
 
     reports: tuple[Report, ...]
     damaged: int
@@ -65,11 +65,12 @@ def append(report: Report, path: Path | None = None) -> None:
         ) from error
 
 
-def read_history(bundle_sha256: str, machine: Machine, path: Path | None = None) -> History:
+def read_history(bundle_sha256: str | None, machine: Machine | None, path: Path | None = None) -> History:
     """Reports of a bundle on a machine.
 
     Args:
-        bundle_sha256: `BundleFacts.sha256`.
+        bundle_sha256: `BundleFacts.sha256`; None: of every bundle.
+        machine: None: of every machine.
 
     Raises:
         BundleError: the file cannot be read or is implausibly large.
@@ -92,6 +93,7 @@ def read_history(bundle_sha256: str, machine: Machine, path: Path | None = None)
         except ValidationError:
             damaged += 1
             continue
-        if report.bundle.sha256 == bundle_sha256 and machine_key(report.machine) == machine_key(machine):
+        here = machine is None or machine_key(report.machine) == machine_key(machine)
+        if here and bundle_sha256 in (None, report.bundle.sha256):
             found.append(report)
     return History(tuple(sorted(found, key=lambda report: report.created)), damaged)

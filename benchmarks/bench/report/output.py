@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgephi.benchmarks.bench.report.page import page, picture
 from edgephi.benchmarks.bench.report.table import markdown
 from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import OutputError
+from edgephi.files import replace_file, unwritable
 
 JSON, MARKDOWN, HTML, PICTURE = "report.json", "report.md", "report.html", "report.svg"
+PARTIAL = ".partial.json"
+"""Behind the name of a report's folder: what is known of it while it is measured."""
 
 
 def check_report_folder(output: Path, force: bool) -> None:
@@ -42,6 +47,33 @@ def check_report_folder(output: Path, force: bool) -> None:
 def as_json(report: Report) -> str:
     """The report's document, with a line feed at its end."""
     return json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def keep_partial(output: Path | None) -> Iterator[Callable[[Report], None]]:
+    """Yields what keeps an unfinished report in OUTPUT.partial.json; the file goes when the block ends well.
+
+    Args:
+        output: of the whole report; None: nothing is kept.
+
+    Raises:
+        OutputError: the disk refuses, also when called.
+    """
+    if output is None:
+        yield lambda report: None
+        return
+    output = output.absolute()
+    partial = output.with_name(f"{output.name}{PARTIAL}")
+
+    def keep(report: Report) -> None:
+        replace_file(partial, as_json(report).encode(), "Choose another --output")
+
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise unwritable(problem, partial, "Choose another --output") from problem
+    yield keep
+    partial.unlink(missing_ok=True)
 
 
 def write_report(output: Path, report: Report, *, force: bool) -> None:

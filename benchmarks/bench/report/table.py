@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Report, Roofline
+from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Reading, Report, Roofline
 from edgephi.benchmarks.report import in_one_line, markdown_table
-
-if TYPE_CHECKING:
-    from edgephi.benchmarks.bench.report.comparison import Comparison
 
 LABELS: dict[Metric, str] = {
     "prefill_tokens_per_s": "prefill, tokens/s",
@@ -118,6 +114,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         temperature = f"{conditions.temperature_start_c:.0f} °C before, {conditions.temperature_end_c:.0f} °C after"
     repetitions = f"{method.repetitions} repetitions, {method.warmups} warm-up, {method.pause_s:g} s pause"
     return [
+        *([("label", report.label)] if report.label else []),
+        *([("stopped", f"{report.stopped}: cases or repetitions are missing")] if report.stopped else []),
         ("bundle", f"{bundle.name}: {bundle.family}, {bundle.precision}, {bundle.stored_bytes / 1e6:,.1f} MB"),
         (
             "ran on",
@@ -134,6 +132,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("power", f"{conditions.power_source or 'source unknown'}, {conditions.power_mode or 'mode unknown'}"),
         ("energy", joules + (f" ({energy.reason})" if energy.reason else "")),
         ("temperature", temperature),
+        *_traced(report.trace),
         (
             "throttled",
             NOT_MEASURED if conditions.throttle_events is None else f"{conditions.throttle_events} times",
@@ -141,6 +140,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("other processes", f"{100 * conditions.others_cpu_share:.1f} % of all processors"),
         ("measured", f"{report.created}, in {report.seconds:,.0f} s"),
     ]
+
+
+def _traced(trace: Sequence[Reading]) -> list[tuple[str, str]]:
+    """The range of what was read between runs, by name; nothing for what the system does not say."""
+    degrees = [one.temperature_c for one in trace if one.temperature_c is not None]
+    clocks = [one.clock_mhz / 1e3 for one in trace if one.clock_mhz is not None]
+    found = [("temperature over the run", f"{min(degrees):.0f} to {max(degrees):.0f} °C")] if degrees else []
+    return found + ([("clock over the run", f"{min(clocks):.2f} to {max(clocks):.2f} GHz")] if clocks else [])
 
 
 def _threads(report: Report) -> str:
@@ -186,24 +193,6 @@ def markdown(report: Report) -> str:
         parts.append("\n".join(f"- {_plain(remark)}" for remark in remarks))
     parts.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts(report)))
     return "\n\n".join(parts) + "\n"
-
-
-def comparison_markdown(found: Comparison, threshold: float) -> str:
-    """Two reports side by side as Markdown: the table, the verdict, what else changed."""
-    rows = []
-    for change in (*found.groups, *found.cases):
-        values = (digits(in_unit(change.metric, value)) for value in (change.first, change.second))
-        one = change.shift
-        interval = f"{one.low:.3f} to {one.high:.3f} ({100 * one.confidence:.0f} %)"
-        rows.append((change.case, LABELS[change.metric], *values, f"{one.ratio:.3f}", interval, change.verdict))
-    header = ("case", "figure", "first", "second", "ratio", "interval", "verdict")
-    parts = [markdown_table(header, rows) if rows else "The reports have no case in common."]
-    parts += [f"{len(found.worse())} figures are worse by more than {100 * threshold:g} %, beyond noise."]
-    if found.differences:
-        parts.append("What else changed:\n" + "\n".join(f"- {words}" for words in found.differences))
-    if found.unmatched:
-        parts.append("In one report only, or on another prompt: " + ", ".join(found.unmatched))
-    return "\n\n".join(parts)
 
 
 def _row(case: CaseResult, columns: Sequence[Metric]) -> tuple[str, ...]:
