@@ -34,11 +34,15 @@ def pull(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="Of the model in the store; else its short name, or the last part of MODEL."
+            "--name",
+            metavar="NAME",
+            help="The model's name in the store; else its short name, or the last part of MODEL.",
         ),
     ] = None,
     device: Device = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when MODEL is a hub id.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit, when MODEL is a hub id.")
+    ] = None,
     quantize: Quantize = AUTO,
     force: Annotated[bool, typer.Option("--force", help="Export again though it is installed.")] = False,
     as_json: Annotated[
