@@ -116,7 +116,7 @@ def not_installed(text: str, installed: list[str]) -> ModelNotInstalledError:
             f"It is installed. {remedy}" if here == found else f"`edgephi pull {found[0]}` gets that one. {remedy}"
         )
     return ModelNotInstalledError(
-        "there is no folder of this name here, and no model of it is installed", where=text, remedy=remedy
+        "there is neither a folder nor an installed model of this name", where=text, remedy=remedy
     )
 
 

@@ -34,6 +34,8 @@ def test_help_has_every_verb_in_one_line_under_a_heading() -> None:
         "package {} --output x",
         "doctor {}",
         "bench run {}",
+        "serve {}",
+        "serve other={}",
         "bench history {}",
         "adapter convert x --bundle {} --output x",
     ],
