@@ -15,7 +15,7 @@ from edgephi.quantize.registry import AUTO
 
 if TYPE_CHECKING:
     from edgephi.store.library import InstalledModel
-    from edgephi.store.phases import Readiness
+    from edgephi.store.phases import Readiness, ReadyState
 
 GOES_ON = "interrupted; the same command goes on from what was done"
 
@@ -62,7 +62,13 @@ def pull(
     from edgephi.store.pulling import pull as install
 
     started = time.perf_counter()
-    with showing_readiness() as on_progress:
+    states: set[ReadyState] = set()
+
+    def told(readiness: Readiness) -> None:
+        states.add(readiness.state)
+        show(readiness)
+
+    with showing_readiness() as show:
         model = install(
             source,
             name=name,
@@ -70,14 +76,17 @@ def pull(
             revision=revision,
             quantize=quantize,
             force=force,
-            on_progress=on_progress,
+            on_progress=told,
         )
     if as_json:
         print_json(as_record(model))
         return
     for line in summary(model):
         stdout().print(printable(line), soft_wrap=True)
-    stderr().print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
+    if not states:
+        stderr().print("It was installed already; --force exports it again.", style="dim")
+    else:
+        stderr().print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
 
 
 def summary(model: InstalledModel) -> list[str]:

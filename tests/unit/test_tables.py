@@ -58,6 +58,14 @@ def test_a_terminal_gets_columns() -> None:
     ]
 
 
+def test_a_narrow_terminal_cuts_what_may_be_cut() -> None:
+    name, source = "phi-4-mini-" * 5, "microsoft/Phi-4-mini-instruct"  # 86 columns with the gap, of 80
+    table = partial(print_table, ("Long name", "From"), [(name, source)])
+    assert on_a_screen(partial(table, cut=("From",)))[1] == f"{name}  microsoft/Phi-4-mini-i…"
+    assert len(on_a_screen(table)) == 3, "without, a second line has the rest"
+    assert source in in_a_pipe(partial(table, cut=("From",)))
+
+
 def test_facts_have_no_headings_on_a_terminal() -> None:
     facts = partial(print_facts, [("System", "Linux"), ("", "more")])
     assert [line.split() for line in on_a_screen(facts)] == [["System", "Linux"], ["more"]]
