@@ -69,7 +69,7 @@ def generate(
     left behind).
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_statistics, print_stream
+    from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
     from edgephi.runtime.model import load
@@ -89,7 +89,9 @@ def generate(
         read_manifest(folder)  # nobody should type a prompt for a bundle that is not there
         prompt = _read_prompt()
     adapters = None if adapter is None else {ADAPTER: adapter}
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
+    with waiting(f"loading {folder.absolute().name}"):
+        model = load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters)
+    with model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
         stream = ask(
