@@ -53,3 +53,7 @@ def __getattr__(name: str) -> object:
     if name == "export":
         return import_module("edgephi.export")
     raise AttributeError(f"module 'edgephi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # what is imported on first use too: consoles complete from it

@@ -133,7 +133,7 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *
         raise PromptError(
             "how this model writes calls is not known from its chat template",
             where="tool_choice",
-            remedy="Leave tool_choice out, or ask for the arguments with response_format",
+            remedy="Use a model whose template takes tools, or ask for the arguments with response_format",
         )
     chosen = [tool for tool in tools if choice in ("auto", "required", tool.name)]
     call = "\n".join(

@@ -100,7 +100,7 @@ def literal(kind: Any) -> list[str]:
 
 
 def usage_of(name: str, info: ParameterInfo, kind: Any, default: object) -> str:
-    shown = metavar(name, info, kind, default)
+    shown = metavar(name, info, kind, default) + ("..." if typing.get_origin(kind) is list else "")
     return shown if default is inspect.Parameter.empty else f"[{shown}]"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.options import Json, bundle_folder, model_names
 from edgephi.errors import printable
 
 app = typer.Typer(help="LoRA adapters: small updates that answers of one bundle may take.", no_args_is_help=True)
@@ -25,7 +25,13 @@ def convert(
     ],
     bundle: Annotated[
         Path,
-        typer.Option("--bundle", metavar="DIR", help="A bundle of the adapter's base, exported with --lora."),
+        typer.Option(
+            "--bundle",
+            metavar="MODEL",
+            help="A bundle of the adapter's base, exported with --lora: its folder, or the name of an installed model.",
+            parser=bundle_folder,
+            autocompletion=model_names,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: NAME.onnx_adapter.")],
     base: Annotated[

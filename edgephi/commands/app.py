@@ -6,9 +6,10 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 import edgephi
 from edgephi.commands import (
@@ -37,34 +38,73 @@ from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Termin
 from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 
+GET, USE, MAKE, MEASURE, SHIP, MACHINE = (
+    "Get a model",
+    "Use it",
+    "Make one of your own",
+    "Look at it, measure it",
+    "Ship it",
+    "This machine",
+)
+
+
+class Verbs(TyperGroup):
+    """The verbs under headings, in the order in which a newcomer needs them; each in one line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        shown = [(name, verb) for name, verb in self.commands.items() if not verb.hidden]
+        width = max(len(name) for name, _ in shown)
+        for heading in (GET, USE, MAKE, MEASURE, SHIP, MACHINE):
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (f"{name:<{width}}", verb.get_short_help_str(formatter.width))
+                        for name, verb in shown
+                        if getattr(verb, "rich_help_panel", None) == heading
+                    ]
+                )
+
+
 app = typer.Typer(
     name="edgephi",
+    cls=Verbs,
     help="Small language models on real machines: export, quantize, run, and prove what ran where.",
+    epilog="Begin with `edgephi run demo`. `edgephi VERB --help` says more about a verb.",
     no_args_is_help=True,
     add_completion=False,  # `edgephi completion` prints the scripts; nothing is written into a shell's files
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("pull")(pull.pull)
-app.command("list")(list_models.list_models)
-app.command("rm")(remove.remove)
-app.command("cache")(cache.cache)
-app.command("export")(export.export)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("serve")(serve.serve)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("evaluate")(evaluate.evaluate)
-app.command("package")(package.package)
-app.command("devices")(devices.devices)
-app.command("doctor")(doctor.doctor)
-app.command("completion")(completion.completion)
-app.add_typer(adapter.app, name="adapter")
-app.add_typer(bench.app, name="bench")
-app.add_typer(ai_hub.app, name="ai-hub")
+
+
+def _add(name: str, verb: Callable[..., None], heading: str, about: str) -> None:
+    app.command(name, short_help=about, rich_help_panel=heading)(verb)
+
+
+def _add_group(name: str, group: typer.Typer, heading: str, about: str) -> None:
+    app.add_typer(group, name=name, short_help=about, rich_help_panel=heading)
+
+
+_add("demo", demo.demo, GET, "Fetch a small model (93 MB) and ask it a question.")
+_add("run", run.run, GET, "Pull a model if it is not installed, and talk with it.")
+_add("pull", pull.pull, GET, "Install a model: download, export, keep under a name.")
+_add("list", list_models.list_models, GET, "Show the models that are installed.")
+_add("rm", remove.remove, GET, "Delete installed models.")
+_add("cache", cache.cache, GET, "Show what lies where, and clean up.")
+_add("generate", generate.generate, USE, "Answer one prompt.")
+_add("chat", chat.chat, USE, "Talk with a model.")
+_add("serve", serve.serve, USE, "Serve models over HTTP, as OpenAI's clients ask.")
+_add("export", export.export, MAKE, "Export a checkpoint to a bundle, with all options.")
+_add("inspect", inspect.inspect, MEASURE, "Show a bundle's model, recipe, source and files.")
+_add("verify", verify.verify, MEASURE, "Compare a bundle with its manifest, byte by byte.")
+_add("evaluate", evaluate.evaluate, MEASURE, "Measure quality, and the distance to the float model.")
+_add("package", package.package, SHIP, "Write a folder that an app's installer takes.")
+_add("devices", devices.devices, MACHINE, "Show what devices there are, and which profile fits.")
+_add("doctor", doctor.doctor, MACHINE, "Look for what keeps models from running.")
+_add("completion", completion.completion, MACHINE, "Print a script for a shell's Tab key.")
+_add_group("adapter", adapter.app, MAKE, "Convert LoRA adapters, and look at them.")
+_add_group("bench", bench.app, MEASURE, "Measure speed and memory, and compare reports.")
+_add_group("ai-hub", ai_hub.app, MEASURE, "Measure NPU graphs on Qualcomm's hosted devices.")
 app.add_typer(ai_hub.app, name="hub", hidden=True)  # its earlier name
 
 

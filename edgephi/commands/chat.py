@@ -60,19 +60,24 @@ def chat(
     is 1 if a message was refused, while the others are answered.
     """
     from edgephi.commands.chat_commands import Conversation
+    from edgephi.commands.console import waiting
     from edgephi.runtime.conversation import read_conversation
     from edgephi.runtime.model import load
+    from edgephi.runtime.sampling import Sampling
 
+    sampling: SamplingOptions = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    Sampling(**sampling)  # what is wrong with it is said before the model is loaded
     resumed = None if resume is None else (read_conversation(resume), resume)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     adapters = None if adapter is None else {ADAPTER: adapter}
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
-        sampling: SamplingOptions = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-        }
+    with waiting(f"loading {folder.absolute().name}"):
+        model = load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters)
+    with model:
         named = None if adapter is None else ADAPTER
         conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed, adapter=named)
         if terminal:

@@ -210,7 +210,8 @@ class Conversation:
         self._regenerated += 1
         if seed is not None:  # the same one would give the same answer
             sampling["seed"] = seed + self._regenerated
-        if temperature == 0 and self._last is not None and self._last.finish != "cancelled":
+        something = bool(_apart(self._session.messages)[1])
+        if temperature == 0 and something and self._last is not None and self._last.finish != "cancelled":
             _note("With temperature 0 the same answer comes again; /regenerate 0.8 varies it.")
         return self._answer(lambda: self._session.regenerate(**sampling))
 

@@ -63,6 +63,19 @@ def byte_progress(task: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bar.update(identity, completed=done, total=total)
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A line on stderr, on a terminal only, that something is under way; it goes when that is done."""
+    from rich.text import Text
+
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(what), spinner="line"):
+        yield
+
+
 def copyable(*words: object) -> str:
     """A command that does what it says when it is copied into this system's shell."""
     texts = [printable(str(word)) for word in words]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Json
+from edgephi.commands.options import Device, Json, bundle_folder, model_names
 from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 def doctor(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="A folder for onnxruntime-genai, whoever made it.", show_default=False),
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder for onnxruntime-genai, whoever made it, or the name of an installed model.",
+            show_default=False,
+            parser=bundle_folder,
+            autocompletion=model_names,
+        ),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Write a copy without the keys this runtime lacks.")] = False,
     output: Annotated[

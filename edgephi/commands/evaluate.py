@@ -19,8 +19,8 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="UTF-8 text to predict.", show_default=False)
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Pieces of the text, from its beginning.")] = 20,
-    window_length: Annotated[int, typer.Option(min=2, help="Tokens of a piece.")] = 512,
+    windows: Annotated[int, typer.Option(min=1, metavar="N", help="Pieces of the text, from its beginning.")] = 20,
+    window_length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of a piece.")] = 512,
     choices: Annotated[
         Path | None,
         typer.Option(
@@ -30,7 +30,8 @@ def evaluate(
         ),
     ] = None,
     questions: Annotated[
-        int | None, typer.Option(min=1, help="How many of the questions, from the first.", show_default=False)
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many of the questions, from the first.", show_default=False),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write figures and golden answers into edgephi.json, for verify --run.")

@@ -44,7 +44,10 @@ def export(
         int, typer.Option(metavar="N", help="Input channels that share a scale: 16, 32, 64, 128 or 256 (int4, int8).")
     ] = 32,
     accuracy_level: Annotated[
-        int, typer.Option(min=0, max=4, help="4: int8 activations, fast. 1: float32 activations, for comparisons.")
+        int,
+        typer.Option(
+            min=0, max=4, metavar="N", help="4: int8 activations, fast. 1: float32 activations, for comparisons."
+        ),
     ] = 4,
     quantize: Quantize = AUTO,
     bits: Annotated[
@@ -62,7 +65,9 @@ def export(
             metavar="SIZE", help="The same budget for the data file: 105MB, 2.2GB, 100MiB.", show_default=False
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when SOURCE is a hub id.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit, when SOURCE is a hub id.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     via: Annotated[
         Literal["edgephi", "optimum"],
@@ -75,7 +80,9 @@ def export(
             help="UTF-8 text for gptq, budgets and w4a16, up to 8,192 tokens. Without: the model samples its own.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the text that the model samples, and of --rotate.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the text that the model samples, and of --rotate.")
+    ] = 0,
     rotate: Annotated[
         bool,
         typer.Option(

@@ -31,7 +31,10 @@ NOT_ASKED_FOR = frozenset({"logprobs", "tool_calls", "invalid"})
 
 def generate(
     folder: Bundle,
-    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from standard input.", show_default=False)],
+    prompt: Annotated[
+        str,
+        typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.", show_default=False),
+    ],
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -66,11 +69,19 @@ def generate(
     left behind).
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_statistics, print_stream
+    from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
     from edgephi.runtime.model import load
+    from edgephi.runtime.sampling import Sampling, SamplingOptions
 
+    sampling: SamplingOptions = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    Sampling(**sampling)  # what is wrong with it is said before the model is loaded
     form = None
     if schema is not None:
         form = read_json_object(schema, error=UsageError, remedy="Give a file with a JSON Schema", limit=JSON_LIMIT)
@@ -78,17 +89,16 @@ def generate(
         read_manifest(folder)  # nobody should type a prompt for a bundle that is not there
         prompt = _read_prompt()
     adapters = None if adapter is None else {ADAPTER: adapter}
-    with load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters) as model:
+    with waiting(f"loading {folder.absolute().name}"):
+        model = load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters)
+    with model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
         stream = ask(
             prompt,
             response_format=form,
             adapter=None if adapter is None else ADAPTER,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            **sampling,
         )
         if as_json:
             answer = stream.result()

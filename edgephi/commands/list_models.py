@@ -27,7 +27,7 @@ def list_models(
     used, or null), and with --all available (name, hub: id or null, licence, parameters, download_bytes; null where it
     is not known).
     """
-    from edgephi.commands.console import print_json, stdout
+    from edgephi.commands.console import print_json, stderr, stdout
     from edgephi.commands.tables import print_table
     from edgephi.store.library import installed
     from edgephi.store.names import known_models
@@ -52,7 +52,13 @@ def list_models(
         if models:
             stdout().print()
         known_header = ("Can be pulled", "Parameters", "Download", "Licence", "From")
-        print_table(known_header, [_available(known) for known in available], right=("Parameters", "Download"))
+        print_table(
+            known_header,
+            [_available(known) for known in available],
+            right=("Parameters", "Download"),
+            cut=("From",),
+        )
+        stderr().print("Get one with `edgephi pull NAME`.", style="dim")
 
 
 def as_record(model: InstalledModel) -> dict[str, object]:

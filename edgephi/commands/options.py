@@ -51,10 +51,16 @@ Bundle = Annotated[
         autocompletion=model_names,
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Upper bound of an answer; the context bounds it as well.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token; more is more varied.")]
-TopP = Annotated[float, typer.Option(help="Nucleus sampling: keep the likeliest tokens up to this probability.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
+MaxNewTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Upper bound of an answer; the context bounds it as well.")
+]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, metavar="X", help="0 takes the most likely token; more is more varied.")
+]
+TopP = Annotated[
+    float, typer.Option(metavar="X", help="Nucleus sampling: keep the likeliest tokens up to this probability.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Makes sampling repeatable.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Against = Annotated[
     str | None,

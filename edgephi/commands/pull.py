@@ -15,7 +15,7 @@ from edgephi.quantize.registry import AUTO
 
 if TYPE_CHECKING:
     from edgephi.store.library import InstalledModel
-    from edgephi.store.phases import Readiness
+    from edgephi.store.phases import Readiness, ReadyState
 
 GOES_ON = "interrupted; the same command goes on from what was done"
 
@@ -34,11 +34,15 @@ def pull(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="Of the model in the store; else its short name, or the last part of MODEL."
+            "--name",
+            metavar="NAME",
+            help="The model's name in the store; else its short name, or the last part of MODEL.",
         ),
     ] = None,
     device: Device = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, when MODEL is a hub id.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit, when MODEL is a hub id.")
+    ] = None,
     quantize: Quantize = AUTO,
     force: Annotated[bool, typer.Option("--force", help="Export again though it is installed.")] = False,
     as_json: Annotated[
@@ -58,7 +62,13 @@ def pull(
     from edgephi.store.pulling import pull as install
 
     started = time.perf_counter()
-    with showing_readiness() as on_progress:
+    states: set[ReadyState] = set()
+
+    def told(readiness: Readiness) -> None:
+        states.add(readiness.state)
+        show(readiness)
+
+    with showing_readiness() as show:
         model = install(
             source,
             name=name,
@@ -66,14 +76,17 @@ def pull(
             revision=revision,
             quantize=quantize,
             force=force,
-            on_progress=on_progress,
+            on_progress=told,
         )
     if as_json:
         print_json(as_record(model))
         return
     for line in summary(model):
         stdout().print(printable(line), soft_wrap=True)
-    stderr().print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
+    if not states:
+        stderr().print("It was installed already; --force exports it again.", style="dim")
+    else:
+        stderr().print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
 
 
 def summary(model: InstalledModel) -> list[str]:

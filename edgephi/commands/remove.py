@@ -14,7 +14,9 @@ from edgephi.errors import printable
 def remove(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Of installed models.", show_default=False, autocompletion=model_names),
+        typer.Argument(
+            metavar="NAME", help="Names of installed models.", show_default=False, autocompletion=model_names
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

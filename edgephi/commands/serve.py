@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Engine, Fallback
+from edgephi.commands.options import Device, Engine, Fallback, bundle_folder, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +19,17 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
-            help="Folders `edgephi export` wrote, or NAME=DIR; DIR@DEVICE runs on another device than --device.",
+            metavar="MODEL",
+            help="Folders `edgephi export` wrote, or names of installed models (`edgephi list`). NAME=MODEL gives "
+            "another name to ask by; MODEL@DEVICE runs on another device than --device.",
             show_default=False,
+            autocompletion=model_names,
         ),
     ],
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than the loopback's needs API keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8080,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -47,10 +49,12 @@ def serve(
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers computed at the same time.")] = 4,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more gets status 429.")] = 32,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 4096,
-    answer_timeout: Annotated[float, typer.Option(min=1, help="Longest time of an answer, in seconds.")] = 600.0,
+    parallel: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Answers computed at the same time.")] = 4,
+    queue: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Requests that may wait; one more gets status 429.")
+    ] = 32,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 4096,
+    answer_timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Longest time of an answer.")] = 600.0,
     prefix_cache: Annotated[
         int | None,
         typer.Option(
@@ -62,10 +66,11 @@ def serve(
         ),
     ] = None,
     idle: Annotated[
-        float, typer.Option(min=0, help="Seconds after which a model nobody asks is unloaded; 0: never.")
+        float, typer.Option(metavar="SECONDS", min=0, help="After which a model nobody asks is unloaded; 0: never.")
     ] = 300.0,
     drain: Annotated[
-        float, typer.Option(min=0, help="Seconds that answers under way have to finish when the server ends.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="That answers under way have to finish when the server ends."),
     ] = 30.0,
 ) -> None:
     """Serve models over HTTP, as OpenAI's and Anthropic's clients know it.
@@ -119,7 +124,7 @@ def serve(
 
     named = {name: loader(folder, own) for name, folder, own in map(_named, models)}
     if len(named) < len(models):
-        raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=DIR")
+        raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=MODEL")
     app = create_app(named, settings)
     run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(named)}", flush=True))
 
@@ -129,6 +134,7 @@ def _named(given: str) -> tuple[str, Path, str | None]:
 
     Raises:
         UsageError: there is no such folder.
+        ModelNotInstalledError: neither a folder nor an installed model has this name.
     """
     from edgephi.errors import UsageError
 
@@ -136,7 +142,7 @@ def _named(given: str) -> tuple[str, Path, str | None]:
     folder, device = rest if equals else given, None
     if not Path(folder).is_dir() and "@" in folder:  # a folder may have the sign in its name
         folder, _, device = folder.rpartition("@")
-    path = Path(folder)
+    path = bundle_folder(folder)
     if not path.is_dir() or device == "":
         raise UsageError(f"there is no folder {str(path)!r}", remedy="Name a folder that `edgephi export` wrote")
     own_name = path.resolve().name if device is None else f"{path.resolve().name}@{device}"

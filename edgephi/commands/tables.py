@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
+from typing import Literal
 
 from edgephi.errors import printable
 
@@ -19,6 +20,7 @@ def print_table(
     right: Collection[str] = (),
     title: str = "",
     show_headings: bool = True,
+    cut: Collection[str] = (),
 ) -> None:
     """Print a table to stdout. Cells may hold anything: what drives a terminal comes out as escapes.
 
@@ -26,13 +28,15 @@ def print_table(
         right: headings of the columns that are aligned on the right, such as numbers.
         title: a line above it.
         show_headings: on a terminal; a table of Markdown always has them.
+        cut: headings of the columns whose words a narrow terminal cuts short, so that the others stay whole on one
+            line; without any, all columns go on below.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     aligned = [heading in right for heading in headings]
     if sys.stdout.isatty():
         if title:
             _print_bold(title)
-        _draw(headings, lines, aligned, show_headings)
+        _draw(headings, lines, aligned, show_headings, cut)
         return
     from edgephi.benchmarks.report import markdown_table
 
@@ -68,7 +72,13 @@ def _cells(line: str) -> list[str]:
     return [cell.strip().replace(r"\|", "|") for cell in _CELL_BORDER.split(line.strip())[1:-1]]
 
 
-def _draw(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], show_headings: bool) -> None:
+def _draw(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[bool],
+    show_headings: bool,
+    cut: Collection[str] = (),
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -76,7 +86,13 @@ def _draw(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=show_headings)
     for heading, is_right in zip(headings, right, strict=True):
-        table.add_column(printable(heading), justify="right" if is_right else "left", overflow="fold")
+        overflow: Literal["fold", "ellipsis"] = "ellipsis" if heading in cut else "fold"
+        table.add_column(
+            printable(heading),
+            justify="right" if is_right else "left",
+            overflow=overflow,
+            no_wrap=bool(cut) and heading not in cut,  # only the others give way
+        )
     for row in rows:
         # without headings the first column is one
         styles = ["" if show_headings or index else "bold" for index in range(len(row))]

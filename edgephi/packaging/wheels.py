@@ -91,12 +91,16 @@ def _modules() -> dict[str, bytes]:
     content = {}
     for package in PACKAGES:
         spec = find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for file in sorted(Path(folder).rglob("*")):
-                inner = file.relative_to(folder)
-                measured = package == "edgephi.benchmarks" and file.suffix not in (".py", ".toml", ".txt")
-                if file.is_file() and "__pycache__" not in inner.parts and not measured:
-                    content["/".join((*package.split("."), *inner.parts))] = file.read_bytes()
+        if spec is None or spec.origin is None:
+            continue
+        # not its search locations: in a clone one of edgephi's is the clone itself, with .git and all that lies there
+        folder = Path(spec.origin).parent
+        for file in sorted(folder.rglob("*")):
+            inner = file.relative_to(folder)
+            measured = package == "edgephi.benchmarks" and file.suffix not in (".py", ".toml", ".txt")
+            left_out = any(part == "__pycache__" or part.startswith(".") for part in inner.parts)
+            if file.is_file() and not left_out and not measured:
+                content["/".join((*package.split("."), *inner.parts))] = file.read_bytes()
     return content
 
 

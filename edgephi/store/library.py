@@ -22,7 +22,7 @@ from edgephi.bundle import MANIFEST, Manifest, Quality, folder_bytes, read_manif
 from edgephi.errors import BundleError, OutputError, UsageError
 from edgephi.files import is_link, replace_file
 from edgephi.records import Strict
-from edgephi.store.names import as_name, is_path, not_installed, require_name
+from edgephi.store.names import as_name, is_path, not_installed, nothing_to_remove, require_name
 from edgephi.store.places import models_folder, state_folder, unusable
 
 RECORD_LIMIT = 2**16
@@ -151,7 +151,7 @@ def remove(name: str) -> int:
     folder = _folder_of(name)
     partial = models_folder() / f".{name}.partial"
     if folder is None and not _is_own_folder(partial):
-        raise not_installed(name, installed_names())
+        raise nothing_to_remove(name, installed_names())
     from edgephi.store.progress_file import held_by, running
 
     with held_by(name, running(name)):

@@ -104,7 +104,7 @@ def near(text: str, installed: list[str]) -> list[str]:
 def not_installed(text: str, installed: list[str]) -> ModelNotInstalledError:
     """The error for a name that no folder and no installed model has; it says what to do next."""
     if (known := known_models().get(text)) is not None:
-        size = f", a download of {known.download_bytes / 1e9:.1f} GB" if known.download_bytes else ""
+        size = f", a download of {_size(known.download_bytes)}" if known.download_bytes else ""
         return ModelNotInstalledError(
             f"{text} is not installed", remedy=f"Get it with `edgephi pull {text}`{size}, then run this again"
         )
@@ -116,5 +116,27 @@ def not_installed(text: str, installed: list[str]) -> ModelNotInstalledError:
             f"It is installed. {remedy}" if here == found else f"`edgephi pull {found[0]}` gets that one. {remedy}"
         )
     return ModelNotInstalledError(
-        "there is no folder of this name here, and no model of it is installed", where=text, remedy=remedy
+        "there is neither a folder nor an installed model of this name", where=text, remedy=remedy
     )
+
+
+def nothing_to_remove(name: str, installed: list[str]) -> ModelNotInstalledError:
+    """The error for a model that is to be deleted and is not there."""
+    remedy = "`edgephi list` shows what is installed"
+    if meant := difflib.get_close_matches(name, installed, n=3, cutoff=0.6):
+        remedy = f"Did you mean {' or '.join(meant)}? {remedy}"
+    return ModelNotInstalledError(f"{name} is not installed", remedy=remedy)
+
+
+def unknown_source(text: str) -> ModelNotInstalledError:
+    """The error for what is to be pulled and is neither there nor a short name."""
+    remedy = "`edgephi list --all` shows the short names; a hub id is written org/name"
+    if meant := near(text, []):
+        remedy = f"Did you mean {' or '.join(meant)}? {remedy}"
+    return ModelNotInstalledError(
+        "there is no such file or folder here, and it is no short name of a model", where=text, remedy=remedy
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

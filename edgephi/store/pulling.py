@@ -19,7 +19,7 @@ from edgephi.quantize.registry import AUTO, quantizer_words
 from edgephi.runtime.prepacked.cache import Prepacking, prepack, prepacking
 from edgephi.store.fetching import fetch_demo, fetch_from_hub
 from edgephi.store.library import InstalledModel, PullRecord, find_installed, write_record
-from edgephi.store.names import DEMO, KnownModel, as_name, is_path, known_models, name_for, not_installed, require_name
+from edgephi.store.names import DEMO, KnownModel, as_name, is_path, known_models, name_for, require_name, unknown_source
 from edgephi.store.phases import Meter, Phase, Readiness, ReadyState, Stopped
 from edgephi.store.places import models_folder
 from edgephi.store.progress_file import ProgressFile, held_by, running
@@ -169,7 +169,7 @@ def _wanted(source: str | Path, name: str | None, revision: str | None) -> Wante
         if not exists and not is_path(text):
             if not text.strip():
                 raise UsageError("the source is empty", remedy="Name a model that `edgephi list --all` shows")
-            raise not_installed(text, [])
+            raise unknown_source(text)
         require_revision(source, revision)
         if exists:
             _refuse_bundle(Path(text))

@@ -114,3 +114,7 @@ def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(import_module(f"edgephi.windows.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'edgephi.windows' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # what is imported on first use too: consoles complete from it

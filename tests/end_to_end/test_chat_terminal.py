@@ -82,6 +82,8 @@ class TestCommands:
         assert talk.take("/retry 5") and talk._session.messages[:1] == first[:1]
         assert talk._session.messages != first
         assert talk.take("/undo") and roles(talk) == []
+        capsys.readouterr()
+        assert not talk.take("/retry") and "temperature" not in capsys.readouterr().err
         for line in ("/retry warm", "/retry -1", "/retry nan"):
             assert talk.take("Hello") and not talk.take(line)
 

@@ -11,10 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import edgephi
 from edgephi import store
 from edgephi.bundle import check_bundle, read_manifest
+from edgephi.commands.app import app
 from edgephi.errors import (
     CancelledError,
     DeviceError,
@@ -98,6 +100,10 @@ class TestFolder:
         again = pull(source, on_progress=told.append)
         assert (again.folder / "edgephi.json").stat().st_ino == made and told == []
         assert (pull(source, force=True).folder / "edgephi.json").stat().st_ino != made
+
+    def test_the_command_says_whether_it_was_there(self, source: Path) -> None:
+        said = [CliRunner().invoke(app, ["pull", str(source)]).stderr for _ in range(2)]
+        assert "ready after" in said[0] and "installed already" in said[1]
 
     def test_a_name_belongs_to_one_source(self, source: Path, tmp_path: Path) -> None:
         pull(source)

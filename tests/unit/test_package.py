@@ -302,6 +302,13 @@ class TestWheels:
                 "edgephi/py.typed",
             }
             assert modules <= set(rows)
+            # of a clone only the packages: no .git, no tests, nothing that happens to lie there
+            project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+            packages = {package.replace(".", "/") for package in project["tool"]["setuptools"]["packages"]}
+            code = {name.rpartition("/")[0] for name in rows if name.endswith(".py") and "/rthooks/" not in name}
+            assert code - {"edgephi/packaging/files"} == packages
+            assert not [name for name in rows if "/." in name]
+            assert {name.split("/")[0] for name in rows} == {"edgephi", record.split("/")[0]}
 
     def test_without_an_index_it_says_so_and_leaves_nothing(
         self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,8 +10,9 @@ import pytest
 from edgephi.errors import ModelNotInstalledError, UsageError
 from edgephi.export.families import expected_tensors
 from edgephi.export.families.published import PUBLISHED
-from edgephi.store.library import find
+from edgephi.store.library import find, remove
 from edgephi.store.names import as_name, known_models, name_for, near
+from edgephi.store.pulling import pull
 
 
 def test_the_known_models_are_those_that_edgephi_exports() -> None:
@@ -74,6 +75,7 @@ def test_a_folder_wins_and_what_is_a_path_is_no_name(tmp_path: Path, monkeypatch
         ("phi4-mini", ("Did you mean phi-4-mini", "`edgephi pull phi-4-mini`")),
         ("Phi-4-Mini", ("`edgephi pull phi-4-mini`",)),
         ("demos", ("demo",)),
+        ("demo", ("`edgephi pull demo`, a download of 93 MB",)),
         ("qqq", ("`edgephi list`", "`edgephi list --all`")),
     ],
 )
@@ -85,6 +87,22 @@ def test_what_is_not_installed_says_what_to_do(
         find(name)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("name", ["nosuch.gguf", "qqq", "phi4-mini"])
+def test_a_source_that_is_not_there_is_not_looked_for_in_the_store(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotInstalledError, match="no such file or folder here") as caught:
+        pull(name)
+    assert "list --all" in str(caught.value) and "is installed" not in str(caught.value)
+    assert ("Did you mean phi-4-mini" in str(caught.value)) == (name == "phi4-mini")
+
+
+def test_to_delete_what_is_not_there_offers_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPHI_HOME", str(tmp_path / "home"))
+    for name in ("demo", "qqq"):
+        with pytest.raises(ModelNotInstalledError, match=f"{name} is not installed. `edgephi list` shows") as caught:
+            remove(name)
+        assert "pull" not in str(caught.value)
 
 
 def test_installed_names_are_near_too() -> None:

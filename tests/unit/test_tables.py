@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from edgephi.commands.console import waiting
 from edgephi.commands.tables import print_facts, print_markdown, print_table
 
 TABLE = partial(print_table, ("Name", "Count"), [("a|b", "1"), ("\x1b[31mred", "22")], right=("Count",), title="Things")
@@ -58,6 +59,14 @@ def test_a_terminal_gets_columns() -> None:
     ]
 
 
+def test_a_narrow_terminal_cuts_what_may_be_cut() -> None:
+    name, source = "phi-4-mini-" * 5, "microsoft/Phi-4-mini-instruct"  # 86 columns with the gap, of 80
+    table = partial(print_table, ("Long name", "From"), [(name, source)])
+    assert on_a_screen(partial(table, cut=("From",)))[1] == f"{name}  microsoft/Phi-4-mini-i…"
+    assert len(on_a_screen(table)) == 3, "without, a second line has the rest"
+    assert source in in_a_pipe(partial(table, cut=("From",)))
+
+
 def test_facts_have_no_headings_on_a_terminal() -> None:
     facts = partial(print_facts, [("System", "Linux"), ("", "more")])
     assert [line.split() for line in on_a_screen(facts)] == [["System", "Linux"], ["more"]]
@@ -69,3 +78,14 @@ def test_a_page_is_drawn_on_a_terminal_and_itself_in_a_pipe() -> None:
         ["Before"], [], ["case", "ms"], ["a|b", r"\x1b[31m", "1"], [], ["-", "after"]
     ]  # fmt: skip
     assert in_a_pipe(partial(print_markdown, PAGE)) == PAGE.replace("\x1b", "\\x1b") + "\n"
+
+
+def test_waiting_is_told_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    said = {}
+    for stream in (Screen(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", stream)
+        with waiting("loading \x1b[31mdemo"):
+            pass
+        said[type(stream)] = stream.getvalue()
+    assert r"loading \x1b[31mdemo" in said[Screen] and said[io.StringIO] == ""

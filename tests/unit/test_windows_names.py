@@ -83,6 +83,7 @@ def test_the_page_lists_every_public_member() -> None:
     for title, _, here in rows():
         if here != "—":
             listed.setdefault(title, set()).add(here)
+    assert set(edgephi.windows.__all__) <= set(dir(edgephi.windows)) and set(edgephi.__all__) <= set(dir(edgephi))
     for name in edgephi.windows.__all__:
         thing = getattr(edgephi.windows, name)
         if not inspect.isclass(thing):
