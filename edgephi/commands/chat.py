@@ -54,7 +54,7 @@ def chat(
 
     On a terminal, Enter sends a message; Alt-Enter, or a backslash and Enter, begin a new line. Arrow keys edit, and
     bring back earlier messages. /help lists the commands. Ctrl-C stops an answer, which stays in the conversation as
-    far as it went; at the prompt it ends the chat, as Ctrl-D does.
+    far as it went; at the prompt it forgets the line, and a second one ends the chat, as Ctrl-D does.
 
     Messages may also be piped in, one a line; then /reset, /help and /exit are the only commands, and the exit status
     is 1 if a message was refused, while the others are answered.

@@ -47,7 +47,7 @@ _SHOWN = 60
 """Characters of a message that is taken back."""
 KEYS = (
     "Enter sends; Alt-Enter, or a backslash and Enter, begin a new line.",
-    "Ctrl-C stops an answer, which stays as far as it went; at the prompt Ctrl-C and Ctrl-D end the chat.",
+    "Ctrl-C stops an answer, which stays as far as it went; at the prompt Ctrl-C twice, or Ctrl-D, ends the chat.",
 )
 
 

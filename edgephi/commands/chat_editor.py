@@ -12,6 +12,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from edgephi.commands.chat_commands import COMMANDS
+from edgephi.commands.console import stderr
 from edgephi.errors import printable
 from edgephi.files import said
 
@@ -40,11 +41,21 @@ class Editor:
         )
 
     def read(self) -> str | None:
-        """The next message, stripped; None on Ctrl-C, and on Ctrl-D in an empty line."""
-        try:
-            return self._session.prompt().strip()
-        except (EOFError, KeyboardInterrupt):
-            return None
+        """The next message, stripped; None on Ctrl-D in an empty line, and on a second Ctrl-C.
+
+        The first Ctrl-C only forgets the line: it may have been meant for an answer that has just ended.
+        """
+        warned = False
+        while True:
+            try:
+                return self._session.prompt().strip()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                if warned:
+                    return None
+                warned = True
+                stderr().print("Ctrl-C again, or Ctrl-D, ends the chat.", style="dim")
 
     def history_problem(self) -> str | None:
         """Why messages are no longer kept in the file, said once."""

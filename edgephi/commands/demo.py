@@ -35,11 +35,12 @@ def demo(
     new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_stream
+    from edgephi.commands.console import copyable, print_json, print_stream
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.runtime.model import load
     from edgephi.runtime.placement import placement
     from edgephi.store.demo import demo_bundle
+    from edgephi.store.names import DEMO
 
     folder = demo_bundle(weights, _fetch, _export)
     with load(folder) as model:
@@ -70,6 +71,7 @@ def demo(
         print_json(record, indent=2)
         return
     _table(folder, manifest.stored_bytes, answer, placed, peak)
+    typer.echo(f"\nNext, talk with it: {copyable('edgephi', 'chat', DEMO if weights is None else folder)}")
 
 
 def _fetch(cache: Path) -> Path:
@@ -89,7 +91,7 @@ def _export(source: Path, folder: Path) -> None:
 
 
 def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, peak: int) -> None:
-    from edgephi.commands.console import copyable, format_bytes
+    from edgephi.commands.console import format_bytes
     from edgephi.commands.tables import print_facts
 
     nodes = ", ".join(f"{provider}: {count} nodes" for provider, count in placed.nodes_per_provider.items())
@@ -101,4 +103,3 @@ def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, p
         facts.append(("decode", f"{answer.decode_tokens_per_s:,.1f} tokens/s ({answer.new_tokens} tokens)"))
     facts += [("bundle", f"{format_bytes(bundle_bytes)} in {folder}"), ("peak memory", format_bytes(peak))]
     print_facts(facts)
-    typer.echo(f"\nNext, talk with it: {copyable('edgephi', 'chat', folder)}")

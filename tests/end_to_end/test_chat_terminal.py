@@ -244,6 +244,8 @@ class TestAtATerminal:
         again.wait_for("Taken back: Tell me")
         again.wait_for(PROMPT)
         again.type("\x03")
+        again.wait_for("again, or Ctrl-D")
+        again.type("\x03")
         assert again.end() == 0
         assert (tmp_path / "state" / "chat_history").read_text(encoding="utf-8") == history
 

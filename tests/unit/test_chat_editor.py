@@ -57,8 +57,12 @@ def test_keys_become_a_message(keys: str, message: str, typed: Type) -> None:
     assert typed(keys) == [message]
 
 
-def test_ctrl_c_and_ctrl_d_leave(typed: Type) -> None:
-    assert typed(f"half a message{CTRL_C}", CTRL_D) == [None, None]
+def test_ctrl_d_and_a_second_ctrl_c_leave(typed: Type) -> None:
+    assert typed(f"half a message{CTRL_C}{CTRL_C}", CTRL_D) == [None, None]
+
+
+def test_the_first_ctrl_c_forgets_the_line(typed: Type) -> None:
+    assert typed(f"half a message{CTRL_C}another{ENTER}", CTRL_D) == ["another", None]
 
 
 def test_earlier_messages_come_back_in_this_chat_and_in_the_next(typed: Type, tmp_path: Path) -> None:
