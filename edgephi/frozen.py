@@ -24,6 +24,7 @@ FUNCTIONS = frozenset(
     {
         "edgephi.devices.detect:probe",
         "edgephi.devices.doctor:imported_versions",
+        "edgephi.export.adapter.peft_config:match_names",
         "edgephi.export.npu.compile_child:compile_graph",
         "edgephi.export.npu.compile_pair:compile_in_one_process",
         "edgephi.export.tokenizer.genai_child:read_alike",

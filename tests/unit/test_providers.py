@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from edgephi.devices import providers
 from edgephi.errors import DeviceError
+from edgephi.installed import install_extra
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +50,7 @@ def test_the_cpu_needs_no_registration() -> None:
 
 def test_a_missing_wheel_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "installed_wheel", lambda known: None)
-    with pytest.raises(DeviceError, match=r"edgephi\[webgpu\]") as missing:
+    with pytest.raises(DeviceError, match=re.escape(install_extra("webgpu"))) as missing:
         providers.register("webgpu")
     assert missing.value.step == "wheel"
 
