@@ -96,6 +96,35 @@ def test_what_was_said_before_a_call_stays(pair: Pair, monkeypatch: pytest.Monke
     assert session.messages[-1]["content"] == "I add."
 
 
+def test_a_call_that_a_stop_text_cuts_in_two_is_none(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its braces would be thought there, and the function called without the arguments behind them."""
+    model, form = pair
+    for stop, calls in ((', "b"', 0), ("1,", 0), ("</tool_call>", 1), ("<|/tool_call|>", 1)):
+        plant(model, monkeypatch, [asked(form)])
+        answer = model.chat("1 + 2?", tools=TOOLS, stop=[stop]).result()
+        assert answer.finish == "stop"
+        assert [call.arguments for call in answer.tool_calls] == calls * [{"a": 1, "b": 2}]
+
+
+def test_a_number_that_json_has_not_spoils_no_conversation(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar of numbers lets 1e999 through, and no template takes the infinity that Python reads there."""
+
+    def half(x: float) -> float:
+        return x / 2
+
+    model, form = pair
+    plant(model, monkeypatch, [written(form, "half", {"x": 1}).replace("1", "1e999"), "Never mind."])
+    session = model.session(tools=[half])
+    assert session.say("Half of it?").result().tool_calls == ()
+    assert session.say("And now?").result().text == "Never mind."
+
+
+def test_a_call_of_no_tool_cannot_be_required(pair: Pair) -> None:
+    model, _ = pair
+    with pytest.raises(UsageError, match="there is none"):
+        model.chat("Hi", tools=[], tool_choice="required")
+
+
 def test_an_answer_may_have_tools_of_its_own(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     model, form = pair
     opened = plant(model, monkeypatch, [asked(form), "3", "None."])
@@ -181,3 +210,12 @@ def test_the_schemas_of_a_sessions_tools_are_enforced_or_refused(pair: Pair) -> 
     refused = {"name": "x", "parameters": {"type": "object", "not": {}}}
     with pytest.raises(GrammarError, match="not"):
         model.session(tools=[refused]).say("Hi")
+
+
+def test_an_answer_that_is_nested_too_deeply_is_invalid(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair
+    plant(model, monkeypatch, ["[" * 1500 + "]" * 1500])
+    lists = {"type": "array", "items": {"$ref": "#"}}
+    answer = model.chat("Lists", response_format=lists, max_new_tokens=3500, stop_repetition=False).result()
+    assert (answer.finish, answer.parsed) == ("stop", None)
+    assert "nested too deeply" in str(answer.invalid)
