@@ -18,7 +18,7 @@ from typing import Literal
 
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError
-from edgephi.runtime.grammar import JSON_OPTIONS
+from edgephi.runtime.grammar import JSON_OPTIONS, require_few_remainders
 from edgephi.runtime.tools import Tool, ToolCall, as_json, call_messages, with_read_arguments
 from edgephi.templates.chat_template import Message
 
@@ -122,7 +122,8 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *
 
     Raises:
         UsageError: there is no such tool.
-        PromptError: calls are required of a model whose form of them is not known.
+        PromptError: calls are required of a model whose form of them is not known, or a schema is no JSON.
+        GrammarError: a schema takes too much time to enforce.
     """
     names = [tool.name for tool in tools]
     if choice not in ("auto", *(("required",) if tools else ()), *names):
@@ -138,6 +139,9 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *
             remedy="Leave tool_choice out, or ask for the arguments with response_format",
         )
     chosen = [tool for tool in tools if choice in ("auto", "required", tool.name)]
+    schemas = [tool.parameters for tool in chosen]
+    as_json(schemas)
+    require_few_remainders(schemas)
     call = "\n".join(
         [
             "call: " + " | ".join(f"call_{place}" for place in range(len(chosen))),

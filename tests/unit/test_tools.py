@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from edgephi.errors import PromptError, UsageError
+from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.tool_formats import (
     HERMES,
     LLAMA_3,
@@ -210,6 +210,13 @@ def test_a_tool_is_not_called_like_a_choice() -> None:
     for name in ("auto", "required"):
         with pytest.raises(UsageError, match=f"a tool is called '{name}'"):
             make_tools([{"name": name}])
+
+
+def test_a_tool_whose_arguments_take_long_to_enforce_is_refused() -> None:
+    step = {"type": "object", "properties": {"x": {"type": "integer", "multipleOf": 60_013}}}
+    with pytest.raises(GrammarError, match="multipleOf"):
+        calls_grammar(HERMES, make_tools([{"name": name, "parameters": step} for name in "ab"]), "auto")
+    assert calls_grammar(HERMES, make_tools([{"name": "a", "parameters": step}]), "auto")
 
 
 def test_many_tools_are_read_in_little_time() -> None:
