@@ -12,7 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Unpack, get_args
 
-from edgephi.arguments import require_choice, require_text, wrong
+from edgephi.arguments import require_choice, require_text
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
@@ -312,11 +312,6 @@ class Model(TakesAdapters):
         if system is not None:
             require_text("system", system, "the system message as one text")
         require_choice("overflow", overflow, get_args(Overflow))
-        if isinstance(messages, str) or not isinstance(messages, Sequence):
-            raise wrong("messages", messages, "a list of messages, such as Session.messages", PromptError)
-        for message in messages:
-            if not isinstance(message, Mapping):
-                raise wrong("a message", message, "messages like {'role': 'user', 'content': 'Hello'}", PromptError)
         make_tools(tools)  # refused here, and not by the first answer
         lora = self.find_adapter(adapter)
         return Session(self, make_sampling(sampling), system, messages, overflow, lora, tools, tool_choice)

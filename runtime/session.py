@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from edgephi.arguments import require_text, require_texts
+from edgephi.arguments import require_text, require_texts, wrong
 from edgephi.errors import PromptError, PromptTooLongError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.engines.base import KvSequence
@@ -62,6 +62,11 @@ class Session:
         tools: Sequence[ToolLike] | None = None,
         tool_choice: str = "auto",
     ) -> None:
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise wrong("messages", messages, "a list of messages, such as Session.messages", PromptError)
+        for message in messages:
+            if not isinstance(message, Mapping):
+                raise wrong("a message", message, "messages like {'role': 'user', 'content': 'Hello'}", PromptError)
         self._model = model
         self.tools, self._tool_choice = tuple(tools or ()), tool_choice
         """What the model may ask to have called, unless an answer is given tools of its own."""
