@@ -202,7 +202,7 @@ class _Reader:
             if kind is None:
                 raise _Damaged(f"{name} is neither float32 nor float16")
             at, length = self._vector(fields, 3, 1)
-            if min(shape) < 0 or prod(shape) * np.dtype(kind).itemsize != length:
+            if min(shape) < 1 or prod(shape) * np.dtype(kind).itemsize != length:
                 raise _Damaged(f"{name} of shape {list(shape)} has {length:,} bytes")
             taken += length
             if name in tensors or taken > self._end:  # parameters may name the same bytes again and again

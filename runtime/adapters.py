@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from edgephi.runtime.engines import engines_that
 
 if TYPE_CHECKING:
     from edgephi.runtime.engines.base import Abilities
+
+
+def _require_name(name: object) -> None:
+    require_text("the adapter's name", name, "a text")
+    if not name:
+        raise UsageError("an adapter's name is empty", remedy="Give it one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +47,7 @@ def load_adapter(name: str, file: str | os.PathLike[str], manifest: Manifest) ->
         AdapterError: the file cannot be used, or not with this bundle; it says why.
         UsageError: a name that is no text or empty, or no path.
     """
-    require_text("the adapter's name", name, "a text")
-    if not name:
-        raise UsageError("an adapter's name is empty", remedy="Give it one")
+    _require_name(name)
     require_path("the adapter's file", file)
     refuse_path(AdapterError, file)
     path = Path(file)
@@ -77,6 +82,7 @@ class Adapters:
 
     def __init__(self, manifest: Manifest, abilities: Abilities, given: Mapping[str, Adapter]) -> None:
         self._manifest, self._able, self._loaded = manifest, abilities.adapt, dict(given)
+        self._lock = threading.Lock()
         if given:
             self._require_able()
 
@@ -85,12 +91,16 @@ class Adapters:
         return tuple(self._loaded)
 
     def add(self, name: str, file: str | os.PathLike[str]) -> None:
+        _require_name(name)
         self._require_able()
-        if name in self._loaded:
-            raise UsageError(f"there is an adapter {name!r} already", remedy="Remove it first, or choose another name")
-        self._loaded[name] = load_adapter(name, file, self._manifest)
+        self._require_new(name)
+        loaded = load_adapter(name, file, self._manifest)
+        with self._lock:
+            self._require_new(name)
+            self._loaded[name] = loaded
 
     def remove(self, name: str) -> None:
+        _require_name(name)
         self.get(name)
         self._loaded.pop(name, None)
 
@@ -102,6 +112,12 @@ class Adapters:
             known = ", ".join(self._loaded) or "those that `edgephi.load(adapters=...)` was given: none"
             raise UsageError(f"there is no adapter {str(name)[:100]!r}", remedy=f"Choose from {known}")
         return self._loaded[name]
+
+    def _require_new(self, name: str) -> None:
+        if name in self._loaded:
+            raise UsageError(
+                f"there is an adapter {name[:100]!r} already", remedy="Remove it first, or choose another name"
+            )
 
     def _require_able(self) -> None:
         if not self._able:

@@ -356,11 +356,16 @@ class Stream(Iterator[str], AsyncIterator[str]):
             accepted_tokens=accepted,
             rejected=self._rejected,
             parsed=parsed,
-            tool_calls=self._read_calls(whole) if self._read_calls and finish == "stop" else (),
+            tool_calls=self._calls(whole, finish),
             invalid=invalid,
         )
         self._sequence = None
         self._on_end(self._answer, sound)
+
+    def _calls(self, text: str, finish: Finish) -> tuple[ToolCall, ...]:
+        """`Answer.tool_calls`; none where one of the stop texts cut a call in two, which would lack arguments."""
+        cut = self._grammar is not None and not self._grammar.complete
+        return self._read_calls(text) if self._read_calls and finish == "stop" and not cut else ()
 
     def _read(self, text: str, finish: Finish) -> tuple[object, str | None]:
         """`Answer.parsed` and `Answer.invalid`."""
@@ -371,6 +376,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
             return grammar.read(text), None
         except ValueError as problem:
             return None, why_invalid(problem)
+        except RecursionError:
+            return None, "it is nested too deeply to be read"
 
 
 def answer_once(

@@ -16,6 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 LONGEST = 2**16
 """Characters of a schema (as JSON), a regular expression or a grammar."""
+MOST_REMAINDERS = 100_000
+"""That all `multipleOf` of a schema have together: the library makes a state for each, 50,000 in a second and 500 bytes
+each, and does not bound them."""
 STACK = 2**28
 """Bytes of the stack it is compiled on; rules that name each other in a row of 5,000 took less than a tenth. Systems
 give memory to the part that is used."""
@@ -178,7 +182,10 @@ class Grammars:
         """Of JSON that a schema describes; `read` makes a value of the text."""
         from llguidance import LLMatcher
 
+        # the library's own settings, which may say what stands between values
+        schema = {key: value for key, value in schema.items() if key != "x-guidance"}
         written = _written(schema)
+        require_few_remainders(schema)
         return self._compile(
             "schema", written, read, lambda: LLMatcher.grammar_from_json_schema(written, None, JSON_OPTIONS)
         )
@@ -318,6 +325,26 @@ def _written(schema: Mapping[str, object]) -> str:
         raise GrammarError(
             f"the schema is no JSON: {one_line(problem)}", remedy="Give texts, finite numbers, lists and dictionaries"
         ) from problem
+
+
+def require_few_remainders(schema: object) -> None:
+    """Raises GrammarError for a schema, or a list of them, whose `multipleOf` take much time and memory."""
+    waiting, remainders = [schema], 0
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            step = part.get("multipleOf")
+            if isinstance(step, int | float) and not isinstance(step, bool):
+                digits = Decimal(json.dumps(step)).normalize().as_tuple().digits
+                remainders += int("".join(map(str, digits)))
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+    if remainders > MOST_REMAINDERS:
+        raise GrammarError(
+            "the schema cannot be enforced: numbers would have to be multiples of too large a multipleOf",
+            remedy=f"Leave it out, or let all of them together be at most {MOST_REMAINDERS:,}, zeros at the end apart",
+        )
 
 
 _stack = threading.Lock()

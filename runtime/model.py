@@ -305,7 +305,7 @@ class Model(TakesAdapters):
             tools, tool_choice: of every answer, as for `chat`; they are no part of `Session.messages`.
 
         Raises:
-            PromptError: tools that are neither functions nor descriptions.
+            PromptError: messages that are no dictionaries, or tools that are neither functions nor descriptions.
             UsageError: a sampling argument outside its range, a system message that is no text, no such adapter, or a
                 tool that cannot be described.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgephi.arguments import wrong
 from edgephi.errors import PromptError, UsageError
 from edgephi.runtime.tools import make_tools, with_read_arguments
 
@@ -155,16 +156,14 @@ def read_tool_choice(value: object, tools: Tools) -> tuple[str, Tools]:
     """
     names = [tool["function"]["name"] for tool in tools]
     wanted = "Give 'none', 'auto', 'required', or {'type': 'function', 'function': {'name': …}}"
-    if value == "none":
-        return "auto", []
-    if value == "auto":
-        return "auto", tools
-    if value == "required":
+    if isinstance(value, str) and value in ("none", "auto"):
+        return "auto", [] if value == "none" else tools
+    if isinstance(value, str) and value == "required":
         if not tools:
             raise _wrong("tool_choice", "a call is required, and there are no tools", "Give tools")
         return "required", tools
     if not isinstance(value, Mapping):
-        raise _wrong("tool_choice", f"tool_choice is {str(value)[:60]!r}", wanted)
+        raise _wrong("tool_choice", wrong("tool_choice", value, wanted).what, wanted)
     if value.get("type") == "function":
         return _chosen(value, names, wanted), tools
     allowed = value.get("allowed_tools")

@@ -5,6 +5,7 @@ A parameter is honoured or refused by its name; none is ignored. `docs/openai-pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -222,7 +223,8 @@ def _bias(value: object) -> object:
     """JSON has token ids as texts."""
     if not isinstance(value, Mapping):
         return value
-    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in value.items()}
+    written = re.compile(r"0|[1-9][0-9]{0,17}")
+    return {int(key) if isinstance(key, str) and written.fullmatch(key) else key: bias for key, bias in value.items()}
 
 
 def _take_lengths(arguments: dict[str, Any], given: Mapping[str, object]) -> None:

@@ -19,6 +19,11 @@ Chooser = Callable[[NDArray[np.float32]], int]
 MOST_LOGPROBS = 20
 """Alternatives of a token; as many as OpenAI's interface allows."""
 MOST_STOPS, LONGEST_STOP = 16, 1000
+LARGEST_BIAS = 1e9
+"""Far beyond every logit, and nothing that float32 cannot add to one."""
+LEAST_TEMPERATURE = 1e-6
+"""Lower ones draw as this one does, which leaves the most likely token; float32 would divide by 0. Higher ones than its
+inverse draw as that does, where all tokens are as likely."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +93,16 @@ class Sampling:
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name))
         require_flag("stop_repetition", self.stop_repetition)
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", remedy="Ask for at least 1 token")
+        self._require("max_new_tokens", self.max_new_tokens >= 1, "1 token or more")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature is {self.temperature}", remedy="Use 0 for greedy decoding, or more")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}", remedy="Use a value above 0 and at most 1")
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"seed is {self.seed}", remedy="Use 0 or a positive number")
+        if self.seed is not None:
+            self._require("seed", self.seed >= 0, "0 or a positive number")
         self._require("top_k", self.top_k >= 0, "0 for all tokens, or how many are kept")
         self._require("min_p", 0 <= self.min_p <= 1, "a value from 0 to 1")
-        self._require("repetition_penalty", 0 < self.repetition_penalty < math.inf, "1 for none, or more")
+        self._require("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "1 for none, at most 1000")
         self._require("presence_penalty", abs(self.presence_penalty) <= 100, "0 for none; 2 is strong")
         self._require("frequency_penalty", abs(self.frequency_penalty) <= 100, "0 for none; 2 is strong")
         self._require("dry_multiplier", 0 <= self.dry_multiplier < math.inf, "0 for none; 0.8 is usual")
@@ -118,10 +122,10 @@ def _require_bias(value: object) -> None:
     if not isinstance(value, Mapping):
         raise wrong("logit_bias", value, "a dictionary from token ids to what is added to their logits")
     for token, bias in value.items():
-        if require_integer("a token id of logit_bias", token) < 0:
-            raise wrong("a token id of logit_bias", token, "0 or a positive number")
-        if not math.isfinite(require_number("a value of logit_bias", bias)):
-            raise wrong("a value of logit_bias", bias, "a finite number")
+        if not 0 <= require_integer("a token id of logit_bias", token) < 2**31:
+            raise wrong("a token id of logit_bias", token, "the number of a token")
+        if not abs(require_number("a value of logit_bias", bias)) <= LARGEST_BIAS:
+            raise wrong("a value of logit_bias", bias, f"a number from -{LARGEST_BIAS:g} to {LARGEST_BIAS:g}")
 
 
 def _require_stops(value: object) -> None:
@@ -274,7 +278,8 @@ def _draw(row: NDArray[np.float32], highest: float, sampling: Sampling, rng: np.
         if len(candidates) > sampling.top_k:  # equals of the last one: those with the lowest numbers stay
             candidates = candidates[np.argsort(-row[candidates], kind="stable")[: sampling.top_k]]
         row = row[candidates]
-    weights = np.exp((row - np.float32(highest)) / np.float32(sampling.temperature))
+    temperature = min(max(sampling.temperature, LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
+    weights = np.exp((row - np.float32(highest)) / np.float32(temperature))
     if sampling.top_p == 1 and not sampling.min_p:
         place = _pick_of_many(weights, rng)
         return place if candidates is None else int(candidates[place])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from edgephi.arguments import require_text, require_texts
+from edgephi.arguments import require_text, require_texts, wrong
 from edgephi.errors import PromptError, PromptTooLongError, UsageError
 from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
 from edgephi.runtime.engines.base import KvSequence
@@ -16,7 +17,7 @@ from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.templates import Message, user_message
 from edgephi.runtime.tool_formats import assistant_message
 from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools_in
-from edgephi.runtime.tools import ToolLike, result_messages
+from edgephi.runtime.tools import ToolLike, result_messages, with_read_arguments
 
 if TYPE_CHECKING:
     from edgephi.runtime.adapters import Adapter
@@ -31,6 +32,16 @@ ASKED = (
     "Summarize the conversation below in a few sentences, so that it can go on without its beginning. Keep names, "
     "numbers and decisions.\n\n"
 )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `say` was given beside its message, for whoever wants another answer to it."""
+
+    message: Message
+    tools: Sequence[ToolLike] | None = None
+    tool_choice: str | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Session:
@@ -51,6 +62,11 @@ class Session:
         tools: Sequence[ToolLike] | None = None,
         tool_choice: str = "auto",
     ) -> None:
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise wrong("messages", messages, "a list of messages, such as Session.messages", PromptError)
+        for message in messages:
+            if not isinstance(message, Mapping):
+                raise wrong("a message", message, "messages like {'role': 'user', 'content': 'Hello'}", PromptError)
         self._model = model
         self.tools, self._tool_choice = tuple(tools or ()), tool_choice
         """What the model may ask to have called, unless an answer is given tools of its own."""
@@ -60,6 +76,7 @@ class Session:
         self._sequence: KvSequence | None = None
         self._stream: Stream | None = None
         self._messages: tuple[Message, ...] = (*self._system, *messages)
+        self._wanted: tuple[_Wanted, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -96,10 +113,16 @@ class Session:
         require_text("text", text, "the message as one text; `Model.chat` takes lists of messages", PromptError)
         rules = self._rules(tools, tool_choice, response_format)
         self._finish_answer()
-        return self._answer((*self._messages, user_message(text)), self._sampling, tools, rules)
+        message = user_message(text)
+        stream = self._answer((*self._messages, message), self._sampling, tools, rules)
+        there = {id(one) for one in self._messages}
+        kept = [one for one in self._wanted if id(one.message) in there]
+        self._wanted = (*kept, _Wanted(message, tools, tool_choice, response_format))
+        return stream
 
     def regenerate(self, **sampling: Unpack[SamplingOptions]) -> Stream:
-        """Answer the last message anew, in the place of the answer it has; that one stays when nothing comes of it.
+        """Answer the last message anew, with the format or the tools that `say` was given for it, in the place of the
+        answer it has; that one stays when nothing comes of it.
 
         Args:
             sampling: what is different for this answer. Greedy decoding, and the same seed, give the same answer.
@@ -111,12 +134,14 @@ class Session:
         """
         make_sampling(sampling)  # refuses names that are none
         differently = replace(self._sampling, **sampling)
-        rules = self._rules(None, None, None)
         self._finish_answer()
         begins = self._begins(self._messages)
         if not begins:
             raise PromptError("there is no message to answer again", remedy="Say something first")
-        return self._answer(self._messages[: begins[-1] + 1], differently, None, rules)
+        message = self._messages[begins[-1]]
+        wanted = next((one for one in self._wanted if one.message is message), _Wanted(message))
+        rules = self._rules(wanted.tools, wanted.tool_choice, wanted.response_format)
+        return self._answer(self._messages[: begins[-1] + 1], differently, wanted.tools, rules, again=True)
 
     def undo(self) -> str | None:
         """Take back the last message and its answer. Returns the message's text; None: there was none."""
@@ -150,6 +175,7 @@ class Session:
                 f"there are {len(results)} results, and the last message asks for {asked} calls",
                 remedy="Give one result for each of the answer's tool_calls",
             )
+        calls = [with_read_arguments(call) for call in calls]
         rules = self._rules(tools, tool_choice or "auto", None)
         return self._answer((*self._messages, *result_messages(calls, results)), self._sampling, tools, rules)
 
@@ -189,7 +215,7 @@ class Session:
             self.tools,
             self._tool_choice,
         )
-        other._system = self._system
+        other._system, other._wanted = self._system, self._wanted
         if self._sequence is not None and self._model.engine.abilities.fork:
             other._sequence = self._sequence.fork(speculate=True)
         return other
@@ -224,15 +250,25 @@ class Session:
         return make_rules(model.grammars, model.tool_format, offered, choice, response_format)
 
     def _answer(
-        self, asked: tuple[Message, ...], sampling: Sampling, tools: Sequence[ToolLike] | None, rules: Rules
+        self,
+        asked: tuple[Message, ...],
+        sampling: Sampling,
+        tools: Sequence[ToolLike] | None,
+        rules: Rules,
+        *,
+        again: bool = False,
     ) -> Stream:
-        """Answer the last of these messages; they become the conversation when the answer ends."""
+        """Answer the last of these messages; they become the conversation when the answer ends.
+
+        Args:
+            again: it has an answer already, which stays where this one is cancelled before it says anything.
+        """
         messages, prompt = self._fitting(asked, sampling, self.tools if tools is None else tools)
 
         def on_end(answer: Answer | None, sound: bool) -> None:
             if not sound:
                 self._drop_cache()
-            if answer is not None:
+            if answer is not None and not (again and answer.finish == "cancelled" and not answer.text):
                 said = assistant_message(self._model.tool_format, answer.text, answer.tool_calls)
                 self._messages = (*messages, said)
 
@@ -263,7 +299,8 @@ class Session:
         """The messages without their oldest turn, or with a summary for their older half; None: not possible."""
         if self._overflow == "error":
             return None
-        start = len(messages[: len(self._system)])
+        # system messages stay, those too that came with a saved conversation
+        start = sum(1 for _ in takewhile(lambda message: message.get("role") == "system", messages))
         begins = self._begins(messages)
         if len(begins) < 2:  # the newest one stays
             return None

@@ -8,15 +8,17 @@ closers and brackets out, and take `parameters` for `arguments`.
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError
-from edgephi.runtime.grammar import JSON_OPTIONS
+from edgephi.runtime.grammar import JSON_OPTIONS, require_few_remainders
 from edgephi.runtime.tools import Tool, ToolCall, as_json, call_messages, with_read_arguments
 from edgephi.templates.chat_template import Message
 
@@ -120,10 +122,11 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *
 
     Raises:
         UsageError: there is no such tool.
-        PromptError: calls are required of a model whose form of them is not known.
+        PromptError: calls are required of a model whose form of them is not known, or a schema is no JSON.
+        GrammarError: a schema takes too much time to enforce.
     """
     names = [tool.name for tool in tools]
-    if choice not in ("auto", "required", *names):
+    if choice not in ("auto", *(("required",) if tools else ()), *names):
         raise wrong(
             "tool_choice", choice, f"'auto', 'required' or a tool's name ({', '.join(names) or 'there is none'})"
         )
@@ -136,6 +139,9 @@ def calls_grammar(form: ToolFormat | None, tools: Sequence[Tool], choice: str, *
             remedy="Use a model whose template takes tools, or ask for the arguments with response_format",
         )
     chosen = [tool for tool in tools if choice in ("auto", "required", tool.name)]
+    schemas = [tool.parameters for tool in chosen]
+    as_json(schemas)
+    require_few_remainders(schemas)
     call = "\n".join(
         [
             "call: " + " | ".join(f"call_{place}" for place in range(len(chosen))),
@@ -191,10 +197,11 @@ def reader(form: ToolFormat | None, tools: Sequence[Tool]) -> Reader:
 def read_calls(form: ToolFormat, text: str, names: frozenset[str]) -> tuple[ToolCall, ...]:
     """The calls of known tools in an answer, in order; none where it is a text."""
     found: list[ToolCall] = []
+    whole = text[: _closed_end(text)]
     place = _begin(form, text, 0)
     while place is not None:
         place = _skip(form, text, place)
-        value, end = _value(text, place)
+        value, end = _value(text, place, whole)
         call = _made(value, names)
         if call is not None:
             found.append(call)
@@ -204,13 +211,9 @@ def read_calls(form: ToolFormat, text: str, names: frozenset[str]) -> tuple[Tool
 
 def _begin(form: ToolFormat, text: str, start: int, *, bare: bool = True) -> int | None:
     """Where calls begin: behind an opener (`functools` wants its bracket), or at JSON that an answer begins with."""
-    places = [
-        match.end()
-        for opener in form.openers
-        if (match := re.compile(re.escape(opener) + (r"(?=\s*\[)" if opener.isalpha() else "")).search(text, start))
-    ]
-    if places:
-        return min(places)
+    openers = [re.escape(opener) + (r"(?=\s*\[)" if opener.isalpha() else "") for opener in form.openers]
+    if openers and (match := re.compile("|".join(openers)).search(text, start)):
+        return match.end()
     stripped = text.lstrip()
     return len(text) - len(stripped) if bare and stripped[:1] in ("{", "[") else None
 
@@ -228,18 +231,50 @@ def _next(form: ToolFormat, text: str, place: int) -> int | None:
     return here if text[here : here + 1] == "{" else _begin(form, text, place, bare=False)
 
 
-def _value(text: str, place: int) -> tuple[object, int]:
-    """The JSON object there; braces that miss at the end of a text are thought there. None: there is none."""
+def _closed_end(text: str) -> int:
+    """Where a text ends, less closers of any name, brackets and spaces."""
+    end = len(text)
+    while end:
+        closer = _CLOSER.search(text[max(0, end - LONGEST_CLOSER) : end])
+        if closer is None:
+            break
+        end -= len(closer[0])
+    return end
+
+
+def _value(text: str, place: int, whole: str) -> tuple[object, int]:
+    """The JSON object there; braces that miss at the end of a text are thought there. None: there is none.
+
+    Args:
+        whole: the text as far as calls can go.
+    """
     if text[place : place + 1] != "{":
         return None, place
-    rest = re.sub(r"(<\|?/\w+\|?>|\]|\s)+$", "", text[place:])
-    for written in (text[place:], rest + "}", rest + "}}"):
-        try:
-            value, length = json.JSONDecoder().raw_decode(written)
-        except (ValueError, RecursionError):
-            continue
-        return value, min(len(text), place + length)
+    try:
+        return _JSON.raw_decode(text, place)
+    except json.JSONDecodeError as problem:
+        if problem.pos < len(whole):
+            return None, place
+    except (ValueError, RecursionError):
+        return None, place
+    for braces in ("}", "}}"):
+        with suppress(ValueError, RecursionError):
+            return _JSON.raw_decode(whole[place:] + braces)[0], len(text)
     return None, place
+
+
+def _finite(written: str) -> float:
+    """Raises ValueError for a number that no JSON can hold, which no template and no function could be given."""
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(f"{written} is no number of JSON's")
+    return value
+
+
+LONGEST_CLOSER = 64
+"""Characters."""
+_CLOSER = re.compile(r"(<\|?/\w+\|?>|[\]\s])\Z")
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _made(value: object, names: frozenset[str]) -> ToolCall | None:
@@ -249,7 +284,7 @@ def _made(value: object, names: frozenset[str]) -> ToolCall | None:
     name, arguments = inner.get("name"), inner.get("arguments", inner.get("parameters", {}))
     if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
         try:
-            arguments = json.loads(arguments)
+            arguments = _JSON.decode(arguments)
         except (ValueError, RecursionError):
             return None
     if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticSerializationError
 
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError, UsageError, one_line
@@ -19,6 +21,8 @@ ToolLike: TypeAlias = Function | Mapping[str, object]
 """A Python function, or a description as OpenAI has it: `{"type": "function", "function": {"name", "description",
 "parameters"}}`, or only the inner part of it."""
 
+CHOICES = ("auto", "required")
+"""What `tool_choice` may be beside a tool's name."""
 _ARGUMENT = re.compile(r"^\s+(\*{0,2}\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$")
 _WANTED = "a list of functions, or of descriptions like {'name': 'clock', 'description': …, 'parameters': {…}}"
@@ -71,7 +75,18 @@ class Tool:
             return f"Error: {said}"
         named = {field: getattr(values, field) for field in self.arguments.model_fields}
         result = self.function(**named)
-        return result if isinstance(result, str) else TypeAdapter(Any).dump_json(result).decode()
+        if isinstance(result, str):
+            return result
+        try:
+            return TypeAdapter(Any).dump_json(result).decode()
+        except (PydanticSerializationError, RecursionError) as problem:
+            if inspect.iscoroutine(result):
+                result.close()  # else Python warns that nobody awaited it
+            raise UsageError(
+                f"the tool {self.name!r} returned a value of the type {type(result).__name__}, which is no text and "
+                f"cannot be written as JSON: {one_line(problem)}",
+                remedy="Let the function return a text, or values that JSON has",
+            ) from problem
 
 
 def make_tools(tools: Sequence[ToolLike] | None) -> tuple[Tool, ...]:
@@ -79,16 +94,20 @@ def make_tools(tools: Sequence[ToolLike] | None) -> tuple[Tool, ...]:
 
     Raises:
         PromptError: no list, an entry is neither, or a description has no name.
-        UsageError: a function's signature cannot be told to a model, or two tools have one name.
+        UsageError: a function's signature cannot be told to a model, or two tools have one name, or one of `CHOICES`.
     """
     if tools is None:
         return ()
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise wrong("tools", tools, _WANTED, PromptError)
     made = tuple(_described(tool) if isinstance(tool, Mapping) else _function(tool) for tool in tools)
-    names = [tool.name for tool in made]
-    if twice := {name for name in names if names.count(name) > 1}:
+    names = Counter(tool.name for tool in made)
+    if twice := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"two tools are called {min(twice)!r}", remedy="Give each a name of its own")
+    if taken := [name for name in CHOICES if name in names]:
+        raise UsageError(
+            f"a tool is called {taken[0]!r}, which means something else as tool_choice", remedy="Give it another name"
+        )
     return made
 
 

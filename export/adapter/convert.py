@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.adapter_file import AdapterFooter, lora_names, require_lora, with_footer
+from edgephi.arguments import require_path
 from edgephi.bundle import LoraFacts, LoraPart, LoraProduct, LoraTarget, ModelFacts, Source, read_manifest
 from edgephi.errors import AdapterError, EdgephiError, OutputError, library_errors
 from edgephi.export.adapter.peft_config import AGAIN, PeftConfig, read_peft_config
@@ -93,7 +94,10 @@ def convert_adapter(
             not, a larger rank than it was exported for, or is of a kind that edgephi does not build, by name.
         BundleError: the folder is no bundle.
         OutputError: the file is there already, lies in the bundle, or cannot be written.
+        UsageError: an argument that is no path.
     """
+    for name, path in (("peft", peft), ("bundle", bundle), ("output", output)):
+        require_path(name, path)
     refuse_path(AdapterError, peft, bundle, output)
     folder, place, file = Path(peft), Path(bundle), Path(output)
     manifest = read_manifest(place)
@@ -197,7 +201,11 @@ def _read_pairs(folder: Path) -> tuple[dict[tuple[int, str], dict[str, TensorRef
                 f"{ref.name} has shape {list(ref.shape)} and type {ref.storage}", where=file, remedy=AGAIN
             )
         prefixes.add(match[1])
-        pairs.setdefault((int(match[2]), match[3]), {})[match[4]] = ref
+        pair = pairs.setdefault((int(match[2]), match[3]), {})
+        if match[4] in pair and len(prefixes) == 1:
+            what = f"two tensors are {match[4]} of {match[3]} in layer {int(match[2])}: one is called {ref.name}"
+            raise AdapterError(what, where=file, remedy=AGAIN)
+        pair[match[4]] = ref
     if len(prefixes) != 1:
         raise AdapterError("the adapter has no tensors, or names of two kinds", where=file, remedy=AGAIN)
     for (layer, module), pair in pairs.items():

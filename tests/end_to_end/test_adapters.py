@@ -344,3 +344,12 @@ def test_weights_that_are_packed_for_the_processor_take_adapters_too(
                 [model.chat(MESSAGES, adapter=name, max_new_tokens=NEW).result().text for name in (None, "one")]
             )
     assert answers[0] == answers[1] and answers[0][0] != answers[0][1]
+
+
+def test_a_name_is_a_text(model: Model, folder: Path) -> None:
+    for wrong in (None, [], {}, 5, ""):
+        with pytest.raises(UsageError, match="name"):
+            model.add_adapter(wrong, files(folder)["one"])  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="name"):
+            model.remove_adapter(wrong)  # type: ignore[arg-type]
+    assert model.adapters == ("one", "two")

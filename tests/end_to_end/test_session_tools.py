@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -96,6 +97,35 @@ def test_what_was_said_before_a_call_stays(pair: Pair, monkeypatch: pytest.Monke
     assert session.messages[-1]["content"] == "I add."
 
 
+def test_a_call_that_a_stop_text_cuts_in_two_is_none(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its braces would be thought there, and the function called without the arguments behind them."""
+    model, form = pair
+    for stop, calls in ((', "b"', 0), ("1,", 0), ("</tool_call>", 1), ("<|/tool_call|>", 1)):
+        plant(model, monkeypatch, [asked(form)])
+        answer = model.chat("1 + 2?", tools=TOOLS, stop=[stop]).result()
+        assert answer.finish == "stop"
+        assert [call.arguments for call in answer.tool_calls] == calls * [{"a": 1, "b": 2}]
+
+
+def test_a_number_that_json_has_not_spoils_no_conversation(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar of numbers lets 1e999 through, and no template takes the infinity that Python reads there."""
+
+    def half(x: float) -> float:
+        return x / 2
+
+    model, form = pair
+    plant(model, monkeypatch, [written(form, "half", {"x": 1}).replace("1", "1e999"), "Never mind."])
+    session = model.session(tools=[half])
+    assert session.say("Half of it?").result().tool_calls == ()
+    assert session.say("And now?").result().text == "Never mind."
+
+
+def test_a_call_of_no_tool_cannot_be_required(pair: Pair) -> None:
+    model, _ = pair
+    with pytest.raises(UsageError, match="there is none"):
+        model.chat("Hi", tools=[], tool_choice="required")
+
+
 def test_an_answer_may_have_tools_of_its_own(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     model, form = pair
     opened = plant(model, monkeypatch, [asked(form), "3", "None."])
@@ -168,6 +198,64 @@ def test_the_documentations_examples_run(
         assert first in printed and last in printed
 
 
+def test_another_answer_keeps_to_what_the_first_one_had_to(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, form = pair
+    plant(model, monkeypatch, ["true", "false", "Hello.", asked(form), asked(form, 3, 4), "Bye.", "true"])
+    session = model.session()
+    assert session.say("Yes or no?", {"type": "boolean"}).result().parsed is True
+    assert session.regenerate().result().parsed is False
+    assert session.say("Hi").result().text == "Hello."
+    assert session.say("1 + 2?", tools=TOOLS).result().tool_calls
+    assert session.fork()._wanted == session._wanted
+    assert session.regenerate().result().tool_calls[0].arguments == {"a": 3, "b": 4}
+    session.undo()
+    assert session.regenerate().result().parsed is None, "this message came without a format"
+    session.undo()
+    assert session.regenerate().result().parsed is True
+
+
+def test_an_answer_stays_when_another_one_is_cancelled_before_it_begins(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = pair
+    plant(model, monkeypatch, ["Hello.", "Hi."])
+    session = model.session()
+    session.say("Hi").result()
+    before = session.messages
+    stream = session.regenerate()
+    stream.cancel()
+    assert (stream.result().finish, session.messages) == ("cancelled", before)
+    assert session.regenerate().result().text == "Hi."
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "summarize"])
+def test_a_system_message_that_came_with_a_saved_conversation_stays(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, overflow: Literal["drop_oldest", "summarize"]
+) -> None:
+    model, _ = pair
+    plant(model, monkeypatch, ["Long ago."] * 4)
+    monkeypatch.setattr(model, "context_length", 400)
+    saved = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a" * 150},
+        {"role": "assistant", "content": "b" * 150},
+    ]
+    session = model.session(messages=saved, overflow=overflow, max_new_tokens=20)
+    session.say("c" * 100).result()
+    assert session.messages[0] == saved[0]
+    assert not any("aaa" in str(message["content"]) for message in session.messages)
+
+
+def test_messages_that_are_none_are_refused_before_anything_is_done_with_them(pair: Pair) -> None:
+    model, _ = pair
+    for wrong in ("text", 5, None, [5], {"role": "user"}):
+        with pytest.raises(PromptError, match="message"):
+            model.session(messages=wrong)  # type: ignore[arg-type]
+    session = model.session(messages=[{"role": "assistant", "content": "", "tool_calls": ["a"]}])
+    with pytest.raises(PromptError, match="tool_calls"):
+        session.give_results(["3"])
+
+
 def test_a_template_without_tools_refuses_those_of_a_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     with load(bundle_with(TURNS, tmp_path_factory.mktemp("none")), threads=1) as model:
         session = model.session(tools=TOOLS)
@@ -181,3 +269,12 @@ def test_the_schemas_of_a_sessions_tools_are_enforced_or_refused(pair: Pair) -> 
     refused = {"name": "x", "parameters": {"type": "object", "not": {}}}
     with pytest.raises(GrammarError, match="not"):
         model.session(tools=[refused]).say("Hi")
+
+
+def test_an_answer_that_is_nested_too_deeply_is_invalid(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair
+    plant(model, monkeypatch, ["[" * 1500 + "]" * 1500])
+    lists = {"type": "array", "items": {"$ref": "#"}}
+    answer = model.chat("Lists", response_format=lists, max_new_tokens=3500, stop_repetition=False).result()
+    assert (answer.finish, answer.parsed) == ("stop", None)
+    assert "nested too deeply" in str(answer.invalid)

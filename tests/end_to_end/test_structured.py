@@ -182,6 +182,8 @@ def test_stop_texts_and_endless_texts_end_an_answer(writer: Model) -> None:
         ({"type": "object", "properties": {"a": {1, 2}}}, "no JSON"),
         (Regex("(a"), "regex"),
         (Regex(r"(a)\1"), "backreferences"),
+        ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
+        ({"type": "integer", "multipleOf": True}, "multipleOf"),
         (Lark("start: missing"), "missing"),
         (Lark('start: %json {"x-guidance": {"lenient": true}, "not": {}}'), "not"),
     ],
@@ -197,6 +199,14 @@ def test_other_values_are_no_format(writer: Model, form: object) -> None:
         writer.generate("a", response_format=form)  # type: ignore[arg-type]
 
 
+def test_a_schema_does_not_say_what_stands_between_values(writer: Model) -> None:
+    settings = {"whitespace_flexible": True, "whitespace_pattern": "[x]*"}
+    form = {"x-guidance": settings, "type": "array", "prefixItems": [{"const": 1}], "minItems": 1, "items": False}
+    letter = writer.tokenizer.encode("x")[0]
+    answer = write(writer, form, logit_bias={letter: 50.0})
+    assert (answer.text, answer.parsed) == ("[1]", [1])
+
+
 def chain(length: int) -> Schema:
     links = {str(place): {"$ref": f"#/$defs/{place + 1}"} for place in range(length)}
     return {"$ref": "#/$defs/0", "$defs": {**links, str(length): {"type": "integer"}}}
@@ -210,6 +220,8 @@ HOSTILE: list[ResponseFormat] = [
     {"allOf": [{"anyOf": [{"properties": {f"a{i}{j}": {}}} for j in range(10)]} for i in range(10)]},
     {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}},
     {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+    {"type": "integer", "multipleOf": 999_983},
+    {"anyOf": [{"type": "number", "multipleOf": 99_901 + 10 * place} for place in range(10)]},
     {"type": "string", "pattern": "^(((a{1,100}){1,100}){1,100})$"},
     Regex("(a{1,1000}){1,1000}"),
     Regex("(?:.*a.{500}){1,50}"),

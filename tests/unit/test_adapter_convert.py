@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.adapter_file import lora_names, read_adapter
-from edgephi.errors import AdapterError, BundleError, OutputError
+from edgephi.errors import AdapterError, BundleError, OutputError, UsageError
 from edgephi.export.adapter import convert_adapter, peft_config
 from edgephi.export.adapter.peft_config import read_peft_config
 from tests.lora import TINY, random_adapter, read_peft, write_peft
@@ -155,6 +155,8 @@ def test_a_module_whose_tensors_are_missing_is_an_error(bundle: Path, tmp_path: 
         ("model.layers.0.self_attn.x_proj.lora_A", (8, 128), "one of the two tensors|updates"),
         ("model.layers.0.self_attn.o_proj.lora_A.default", (8, 128), "no part of a LoRA"),
         ("layers.0.self_attn.o_proj.lora_A", (8, 128), "names of two kinds"),
+        ("model.layers.00.self_attn.o_proj.lora_A", (8, 128), "two tensors are A of self_attn.o_proj in layer 0"),
+        ("model.layers.\u0660.self_attn.o_proj.lora_B", (128, 8), "two tensors are B of self_attn.o_proj in layer 0"),
     ],
 )
 def test_a_tensor_without_a_place_is_refused(
@@ -205,6 +207,15 @@ def test_files_that_are_no_adapter_are_refused(bundle: Path, tmp_path: Path) -> 
         (cut / "adapter_config.json").write_text(text)
         with pytest.raises(AdapterError):
             convert(cut, bundle)
+
+
+def test_what_is_no_path_is_refused(bundle: Path, tmp_path: Path) -> None:
+    right = (random_adapter(tmp_path / "peft", TINY), bundle, tmp_path / "x.onnx_adapter")
+    for place, name in enumerate(("peft", "bundle", "output")):
+        for wrong in (5, None, b"x"):
+            arguments: list[Any] = [*right[:place], wrong, *right[place + 1 :]]
+            with pytest.raises(UsageError, match=f"{name} is "):
+                convert_adapter(*arguments)
 
 
 def test_a_regular_expression_that_takes_for_ever_is_ended(

@@ -130,6 +130,17 @@ def test_what_is_no_adapter_is_refused(content: bytes, said: str, tmp_path: Path
         read_adapter(tmp_path)
 
 
+def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
+    """They take no bytes whatever their other dimension is, and onnxruntime cannot be given them."""
+    file = written(tmp_path / "a.onnx_adapter", {"a": np.zeros((0, 3), np.float32)}, None)
+    honest = file.read_bytes()
+    place = honest.index(struct.pack("<qq", 0, 3))
+    for shape in ((0, 3), (0, 2**62), (2**63 - 1, 0)):
+        file.write_bytes(honest[:place] + struct.pack("<qq", *shape) + honest[place + 16 :])
+        with pytest.raises(AdapterError, match=r"a of shape \["):
+            read_adapter(file)
+
+
 def test_offsets_that_lie_are_refused(tmp_path: Path) -> None:
     """One field after the other of a small file, each with a value that no honest writer puts there."""
     file = written(tmp_path / "a.onnx_adapter", {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, None)

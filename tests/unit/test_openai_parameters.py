@@ -65,6 +65,8 @@ WRONG: list[tuple[str, Any]] = [
     ("logit_bias", [1]),
     ("logit_bias", {"a": 1}),
     ("logit_bias", {"5": "x"}),
+    ("logit_bias", {"9" * 5000: 1}),
+    ("logit_bias", {"5": 1, "05": 2}),
     ("logprobs", 3),
     ("max_completion_tokens", 0),
     ("max_tokens", "5"),
@@ -139,6 +141,15 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
     assert refused({"tools": [ADD], **as_json}).where == "response_format"
     assert "tools" not in chat_arguments({**HELLO, "tools": [ADD], "tool_choice": "none", **as_json})
     assert "response_format" not in chat_arguments({**HELLO, "tools": [ADD], "response_format": {"type": "text"}})
+
+
+def test_a_choice_that_python_does_not_write_is_an_error_like_any_other() -> None:
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    for choice in (10**5000, nested):
+        with pytest.raises(UsageError, match="tool_choice"):
+            chat_arguments({**HELLO, "tool_choice": choice})
 
 
 def test_other_names_and_other_bodies_are_refused() -> None:

@@ -188,7 +188,11 @@ def test_options_are_the_fields_of_sampling() -> None:
         {"presence_penalty": float("nan")},
         {"logit_bias": {"a": 1}},
         {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {1: 1e300}},
+        {"logit_bias": {10**30: 1.0}},
         {"logit_bias": [1]},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
         {"dry_base": 0.5},
         {"dry_allowed_length": 0},
         {"stop": "\n"},
@@ -203,3 +207,20 @@ def test_options_are_the_fields_of_sampling() -> None:
 def test_values_out_of_range_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]  # what a caller could pass
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_that_float32_has_not_is_one_it_has() -> None:
+    rng = np.random.default_rng(0)
+    for temperature in (1e-300, 1e-46, 1e-40):
+        for more in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}):
+            logits = rng.standard_normal(384).astype(np.float32)
+            sampling = Sampling(temperature=temperature, seed=0, **more)  # type: ignore[arg-type]
+            assert chooser(sampling)(logits) == int(np.argmax(logits))
+    assert len({chooser(Sampling(temperature=1e300, seed=seed))(LOGITS) for seed in range(40)}) == len(LOGITS)
+
+
+def test_a_number_that_python_does_not_write_is_an_error_like_any_other() -> None:
+    for name in ("seed", "max_new_tokens", "top_k"):
+        with pytest.raises(UsageError, match=name):
+            Sampling(**{name: -(10**5000)})  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from time import perf_counter
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, Field
 
-from edgephi.errors import PromptError, UsageError
+from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.tool_formats import (
     HERMES,
     LLAMA_3,
@@ -160,6 +161,9 @@ def test_calls_are_read_as_models_write_them(
         (HERMES, '<tool_call>{"name": "add", "arguments": [1]}</tool_call>'),
         (HERMES, "<tool_call>" + "[" * 100_000),
         (HERMES, "<tool_call>" + '{"a":' * 100_000),
+        (HERMES, '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": -Infinity}"}</tool_call>'),
         (LLAMA_3, 'Look: {"name": "add", "parameters": {"a": 1}}'),
         (LLAMA_3, '{"sum": 3}'),
         (LLAMA_3, ""),
@@ -167,6 +171,58 @@ def test_calls_are_read_as_models_write_them(
 )
 def test_other_texts_call_nothing(form: ToolFormat, text: str) -> None:
     assert read_calls(form, text, NAMES) == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>{" + " " * 20_000 + "x",
+        "<tool_call>{" + "]" * 20_000 + "x",
+        "<tool_call>{" * 4_000,
+        "</tool_call>" * 20_000,
+        '<tool_call>{"name": "sub", "arguments": {}' + "</tool_call>" * 20_000 + "x",
+    ],
+)
+def test_reading_takes_little_time_whatever_the_text_is(text: str) -> None:
+    for form in (HERMES, PHI_4_MINI):
+        started = perf_counter()
+        assert read_calls(form, text, NAMES) == ()
+        assert perf_counter() - started < 2
+
+
+def test_what_json_cannot_say_is_no_result() -> None:
+    async def later() -> int:
+        return 1
+
+    def lone() -> object:
+        return object()
+
+    def half() -> dict[str, str]:
+        return {"a": "\ud800"}
+
+    for function in (lone, half, later):
+        (tool,) = make_tools([function])
+        with pytest.raises(UsageError, match=f"the tool '{function.__name__}' returned"):
+            tool.call({})
+
+
+def test_a_tool_is_not_called_like_a_choice() -> None:
+    for name in ("auto", "required"):
+        with pytest.raises(UsageError, match=f"a tool is called '{name}'"):
+            make_tools([{"name": name}])
+
+
+def test_a_tool_whose_arguments_take_long_to_enforce_is_refused() -> None:
+    step = {"type": "object", "properties": {"x": {"type": "integer", "multipleOf": 60_013}}}
+    with pytest.raises(GrammarError, match="multipleOf"):
+        calls_grammar(HERMES, make_tools([{"name": name, "parameters": step} for name in "ab"]), "auto")
+    assert calls_grammar(HERMES, make_tools([{"name": "a", "parameters": step}]), "auto")
+
+
+def test_many_tools_are_read_in_little_time() -> None:
+    started = perf_counter()
+    assert len(make_tools([{"name": f"tool {number}"} for number in range(20_000)])) == 20_000
+    assert perf_counter() - started < 2
 
 
 def test_the_format_is_the_templates() -> None:
