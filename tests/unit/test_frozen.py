@@ -104,4 +104,5 @@ def test_the_list_of_children_is_whole() -> None:
                 functions |= set(re.findall(r'"(edgephi(?:\.\w+)+:\w+)"', text))
                 modules |= set(re.findall(r'(?:BoundedChild|child_command)\("(edgephi(?:\.\w+)+)"', text))
     assert functions == FUNCTIONS
-    assert modules == set(MODULES)
+    # what downloads belongs to an export, which a frozen program does not hold
+    assert modules - {"edgephi.store.hub_child"} == set(MODULES)
