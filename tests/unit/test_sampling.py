@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgephi.errors import EngineError, UsageError
-from edgephi.runtime.sampling import Sampler, Sampling, SamplingOptions, chooser, make_sampling
+from edgephi.runtime.sampling import (
+    LEAST_PENALTY,
+    LEAST_TEMPERATURE,
+    MOST_PENALTY,
+    MOST_TEMPERATURE,
+    Sampler,
+    Sampling,
+    SamplingOptions,
+    chooser,
+    make_sampling,
+)
 
 LOGITS = np.array([1.0, 3.0, 2.0, -4.0, 2.5], dtype=np.float32)
 
@@ -85,6 +95,9 @@ def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float)
         {"max_new_tokens": 0},
         {"temperature": -1},
         {"temperature": float("nan")},
+        {"temperature": 5e-324},
+        {"temperature": 9e-7},
+        {"temperature": 101},
         {"top_p": 0},
         {"top_p": 1.1},
         {"seed": -1},
@@ -185,9 +198,14 @@ def test_options_are_the_fields_of_sampling() -> None:
         {"top_k": -1},
         {"min_p": 1.5},
         {"repetition_penalty": 0},
+        {"repetition_penalty": 5e-324},
+        {"repetition_penalty": 1e300},
         {"presence_penalty": float("nan")},
         {"logit_bias": {"a": 1}},
         {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {1: -101}},
+        {"logit_bias": {2**31: 1}},
+        {"dry_multiplier": 101},
         {"logit_bias": [1]},
         {"dry_base": 0.5},
         {"dry_allowed_length": 0},
@@ -203,3 +221,20 @@ def test_options_are_the_fields_of_sampling() -> None:
 def test_values_out_of_range_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]  # what a caller could pass
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0.0, LEAST_TEMPERATURE, MOST_TEMPERATURE])
+@pytest.mark.parametrize("penalty", [LEAST_PENALTY, MOST_PENALTY])
+def test_the_ends_of_the_ranges_choose_without_a_warning(temperature: float, penalty: float) -> None:
+    sampling = Sampling(
+        temperature=temperature,
+        repetition_penalty=penalty,
+        presence_penalty=100,
+        logit_bias={1: 100, 2: -100},
+        dry_multiplier=100,
+        seed=0,
+    )
+    for scale in (1e-3, 1.0, 1e4):
+        sampler = Sampler(sampling, [0, 1, 2, 0, 1])
+        assert all(0 <= sampler(LOGITS * np.float32(scale)) < len(LOGITS) for _ in range(4))
