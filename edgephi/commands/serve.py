@@ -10,16 +10,21 @@ import typer
 from edgephi.commands.options import Device, Engine, Fallback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edgephi.runtime.model import Model
 
 
 def serve(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help="Folders `edgephi export` wrote, or NAME=DIR.", show_default=False),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL...]",
+            help="Names that `edgephi list` shows, or folders; NAME=MODEL serves one under another name, and "
+            "MODEL@DEVICE runs it on another device than --device. Left out, all installed models are served.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than the loopback's needs API keys.")
     ] = "127.0.0.1",
@@ -39,6 +44,15 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page's origin that may ask; repeatable.", show_default=False),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]NAME=FILE",
+            help="A LoRA adapter that `edgephi adapter convert` wrote, asked for as MODEL:NAME; repeatable. Without "
+            "MODEL it is the only model's.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = "auto",
     fallback: Fallback = False,
@@ -101,35 +115,85 @@ def serve(
         drain_s=drain,
     )
 
-    def loader(folder: Path) -> Callable[[], Model]:
+    def loader(folder: Path, own: str | None) -> Callable[[], Model]:
         from edgephi.runtime.model import load
 
         return lambda: load(
             folder,
-            device,
+            own or device,
             fallback=fallback,
             engine=engine,
             max_parallel=parallel,
             prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
         )
 
-    folders = dict(map(_named, models))
-    if len(folders) < len(models):
-        raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=DIR")
-    app = create_app({name: loader(folder) for name, folder in folders.items()}, settings)
-    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(folders)}", flush=True))
+    asked = models or _installed()
+    served = {name: loader(folder, own) for name, folder, own in map(_named, asked)}
+    if len(served) < len(asked):
+        raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=MODEL")
+    app = create_app(served, settings, adapters=_adapters(adapter or (), list(served)))
+    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(served)}", flush=True))
 
 
-def _named(given: str) -> tuple[str, Path]:
-    """A model's name and folder.
+def _installed() -> list[str]:
+    """Names of all models of the store.
 
     Raises:
+        UsageError: there is none.
+    """
+    from edgephi.errors import UsageError
+    from edgephi.store.library import installed_names
+
+    if not (names := installed_names()):
+        raise UsageError(
+            "no model is installed",
+            remedy="Install one with `edgephi pull`, or name a folder that `edgephi export` wrote",
+        )
+    return names
+
+
+def _named(given: str) -> tuple[str, Path, str | None]:
+    """A model's name, its folder, and the device it is to run on (None: that of --device).
+
+    Raises:
+        ModelNotInstalledError: there is no model of this name.
         UsageError: there is no such folder.
     """
     from edgephi.errors import UsageError
+    from edgephi.store import find
 
-    name, equals, folder = given.partition("=")
-    path = Path(folder if equals else given)
-    if not path.is_dir():
-        raise UsageError(f"there is no folder {str(path)!r}", remedy="Name a folder that `edgephi export` wrote")
-    return name if equals else path.resolve().name, path
+    name, equals, rest = given.partition("=")
+    model, device = rest if equals else given, None
+    if not Path(model).is_dir() and "@" in model:  # a folder may have the sign in its name
+        model, _, device = model.rpartition("@")
+    folder = find(model)
+    if not folder.is_dir() or device == "":
+        raise UsageError(f"there is no folder {model!r}", remedy="Name a folder that `edgephi export` wrote")
+    own = folder.resolve().name
+    return name if equals else own if device is None else f"{own}@{device}", folder, device
+
+
+def _adapters(given: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Files of adapters by their model's name and their own.
+
+    Raises:
+        UsageError: one has no name, file or model, or the name of another.
+    """
+    from edgephi.errors import UsageError
+
+    found: dict[str, dict[str, Path]] = {}
+    for one in given:
+        named, equals, file = one.partition("=")
+        model, colon, name = named.rpartition(":")
+        if not colon and len(models) == 1:
+            model = models[0]
+        if not (equals and name and file) or model not in models:
+            raise UsageError(
+                f"--adapter is {one!r}", remedy=f"Give MODEL:NAME=FILE, with a MODEL of {', '.join(models)}"
+            )
+        if not Path(file).is_file():
+            raise UsageError("there is no such adapter", where=file, remedy="Make it with `edgephi adapter convert`")
+        if name in found.setdefault(model, {}):
+            raise UsageError(f"two adapters of {model} are called {name!r}", remedy="Give each a name of its own")
+        found[model][name] = Path(file)
+    return found
