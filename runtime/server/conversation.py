@@ -170,7 +170,7 @@ def call_of(key: str, name: str, arguments: str | Mapping[str, object]) -> dict[
     return {"id": key, "type": "function", "function": {"name": name, "arguments": written}}
 
 
-def told_of(answer: Answer, *, blocked: bool) -> dict[str, object]:
+def told_of(answer: Answer, *, blocked: bool) -> dict[str, Any]:
     """What edgephi tells beside the usual fields."""
     timings = {
         "time_to_first_token_s": answer.time_to_first_token_s,
