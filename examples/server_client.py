@@ -29,8 +29,8 @@ print("".join(chunk.choices[0].delta.content or "" for chunk in stream).replace(
 city = client.chat.completions.parse(model=model, messages=question, max_tokens=60, response_format=City)
 print(city.choices[0].message.parsed)
 
-parameters = City.model_json_schema()
-tool = {"type": "function", "function": {"name": "map", "description": "Shows a city.", "parameters": parameters}}
+parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+tool = {"type": "function", "function": {"name": "clock", "description": "Tells the time.", "parameters": parameters}}
 asked = client.chat.completions.create(
     model=model, messages=question, max_tokens=60, tools=[tool], tool_choice="required"
 )

@@ -110,7 +110,7 @@ def test_server_client(smollm2_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     with served(smollm2_bundle, tmp_path) as url:
         whole, streamed, city, call = example("server_client.py", url, "smollm2")
-    assert "Tokyo" in whole and streamed == whole and city.startswith("name='") and call.startswith("call map with {")
+    assert "Tokyo" in whole and streamed == whole and city.startswith("name='") and call.startswith("call clock with {")
 
 
 def test_javascript(smollm2_bundle: Path, tmp_path: Path) -> None:
