@@ -11,7 +11,15 @@ from edgephi.runtime.tools import make_tools, with_read_arguments
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Of OpenAI's, by what chat templates call them."""
-_READ = {"assistant": {"role", "content", "tool_calls"}, "tool": {"role", "content", "tool_call_id"}}
+_READ = {
+    # `parsed` is what a client's own parser made of the text; the text counts
+    "assistant": {"role", "content", "tool_calls", "parsed"},
+    "tool": {"role", "content", "tool_call_id"},
+}
+_OF_A_CALL = {"id", "type", "function", "index"}
+_OF_CALLED = {"name", "arguments", "parsed_arguments"}
+"""The last is what a client's own parser made of the arguments; the text counts."""
+_OF_A_FUNCTION = {"name", "description", "parameters", "strict"}
 
 Tools = list[dict[str, Any]]
 
@@ -86,6 +94,12 @@ def _message(message: object, where: str) -> dict[str, Any]:
     return made
 
 
+def _require_known(given: Mapping[str, object], known: set[str], where: str) -> None:
+    for key, value in given.items():
+        if key not in known and value is not None:
+            raise _wrong(f"{where}.{key}", f"the field {key} is not supported", "Leave it out")
+
+
 def _text(content: object, where: str) -> str:
     """The content as one text; parts stand on lines of their own."""
     if isinstance(content, str):
@@ -113,7 +127,11 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
             read = with_read_arguments(call)
         except PromptError as problem:
             raise _wrong(f"{where}[{number}]", problem.what, problem.remedy) from None
-        made.append({"id": read.get("id"), "type": "function", "function": read["function"]})
+        _require_known(read, _OF_A_CALL, f"{where}[{number}]")
+        function = read["function"]
+        _require_known(function, _OF_CALLED, f"{where}[{number}].function")
+        called = {"name": function["name"], "arguments": function["arguments"]}
+        made.append({"id": read.get("id"), "type": "function", "function": called})
     return made
 
 
@@ -135,6 +153,8 @@ def read_tools(value: object) -> Tools:
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
             raise _wrong(where, "a function has no name", "Give it a name")
+        _require_known(tool, {"type", "function"}, where)
+        _require_known(function, _OF_A_FUNCTION, f"{where}.function")
         described = {key: function[key] for key in ("description", "parameters") if function.get(key) is not None}
         if not isinstance(described.get("description", ""), str):
             raise _wrong(where, f"the description of {name} is no text", "Give a text")

@@ -124,6 +124,20 @@ _COPIED = (
 """Arguments of `Sampling` by the same name."""
 
 
+def is_supported(name: str) -> bool:
+    """Whether a request may have this parameter."""
+    return name in _ROWS and _ROWS[name].support != "refused"
+
+
+def reason_against(name: str) -> str | None:
+    """Why a parameter is refused; None: it is not, or there is none of this name."""
+    row = _ROWS.get(name)
+    if row is None or row.support != "refused":
+        return None
+    words = row.words.rstrip(".")
+    return words if words[0] == "`" else words[0].lower() + words[1:]
+
+
 def chat_arguments(request: Mapping[str, object]) -> dict[str, Any]:
     """What `Model.chat` takes for a request to OpenAI's chat completions: `model.chat(**chat_arguments(request))`.
 
@@ -175,8 +189,7 @@ def _require_supported(name: object) -> None:
             remedy=f"Did you mean {near[0]}?" if near else "Leave it out",
         )
     if row.support == "refused":
-        reason = row.words[0].lower() + row.words[1:].rstrip(".") if row.words[0] != "`" else row.words.rstrip(".")
-        raise UsageError(f"{name} is not supported: {reason}", where=name, remedy="Leave it out")
+        raise UsageError(f"{row.name} is not supported: {reason_against(row.name)}", where=name, remedy="Leave it out")
 
 
 def _only(name: str, *choices: object) -> Callable[[object], None]:
@@ -279,16 +292,23 @@ def _take_tools(arguments: dict[str, Any], given: Mapping[str, object]) -> None:
 
 def _take_format(arguments: dict[str, Any], given: Mapping[str, object]) -> None:
     form = given.get("response_format", {"type": "text"})
+    known = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
 
     def check() -> None:
         if not isinstance(form, Mapping):
             raise wrong("response_format", form, "a dictionary with a type")
         require_choice("response_format's type", form.get("type"), ("text", "json_object", "json_schema"))
+        if unknown := set(form) - known[form["type"]]:
+            raise UsageError(f"response_format has a field {min(map(str, unknown))!r}", remedy="Leave it out")
         outer = form.get("json_schema")
         if form["type"] == "json_schema" and not (
             isinstance(outer, Mapping) and isinstance(outer.get("schema"), Mapping)
         ):
             raise wrong("response_format", form, "the schema under 'json_schema', 'schema'")
+        if isinstance(outer, Mapping) and (unknown := set(outer) - {"name", "schema", "description", "strict"}):
+            raise UsageError(
+                f"response_format's json_schema has a field {min(map(str, unknown))!r}", remedy="Leave it out"
+            )
         if form["type"] != "text" and "tools" in arguments:
             raise UsageError(
                 "response_format is given together with tools that may be called",

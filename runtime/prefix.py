@@ -196,7 +196,7 @@ def _restore_or_compute(
                 return sequence, PrefixCost(len(tokens), 0, True, perf_counter() - started)
             sequence.close()
     sequence = model.engine.sequence(capacity, scope=SHARED, adapter=adapter)
-    reused = sequence.reuse([*tokens, tokens[-1]])  # the last token is never reused, so there is one more
+    reused = sequence.reuse([*tokens, *tokens[-1:] * 2])  # the last ones are never reused, so there are more
     sequence.prefill(tokens[reused:], lambda: False)
     if file is not None:
         sequence.save(file)

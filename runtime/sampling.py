@@ -19,11 +19,12 @@ Chooser = Callable[[NDArray[np.float32]], int]
 MOST_LOGPROBS = 20
 """Alternatives of a token; as many as OpenAI's interface allows."""
 MOST_STOPS, LONGEST_STOP = 16, 1000
-LARGEST_BIAS = 1e9
-"""Far beyond every logit, and nothing that float32 cannot add to one."""
-LEAST_TEMPERATURE = 1e-6
-"""Lower ones draw as this one does, which leaves the most likely token; float32 would divide by 0. Higher ones than its
-inverse draw as that does, where all tokens are as likely."""
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 100.0
+"""Lower ones above 0 draw as the least does, which leaves the most likely token; float32 would divide by 0."""
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0
+"""Of `repetition_penalty`, which divides and multiplies logits."""
+MOST_BIAS = 100.0
+"""Of what is added to a logit or taken off it; OpenAI's interface has the same bound."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Sampling:
 
     Args:
         max_new_tokens: upper bound; the context length bounds it as well.
-        temperature: divides the logits; 0 takes the most likely token.
+        temperature: divides the logits, from 1e-6 to 100; 0 takes the most likely token.
         top_p: nucleus sampling: the smallest set of tokens whose probability reaches this much is kept (Holtzman et
             al. 2020, "The Curious Case of Neural Text Degeneration"); 1 keeps all.
         seed: of the random numbers; None draws a new one for every answer.
@@ -43,10 +44,10 @@ class Sampling:
         min_p: tokens less likely than this share of the most likely one are left out (Nguyen et al. 2024, "Min-p
             Sampling"); 0 keeps all.
         repetition_penalty: the logit of every token of prompt and answer is divided by it, or multiplied where it is
-            negative (Keskar et al. 2019, "CTRL"); 1 changes nothing.
+            negative (Keskar et al. 2019, "CTRL"); 1 changes nothing, and 0.01 to 100 are allowed.
         presence_penalty: is taken off the logit of every token of the answer.
         frequency_penalty: is taken off as often as the token is in the answer.
-        logit_bias: is added to the logits of these token ids.
+        logit_bias: is added to the logits of these token ids, from -100 to 100.
         dry_multiplier: "don't repeat yourself": a token that would make a repeated run of n tokens longer loses
             dry_multiplier * dry_base ** (n - dry_allowed_length); 0 changes nothing.
         dry_base, dry_allowed_length: of the same; shorter runs are free.
@@ -94,18 +95,25 @@ class Sampling:
                 require_integer(name, getattr(self, name))
         require_flag("stop_repetition", self.stop_repetition)
         self._require("max_new_tokens", self.max_new_tokens >= 1, "1 token or more")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature is {self.temperature}", remedy="Use 0 for greedy decoding, or more")
+        self._require(
+            "temperature",
+            0 <= self.temperature <= MOST_TEMPERATURE,
+            f"0 for greedy decoding, at most {MOST_TEMPERATURE:g}",
+        )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}", remedy="Use a value above 0 and at most 1")
         if self.seed is not None:
             self._require("seed", self.seed >= 0, "0 or a positive number")
         self._require("top_k", self.top_k >= 0, "0 for all tokens, or how many are kept")
         self._require("min_p", 0 <= self.min_p <= 1, "a value from 0 to 1")
-        self._require("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "1 for none, at most 1000")
-        self._require("presence_penalty", abs(self.presence_penalty) <= 100, "0 for none; 2 is strong")
-        self._require("frequency_penalty", abs(self.frequency_penalty) <= 100, "0 for none; 2 is strong")
-        self._require("dry_multiplier", 0 <= self.dry_multiplier < math.inf, "0 for none; 0.8 is usual")
+        self._require(
+            "repetition_penalty",
+            LEAST_PENALTY <= self.repetition_penalty <= MOST_PENALTY,
+            f"1 for none, or {LEAST_PENALTY} to {MOST_PENALTY:g}",
+        )
+        self._require("presence_penalty", abs(self.presence_penalty) <= MOST_BIAS, "0 for none; 2 is strong")
+        self._require("frequency_penalty", abs(self.frequency_penalty) <= MOST_BIAS, "0 for none; 2 is strong")
+        self._require("dry_multiplier", 0 <= self.dry_multiplier <= MOST_BIAS, "0 for none; 0.8 is usual")
         self._require("dry_base", 1 <= self.dry_base <= 10, "a value from 1 to 10; 1.75 is usual")
         self._require("dry_allowed_length", self.dry_allowed_length >= 1, "1 or more")
         if self.logprobs is not None:
@@ -123,9 +131,9 @@ def _require_bias(value: object) -> None:
         raise wrong("logit_bias", value, "a dictionary from token ids to what is added to their logits")
     for token, bias in value.items():
         if not 0 <= require_integer("a token id of logit_bias", token) < 2**31:
-            raise wrong("a token id of logit_bias", token, "the number of a token")
-        if not abs(require_number("a value of logit_bias", bias)) <= LARGEST_BIAS:
-            raise wrong("a value of logit_bias", bias, f"a number from -{LARGEST_BIAS:g} to {LARGEST_BIAS:g}")
+            raise wrong("a token id of logit_bias", token, "0 or a positive number")
+        if not abs(require_number("a value of logit_bias", bias)) <= MOST_BIAS:
+            raise wrong("a value of logit_bias", bias, f"a number from -{MOST_BIAS:g} to {MOST_BIAS:g}")
 
 
 def _require_stops(value: object) -> None:
@@ -278,7 +286,7 @@ def _draw(row: NDArray[np.float32], highest: float, sampling: Sampling, rng: np.
         if len(candidates) > sampling.top_k:  # equals of the last one: those with the lowest numbers stay
             candidates = candidates[np.argsort(-row[candidates], kind="stable")[: sampling.top_k]]
         row = row[candidates]
-    temperature = min(max(sampling.temperature, LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
+    temperature = max(sampling.temperature, LEAST_TEMPERATURE)
     weights = np.exp((row - np.float32(highest)) / np.float32(temperature))
     if sampling.top_p == 1 and not sampling.min_p:
         place = _pick_of_many(weights, rng)

@@ -68,7 +68,7 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 def hermes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of random weights that can write all text, with a chat template that knows tools."""
     from edgephi.runtime.tool_formats import HERMES
-    from tests.end_to_end.test_tools import TEMPLATES, bundle_with
+    from tests.planted_tools import TEMPLATES, bundle_with
 
     return bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("hermes"))
 

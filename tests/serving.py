@@ -11,11 +11,13 @@ from typing import Any
 
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import Model, load
+from edgephi.runtime.moderation import NO_MODERATION, Moderator
 from edgephi.runtime.server.app import create_app
 from edgephi.runtime.server.models import Source
 from edgephi.runtime.server.serve import Server, listen
 from edgephi.runtime.server.service import Service
 from edgephi.runtime.server.settings import ServerSettings
+from tests.planted_tools import Reciter
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,15 @@ class Running:
 
 
 @contextmanager
-def serving(models: Mapping[str, Source], **settings: Any) -> Iterator[Running]:
+def serving(
+    models: Mapping[str, Source],
+    *,
+    adapters: Mapping[str, Mapping[str, Path]] | None = None,
+    moderator: Moderator = NO_MODERATION,
+    **settings: Any,
+) -> Iterator[Running]:
     """Serve models until the block ends; the bounds are those of `ServerSettings`."""
-    app = create_app(models, ServerSettings(port=0, **settings))
+    app = create_app(models, ServerSettings(port=0, **settings), adapters=adapters, moderator=moderator)
     server = Server(app)
     with listen("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
@@ -57,16 +65,14 @@ class Planted:
         self.answers: list[str] = []
 
     def __call__(self) -> Model:
-        from tests.end_to_end.test_tools import Reciter
-
         model = load(self._folder, threads=1, max_parallel=4)
         own = model.answering_sequence
 
-        def answering_sequence(tokens: int, prompt: Any = ()) -> KvSequence:
+        def answering_sequence(tokens: int, prompt: Any = (), adapter: Any = None) -> KvSequence:
             if not self.answers:
-                return own(tokens, prompt)
+                return own(tokens, prompt, adapter)
             script = [*model.tokenizer.encode(self.answers.pop(0)), 2]
-            return Reciter(script)  # type: ignore[return-value]  # what an answer needs of one
+            return Reciter([script])  # type: ignore[return-value]  # what an answer needs of one
 
         model.answering_sequence = answering_sequence  # type: ignore[method-assign]
         return model

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Engine, Fallback, bundle_folder, model_names
+from edgephi.commands.options import Device, Engine, Fallback, model_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edgephi.runtime.model import Model
 
 
 def serve(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="MODEL",
-            help="Folders `edgephi export` wrote, or names of installed models (`edgephi list`). NAME=MODEL gives "
-            "another name to ask by; MODEL@DEVICE runs on another device than --device.",
+            metavar="[MODEL...]",
+            help="Names that `edgephi list` shows, or folders; NAME=MODEL serves one under another name, and "
+            "MODEL@DEVICE runs it on another device than --device. Left out, all installed models are served.",
             show_default=False,
             autocompletion=model_names,
         ),
-    ],
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than the loopback's needs API keys.")
     ] = "127.0.0.1",
@@ -45,6 +45,15 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page's origin that may ask; repeatable.", show_default=False),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]NAME=FILE",
+            help="A LoRA adapter that `edgephi adapter convert` wrote, asked for as MODEL:NAME; repeatable. Without "
+            "MODEL it is the only model's.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = "auto",
     fallback: Fallback = False,
@@ -122,28 +131,74 @@ def serve(
             prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
         )
 
-    named = {name: loader(folder, own) for name, folder, own in map(_named, models)}
-    if len(named) < len(models):
+    asked = models or _installed()
+    served = {name: loader(folder, own) for name, folder, own in map(_named, asked)}
+    if len(served) < len(asked):
         raise UsageError("two models have one name", remedy="Give each a name of its own: NAME=MODEL")
-    app = create_app(named, settings)
-    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(named)}", flush=True))
+    app = create_app(served, settings, adapters=_adapters(adapter or (), list(served)))
+    run(app, on_start=lambda url: print(f"{url}/v1 serves {', '.join(served)}", flush=True))
+
+
+def _installed() -> list[str]:
+    """Names of all models of the store.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from edgephi.errors import UsageError
+    from edgephi.store.library import installed_names
+
+    if not (names := installed_names()):
+        raise UsageError(
+            "no model is installed",
+            remedy="Install one with `edgephi pull`, or name a folder that `edgephi export` wrote",
+        )
+    return names
 
 
 def _named(given: str) -> tuple[str, Path, str | None]:
     """A model's name, its folder, and the device it is to run on (None: that of --device).
 
     Raises:
+        ModelNotInstalledError: there is no model of this name.
         UsageError: there is no such folder.
         ModelNotInstalledError: neither a folder nor an installed model has this name.
     """
     from edgephi.errors import UsageError
+    from edgephi.store import find
 
     name, equals, rest = given.partition("=")
-    folder, device = rest if equals else given, None
-    if not Path(folder).is_dir() and "@" in folder:  # a folder may have the sign in its name
-        folder, _, device = folder.rpartition("@")
-    path = bundle_folder(folder)
-    if not path.is_dir() or device == "":
-        raise UsageError(f"there is no folder {str(path)!r}", remedy="Name a folder that `edgephi export` wrote")
-    own_name = path.resolve().name if device is None else f"{path.resolve().name}@{device}"
-    return name if equals else own_name, path, device
+    model, device = rest if equals else given, None
+    if not Path(model).is_dir() and "@" in model:  # a folder may have the sign in its name
+        model, _, device = model.rpartition("@")
+    folder = find(model)
+    if not folder.is_dir() or device == "":
+        raise UsageError(f"there is no folder {model!r}", remedy="Name a folder that `edgephi export` wrote")
+    own = folder.resolve().name
+    return name if equals else own if device is None else f"{own}@{device}", folder, device
+
+
+def _adapters(given: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Files of adapters by their model's name and their own.
+
+    Raises:
+        UsageError: one has no name, file or model, or the name of another.
+    """
+    from edgephi.errors import UsageError
+
+    found: dict[str, dict[str, Path]] = {}
+    for one in given:
+        named, equals, file = one.partition("=")
+        model, colon, name = named.rpartition(":")
+        if not colon and len(models) == 1:
+            model = models[0]
+        if not (equals and name and file) or model not in models:
+            raise UsageError(
+                f"--adapter is {one!r}", remedy=f"Give MODEL:NAME=FILE, with a MODEL of {', '.join(models)}"
+            )
+        if not Path(file).is_file():
+            raise UsageError("there is no such adapter", where=file, remedy="Make it with `edgephi adapter convert`")
+        if name in found.setdefault(model, {}):
+            raise UsageError(f"two adapters of {model} are called {name!r}", remedy="Give each a name of its own")
+        found[model][name] = Path(file)
+    return found

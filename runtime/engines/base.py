@@ -94,7 +94,8 @@ class KvSequence(Protocol):
         """
 
     def reuse(self, prompt: Sequence[int]) -> int:
-        """Rewind to what the cache can spare a prompt; how many of its tokens that is, never all.
+        """Rewind to what the cache can spare a prompt; how many of its tokens that is, never all: the last one
+        or two are computed anew.
 
         Raises:
             EngineError: the sequence is closed.

@@ -17,14 +17,14 @@ from edgephi.runtime.server.conversation import (
     Message,
     TextBeforeCalls,
     call_arguments,
-    for_template,
+    call_of,
+    read_conversation,
     text_before_calls,
-    timings,
+    told_of,
 )
 from edgephi.runtime.server.errors import fault
 from edgephi.runtime.server.limits import read_json
-from edgephi.runtime.server.parameters import SamplingParameters as _SamplingParameters
-from edgephi.runtime.server.parameters import Stops, Strict, Temperature, parse, sampling_options
+from edgephi.runtime.server.parameters import Stops, Strict, Temperature, parse
 from edgephi.runtime.server.service import Answering, Service, finish
 
 
@@ -76,7 +76,7 @@ class AnthropicMessage(Strict):
 class AnthropicTool(Strict):
     """A tool that the model may call."""
 
-    name: str = Field(min_length=1, max_length=128)
+    name: str = Field(min_length=1)
     description: str = ""
     input_schema: dict[str, Any]
     type: Literal["custom"] = "custom"
@@ -88,7 +88,7 @@ class ToolChoice(Strict):
 
     type: Literal["auto", "any", "none", "tool"]
     name: str | None = None
-    disable_parallel_tool_use: Literal[False] = False
+    disable_parallel_tool_use: bool = False
 
 
 class Disabled(Strict):
@@ -103,7 +103,7 @@ class CountRequest(Strict):
     model: str
     messages: list[AnthropicMessage] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
-    tools: list[AnthropicTool] = Field(default_factory=list, max_length=128)
+    tools: list[AnthropicTool] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None
     thinking: Disabled | None = None
 
@@ -114,9 +114,9 @@ class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
     stream: bool = False
     stop_sequences: Stops | None = None
-    temperature: Annotated[Temperature, Field(le=1)] | None = None
+    temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    top_k: int | None = Field(default=None, ge=0)
     service_tier: Literal["auto", "standard_only"] = "auto"
 
 
@@ -127,7 +127,7 @@ def _text(content: str | Sequence[object] | None) -> str:
 
 
 def read_messages(request: CountRequest) -> list[Message]:
-    """Messages as `Conversation` has them: results of tools become turns of their own."""
+    """Messages of chat completions: results of tools become turns of their own."""
     made: list[Message] = [{"role": "system", "content": _text(request.system)}] if request.system else []
     for message in request.messages:
         blocks = [] if isinstance(message.content, str) else message.content
@@ -136,11 +136,7 @@ def read_messages(request: CountRequest) -> list[Message]:
             for block in blocks
             if isinstance(block, ToolResultBlock)
         ]
-        calls = [
-            {"id": block.id, "name": block.name, "arguments": block.input}
-            for block in blocks
-            if isinstance(block, ToolUseBlock)
-        ]
+        calls = [call_of(block.id, block.name, block.input) for block in blocks if isinstance(block, ToolUseBlock)]
         if calls:
             made.append({"role": message.role, "content": _text(message.content), "tool_calls": calls})
         elif not blocks or any(isinstance(block, TextBlock) for block in blocks):
@@ -148,33 +144,34 @@ def read_messages(request: CountRequest) -> list[Message]:
     return made
 
 
-def _tools(request: CountRequest) -> list[dict[str, object]]:
-    if request.tool_choice is not None and request.tool_choice.type == "none":
-        return []
-    return [
-        {
-            "type": "function",
-            "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
-        }
-        for tool in request.tools
-    ]
+_NAMES = {"stop": "stop_sequences"}
+"""What parameters of chat completions are called here."""
 
 
-def read_conversation(request: MessagesRequest, service: Service) -> Conversation:
+def read_request(request: CountRequest, service: Service) -> Conversation:
     """What a request asks.
 
     Raises:
-        RequestError: more tokens than the server allows.
+        RequestError: what goes together does not, or more tokens than the server allows.
     """
-    parameters = _SamplingParameters(
-        temperature=request.temperature, top_p=request.top_p, top_k=request.top_k, stop=request.stop_sequences or None
-    )
-    choice, tools = "auto", _tools(request)
-    if request.tool_choice is not None and tools:
-        named = request.tool_choice.name or ""
-        choice = {"any": "required", "tool": named}.get(request.tool_choice.type, "auto")
-    sampling = sampling_options(parameters, service.settings, request.max_tokens)
-    return Conversation(read_messages(request), sampling, tools, choice)
+    asked: dict[str, object] = {"messages": read_messages(request)}
+    if isinstance(request, MessagesRequest):
+        asked |= {"max_tokens": request.max_tokens, "temperature": request.temperature}
+        asked |= {"top_p": request.top_p, "top_k": request.top_k, "stop": request.stop_sequences or None}
+    if request.tools:
+        asked["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+            }
+            for tool in request.tools
+        ]
+    choice = request.tool_choice
+    if choice is not None and request.tools:
+        named = {"type": "function", "function": {"name": choice.name}}
+        asked["tool_choice"] = {"any": "required", "tool": named}.get(choice.type, choice.type)
+        asked["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+    return read_conversation(asked, service.settings, _NAMES)
 
 
 def _usage(answer: Answer) -> dict[str, object]:
@@ -187,11 +184,13 @@ def _usage(answer: Answer) -> dict[str, object]:
 
 
 def _stop(answering: Answering, answer: Answer, conversation: Conversation) -> dict[str, object]:
+    if answering.is_blocked:
+        return {"stop_reason": "refusal", "stop_sequence": None}
     if answer.tool_calls:
         return {"stop_reason": "tool_use", "stop_sequence": None}
     if answer.finish != "stop":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
-    text = answering.stop_text(answer, conversation.sampling.get("stop", ()))
+    text = answering.stop_text(answer, conversation.stops)
     return {"stop_reason": "end_turn" if text is None else "stop_sequence", "stop_sequence": text}
 
 
@@ -199,8 +198,8 @@ async def messages(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
     asked = parse(MessagesRequest, await read_json(request.receive, request.headers, service.settings))
-    conversation = read_conversation(asked, service)
-    answering = await service.answer(request.receive, asked.model, conversation.ask)
+    name, conversation = service.choose(asked.model, read_request(asked, service))
+    answering = await service.answer(request.receive, name, conversation.ask, conversation.messages)
     head: dict[str, object] = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = asked.model
     if asked.stream:
@@ -212,16 +211,15 @@ async def messages(request: Request) -> Response:
         {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)}
         for call in answer.tool_calls
     ]
-    more = {"usage": _usage(answer), "timings": timings(answer), "edgephi_finish": answer.finish}
-    return JSONResponse({**head, "content": content, **_stop(answering, answer, conversation), **more})
+    told = told_of(answer, blocked=answering.is_blocked)
+    stopped = _stop(answering, answer, conversation)
+    return JSONResponse({**head, "content": content, **stopped, "usage": _usage(answer), **told})
 
 
 async def _events(
     answering: Answering, conversation: Conversation, head: dict[str, object]
 ) -> AsyncGenerator[bytes, None]:
-    before = TextBeforeCalls(
-        answering.tool_format, has_tools=bool(conversation.tools), is_forced=conversation.tool_choice != "auto"
-    )
+    before = TextBeforeCalls(answering.tool_format, has_tools=conversation.has_tools, is_forced=conversation.must_call)
     index, is_open = 0, False
 
     def event(kind: str, **more: object) -> bytes:
@@ -256,7 +254,9 @@ async def _events(
             yield event("content_block_stop", index=index)
             index += 1
         stopped = _stop(answering, answer, conversation)
-        yield event("message_delta", delta=stopped, usage=_usage(answer), timings=timings(answer))
+        yield event(
+            "message_delta", delta=stopped, usage=_usage(answer), **told_of(answer, blocked=answering.is_blocked)
+        )
         yield event("message_stop")
     except Exception as error:
         yield sse.event(fault(error).anthropic(), "error")
@@ -268,11 +268,7 @@ async def count_tokens(request: Request) -> Response:
     """Tokens of a conversation, computed as the model reads it."""
     service: Service = request.app.state.service
     asked = parse(CountRequest, await read_json(request.receive, request.headers, service.settings))
-    said = read_messages(asked)
-    tools = _tools(asked) or None
-    count = await service.with_model(
-        request.receive,
-        asked.model,
-        lambda model: model.count_tokens(for_template(said, model.tool_format), tools=tools),
-    )
+    name, conversation = service.choose(asked.model, read_request(asked, service))
+    messages, tools = conversation.messages, conversation.arguments.get("tools")
+    count = await service.with_model(request.receive, name, lambda model: model.count_tokens(messages, tools=tools))
     return JSONResponse({"input_tokens": count})

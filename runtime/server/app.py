@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgephi.errors import EdgephiError, one_line, printable
+from edgephi.runtime.moderation import NO_MODERATION, ContentFilter, Moderation, Moderator
 from edgephi.runtime.server import anthropic, completions, openai_chat, responses, small_endpoints
 from edgephi.runtime.server.errors import Fault, RequestError, fault
 from edgephi.runtime.server.limits import ClientGone, check_headers
@@ -27,12 +29,29 @@ from edgephi.runtime.server.settings import ServerSettings
 from edgephi.runtime.server.static_page import page_routes
 
 
-def create_app(models: Mapping[str, Source], settings: ServerSettings | None = None) -> Starlette:
+def create_app(
+    models: Mapping[str, Source],
+    settings: ServerSettings | None = None,
+    *,
+    adapters: Mapping[str, Mapping[str, Path | str]] | None = None,
+    moderator: Moderator = NO_MODERATION,
+    content_filter: ContentFilter | None = None,
+) -> Starlette:
     """A server for these models, by name: bundles' folders, or functions that load one.
 
     Nothing is loaded before it is asked for. `Starlette.state.service` is its inside.
+
+    Args:
+        settings: its bounds.
+        adapters: files of LoRA adapters, by the model's name and their own. A request names one as `MODEL:ADAPTER`, or
+            in the field `adapter`.
+        moderator: judges every prompt (one that is not allowed is refused with the code `content_filter`) and every
+            answer before it is sent, sentence by sentence. An answer that is not allowed ends before that sentence,
+            and says so (`content_filter`; `refusal` in Anthropic's interface).
+        content_filter: what is allowed.
     """
-    service = Service(models, settings or ServerSettings())
+    moderation = Moderation(moderator, content_filter or ContentFilter())
+    service = Service(models, settings or ServerSettings(), adapters or {}, moderation)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

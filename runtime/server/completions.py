@@ -15,17 +15,11 @@ from edgephi.runtime.answer import Stream
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import TokenLogprobs
 from edgephi.runtime.server import sse
-from edgephi.runtime.server.conversation import finish_reason, timings
-from edgephi.runtime.server.errors import RequestError, fault
+from edgephi.runtime.server.conversation import finish_reason, sampling_arguments, told_of
+from edgephi.runtime.server.errors import fault
 from edgephi.runtime.server.limits import read_json
 from edgephi.runtime.server.openai_chat import StreamOptions, usage
-from edgephi.runtime.server.parameters import (
-    ResponseFormat,
-    SamplingParameters,
-    parse,
-    response_format,
-    sampling_options,
-)
+from edgephi.runtime.server.parameters import ResponseFormat, SamplingParameters, as_given, parse
 from edgephi.runtime.server.service import Answering, Service, finish
 
 
@@ -62,27 +56,26 @@ async def completions(request: Request) -> Response:
     """Continue a text."""
     service: Service = request.app.state.service
     asked = parse(CompletionRequest, await read_json(request.receive, request.headers, service.settings))
-    if asked.stream_options is not None and not asked.stream:
-        raise RequestError("stream_options is for streams", remedy="Set stream to true", param="stream_options")
-    options = sampling_options(asked, service.settings, asked.max_tokens)
+    arguments = sampling_arguments(as_given(asked, "prompt", "logprobs", "best_of", "echo"), service.settings)
     if asked.logprobs is not None:
-        options["logprobs"] = asked.logprobs
+        arguments["logprobs"] = asked.logprobs
     prompt = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
-    form = response_format(asked.response_format)
+    name, arguments = service.with_adapter(asked.model, arguments)
 
     def ask(model: Model) -> Stream:
-        return model.generate(prompt, form, **options)
+        return model.generate(prompt, **arguments)
 
-    answering = await service.answer(request.receive, asked.model, ask)
+    answering = await service.answer(request.receive, name, ask, prompt)
     head: dict[str, object] = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion"}
     head |= {"created": int(time.time()), "model": asked.model}
     if asked.stream:
         return sse.EventStream(_chunks(answering, asked, head))
     answer = await finish(request.receive, answering)
     shown = None if asked.logprobs is None else _logprobs(answering, answer.logprobs, 0)
-    choice = {"index": 0, "text": answer.text, "finish_reason": finish_reason(answer), "logprobs": shown}
-    more = {"usage": usage(answer), "timings": timings(answer), "edgephi_finish": answer.finish}
-    return JSONResponse({**head, "choices": [choice], **more})
+    reason = finish_reason(answer, blocked=answering.is_blocked)
+    choice = {"index": 0, "text": answer.text, "finish_reason": reason, "logprobs": shown}
+    told = told_of(answer, blocked=answering.is_blocked)
+    return JSONResponse({**head, "choices": [choice], "usage": usage(answer), **told})
 
 
 async def _chunks(
@@ -103,9 +96,10 @@ async def _chunks(
                 yield chunk(piece.text, None, piece.logprobs)
                 given += len(piece.text)
         answer = answering.answer
-        yield chunk("", finish_reason(answer), timings=timings(answer), edgephi_finish=answer.finish)
+        told = told_of(answer, blocked=answering.is_blocked)
+        yield chunk("", finish_reason(answer, blocked=answering.is_blocked), **told)
         if with_usage:
-            yield sse.event({**head, "choices": [], "usage": usage(answer), "timings": timings(answer)})
+            yield sse.event({**head, "choices": [], "usage": usage(answer), "timings": told["timings"]})
         yield sse.DONE
     except Exception as error:
         yield sse.event(fault(error).openai(), "error")

@@ -1,92 +1,107 @@
-"""Conversations in the shape that all interfaces are turned into, and as a model's template takes them."""
+"""Conversations in the shape that all interfaces are turned into, and what is told of their answers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from edgephi.errors import UsageError
 from edgephi.runtime.answer import Answer, Stream
 from edgephi.runtime.endings import StopTexts
 from edgephi.runtime.model import Model
-from edgephi.runtime.sampling import SamplingOptions, TokenLogprobs
+from edgephi.runtime.openai_parameters import chat_arguments, is_supported
+from edgephi.runtime.sampling import TokenLogprobs
 from edgephi.runtime.server.errors import RequestError
+from edgephi.runtime.server.settings import ServerSettings
 from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.runtime.tool_formats import ToolFormat
 from edgephi.runtime.tools import ToolCall, as_json
 
 Message = Mapping[str, object]
-"""`role` and `content`; `tool_calls` (name, arguments and id) of an assistant; `tool_call_id` of a tool's result."""
+"""As OpenAI's chat completions have it."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is asked."""
+    """What a model is asked.
 
-    messages: Sequence[Message]
-    sampling: SamplingOptions
-    tools: Sequence[Mapping[str, object]] = ()
-    """Descriptions; empty where the model may not call any."""
-    tool_choice: str = "auto"
-    response_format: Mapping[str, object] | None = None
+    Args:
+        arguments: of `Model.chat`.
+    """
+
+    arguments: Mapping[str, Any]
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        messages: Sequence[Message] = self.arguments["messages"]
+        return messages
+
+    @property
+    def has_tools(self) -> bool:
+        return "tools" in self.arguments
+
+    @property
+    def must_call(self) -> bool:
+        return bool(self.arguments.get("tool_choice", "auto") != "auto")
+
+    @property
+    def stops(self) -> Sequence[str]:
+        stops: Sequence[str] = self.arguments.get("stop", ())
+        return stops
 
     def ask(self, model: Model) -> Stream:
         """A stream; the errors are those of `Model.chat`."""
-        return model.chat(
-            for_template(self.messages, model.tool_format),
-            tools=self.tools or None,
-            tool_choice=self.tool_choice,
-            response_format=self.response_format,
-            **self.sampling,
-        )
+        return model.chat(**self.arguments)
 
 
-def for_template(messages: Sequence[Message], form: ToolFormat | None) -> list[Message]:
-    """Calls and results of tools as the model's template takes them."""
-    names: dict[object, object] = {}
-    made: list[Message] = []
-    for message in messages:
-        calls = message.get("tool_calls")
-        if isinstance(calls, list):
-            names |= {call["id"]: call["name"] for call in calls}
-            made.append(_calling(message, calls, form))
-        elif message["role"] != "tool":
-            made.append(message)
-        elif form is not None and form.in_message:
-            made.append({"role": "tool_response", "content": message["content"]})
-        else:
-            named = {"name": name} if (name := names.get(message.get("tool_call_id"))) else {}
-            made.append({**message, **named})
-    return made
+def read_conversation(
+    request: Mapping[str, object], settings: ServerSettings, names: Mapping[str, str] | None = None
+) -> Conversation:
+    """What a request to OpenAI's chat completions asks, by the table of `runtime/openai_parameters.py`.
 
-
-def _calling(message: Message, calls: Sequence[Mapping[str, object]], form: ToolFormat | None) -> Message:
-    if form is not None and form.in_message:
-        flat = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
-        text = f"{message.get('content') or ''}{form.openers[0]}{as_json(flat)}{form.closers[0]}"
-        return {"role": "assistant", "content": text}
-    given = [
-        {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
-        for call in calls
-    ]
-    return {"role": "assistant", "content": message.get("content") or "", "tool_calls": given}
-
-
-def arguments_of(text: str, param: str) -> dict[str, object]:
-    """Arguments that stand in a request as a JSON text.
+    Args:
+        names: what another interface calls its parameters, by their names in chat completions.
 
     Raises:
-        RequestError: they are no JSON object.
+        RequestError: a parameter or a value that is not supported, or more tokens than the server allows.
     """
     try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+        arguments = chat_arguments(request)
+    except UsageError as problem:
+        raise _refused(problem, names or {}) from None
+    wanted = arguments.setdefault("max_new_tokens", settings.max_tokens)
+    if wanted > settings.max_tokens:
+        name = "max_tokens" if request.get("max_tokens") is not None else "max_completion_tokens"
+        name = (names or {}).get(name, name)
         raise RequestError(
-            f"{param} is no JSON object", remedy="Send the arguments as the model wrote them", param=param
+            f"{name} is {str(wanted)[:20]}, and the server allows {settings.max_tokens:,}",
+            remedy="Ask for fewer, or start the server with a larger --max-tokens",
+            param=name,
+            code="unsupported_value",
         )
-    return value
+    return Conversation(arguments)
+
+
+def _refused(problem: UsageError, names: Mapping[str, str]) -> RequestError:
+    """The same sentence, with the parameter as the request has it."""
+    param, what = problem.where or "", problem.what
+    parameter = param.partition("[")[0].partition(".")[0]
+    if parameter in names:
+        what, param = what.replace(parameter, names[parameter], 1), names[parameter]
+    code = "unsupported_value" if is_supported(parameter) else "unsupported_parameter"
+    where = f" ({param})" if param and param not in what else ""
+    return RequestError(f"{what}{where}", remedy=problem.remedy, param=param or None, code=code)
+
+
+def sampling_arguments(
+    request: Mapping[str, object], settings: ServerSettings, names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """As `read_conversation`, of a request without messages: arguments of `Model.generate`."""
+    asked = {**request, "messages": [{"role": "user", "content": ""}]}
+    arguments = dict(read_conversation(asked, settings, names).arguments)
+    del arguments["messages"]
+    return arguments
 
 
 class TextBeforeCalls:
@@ -134,9 +149,11 @@ def text_before_calls(form: ToolFormat | None, answer: Answer) -> str:
     return before.push(answer.text).rstrip()
 
 
-def finish_reason(answer: Answer) -> str:
+def finish_reason(answer: Answer, *, blocked: bool) -> str:
     """In OpenAI's words. An answer that came to repeat itself was cut off, so it is `length` like the others that were;
     the field `edgephi_finish` tells them apart."""
+    if blocked:
+        return "content_filter"
     if answer.tool_calls:
         return "tool_calls"
     return "stop" if answer.finish == "stop" else "length"
@@ -147,14 +164,21 @@ def call_arguments(call: ToolCall) -> str:
     return as_json(dict(call.arguments))
 
 
-def timings(answer: Answer) -> dict[str, object]:
-    """Seconds, and tokens a second."""
-    return {
+def call_of(key: str, name: str, arguments: str | Mapping[str, object]) -> dict[str, object]:
+    """A call as a message of chat completions has it."""
+    written = arguments if isinstance(arguments, str) else as_json(arguments)
+    return {"id": key, "type": "function", "function": {"name": name, "arguments": written}}
+
+
+def told_of(answer: Answer, *, blocked: bool) -> dict[str, Any]:
+    """What edgephi tells beside the usual fields."""
+    timings = {
         "time_to_first_token_s": answer.time_to_first_token_s,
         "decode_tokens_per_s": answer.decode_tokens_per_s,
         "total_s": answer.total_s,
         "provider": answer.provider,
     }
+    return {"timings": timings, "edgephi_finish": "content_filter" if blocked else answer.finish}
 
 
 def logprob_entries(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgephi.errors import (
+    AdapterError,
     BundleError,
     DeviceError,
     EdgephiError,
@@ -92,7 +93,7 @@ def fault(error: Exception) -> Fault:
             return Fault(400, said, "format_not_enforceable")
         case UsageError() | PromptError():
             return Fault(400, said, "invalid_request")
-        case BundleError() | TokenizerError():
+        case AdapterError() | BundleError() | TokenizerError():
             return Fault(503, said, "model_unusable")
         case DeviceError():
             return Fault(503, said, "device_unusable")

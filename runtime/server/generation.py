@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgephi.runtime.answer import Answer, Stream
+from edgephi.runtime.moderation import NO_MODERATION, HeldText, Moderation
 from edgephi.runtime.sampling import TokenLogprobs
 
 
@@ -31,17 +32,22 @@ class Generation(AsyncIterator[Piece]):
     Args:
         ask: makes the stream; it and the stream run in the thread that calls `run`.
         on_end: called in the event loop when the thread is done, with the answer (None: an error).
+        moderation: judges the answer before it is told, sentence by sentence, in the same thread.
     """
 
-    def __init__(self, ask: Callable[[], Stream], on_end: Callable[[Answer | None], None]) -> None:
+    def __init__(
+        self, ask: Callable[[], Stream], on_end: Callable[[Answer | None], None], moderation: Moderation
+    ) -> None:
         self._ask: Callable[[], Stream] | None = ask
-        self._on_end = on_end
+        self._on_end, self._moderation = on_end, moderation
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[_Started | Piece | Answer | Exception] = asyncio.Queue()
         self._stream: Stream | None = None
         self._cancelled = self._ended = False
         self._result: Answer | None = None
         self.prompt_tokens = 0
+        self.is_blocked = False
+        """The moderator did not allow the rest of the answer."""
 
     def run(self) -> None:
         """Compute the answer; called once, in a thread."""
@@ -53,14 +59,7 @@ class Generation(AsyncIterator[Piece]):
             if self._cancelled:
                 stream.cancel()
             self._tell(_Started(stream.prompt_tokens))
-            told = 0
-            for text in stream:
-                logprobs = stream.logprobs[told:]
-                told += len(logprobs)
-                self._tell(Piece(text, logprobs))
-            answer = stream.result()
-            if rest := stream.logprobs[told:]:  # of tokens without a text of their own
-                self._tell(Piece("", rest))
+            answer = self._tell_pieces(stream) if self._is_free else self._tell_judged(stream)
             self._tell(answer)
         except Exception as error:
             self._tell(error)
@@ -68,6 +67,42 @@ class Generation(AsyncIterator[Piece]):
             self._ask = self._stream = None  # they hold the model
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._end, answer)
+
+    @property
+    def _is_free(self) -> bool:
+        return self._moderation.moderator is NO_MODERATION
+
+    def _tell_pieces(self, stream: Stream) -> Answer:
+        told = 0
+        for text in stream:
+            logprobs = stream.logprobs[told:]
+            told += len(logprobs)
+            self._tell(Piece(text, logprobs))
+        answer = stream.result()
+        if rest := stream.logprobs[told:]:  # of tokens without a text of their own
+            self._tell(Piece("", rest))
+        return answer
+
+    def _tell_judged(self, stream: Stream) -> Answer:
+        """As `_tell_pieces`. What is blocked is in no piece, and neither in the answer; log probabilities name tokens,
+        so they wait with their text."""
+        held, given, told = HeldText(self._moderation), "", 0
+        for text in stream:
+            if allowed := held.push(text):
+                given += allowed
+                self._tell(Piece(allowed, stream.logprobs[told:]))
+                told = len(stream.logprobs)
+            if held.blocked:
+                stream.cancel()
+                break
+        answer = stream.result()
+        rest = held.finish()
+        if held.blocked:
+            self.is_blocked = True
+            return replace(answer, text=given, logprobs=answer.logprobs[:told], parsed=None, tool_calls=())
+        if rest or answer.logprobs[told:]:
+            self._tell(Piece(rest, answer.logprobs[told:]))
+        return answer
 
     async def started(self) -> None:
         """Wait until the prompt is tokenized and checked; what is wrong with the request is raised here."""

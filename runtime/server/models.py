@@ -34,6 +34,8 @@ class Entry:
 
     name: str
     source: Source
+    adapters: Mapping[str, Path | str] = field(default_factory=dict)
+    """Files of LoRA adapters, by name."""
     created: int = field(default_factory=lambda: int(time.time()))
     model: Model | None = None
     users: int = 0
@@ -61,12 +63,19 @@ class ModelPool:
 
     Args:
         models: what there is; a folder is loaded with `max_parallel` of the settings.
+        adapters: files of LoRA adapters, by the model's name and their own.
         settings: `idle_s`, `least_free_bytes`, `pressure_s` and `parallel`.
         metrics: count what is loaded and unloaded.
     """
 
-    def __init__(self, models: Mapping[str, Source], settings: ServerSettings, metrics: Metrics) -> None:
-        self.entries = {name: Entry(name, source) for name, source in models.items()}
+    def __init__(
+        self,
+        models: Mapping[str, Source],
+        adapters: Mapping[str, Mapping[str, Path | str]],
+        settings: ServerSettings,
+        metrics: Metrics,
+    ) -> None:
+        self.entries = {name: Entry(name, source, adapters.get(name, {})) for name, source in models.items()}
         self._settings, self._metrics = settings, metrics
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -82,6 +91,39 @@ class ModelPool:
                 code="model_not_found",
             )
         return self.entries[name]
+
+    def find(self, name: object, adapter: str | None = None) -> tuple[str, str | None]:
+        """A model's name and its adapter's, of `MODEL` or `MODEL:ADAPTER`.
+
+        Args:
+            adapter: a second way to name it.
+
+        Raises:
+            RequestError: 400, no text, or two adapters; 404, there is no such model or adapter.
+        """
+        if not isinstance(name, str):
+            raise RequestError(
+                "the parameter 'model' is missing",
+                remedy="Give the name of a model; /v1/models lists them",
+                param="model",
+                code="missing_parameter",
+            )
+        model, behind = name, adapter
+        if name not in self.entries and ":" in name:
+            model, _, behind = name.rpartition(":")
+            model = model if model in self.entries else name
+        known = self.entry(model).adapters
+        if adapter not in (None, behind):
+            raise RequestError(f"the model {name[:100]!r} has another adapter", remedy="Name one", param="adapter")
+        if behind is not None and behind not in known:
+            raise RequestError(
+                f"the model {model!r} has no adapter {behind[:100]!r}",
+                remedy=f"Choose from {', '.join(known)}" if known else "Leave it out: it has none",
+                status=404,
+                param="model" if adapter is None else "adapter",
+                code="model_not_found",
+            )
+        return model, behind
 
     async def acquire(self, name: str) -> Model:
         """The model, loaded; it stays so until `release`. Loading goes on when the caller is cancelled.
@@ -162,6 +204,16 @@ class ModelPool:
             self._rest(entry)
 
     def _open(self, entry: Entry) -> Model:
+        model = self._load_source(entry)
+        try:
+            for name, file in entry.adapters.items():
+                model.add_adapter(name, file)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def _load_source(self, entry: Entry) -> Model:
         if callable(entry.source):
             return entry.source()
         try:

@@ -1,42 +1,42 @@
-"""Parameters of requests: reading them strictly, and what they are called in `Sampling`."""
+"""Requests as pydantic models: what the OpenAPI document shows, and how those are read that are no chat completions.
+
+What parameters do, and which are refused, is in the table of `runtime/openai_parameters.py`; a test compares the two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgephi.runtime.sampling import LONGEST_STOP, MOST_LOGPROBS, MOST_STOPS, SamplingOptions
+from edgephi.runtime.openai_parameters import reason_against
+from edgephi.runtime.sampling import (
+    LEAST_PENALTY,
+    LONGEST_STOP,
+    MOST_BIAS,
+    MOST_LOGPROBS,
+    MOST_PENALTY,
+    MOST_STOPS,
+    MOST_TEMPERATURE,
+)
 from edgephi.runtime.server.errors import RequestError
-from edgephi.runtime.server.settings import ServerSettings
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 WHY: Mapping[str, str] = {
-    "n": "one answer is given to a request",
     "best_of": "one answer is given to a request",
-    "audio": "the models read and write text",
-    "modalities": "the models read and write text",
-    "reasoning": "the models do not think apart from their answer",
-    "reasoning_effort": "the models do not think apart from their answer",
-    "thinking": "the models do not think apart from their answer",
-    "store": "chat completions are not stored; /v1/responses are",
-    "functions": "tools took its place",
-    "function_call": "tool_choice took its place",
-    "web_search_options": "the server reaches no network",
+    "reasoning": "how long a model reasons cannot be set",
+    "thinking": "how long a model reasons cannot be set",
     "background": "a response is computed while its client waits",
     "conversation": "previous_response_id goes on with a conversation",
     "truncation": "a conversation that is too long is an error",
-    "parallel_tool_calls": "a model decides itself how many tools it calls",
-    "safety_identifier": "nothing here looks for users who misuse a model",
-    "metadata": "nothing is stored that it could describe",
-    "prompt_cache_retention": "how long a beginning is kept is not promised",
 }
-"""Of parameters of the original interfaces that are not supported, or not every value of them."""
+"""Of parameters that chat completions do not have, and that are not supported, or not every value of them."""
 
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
 
 class Strict(BaseModel):
@@ -51,15 +51,7 @@ class Strict(BaseModel):
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
-def _divisor(temperature: float) -> float:
-    if 0 < temperature < LEAST_TEMPERATURE:
-        raise ValueError(f"give 0, or {LEAST_TEMPERATURE} and more")
-    return temperature
-
-
-LEAST_TEMPERATURE = 1e-6
-"""Logits divided by less are no float32 any more."""
-Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_divisor)]
+Temperature = Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)]
 
 
 class SamplingParameters(Strict):
@@ -67,20 +59,19 @@ class SamplingParameters(Strict):
 
     temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
-        Field(default=None, max_length=1024)
-    )
+    seed: int | None = Field(default=None, ge=0)
+    presence_penalty: float | None = Field(default=None, ge=-MOST_BIAS, le=MOST_BIAS)
+    frequency_penalty: float | None = Field(default=None, ge=-MOST_BIAS, le=MOST_BIAS)
+    repetition_penalty: float | None = Field(default=None, ge=LEAST_PENALTY, le=MOST_PENALTY)
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]] | None = None
     stop: Stop | Stops | None = None
-    dry_multiplier: float | None = Field(default=None, ge=0, le=100)
+    dry_multiplier: float | None = Field(default=None, ge=0, le=MOST_BIAS)
     dry_base: float | None = Field(default=None, ge=1, le=10)
-    dry_allowed_length: int | None = Field(default=None, ge=1, le=2**31)
+    dry_allowed_length: int | None = Field(default=None, ge=1)
     stop_repetition: bool | None = None
+    adapter: str | None = None
 
 
 TopLogprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
@@ -109,7 +100,8 @@ def refused(problem: ValidationError) -> RequestError:
     deepest = first if at_top else max(alike, key=lambda error: len(error["loc"]))
     name = ".".join(_fields(deepest["loc"]))[:200] or "the request"
     top = str(first["loc"][0]) if first["loc"] else ""
-    because = f": {WHY[top]}" if top in WHY else ""
+    reason = WHY.get(top) or reason_against(top)
+    because = f": {reason}" if reason else ""
     if deepest["type"] == "extra_forbidden":
         return RequestError(
             f"the parameter {name!r} is not supported{because}",
@@ -151,53 +143,6 @@ _SORTS = ("constrained-", "list[", "function-", "dict[")
 _TYPES = frozenset({"str", "int", "float", "bool", "[key]", "literal"})
 
 
-def sampling_options(
-    parameters: SamplingParameters, settings: ServerSettings, max_tokens: int | None, param: str = "max_tokens"
-) -> SamplingOptions:
-    """The arguments of `Model.chat` that a request asks for.
-
-    Args:
-        max_tokens: of the answer; None: what the server allows.
-        param: what the request calls it.
-
-    Raises:
-        RequestError: more tokens than the server allows.
-    """
-    options: SamplingOptions = {"max_new_tokens": _tokens(max_tokens, settings.max_tokens, param)}
-    for name in (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "dry_multiplier",
-        "dry_base",
-        "dry_allowed_length",
-        "stop_repetition",
-    ):
-        if (value := getattr(parameters, name)) is not None:
-            options[name] = value
-    if parameters.logit_bias:
-        options["logit_bias"] = {int(token): bias for token, bias in parameters.logit_bias.items()}
-    if parameters.stop:
-        options["stop"] = [parameters.stop] if isinstance(parameters.stop, str) else parameters.stop
-    return options
-
-
-def _tokens(wanted: int | None, most: int, param: str) -> int:
-    if wanted is not None and wanted > most:
-        raise RequestError(
-            f"{param} is {wanted}, and the server allows {most:,}",
-            remedy="Ask for fewer, or start the server with a larger --max-tokens",
-            param=param,
-            code="unsupported_value",
-        )
-    return most if wanted is None else wanted
-
-
 class ResponseSchema(Strict):
     """`json_schema` of `response_format`."""
 
@@ -229,8 +174,6 @@ class TextFormat(Strict):
 ResponseFormat = Annotated[SchemaFormat | ObjectFormat | TextFormat, Field(discriminator="type")]
 
 
-def response_format(form: SchemaFormat | ObjectFormat | TextFormat | None) -> dict[str, object] | None:
-    """As `Model.chat` takes it."""
-    if isinstance(form, SchemaFormat):
-        return {"type": "json_schema", "json_schema": {"schema": form.json_schema.json_schema}}
-    return {"type": "json_object"} if isinstance(form, ObjectFormat) else None
+def as_given(request: BaseModel, *left_out: str) -> dict[str, object]:
+    """The fields that a request has, as it has them, without some."""
+    return request.model_dump(by_alias=True, exclude_none=True, exclude_unset=True, exclude=set(left_out))

@@ -19,10 +19,11 @@ from edgephi.runtime.server.conversation import (
     Conversation,
     Message,
     TextBeforeCalls,
-    arguments_of,
     call_arguments,
+    call_of,
+    read_conversation,
     text_before_calls,
-    timings,
+    told_of,
 )
 from edgephi.runtime.server.errors import fault
 from edgephi.runtime.server.limits import read_json
@@ -34,8 +35,8 @@ from edgephi.runtime.server.parameters import (
     Strict,
     TextFormat,
     TopLogprobs,
+    as_given,
     parse,
-    sampling_options,
 )
 from edgephi.runtime.server.service import Answering, Service, finish
 
@@ -135,12 +136,12 @@ class ResponsesRequest(SamplingParameters):
     )
     include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list)
     top_logprobs: TopLogprobs | None = None
-    tools: list[ResponseTool] = Field(default_factory=list, max_length=128)
+    tools: list[ResponseTool] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedResponseTool = "auto"
+    parallel_tool_calls: bool = True
     text: TextOptions | None = None
     # values that ask for what happens anyway
     background: Literal[False] = False
-    parallel_tool_calls: Literal[True] = True
     truncation: Literal["disabled"] = "disabled"
     service_tier: Literal["auto", "default"] = "auto"
 
@@ -150,6 +151,7 @@ class _Asked:
     """A request, read."""
 
     request: ResponsesRequest
+    model: str
     before: Sequence[Message]
     """The conversation that it goes on with."""
     new: Sequence[Message]
@@ -163,25 +165,32 @@ def _text(content: str | list[InputText]) -> str:
 
 
 def read_input(given: str | Sequence[InputMessage | InputCall | InputResult]) -> list[Message]:
-    """Messages as `Conversation` has them: calls in a row are one message, with the text before them."""
+    """Messages of chat completions: calls in a row are one message, with the text before them."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     made: list[Message] = []
-    for place, item in enumerate(given):
+    for item in given:
         if isinstance(item, InputMessage):
-            role = "system" if item.role == "developer" else item.role
-            made.append({"role": role, "content": _text(item.content)})
+            made.append({"role": item.role, "content": _text(item.content)})
         elif isinstance(item, InputResult):
             made.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
         else:
-            arguments = arguments_of(item.arguments, f"input.{place}.arguments")
-            call = {"id": item.call_id, "name": item.name, "arguments": arguments}
             last = made[-1] if made and made[-1]["role"] == "assistant" else None
             calls = last.get("tool_calls", []) if last else []
             assert isinstance(calls, list)
-            said = {"role": "assistant", "content": last["content"] if last else "", "tool_calls": [*calls, call]}
-            made = [*(made[:-1] if last else made), said]
+            said = {"role": "assistant", "content": last["content"] if last else ""}
+            call = call_of(item.call_id, item.name, item.arguments)
+            made = [*(made[:-1] if last else made), {**said, "tool_calls": [*calls, call]}]
     return made
+
+
+_NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
+"""What parameters of chat completions are called here."""
+_OWN = (
+    *("input", "instructions", "previous_response_id", "max_output_tokens", "store", "metadata", "include", "text"),
+    *("tools", "tool_choice", "background", "truncation", "top_logprobs"),
+)
+"""Parameters that chat completions do not have, or have in another shape."""
 
 
 def _read(request: ResponsesRequest, service: Service) -> _Asked:
@@ -189,30 +198,31 @@ def _read(request: ResponsesRequest, service: Service) -> _Asked:
     if request.previous_response_id is not None:
         before = service.store.get(request.previous_response_id, "previous_response_id").messages
     new = read_input(request.input)
-    sampling = sampling_options(request, service.settings, request.max_output_tokens, "max_output_tokens")
-    if request.include or request.top_logprobs is not None:
-        sampling["logprobs"] = request.top_logprobs or 0
-    choice = request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name
-    tools = [] if choice == "none" else [tool.model_dump(exclude={"strict", "type"}) for tool in request.tools]
-    form = request.text.format if request.text else None
-    schema: dict[str, object] | None = None
-    if isinstance(form, FlatSchemaFormat):
-        schema = {"type": "json_schema", "json_schema": {"schema": form.json_schema}}
-    elif isinstance(form, ObjectFormat):
-        schema = {"type": "json_object"}
     system: list[Message] = [{"role": "system", "content": request.instructions}] if request.instructions else []
-    conversation = Conversation(
-        [*system, *before, *new],
-        sampling,
-        [{"type": "function", "function": tool} for tool in tools],
-        "auto" if choice == "none" else choice,
-        schema,
-    )
-    return _Asked(request, before, new, conversation, _head(request))
+    asked: dict[str, object] = {**as_given(request, *_OWN), "messages": [*system, *before, *new]}
+    if request.max_output_tokens is not None:
+        asked["max_completion_tokens"] = request.max_output_tokens
+    if request.include or request.top_logprobs is not None:
+        asked |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+    if request.tools:
+        asked["tools"] = [{"type": "function", "function": as_given(tool, "type")} for tool in request.tools]
+    choice = request.tool_choice
+    named = choice if isinstance(choice, str) else {"type": "function", "function": {"name": choice.name}}
+    asked["tool_choice"] = named
+    form = request.text.format if request.text else None
+    if isinstance(form, FlatSchemaFormat):
+        asked["response_format"] = {"type": "json_schema", "json_schema": as_given(form, "type")}
+    elif form is not None:
+        asked["response_format"] = {"type": form.type}
+    conversation = read_conversation(asked, service.settings, _NAMES)
+    name, conversation = service.choose(request.model, conversation)
+    return _Asked(request, name, before, new, conversation, _head(request))
 
 
 def _head(request: ResponsesRequest) -> dict[str, object]:
-    given = request.model_dump(mode="json", by_alias=True, exclude={"input", "stream", "include", "stop", "logit_bias"})
+    given = request.model_dump(
+        mode="json", by_alias=True, exclude={"input", "stream", "include", "stop", "logit_bias", "adapter"}
+    )
     form = given.pop("text", None) or {}
     shown = {key: value for key, value in given.items() if value is not None or key in _SHOWN_AS_NULL}
     return {
@@ -264,17 +274,23 @@ def _call_items(answer: Answer) -> list[dict[str, object]]:
     ]
 
 
-def _done(asked: _Asked, answer: Answer, output: Sequence[dict[str, object]]) -> dict[str, object]:
-    whole = answer.finish == "stop"
+def _status(answering: Answering, answer: Answer) -> str:
+    return "completed" if answer.finish == "stop" and not answering.is_blocked else "incomplete"
+
+
+def _done(
+    asked: _Asked, answering: Answering, answer: Answer, output: Sequence[dict[str, object]]
+) -> dict[str, object]:
+    status, blocked = _status(answering, answer), answering.is_blocked
+    reason = "content_filter" if blocked else "max_output_tokens"
     return {
         **asked.head,
-        "status": "completed" if whole else "incomplete",
+        "status": status,
         "error": None,
-        "incomplete_details": None if whole else {"reason": "max_output_tokens"},
+        "incomplete_details": None if status == "completed" else {"reason": reason},
         "output": list(output),
         "usage": _usage(answer),
-        "timings": timings(answer),
-        "edgephi_finish": answer.finish,
+        **told_of(answer, blocked=blocked),
     }
 
 
@@ -284,9 +300,7 @@ def _keep(service: Service, asked: _Asked, response: dict[str, object], text: st
         return
     said: dict[str, object] = {"role": "assistant", "content": text}
     if answer.tool_calls:
-        said["tool_calls"] = [
-            {"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in answer.tool_calls
-        ]
+        said["tool_calls"] = [call_of(call.id, call.name, call.arguments) for call in answer.tool_calls]
     service.store.put(str(response["id"]), response, asked.before, [*asked.new, said])
 
 
@@ -295,15 +309,16 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request.receive, request.headers, service.settings)
     asked = _read(parse(ResponsesRequest, body), service)
-    answering = await service.answer(request.receive, asked.request.model, asked.conversation.ask)
+    conversation = asked.conversation
+    answering = await service.answer(request.receive, asked.model, conversation.ask, conversation.messages)
     if asked.request.stream:
         return sse.EventStream(_Events(service, asked, answering).all())
     answer = await finish(request.receive, answering)
     text = text_before_calls(answering.tool_format, answer)
-    status = "completed" if answer.finish == "stop" else "incomplete"
+    status = _status(answering, answer)
     logprobs = answering.logprobs(answer.logprobs)
     output = [_message(f"msg_{uuid.uuid4().hex}", text, logprobs, status)] if text or not answer.tool_calls else []
-    response = _done(asked, answer, [*output, *_call_items(answer)])
+    response = _done(asked, answering, answer, [*output, *_call_items(answer)])
     _keep(service, asked, response, text, answer)
     return JSONResponse(response)
 
@@ -350,7 +365,7 @@ class _Events:
         asked, answering = self._asked, self._answering
         conversation = asked.conversation
         before = TextBeforeCalls(
-            answering.tool_format, has_tools=bool(conversation.tools), is_forced=conversation.tool_choice != "auto"
+            answering.tool_format, has_tools=conversation.has_tools, is_forced=conversation.must_call
         )
         try:
             yield self._event("response.created", response=_empty(asked, "in_progress"))
@@ -361,7 +376,7 @@ class _Events:
             answer = answering.answer
             for event in self._text(before.finish(answer), ()):
                 yield event
-            status = "completed" if answer.finish == "stop" else "incomplete"
+            status = _status(answering, answer)
             output: list[dict[str, object]] = []
             if self._is_open or not answer.tool_calls:
                 for event in self._open():
@@ -379,7 +394,7 @@ class _Events:
                 yield self._event("response.function_call_arguments.done", **place, **arguments)
                 yield self._event("response.output_item.done", output_index=len(output), item=item)
                 output.append(item)
-            response = _done(asked, answer, output)
+            response = _done(asked, answering, answer, output)
             _keep(self._service, asked, response, before.given, answer)
             yield self._event(f"response.{status}", response=response)
         except Exception as error:

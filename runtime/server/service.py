@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from edgephi.runtime.answer import Answer, Stream
 from edgephi.runtime.model import Model
+from edgephi.runtime.moderation import Moderation
 from edgephi.runtime.sampling import TokenLogprobs
-from edgephi.runtime.server.conversation import logprob_entries
+from edgephi.runtime.server.conversation import Conversation, Message, logprob_entries
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.generation import Generation
 from edgephi.runtime.server.limits import Gate, Receive, unless_gone
@@ -26,8 +29,14 @@ Made = TypeVar("Made")
 class Answering(Generation):
     """A generation, and what its endpoint needs of the model, which may be unloaded before the answer is read."""
 
-    def __init__(self, model: Model, ask: Callable[[Model], Stream], on_end: Callable[[Answer | None], None]) -> None:
-        super().__init__(lambda: ask(model), on_end)
+    def __init__(
+        self,
+        model: Model,
+        ask: Callable[[Model], Stream],
+        on_end: Callable[[Answer | None], None],
+        moderation: Moderation,
+    ) -> None:
+        super().__init__(lambda: ask(model), on_end, moderation)
         self.tool_format = model.tool_format
         # the tokenizer can be asked after the model was closed
         self._tokenizer, self._stop_ids = model.tokenizer, model.stop_ids
@@ -54,12 +63,20 @@ class Service:
     Args:
         models: by name.
         settings: its bounds.
+        adapters: files of LoRA adapters, by the model's name and their own.
+        moderation: judges prompts and answers.
     """
 
-    def __init__(self, models: Mapping[str, Source], settings: ServerSettings) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        models: Mapping[str, Source],
+        settings: ServerSettings,
+        adapters: Mapping[str, Mapping[str, Path | str]],
+        moderation: Moderation,
+    ) -> None:
+        self.settings, self.moderation = settings, moderation
         self.metrics = Metrics()
-        self.pool = ModelPool(models, settings, self.metrics)
+        self.pool = ModelPool(models, adapters, settings, self.metrics)
         self.gate = Gate(settings.parallel, settings.queue, settings.queue_s)
         self.store = ResponseStore(settings.stored_responses, settings.stored_bytes)
         self._threads = ThreadPoolExecutor(settings.parallel, thread_name_prefix="answer")
@@ -71,21 +88,45 @@ class Service:
         """Whether nobody new is answered, because the server ends."""
         return self.gate.closed
 
-    async def answer(self, receive: Receive, name: str, ask: Callable[[Model], Stream]) -> Answering:
+    def choose(self, name: object, conversation: Conversation) -> tuple[str, Conversation]:
+        """The model's name, and the conversation with the adapter that answers it; errors as of `ModelPool.find`."""
+        model, arguments = self.with_adapter(name, conversation.arguments)
+        return model, replace(conversation, arguments=arguments)
+
+    def with_adapter(self, name: object, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """As `choose`, of arguments of `Model.chat` or `Model.generate`."""
+        model, adapter = self.pool.find(name, arguments.get("adapter"))
+        return model, {**arguments, **({} if adapter is None else {"adapter": adapter})}
+
+    async def answer(
+        self, receive: Receive, name: str, ask: Callable[[Model], Stream], prompt: str | Sequence[Message]
+    ) -> Answering:
         """Queue up, wake the model, and start an answer.
 
         Args:
             receive: of the request; a client that leaves leaves the queue, and its prompt is not computed on.
             name: of the model.
             ask: what to ask it; called in a thread.
+            prompt: what it is asked, for the moderator.
 
         Raises:
             RequestError: the queue is full, there is no such model, or the server ends.
             EdgephiError: the model cannot be loaded, or the request cannot be answered.
             ClientGone: the client left.
         """
+
+        def ask_judged(model: Model) -> Stream:
+            if (blocked := self.moderation.check_prompt(prompt)) is not None:
+                raise RequestError(
+                    f"the prompt is not allowed: {blocked.category.replace('_', ' ')}",
+                    remedy="Ask something else",
+                    param="prompt" if isinstance(prompt, str) else "messages",
+                    code="content_filter",
+                )
+            return ask(model)
+
         self.pool.entry(name)  # a wrong name is not to wait
-        return await unless_gone(receive, self._start(name, ask))
+        return await unless_gone(receive, self._start(name, ask_judged))
 
     async def _start(self, name: str, ask: Callable[[Model], Stream]) -> Answering:
         await self.gate.enter()
@@ -105,7 +146,7 @@ class Service:
             self.gate.leave(time.monotonic() - entered)
             self.metrics.count(name, answer)
 
-        generation = Answering(model, ask, ended)
+        generation = Answering(model, ask, ended, self.moderation)
         self._running.add(generation)
         alarm = asyncio.get_running_loop().call_later(self.settings.answer_s, generation.fail, self._too_long())
         self._threads.submit(generation.run)

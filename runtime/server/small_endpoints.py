@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgephi.runtime.place import Place
-from edgephi.runtime.server.conversation import for_template
+from edgephi.runtime.server.conversation import read_conversation
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.limits import read_json
 from edgephi.runtime.server.metrics import CONTENT_TYPE
 from edgephi.runtime.server.models import Entry
-from edgephi.runtime.server.openai_chat import ChatMessage, FunctionTool, read_messages
-from edgephi.runtime.server.parameters import Strict, parse
+from edgephi.runtime.server.openai_chat import ChatMessage, FunctionTool
+from edgephi.runtime.server.parameters import Strict, as_given, parse
 from edgephi.runtime.server.service import Service
 
 
@@ -23,7 +23,7 @@ class TokenizeRequest(Strict):
     model: str
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
-    tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
+    tools: list[FunctionTool] = Field(default_factory=list)
 
 
 class DetokenizeRequest(Strict):
@@ -36,13 +36,22 @@ class DetokenizeRequest(Strict):
 async def models(request: Request) -> Response:
     """All models, in memory or not; none is loaded for it."""
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_described(entry) for entry in service.pool.entries.values()]})
+    entries = service.pool.entries.values()
+    names = [(entry, adapter) for entry in entries for adapter in (None, *entry.adapters)]
+    return JSONResponse({"object": "list", "data": [_listed(entry, adapter) for entry, adapter in names]})
 
 
 async def model(request: Request) -> Response:
     """One model; it is not loaded for it."""
     service: Service = request.app.state.service
-    return JSONResponse(_described(service.pool.entry(request.path_params["model"])))
+    name, adapter = service.pool.find(request.path_params["model"])
+    return JSONResponse(_listed(service.pool.entry(name), adapter))
+
+
+def _listed(entry: Entry, adapter: str | None) -> dict[str, object]:
+    """A model, or one of its adapters under a name of its own."""
+    described = _described(entry)
+    return described if adapter is None else {**described, "id": f"{entry.name}:{adapter}", "parent": entry.name}
 
 
 def _described(entry: Entry) -> dict[str, object]:
@@ -79,17 +88,15 @@ async def tokenize(request: Request) -> Response:
         raise RequestError(
             "prompt and messages are given together, or neither is", remedy="Give one of them", param="prompt"
         )
-    said = read_messages(asked.messages or [])
-    tools = [tool.model_dump() for tool in asked.tools] or None
-    tokens = await service.with_model(
-        request.receive,
-        asked.model,
-        lambda model: (
-            model.tokenizer.encode(asked.prompt, special=True)
-            if asked.prompt is not None
-            else model.encode_chat(for_template(said, model.tool_format), tools=tools)
-        ),
-    )
+    name, _ = service.pool.find(asked.model)
+    if (prompt := asked.prompt) is not None:
+        tokens = await service.with_model(
+            request.receive, name, lambda model: model.tokenizer.encode(prompt, special=True)
+        )
+    else:
+        conversation = read_conversation(as_given(asked), service.settings)
+        messages, tools = conversation.messages, conversation.arguments.get("tools")
+        tokens = await service.with_model(request.receive, name, lambda model: model.encode_chat(messages, tools=tools))
     return JSONResponse({"tokens": tokens, "count": len(tokens)})
 
 
@@ -99,8 +106,9 @@ async def detokenize(request: Request) -> Response:
     asked = parse(DetokenizeRequest, await read_json(request.receive, request.headers, service.settings))
     if any(not 0 <= token < 2**31 for token in asked.tokens):
         raise RequestError("a token id is out of range", remedy="Give ids that /tokenize gave", param="tokens")
+    name, _ = service.pool.find(asked.model)
     text = await service.with_model(
-        request.receive, asked.model, lambda model: model.tokenizer.decode(asked.tokens, special=True)
+        request.receive, name, lambda model: model.tokenizer.decode(asked.tokens, special=True)
     )
     return JSONResponse({"text": text})
 

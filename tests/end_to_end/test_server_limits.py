@@ -22,7 +22,7 @@ import httpx
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.model import Model
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
-from tests.end_to_end.test_tools import Reciter
+from tests.planted_tools import Reciter
 from tests.serving import Planted, Running, serving
 
 KEY = "a-key-of-22-characters"

@@ -88,8 +88,8 @@ def test_a_session_goes_on_behind_wrong_guesses(plain: Model, guessing: Model) -
         fork = sequence.fork()
         said += [one.step(lambda row: int(row.argmax())) for one in (fork, sequence)]
         sequence.rewind(len(prompt))
-        assert sequence.reuse(prompt) == len(prompt) - 1
-        assert sequence.prefill(prompt[-1:], lambda: False)
+        assert sequence.reuse(prompt) == len(prompt) - 2
+        assert sequence.prefill(prompt[-2:], lambda: False)
         said += [sequence.step(lambda row: int(row.argmax())) for _ in range(5)]
         texts.append(said)
         sequence.close()

@@ -278,8 +278,8 @@ def test_a_prompt_begins_with_what_another_left(fixture: Fixture, chunk: int, mo
     second.close()
     # one slot: what the first one left was kept aside, and what the second one had is thrown over for it
     third = engine.sequence(128, scope=SHARED)
-    assert third.reuse(fixture.ids) == len(fixture.ids) - 1
-    assert third.prefill(fixture.ids[-1:], never)
+    assert third.reuse(fixture.ids) == len(fixture.ids) - 2
+    assert third.prefill(fixture.ids[-2:], never)
     assert [third.step(most_likely) for _ in range(5)] == fixture.greedy(fixture.ids, 5)
     third.close()
     stranger = engine.sequence(128, scope="another caller's")
