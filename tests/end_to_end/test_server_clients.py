@@ -202,7 +202,7 @@ def test_a_pydantic_model_is_parsed(gpt: openai.OpenAI, planted: list[str]) -> N
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"temperature": -1}, "temperature"),
-        ({"temperature": 1e-9}, "temperature"),
+        ({"temperature": 101}, "temperature"),
         ({"extra_body": {"repetition_penalty": 5e-324}}, "repetition_penalty"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"extra_body": {"mirostat": 2}}, "mirostat"),
