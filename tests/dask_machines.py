@@ -17,7 +17,9 @@ class Machines:
     """Started on demand; all end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.address = folder, ""
+        self.folder, self.address, self.host = folder, "", "127.0.0.1"
+        self.namespaces: dict[str, str] = {}
+        """Network namespaces of processes, by their names."""
         self._stack = ExitStack()
 
     def scheduler(self) -> subprocess.Popen[bytes]:
@@ -25,23 +27,38 @@ class Machines:
         port = self.address.rpartition(":")[2] or "0"
         file = self.folder / "scheduler.json"
         file.unlink(missing_ok=True)
-        words = ["--host", "127.0.0.1", "--port", port, "--no-dashboard", "--scheduler-file", str(file)]
+        words = ["--host", self.host, "--port", port, "--no-dashboard", "--scheduler-file", str(file)]
         process = self._start("distributed.cli.dask_scheduler", words, "scheduler")
         wait_for(lambda: file.is_file() and file.stat().st_size > 0, process)
         if not self.address:
             self.address = json.loads(file.read_text())["address"]
         return process
 
-    def worker(self, name: str, resources: str) -> subprocess.Popen[bytes]:
-        words = [self.address, "--name", name, "--resources", resources, "--nthreads", "1", "--memory-limit", "0"]
+    def worker(self, name: str, resources: str, address: str | None = None) -> subprocess.Popen[bytes]:
+        words = [
+            address or self.address,
+            "--name",
+            name,
+            "--resources",
+            resources,
+            "--nthreads",
+            "1",
+            "--memory-limit",
+            "0",
+        ]
         words += ["--no-nanny", "--no-dashboard", "--local-directory", str(self.folder / "dask")]
         return self._start("distributed.cli.dask_worker", words, name)
 
     def _start(self, module: str, words: list[str], log: str) -> subprocess.Popen[bytes]:
         file = self._stack.enter_context((self.folder / f"{log}.log").open("ab"))
-        process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=file, stderr=file)
+        command = self.within(log, [sys.executable, "-m", module, *words])
+        process = subprocess.Popen(command, stdout=file, stderr=file)
         self._stack.callback(_end, process)
         return process
+
+    def within(self, name: str, command: list[str]) -> list[str]:
+        """The command, in the namespace of this name if there is one."""
+        return ["ip", "netns", "exec", self.namespaces[name], *command] if name in self.namespaces else command
 
     def close(self) -> None:
         self._stack.close()

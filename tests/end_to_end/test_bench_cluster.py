@@ -46,8 +46,8 @@ def write_lab(folder: Path, bundles: list[Path], workloads: int, devices: str) -
     return lab
 
 
-def start(lab: Path, address: str) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "edgephi", "bench", str(lab), "--scheduler", address, "--json"]
+def start(lab: Path, address: str, *within: str) -> subprocess.Popen[bytes]:
+    words = [*within, sys.executable, "-m", "edgephi", "bench", str(lab), "--scheduler", address, "--json"]
     with (lab.parent / "lab.out").open("wb") as out, (lab.parent / "lab.err").open("ab") as err:
         return subprocess.Popen(words, stdout=out, stderr=err, env=os.environ)
 
@@ -123,6 +123,52 @@ def test_eighteen_cells_a_lost_worker_and_a_new_scheduler(bundle: Path, several:
     assert f"{len(before)} of 18 cells were done before" in said(lab)
     assert_every_cell_is_there_once(lab, 18)
     assert "| board " in (tmp_path / "lab-results" / "table.md").read_text()
+
+
+@pytest.fixture
+def networks() -> Iterator[list[str]]:
+    """Three network namespaces; the first reaches the others as 10.77.1.2 and 10.77.2.2, and is .1 to them."""
+    names = [f"edgephi-{os.getpid()}-{number}" for number in range(3)]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    made: list[str] = []
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            made.append(name)
+            ip("-n", name, "link", "set", "lo", "up")
+        for number in (1, 2):
+            ends = ("-n", names[0], "link", "add", f"to{number}", "type", "veth")
+            ip(*ends, "peer", "name", "home", "netns", names[number])
+            for name, link, host in ((names[0], f"to{number}", 1), (names[number], "home", 2)):
+                ip("-n", name, "addr", "add", f"10.77.{number}.{host}/24", "dev", link)
+                ip("-n", name, "link", "set", link, "up")
+        yield names
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_cut_off_loses_its_cell_to_another(
+    bundle: Path, several: Machines, networks: list[str], tmp_path: Path
+) -> None:
+    lab = write_lab(tmp_path, [bundle], 2, "devices = ['cpu']")
+    several.host, several.namespaces = "0.0.0.0", dict(zip(("scheduler", "near", "far"), networks, strict=True))
+    several.scheduler()
+    port = several.address.rpartition(":")[2]
+    near = several.worker("near", "edgephi-cpu=1", f"tcp://10.77.1.1:{port}")
+    running = start(lab, f"tcp://127.0.0.1:{port}", *several.within("scheduler", []))
+    wait_for(lambda: measuring(near), running)
+    subprocess.run(["ip", "-n", networks[0], "link", "set", "to1", "down"], check=True)
+    several.worker("far", "edgephi-cpu=1", f"tcp://10.77.2.1:{port}")
+    assert running.wait(300) == 0, said(lab)
+    assert_every_cell_is_there_once(lab, 2)
+    assert near.wait(120) is not None, "a worker without a scheduler ends"
 
 
 @pytest.mark.slow
