@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edgephi.benchmarks.bench.lab import cluster
 from edgephi.errors import ClusterError, UsageError
 from tests.dask_machines import Machines, machines, measuring, wait_for
 from tests.end_to_end.test_bench import bundle, command
@@ -106,7 +107,7 @@ def test_eighteen_cells_a_lost_worker_and_a_new_scheduler(bundle: Path, several:
     wait_for(lambda: sum(one["state"] == "done" for one in cells(lab)) >= 4, running)
     scheduler.kill()
     assert running.wait(60) == 1
-    assert "the scheduler went away" in said(lab) and "repeat the command" in said(lab)
+    assert "Traceback" not in said(lab) and "the scheduler went away" in said(lab) and "repeat the command" in said(lab)
     before = {one["name"] for one in cells(lab) if one["state"] == "done"}
     for name in ("desk", "laptop"):
         assert workers[name].wait(60) is not None, "a worker without a scheduler ends"
@@ -222,9 +223,24 @@ def test_a_bundle_that_is_missing_or_another_is_refused_by_its_workers_name(
     assert_every_cell_is_there_once(lab, 1)
 
 
-def test_no_scheduler_is_said_with_what_to_do(bundle: Path, tmp_path: Path) -> None:
+def test_no_scheduler_is_said_with_what_to_do(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
     lab = write_lab(tmp_path, [bundle], 1, "scheduler = 'nothing://x'")
     with pytest.raises(UsageError, match="no address of a Dask scheduler"):
         command("bench", lab)
+    with pytest.raises(UsageError, match="names no certificates"):
+        command("bench", lab, "--scheduler", "tls://127.0.0.1:9")
     with pytest.raises(ClusterError, match="no Dask scheduler answers"):
         command("bench", lab, "--scheduler", "tcp://127.0.0.1:9")
+
+
+def test_cells_that_no_worker_can_measure_wait_until_the_time_is_used_up(
+    bundle: Path, several: Machines, tmp_path: Path
+) -> None:
+    lab = write_lab(tmp_path, [bundle], 1, "devices = ['cpu', 'npu']")
+    several.scheduler()
+    shown = command("bench", lab, "--scheduler", several.address, "--time-budget", "1s")
+    assert [one["state"] for one in cells(lab)] == ["waiting", "waiting"]
+    assert "no worker has the resource edgephi-cpu now; its cells wait for one" in shown.stderr
+    assert "no worker has the resource edgephi-npu now" in shown.stderr
+    assert "the time budget is used up; the same command goes on" in shown.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from edgephi.benchmarks.bench.lab import plan
+from edgephi.benchmarks.bench.lab.cluster import DaskExecutor, place
 from edgephi.benchmarks.bench.lab.execute import Outcome
-from edgephi.benchmarks.bench.lab.plan import Cell, Lab, Setting, read_lab
+from edgephi.benchmarks.bench.lab.plan import Cell, Lab, MachineDevice, Setting, read_lab
 from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
 from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import BundleError, OutputError, UsageError
@@ -179,6 +181,22 @@ def test_a_cell_that_begins_again_keeps_its_number(tmp_path: Path) -> None:
     said: list[str] = []
     run_lab(LAB, CELLS, tmp_path, Twice(), tell=said.append)
     assert [words.split()[0] for words in said if " of 4 " in words] == ["1", "1", "2", "3", "4"]
+
+
+def test_without_dask_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    executor = DaskExecutor("tcp://desk:8786", lambda cell: Path(cell.name), lambda words: None)
+    with pytest.raises(UsageError, match=r"\[cluster\]"):
+        list(executor.run(CELLS, lambda cell: None))
+
+
+def test_a_bundle_on_a_workers_machine_is_in_that_systems_words() -> None:
+    def there(bundles: str | None) -> str:
+        machine = MachineDevice(name="desk", resource="desk", bundles=bundles)
+        return place(Cell("x", Path("phi"), "quick", "cpu", Setting(), None, machine), Path("/models/phi"))
+
+    assert there("D:\\models") == r"D:\models\phi" and there("/srv/models") == "/srv/models/phi"
+    assert there(None) == str(Path("/models/phi"))
 
 
 def test_a_missing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:

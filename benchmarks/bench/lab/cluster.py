@@ -155,7 +155,7 @@ class DaskExecutor:
         return {
             "name": cell.name,
             "arguments": request(cell, budget_s),
-            "bundle": _there(cell, folder),
+            "bundle": place(cell, folder),
             "sha256": self._orders[folder],
             "workload": workload_files(cell.workload),
             "versions": library_versions(*RUNTIME),
@@ -166,7 +166,7 @@ class DaskExecutor:
 
         if one.future.status in ("cancelled", "lost"):
             raise ClusterError(
-                f"the scheduler went away while {cells} {'cell was' if cells == 1 else 'cells were'} measured",
+                f"the scheduler went away; it had {cells} {'cell' if cells == 1 else 'cells'} that had not ended",
                 where=self._address,
                 remedy="Start it and its workers, then repeat the command: cells that are done stay",
             )
@@ -203,13 +203,17 @@ def _connect(address: str) -> Client:
         from distributed import Client
     except ImportError as error:
         raise UsageError("Dask is not installed", remedy=f"Run {install_extra('cluster')}") from error
-    # what it logs of a lost scheduler is said once, by us
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log of a lost scheduler is said once, by us
+    if address.startswith("tls:"):
+        _require_certificates(address)
     try:
         return Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
-            "no Dask scheduler answers", where=address, remedy="Start `dask scheduler` there, or name another address"
+            "no Dask scheduler answers",
+            where=address,
+            remedy="Start `dask scheduler` there, or name another address (tls://… where it has certificates)",
         ) from error
     except (ValueError, TypeError) as error:
         raise UsageError(
@@ -217,7 +221,20 @@ def _connect(address: str) -> Client:
         ) from error
 
 
-def _there(cell: Cell, folder: Path) -> str:
+def _require_certificates(address: str) -> None:
+    """Dask would look for them only after it had promised a client."""
+    from distributed.security import Security
+
+    remedy = "Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, __CLIENT__CERT and __CLIENT__KEY, as docs/benchmark.md shows"
+    try:
+        found = Security().get_connection_args("client").get("ssl_context")
+    except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
+        raise UsageError(f"Dask's certificates cannot be read: {one_line(error)}", remedy=remedy) from error
+    if found is None:
+        raise UsageError("Dask's configuration names no certificates", where=address, remedy=remedy)
+
+
+def place(cell: Cell, folder: Path) -> str:
     """Where the bundle is on the worker's machine, whose system may be another."""
     parent = cell.machine.bundles if cell.machine else None
     if parent is None:
