@@ -113,6 +113,10 @@ class ModelNotInstalledError(BundleError):
     """No folder has this name, and no installed model."""
 
 
+class ClusterError(EdgephiError):
+    """The scheduler of many machines cannot be reached, or went away."""
+
+
 class CancelledError(EdgephiError):
     """The caller asked to stop; what was whole stays, and the same call goes on from there."""
 

@@ -174,6 +174,17 @@ def read_workload(name_or_file: str) -> Workload:
     return Workload(path.stem, content, texts, digest.hexdigest())
 
 
+def workload_files(name_or_file: str) -> dict[str, bytes]:
+    """A workload's files, by their paths from its folder: its TOML file first, then the texts that it names.
+
+    Raises:
+        UsageError: as for `read_workload`.
+    """
+    texts = read_workload(name_or_file).texts
+    path = BUILT_IN / f"{name_or_file}.toml" if name_or_file in built_in() else Path(name_or_file)
+    return {path.name: _read(path)} | {name: _read(path.parent / name) for name in texts}
+
+
 def of_lists(prompts: Sequence[int], new: Sequence[int], depths: Sequence[int]) -> Workload:
     """A workload of value lists, as llama-bench takes them: prompts of these lengths, and decoding of so many tokens,
     each after these depths of KV cache. Its hash is that of its content, so that equal lists are the same workload.

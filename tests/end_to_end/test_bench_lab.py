@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgephi.benchmarks.bench.lab.plan import read_lab
+from edgephi.errors import BundleError
 from tests.end_to_end.test_bench import bundle, command
 
 __all__ = ["bundle"]
@@ -71,3 +73,14 @@ def test_a_lab_that_is_killed_goes_on_with_the_cells_that_are_left(lab: Path) ->
     table = command("bench", "table", output).stdout
     assert "tiny (best" in table and "again (best" in table, "a section for each workload"
     assert "done" in command("bench", "lab", lab, "--dry-run", status=1).stdout
+
+
+def test_a_lab_names_installed_models(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPHI_HOME", str(tmp_path / "home"))
+    shutil.copytree(bundle, tmp_path / "home" / "models" / "mine")
+    (tmp_path / "lab.toml").write_text("bundles = ['Mine']\nworkloads = ['quick']")
+    (only,) = json.loads(command("bench", tmp_path / "lab.toml", "--dry-run", "--json").stdout)["cells"]
+    assert (only["bundle"], only["state"]) == ("mine", "waiting")
+    (tmp_path / "lab.toml").write_text("bundles = ['nothing']\nworkloads = ['quick']")
+    with pytest.raises(BundleError, match="no such bundle"):
+        command("bench", tmp_path / "lab.toml", "--dry-run")

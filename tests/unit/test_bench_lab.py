@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from edgephi.benchmarks.bench.lab import plan
+from edgephi.benchmarks.bench.lab.cluster import DaskExecutor, place
 from edgephi.benchmarks.bench.lab.execute import Outcome
-from edgephi.benchmarks.bench.lab.plan import Cell, Lab, Setting, read_lab
+from edgephi.benchmarks.bench.lab.plan import Cell, Lab, MachineDevice, Setting, read_lab
 from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
 from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import BundleError, OutputError, UsageError
@@ -130,6 +134,69 @@ def test_a_lab_that_cannot_be_used_is_refused_by_its_key(tmp_path: Path, text: s
     (tmp_path / "lab.toml").write_text(text)
     with pytest.raises(UsageError, match=words):
         read_lab(tmp_path / "lab.toml")
+
+
+def test_bundles_are_folders_beside_the_file_or_installed_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "read_manifest", lambda folder: None)
+    monkeypatch.setattr(plan, "bundle_facts", lambda folder, manifest: SimpleNamespace(sha256=folder.name))
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "lab.toml").write_text("bundles = ['beside', 'phi', 'neither']\nworkloads = ['quick']")
+    asked: list[str] = []
+
+    def installed(name: str) -> Path | None:
+        asked.append(name)
+        return tmp_path / "store" / "phi" if name == "phi" else None
+
+    _, cells = read_lab(tmp_path / "lab.toml", installed)
+    assert [cell.bundle for cell in cells] == [tmp_path / "beside", tmp_path / "store" / "phi", tmp_path / "neither"]
+    assert asked == ["phi", "neither"]
+
+
+def test_devices_of_machines_have_names_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "read_manifest", lambda folder: None)
+    monkeypatch.setattr(plan, "bundle_facts", lambda folder, manifest: SimpleNamespace(sha256="x"))
+    lab = tmp_path / "lab.toml"
+    lab.write_text(
+        "bundles = ['a']\nworkloads = ['quick']\n"
+        "devices = ['cpu', {name = 'desk', device = 'cpu', resource = 'r1'}, {name = 'board', resource = 'r2'}]"
+    )
+    _, cells = read_lab(lab)
+    assert [cell.resource for cell in cells] == ["edgephi-cpu", "r1", "r2"]
+    assert [cell.device for cell in cells] == ["cpu", "cpu", "auto"]
+    assert [cell.device_name for cell in cells] == ["cpu", "desk", "board"]
+    assert len({cell.name for cell in cells}) == 3 and cells[1].title == "a, quick, desk"
+    lab.write_text(lab.read_text().replace("'r2'", "'r2 x'"))
+    with pytest.raises(UsageError, match="resource"):
+        read_lab(lab)
+
+
+def test_a_cell_that_begins_again_keeps_its_number(tmp_path: Path) -> None:
+    class Twice(Simulated):
+        def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Iterator[tuple[Cell, Outcome]]:
+            begin(cells[0])
+            yield from super().run(cells, begin)
+
+    said: list[str] = []
+    run_lab(LAB, CELLS, tmp_path, Twice(), tell=said.append)
+    assert [words.split()[0] for words in said if " of 4 " in words] == ["1", "1", "2", "3", "4"]
+
+
+def test_without_dask_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    executor = DaskExecutor("tcp://desk:8786", lambda cell: Path(cell.name), lambda words: None)
+    with pytest.raises(UsageError, match=r"\[cluster\]"):
+        list(executor.run(CELLS, lambda cell: None))
+
+
+def test_a_bundle_on_a_workers_machine_is_in_that_systems_words() -> None:
+    def there(bundles: str | None) -> str:
+        machine = MachineDevice(name="desk", resource="desk", bundles=bundles)
+        return place(Cell("x", Path("phi"), "quick", "cpu", Setting(), None, machine), Path("/models/phi"))
+
+    assert there("D:\\models") == r"D:\models\phi" and there("/srv/models") == "/srv/models/phi"
+    assert there(None) == str(Path("/models/phi"))
 
 
 def test_a_missing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:

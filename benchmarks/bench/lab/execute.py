@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +23,16 @@ class Outcome:
     """Why there is no report."""
 
 
+Outcomes = Generator[tuple[Cell, Outcome], None, None]
+MEASURE = "edgephi.benchmarks.bench.lab.execute:measure"
+"""What the process of a cell calls."""
+
+
 class Executor(Protocol):
     """Measures cells; the lab decides which, and keeps what they give."""
 
-    def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Iterator[tuple[Cell, Outcome]]:
-        """Outcomes as they come, one cell at a time on each device.
+    def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Outcomes:
+        """Outcomes as they come, one cell at a time on each device. Who closes it ends what is still measured.
 
         Args:
             begin: called before a cell is measured; its time budget in seconds, None for none. It may end the lab by
@@ -45,22 +50,17 @@ class LocalExecutor:
         """
         self._partial = partial
 
-    def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Iterator[tuple[Cell, Outcome]]:
+    def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Outcomes:
         """See `Executor`."""
         for cell in cells:
             budget = begin(cell)
             try:
                 document: Any = call(
-                    "edgephi.benchmarks.bench.lab.execute:measure",
+                    MEASURE,
                     {
+                        **request(cell, budget),
                         "bundle": str(cell.bundle.resolve()),
                         "workload": cell.workload,
-                        "device": cell.device,
-                        "threads": cell.setting.threads,
-                        "spinning": cell.setting.spinning,
-                        "repetitions": cell.repetitions,
-                        "budget_s": budget,
-                        "label": cell.title,
                         "partial": str(self._partial(cell).absolute()),
                     },
                     timeout_s=None,
@@ -70,6 +70,18 @@ class LocalExecutor:
                 yield cell, Outcome(None, str(error))
                 continue
             yield cell, Outcome(Report.model_validate(document))
+
+
+def request(cell: Cell, budget_s: float | None) -> dict[str, Any]:
+    """The arguments of `measure` that are the same on every machine."""
+    return {
+        "device": cell.device,
+        "threads": cell.setting.threads,
+        "spinning": cell.setting.spinning,
+        "repetitions": cell.repetitions,
+        "budget_s": budget_s,
+        "label": cell.title,
+    }
 
 
 def measure(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgephi.benchmarks.bench.lab.execute import Executor
+from edgephi.benchmarks.bench.lab.execute import Executor, Outcome
 from edgephi.benchmarks.bench.lab.plan import Cell, Lab
 from edgephi.benchmarks.bench.report.comparison import noise
 from edgephi.benchmarks.bench.report.headline import HEADLINES, headline_cell, headlines, shown
@@ -48,7 +49,7 @@ class CellState:
             "name": self.cell.name,
             "bundle": self.cell.bundle.name,
             "workload": Path(self.cell.workload).stem,
-            "device": self.cell.device,
+            "device": self.cell.device_name,
             "setting": self.cell.setting.name,
             "state": self.state,
             "reason": self.reason,
@@ -96,6 +97,7 @@ def run_lab(
     states = read_states(output, cells)
     waiting = [one.cell for one in states if one.state != "done"]
     done = len(cells) - len(waiting)
+    numbers: dict[str, int] = {}
     if done:
         tell(f"{done} of {len(cells)} cells were done before")
 
@@ -103,24 +105,17 @@ def run_lab(
         left = None if budget_s is None else budget_s - (clock() - started)
         if left is not None and left <= 0:
             raise OutOfTime
-        tell(f"{done + 1} of {len(cells)}  {cell.title}")
+        number = numbers.setdefault(cell.name, done + len(numbers) + 1)  # a cell whose worker is awaited begins again
+        tell(f"{number} of {len(cells)}  {cell.title}")
         return min((limit for limit in (left, lab.cell_seconds) if limit is not None), default=None)
 
     try:
-        for cell, outcome in executor.run(waiting, begin):
-            done += 1
-            failed = _failed_file(output, cell)
-            if outcome.report is None:
-                record = json.dumps({"reason": outcome.reason}, ensure_ascii=False)
-                replace_file(failed, record.encode(), REMEDY)
-                _adopt(output, [cell])
-            else:
-                write_report(output / "cells" / cell.name, outcome.report, force=True)
-                failed.unlink(missing_ok=True)
-                partial_file(output, cell).unlink(missing_ok=True)
-            (state,) = read_states(output, [cell])
-            tell(f"    {_sentence(state)}")
-            _write_tables(output, lab, read_states(output, cells))
+        with closing(executor.run(waiting, begin)) as outcomes:
+            for cell, outcome in outcomes:
+                _keep(output, cell, outcome)
+                (state,) = read_states(output, [cell])
+                tell(f"    {cell.title}: {_sentence(state)}")
+                _write_tables(output, lab, read_states(output, cells))
     except OutOfTime:
         tell("the time budget is used up; the same command goes on with the cells that are left")
     finally:
@@ -128,6 +123,18 @@ def run_lab(
         states = read_states(output, cells)
         _write_tables(output, lab, states)
     return states
+
+
+def _keep(output: Path, cell: Cell, outcome: Outcome) -> None:
+    failed = _failed_file(output, cell)
+    if outcome.report is None:
+        record = json.dumps({"reason": outcome.reason}, ensure_ascii=False)
+        replace_file(failed, record.encode(), REMEDY)
+        _adopt(output, [cell])
+    else:
+        write_report(output / "cells" / cell.name, outcome.report, force=True)
+        failed.unlink(missing_ok=True)
+        partial_file(output, cell).unlink(missing_ok=True)
 
 
 def read_states(output: Path, cells: Sequence[Cell]) -> list[CellState]:
@@ -144,7 +151,7 @@ def states_markdown(states: Sequence[CellState]) -> str:
     for one, values in zip(states, numbers, strict=True):
         cell = one.cell
         noisy = "" if one.report is None else "noisy" if noise(one.report) else "quiet"
-        words = (Path(cell.workload).stem, cell.bundle.name, cell.device, cell.setting.name, one.state, noisy)
+        words = (Path(cell.workload).stem, cell.bundle.name, cell.device_name, cell.setting.name, one.state, noisy)
         row = (*words, *(headline_cell(name, values.get(name)) for name in columns))
         rows.append([" ".join(text.split()).replace("|", "/") for text in row])
     remarks = [f"- {one.cell.title}: {one.state}, {one.reason}" for one in states if one.reason]
