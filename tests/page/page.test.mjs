@@ -35,7 +35,9 @@ async function kill({ child }) {
 }
 
 before(async () => {
-  [browser, served, locked] = await Promise.all([launch(), start(0), start(0, KEY)]);
+  // the browser last: where a server does not start, nothing is left running that would keep this process
+  [served, locked] = await Promise.all([start(0), start(0, KEY)]);
+  browser = await launch();
 });
 
 after(async () => {

@@ -21,7 +21,7 @@ from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.server import ServerSettings, create_app
 from edgephi.runtime.server.serve import serve
 from edgephi.runtime.tool_formats import HERMES
-from tests.end_to_end.test_tools import Reciter, written
+from tests.planted_tools import Reciter, written
 
 ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "answers.json").read_text(encoding="utf-8"))
 PAUSES_S = {"long": 0.02}
@@ -50,7 +50,7 @@ class Scripted:
     def __call__(self) -> Model:
         model = load(self._folder, threads=1, max_parallel=4)
 
-        def answering_sequence(tokens: int, prompt: Sequence[int] = ()) -> KvSequence:
+        def answering_sequence(tokens: int, prompt: Sequence[int] = (), adapter: object = None) -> KvSequence:
             asked = model.tokenizer.decode(list(prompt), special=True)
             told = asked[max(asked.rfind("[user]"), asked.rfind("[tool]")) :]
             word = next((word for word in ANSWERS if word in told), "greet")
