@@ -80,7 +80,7 @@ def plant(model: Model, monkeypatch: pytest.MonkeyPatch) -> Plant:
     def planted(*answers: str) -> list[str]:
         waiting, prompts = list(answers), list[str]()
 
-        def sequence(tokens: int, prompt: Sequence[int] = ()) -> Saying:
+        def sequence(tokens: int, prompt: Sequence[int] = (), adapter: object = None) -> Saying:
             prompts.append(model.tokenizer.decode(list(prompt), special=True))
             return Saying([*model.tokenizer.encode(waiting.pop(0)), 2], tokens)
 
@@ -240,6 +240,25 @@ def test_a_rewritten_text_that_grew_too_long_is_not_taken(model: Model, plant: P
     assert made.text == "The wing closes on 14 March." and made.unchanged == 1
 
 
+@pytest.mark.parametrize("text", ["a b c", "x", "\0\1", "'"])
+def test_a_table_of_a_very_short_text(model: Model, text: str) -> None:
+    table = text_to_table(model, text, columns=["a", "b"], max_new_tokens=40)
+    assert len(table.rows) <= 1 and all(len(row) == 2 for row in table.rows)
+
+
+def test_columns_are_written_so_that_markdown_keeps_them_apart(model: Model, plant: Plant) -> None:
+    plant('{"rows": []}')
+    table = text_to_table(model, "Ann has 3 cats", columns=["a\\|b", "c"])
+    assert table.markdown().splitlines()[0] == r"| a\\\|b | c |"
+
+
+def test_a_context_that_hardly_holds_a_piece_is_refused(model: Model) -> None:
+    """Summaries of pieces of 20 tokens, with the breaks between them, are no shorter than these."""
+    prompts = {name: {"user": "{text}" + "a" * 1955, "system": ""} for name in ("summarize-text", "combine-summaries")}
+    with pytest.raises(PromptTooLongError, match="no room"):
+        summarize(model, NEWS, prompts=prompts)
+
+
 def test_a_table_may_have_no_rows(model: Model, plant: Plant) -> None:
     plant('{"rows": []}')
     table = text_to_table(model, NEWS, columns=["What", "Cost"])
@@ -304,7 +323,7 @@ def test_a_cancel_reaches_an_answer_that_is_being_computed(model: Model, monkeyp
             interrupted.set()
 
     interrupted = threading.Event()
-    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt=(): Slow([2], tokens))
+    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt=(), adapter=None: Slow([2], tokens))
     summary = summarize(model, NEWS, cancelled=reached.is_set)
     assert summary.cancelled and summary.text == "" and summary.statistics.answers == 1
 
