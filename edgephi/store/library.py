@@ -164,7 +164,7 @@ def remove(name: str) -> int:
                 f"{name} is in use by process {user}", where=folder, remedy="End that program, then remove it again"
             )
         freed = sum(delete_folder(one) for one in (folder, partial) if one is not None and _is_own_folder(one))
-        for ending in ("json", "used"):
+        for ending in ("json", "used", "progress"):  # the last of a pull that was killed
             with suppress(OSError):
                 (state_folder() / f"{name}.{ending}").unlink()
         return freed

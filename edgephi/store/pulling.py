@@ -178,6 +178,12 @@ def _wanted(source: str | Path, name: str | None, revision: str | None) -> Wante
     checked = require_name(wanted.name)
     owner = known_models().get(checked)
     if owner is not None and (owner.hub or DEMO) != wanted.source:
+        if short is not None and name is None:
+            raise UsageError(
+                "a folder of this name is here, and goes before the model",
+                where=wanted.source,
+                remedy=f"Change to another folder to get {checked}; to get what is in this one, give it another --name",
+            )
         raise UsageError(
             f"{checked} is the name of {owner.hub or 'the demo'}", where=str(source), remedy="Choose another --name"
         )

@@ -117,6 +117,7 @@ def test_what_is_removed_leaves_nothing(home: Path, model: Path) -> None:
     write_record("mine", PullRecord(source="org/model")) if (home / "state").mkdir() is None else None
     find("mine")
     (model.parent / ".mine.partial").mkdir()
+    (home / "state" / "mine.progress").write_text("what a killed pull left")
     freed = remove("mine")
     assert freed > 0 and not list((home / "models").iterdir()) and not list((home / "state").iterdir())
     with pytest.raises(ModelNotInstalledError):
