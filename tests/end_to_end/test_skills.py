@@ -152,6 +152,14 @@ def test_a_model_cannot_write_other_numbers(model: Model, plant: Plant) -> None:
     assert not {"15"} & set(numbers(summarize(model, NEWS).text))
 
 
+def test_digits_of_other_scripts_are_numbers_too(model: Model, plant: Plant) -> None:
+    text = "The ferry to Lund takes ３５ cars and ٤٢ lorries, and it leaves at noon."
+    plant("It takes ３５ cars, ９９ bikes and ٤٢ or ٧٧ lorries.")
+    said = summarize(model, text, prompts=SMALL).text
+    assert numbers(text) == ["３５", "٤٢"] and said.startswith("It takes ３５ cars")
+    assert set(numbers(said)) <= {"３５", "٤٢"}
+
+
 def test_items_of_a_conversation_are_lines_that_cannot_look_like_others(model: Model, plant: Plant) -> None:
     prompts = plant("Ann wants it.")
     items = [
