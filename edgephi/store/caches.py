@@ -83,7 +83,7 @@ def _unfinished() -> Iterator[Kept]:
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if not path.name.startswith(".") or is_link(path) or not path.is_dir():
             continue
-        name = path.name.lstrip(".").split(REMOVED)[0].removesuffix(".partial").removesuffix(".replaced")
+        name = path.name[1:].split(REMOVED)[0].removesuffix(".partial").removesuffix(".replaced")
         if as_name(name) == name and path.name != f".{name}":
             yield Kept("unfinished export", name, path, folder_bytes(path), "clean")
 
@@ -146,11 +146,13 @@ def _remove(one: Kept) -> bool:
 
 def _locks(one: Kept) -> Iterator[AbstractContextManager[None]]:
     """Those that whoever is at work on it holds."""
+    from edgephi.export.lock import locked
     from edgephi.store.hub_child import UNFINISHED, lock_of_blob
     from edgephi.store.progress_file import held_by, running
 
     if one.kind == "unfinished export":
         yield held_by(one.name, running(one.name))
+        yield locked(one.path.with_name(f".{one.name}.lock"))  # of `edgephi export`, which may write here too
     elif one.kind == "unfinished download":
         yield lock_of_blob(one.path.parent, one.path.name.removesuffix(UNFINISHED))
     elif one.kind == "download":

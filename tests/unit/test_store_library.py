@@ -13,6 +13,7 @@ import pytest
 
 from edgephi.bundle import folder_bytes
 from edgephi.errors import BundleError, ModelNotInstalledError, OutputError, UsageError
+from edgephi.export.lock import locked
 from edgephi.store import caches, readiness
 from edgephi.store.hub_child import lock_of_blob
 from edgephi.store.library import PullRecord, find, installed, remove, write_record
@@ -242,6 +243,7 @@ class TestCaches:
             "checkpoint": hub / "models--org--model" / "blobs" / "0123",
             "part": hub / "models--org--model" / "blobs" / "4567.edgephi-unfinished",
             "foreign": hub / "models--microsoft--phi-2" / "blobs" / "89",
+            "dots": model.parent / "..partial" / "x",
             "unrelated": hub / "models--someone--else" / "blobs" / "ab",
         }
         for file in files.values():
@@ -258,10 +260,12 @@ class TestCaches:
             "demo of a file",
         }  # fmt: skip
         removed = caches.clean()
-        assert there() == {"gguf", "checkpoint", "foreign", "unrelated"}
+        assert there() == {"gguf", "checkpoint", "dots", "foreign", "unrelated"}
         assert sum(one.bytes for one in removed) == 800
         caches.clean(downloads=True)
-        assert there() == {"foreign", "unrelated"}, "what was not pulled through the store may be another program's"
+        assert there() == {"dots", "foreign", "unrelated"}, (
+            "what was not pulled through the store may be another program's"
+        )
         assert model.is_dir() and (tmp_path / "cache" / "notes.txt").is_file()
 
     def test_what_another_process_is_at_work_on_stays(self, model: Path) -> None:
@@ -269,6 +273,8 @@ class TestCaches:
         (model.parent / ".mine.partial" / "x").write_bytes(b"x")
         with held_by("mine", None):
             assert caches.clean() == []
+        with locked(model.parent / ".mine.lock"):
+            assert caches.clean() == [], "edgephi export, with the store as its output"
         assert [one.kind for one in caches.clean()] == ["unfinished export"]
 
     def test_downloads_that_only_a_manifest_names_stay(
