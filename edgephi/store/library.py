@@ -188,6 +188,12 @@ def write_record(name: str, record: PullRecord) -> None:
     replace_file(state_folder() / f"{name}.json", text.encode(), "Free disk space, or make the folder writable")
 
 
+def forget_record(name: str) -> None:
+    """A model that was to come did not."""
+    with suppress(OSError):
+        (state_folder() / f"{name}.json").unlink()
+
+
 def read_record(name: str) -> PullRecord | None:
     """Where a model came from; None: it was not pulled, or nobody knows any more."""
     path = state_folder() / f"{name}.json"
