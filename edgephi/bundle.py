@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -247,5 +249,11 @@ def changed(path: Path) -> BundleError:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, links not followed."""
-    return sum(os.lstat(path).st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Bytes of all files below a folder, links not followed. What another process removes meanwhile has none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = os.lstat(Path(place) / name)
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total

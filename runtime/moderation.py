@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, cast, get_args
 
-from edgephi.arguments import require_choice, wrong
+from edgephi.arguments import require_choice, require_text, wrong
 from edgephi.runtime.answer import Stream
 from edgephi.runtime.templates import Message
 
@@ -68,10 +68,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class ContentFilter:
-    """What is allowed in prompts and in responses."""
+    """What is allowed in prompts and in responses.
+
+    Raises:
+        UsageError: one is no Limits.
+    """
 
     prompt: Limits = field(default_factory=Limits)
     response: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for side in get_args(Side):
+            if not isinstance(limits := getattr(self, side), Limits):
+                raise wrong(f"the filter of the {side}", limits, "Limits")
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,19 @@ class Moderation:
     """A moderator with its limits: `check` for whole texts, `moderated` for an answer that is being written.
 
     What a moderator raises passes: nothing that it has not judged is given out.
+
+    Raises:
+        UsageError: a moderator that cannot be called, or another filter.
     """
 
     moderator: Moderator = NO_MODERATION
     content_filter: ContentFilter = field(default_factory=ContentFilter)
+
+    def __post_init__(self) -> None:
+        if not callable(self.moderator):
+            raise wrong("the moderator", self.moderator, "a function of a text and its side")
+        if not isinstance(self.content_filter, ContentFilter):
+            raise wrong("the filter", self.content_filter, "a ContentFilter")
 
     @property
     def description(self) -> str:
@@ -105,8 +123,9 @@ class Moderation:
         """What is not allowed in a text; None: all is allowed.
 
         Raises:
-            UsageError: the moderator gave something else than severities by category.
+            UsageError: the moderator gave something else than severities by category, or it is no text.
         """
+        require_text("the text", text, "a text")
         require_choice("side", side, get_args(Side))
         found = self.moderator(text, side)
         if not isinstance(found, Mapping):

@@ -97,11 +97,14 @@ def package_bundle(
         DownloadError: pip did not get the wheels.
     """
     refuse_path(OutputError, output)
+    if output.name in ("", ".."):  # the current folder, a parent, a root
+        raise OutputError("the output is no new folder", where=output, remedy="Give it a name, such as --output app")
     expression = _expression(model_spdx)
     manifest = open_bundle(bundle)
     chosen = chosen_devices(bundle, manifest, devices)
     reduced = reduced_manifest(bundle, manifest, chosen)
     wheels = tuple((wheel, licence_of(wheel.distribution)) for wheel in runtime_wheels(chosen))
+    model_texts = _model_texts(bundle, model_licence)  # before gigabytes are copied
     with _staged(output, bundle, force, reduced.stored_bytes) as folder:
         done = 0
 
@@ -111,7 +114,7 @@ def package_bundle(
             on_progress(done, reduced.stored_bytes)
 
         copy_bundle(bundle, reduced, folder / MODEL, on_bytes)
-        without_text = _write_licences(folder / LICENCES, bundle, reduced, model_licence, expression, wheels)
+        without_text = _write_licences(folder / LICENCES, model_texts, reduced, expression, wheels)
         (folder / WHEELS).mkdir()
         files = {OWN: own_wheel(folder / WHEELS)}
         if wheel_files:
@@ -178,8 +181,6 @@ def _staged(output: Path, bundle: Path, force: bool, needed: int) -> Iterator[Pa
 
 def _check_output(output: Path, bundle: Path, force: bool) -> None:
     """Refuse an output that holds something; with `force` a package is replaced, and nothing else."""
-    if output.name in ("", ".."):
-        raise OutputError("the output is no new folder", where=output, remedy="Give it a name, such as --output app")
     if bundle.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(bundle.resolve()):
         raise OutputError(
             "the output and the bundle are not apart", where=output, remedy="Choose an --output beside the bundle"
@@ -204,15 +205,13 @@ def _check_output(output: Path, bundle: Path, force: bool) -> None:
 
 def _write_licences(
     folder: Path,
-    bundle: Path,
+    texts: Mapping[str, str],
     manifest: Manifest,
-    model_licence: Path | None,
     expression: str | None,
     wheels: Sequence[tuple[Wheel, Licence]],
 ) -> tuple[str, ...]:
     """Write the texts and their list; whose texts are missing."""
     rows, without = [], []
-    texts = _model_texts(bundle, model_licence)
     (folder / MODEL).mkdir(parents=True)
     for name, text in texts.items():
         _write(folder / MODEL / name, text)

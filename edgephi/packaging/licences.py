@@ -6,6 +6,7 @@ texts beside their modules, and a name in the field License or in a classifier.
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,7 +55,11 @@ class Licence:
 
 
 def licence_of(wheel: metadata.Distribution) -> Licence:
-    """The licence of an installed wheel."""
+    """The licence of an installed wheel.
+
+    Raises:
+        OutputError: its list of files cannot be read.
+    """
     expression, name = _named(wheel)
     return Licence(expression, name, _texts(wheel))
 
@@ -86,9 +91,16 @@ def _texts(wheel: metadata.Distribution) -> tuple[str, ...]:
     """Files that License-File names, and those that are called like licences, wherever the wheel has them."""
     declared = wheel.metadata.get_all("License-File") or []
     found = set()
-    for file in wheel.files or ():
+    try:
+        files = wheel.files or ()
+    except (TypeError, ValueError, csv.Error) as problem:  # what importlib.metadata makes of a damaged one
+        raise OutputError(
+            f"the list of files (RECORD) of the wheel {wheel.metadata['Name']} cannot be read: {problem}",
+            remedy="Install the wheel again",
+        ) from problem
+    for file in files:
         path = PurePosixPath(file.as_posix())
-        if ".." in path.parts or path.is_absolute() or path.suffix in (".py", ".pyc", ".pyi"):
+        if not path.parts or ".." in path.parts or path.is_absolute() or path.suffix in (".py", ".pyc", ".pyi"):
             continue
         in_metadata = path.parts[0].endswith(".dist-info")
         named = in_metadata and any(path.as_posix().endswith(f"/{PurePosixPath(name).as_posix()}") for name in declared)

@@ -72,7 +72,9 @@ def runtime_wheels(devices: Collection[str]) -> tuple[Wheel, ...]:
         if name in found:
             continue
         wheel = _distribution(name)
-        required = {_installed_name(one, known) for one in _requirements(wheel.requires or ()) - known.unused.keys()}
+        required = {
+            _installed_name(one, known) for one in _requirements(name, wheel.requires or ()) - known.unused.keys()
+        }
         found[name] = (wheel, required)
         waiting += sorted(required)
     found[OWN] = (_distribution(OWN), roots)
@@ -86,10 +88,17 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _requirements(lines: Iterable[str]) -> set[str]:
-    from packaging.requirements import Requirement
+def _requirements(name: str, lines: Iterable[str]) -> set[str]:
+    from packaging.requirements import InvalidRequirement, Requirement
 
-    wanted = [Requirement(line) for line in lines]
+    try:
+        wanted = [Requirement(line) for line in lines]
+    except InvalidRequirement as problem:
+        raise DeviceError(
+            f"what {name} requires cannot be read in its metadata: {str(problem).splitlines()[0]}",
+            remedy=f"Install another version of {name}",
+            step="wheel",
+        ) from problem
     return {normalized(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
 
 
@@ -115,9 +124,12 @@ def _provider_wheel(known: Provider) -> str:
 
 def _distribution(name: str) -> metadata.Distribution:
     try:
-        return metadata.distribution(name)
+        wheel = metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
         raise _missing(name) from error
+    if not wheel.version:  # its metadata is gone: what pip leaves when it is ended
+        raise _missing(name)
+    return wheel
 
 
 def _missing(name: str) -> DeviceError:

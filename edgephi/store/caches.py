@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from edgephi.bundle import folder_bytes, read_manifest
 from edgephi.devices.cache import cache_folder
-from edgephi.errors import BundleError, OutputError
+from edgephi.errors import BundleError, EdgephiError
 from edgephi.files import is_link
 from edgephi.store.library import REMOVED, InstalledModel, delete_folder, installed
 from edgephi.store.names import DEMO, as_name
@@ -83,7 +83,7 @@ def _unfinished() -> Iterator[Kept]:
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if not path.name.startswith(".") or is_link(path) or not path.is_dir():
             continue
-        name = path.name.lstrip(".").split(REMOVED)[0].removesuffix(".partial").removesuffix(".replaced")
+        name = path.name[1:].split(REMOVED)[0].removesuffix(".partial").removesuffix(".replaced")
         if as_name(name) == name and path.name != f".{name}":
             yield Kept("unfinished export", name, path, folder_bytes(path), "clean")
 
@@ -93,7 +93,8 @@ def _downloads(models: list[InstalledModel]) -> Iterator[Kept]:
     from edgephi.store.hub_child import UNFINISHED
     from edgephi.store.names import known_models
 
-    pulled = {model.source for model in models if HUB_ID.fullmatch(model.source)}
+    # what a manifest alone says of its source is a stranger's word
+    pulled = {model.source for model in models if model.pulled is not None and HUB_ID.fullmatch(model.source)}
     for name in sorted(pulled | {known.hub for known in known_models().values() if known.hub}):
         folder = repository_folder(name)
         if not folder.is_dir() or is_link(folder):
@@ -115,26 +116,46 @@ def _cached() -> Iterator[Kept]:
     root = cache_folder()
     kinds: tuple[tuple[str, Kind], ...] = (("prepacked", "prepacked weights"), ("prefixes", "saved prefixes"))
     for folder, kind in kinds:
-        path = root / folder
-        if path.is_dir() and not is_link(path):
-            yield Kept(kind, folder, path, folder_bytes(path), "clean")
-    for path in sorted(root.glob("demo-*")) if root.is_dir() else ():
+        for path in (root / folder, *_left_of(root, folder)):
+            if path.is_dir() and not is_link(path):
+                yield Kept(kind, folder, path, folder_bytes(path), "clean")
+    for path in (*sorted(root.glob("demo-*")), *_left_of(root, "demo-*")) if root.is_dir() else ():
         if path.is_dir() and not is_link(path):
             yield Kept("demo of a file", path.name, path, folder_bytes(path), "clean")
 
 
+def _left_of(root: Path, name: str) -> list[Path]:
+    """Folders of this name that were being deleted when that was interrupted."""
+    return sorted(root.glob(f".{name}{REMOVED}*"))
+
+
 def _remove(one: Kept) -> bool:
     """Whether it is gone."""
-    from edgephi.store.progress_file import held_by, running
-
     try:
-        if one.kind == "unfinished export":
-            with held_by(one.name, running(one.name)):
+        with ExitStack() as held:
+            for lock in _locks(one):
+                held.enter_context(lock)
+            if one.path.is_file():
+                one.path.unlink()
+            else:
                 delete_folder(one.path)
-        elif one.path.is_file():
-            one.path.unlink()
-        else:
-            delete_folder(one.path)
-    except (OSError, OutputError):
+    except (OSError, EdgephiError):
         return False
     return True
+
+
+def _locks(one: Kept) -> Iterator[AbstractContextManager[None]]:
+    """Those that whoever is at work on it holds."""
+    from edgephi.export.lock import locked
+    from edgephi.store.hub_child import UNFINISHED, lock_of_blob
+    from edgephi.store.progress_file import held_by, running
+
+    if one.kind == "unfinished export":
+        yield held_by(one.name, running(one.name))
+        yield locked(one.path.with_name(f".{one.name}.lock"))  # of `edgephi export`, which may write here too
+    elif one.kind == "unfinished download":
+        yield lock_of_blob(one.path.parent, one.path.name.removesuffix(UNFINISHED))
+    elif one.kind == "download":
+        users = {model.name for model in installed() if model.pulled is not None and model.source == one.name}
+        for name in sorted(users | ({DEMO} if one.name == DEMO else set())):
+            yield held_by(name, running(name))

@@ -55,8 +55,9 @@ def _installed_demo(fetch: Fetch, export: Export) -> Path:
     if not _is_sound(folder, GGUF_SHA256, folder.parent):
         require_writable(cache_folder())
         with held_by(DEMO, running(DEMO)):
-            export(fetch(cache_folder()), folder)
-            write_record(DEMO, PullRecord(source=DEMO))
+            weights = fetch(cache_folder())
+            write_record(DEMO, PullRecord(source=DEMO))  # before it is there: a bundle of no known source is no demo
+            export(weights, folder)
     record_use(DEMO)
     return folder
 

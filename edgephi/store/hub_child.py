@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlparse
@@ -98,7 +98,7 @@ def _fetch_file(name: str, commit: str, file: HubFile, blobs: Path) -> None:
     if urlparse(location).netloc != urlparse(url).netloc:  # a signed address elsewhere, which is to see no token
         headers.pop("authorization", None)
     blobs.mkdir(parents=True, exist_ok=True)
-    with locked(blobs / f"{file.sha256}.edgephi-lock", _fetched_elsewhere):
+    with lock_of_blob(blobs, file.sha256):
         with unfinished.open("ab") as stream:
             there = stream.tell()
             if there > file.bytes:
@@ -113,6 +113,11 @@ def _fetch_file(name: str, commit: str, file: HubFile, blobs: Path) -> None:
                 remedy="Run the same command again",
             )
         unfinished.replace(target)
+
+
+def lock_of_blob(blobs: Path, sha256: str) -> AbstractContextManager[None]:
+    """Held by who fetches a large file, or removes what was fetched of it."""
+    return locked(blobs / f"{sha256}.edgephi-lock", _fetched_elsewhere)
 
 
 def _fetched_elsewhere(holder: str, path: Path) -> DownloadError:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from edgephi.arguments import require_path, require_text
 from edgephi.bundle import MANIFEST, Manifest, Quality, folder_bytes, read_manifest
 from edgephi.errors import BundleError, OutputError, UsageError
-from edgephi.files import is_link, replace_file
+from edgephi.files import is_link, read_file, replace_file
 from edgephi.records import Strict
 from edgephi.store.names import as_name, is_path, not_installed, nothing_to_remove, require_name
 from edgephi.store.places import models_folder, state_folder, unusable
@@ -84,7 +85,9 @@ def find(name_or_folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         ModelNotInstalledError: there is neither a folder nor an installed model of this name.
+        UsageError: it is neither a text nor a path.
     """
+    require_path("the model", name_or_folder, "a folder or the name of an installed model")
     path = Path(name_or_folder)
     if not isinstance(name_or_folder, str) or is_path(name_or_folder):
         return path
@@ -141,6 +144,7 @@ def remove(name: str) -> int:
         ModelNotInstalledError: no such model.
         OutputError: it is in use, being pulled, or cannot be deleted.
     """
+    require_text("the name", name, "the name of a model, as a text")
     if is_path(name):
         raise UsageError(
             "only models of the store are removed, by their name",
@@ -160,7 +164,7 @@ def remove(name: str) -> int:
                 f"{name} is in use by process {user}", where=folder, remedy="End that program, then remove it again"
             )
         freed = sum(delete_folder(one) for one in (folder, partial) if one is not None and _is_own_folder(one))
-        for ending in ("json", "used"):
+        for ending in ("json", "used", "progress"):  # the last of a pull that was killed
             with suppress(OSError):
                 (state_folder() / f"{name}.{ending}").unlink()
         return freed
@@ -184,14 +188,21 @@ def write_record(name: str, record: PullRecord) -> None:
     replace_file(state_folder() / f"{name}.json", text.encode(), "Free disk space, or make the folder writable")
 
 
+def forget_record(name: str) -> None:
+    """A model that was to come did not."""
+    with suppress(OSError):
+        (state_folder() / f"{name}.json").unlink()
+
+
 def read_record(name: str) -> PullRecord | None:
     """Where a model came from; None: it was not pulled, or nobody knows any more."""
     path = state_folder() / f"{name}.json"
     try:
-        if is_link(path) or path.stat().st_size > RECORD_LIMIT:
+        if is_link(path):
             return None
-        return PullRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        record = read_file(path, limit=RECORD_LIMIT, error=OutputError, remedy="Remove it")
+        return PullRecord.model_validate_json(record)
+    except (OutputError, ValidationError):
         return None
 
 
@@ -308,5 +319,5 @@ def _missing(folder: Path, manifest: Manifest) -> str | None:
 def _last_used(name: str) -> datetime | None:
     try:
         return datetime.fromtimestamp((state_folder() / f"{name}.used").stat().st_mtime, UTC)
-    except (OSError, OutputError, ValueError):
+    except (OSError, OutputError, ValueError, OverflowError):  # a clock that was wrong
         return None

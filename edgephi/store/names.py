@@ -10,6 +10,7 @@ from functools import cache
 from importlib import resources
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 
+from edgephi.arguments import require_text
 from edgephi.errors import ModelNotInstalledError, UsageError
 from edgephi.records import portable_problem
 
@@ -59,6 +60,7 @@ def require_name(text: str) -> str:
     Raises:
         UsageError: it can be none.
     """
+    require_text("the name", text, "the name of a model, as a text")
     name = as_name(text)
     if name is None:
         raise UsageError(

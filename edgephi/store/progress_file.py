@@ -10,8 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import Field, ValidationError
+
 from edgephi.errors import OutputError
 from edgephi.export.lock import locked
+from edgephi.files import read_file
+from edgephi.records import Strict
 from edgephi.store.phases import Readiness, ReadyState
 from edgephi.store.places import make_folders, state_folder, unusable
 
@@ -24,6 +28,14 @@ class Pulling:
     """A pull that is running."""
 
     process: int
+    readiness: Readiness
+
+
+class _Record(Strict):
+    """The content of the file."""
+
+    process: int = Field(gt=0, lt=2**31)
+    started: float
     readiness: Readiness
 
 
@@ -53,17 +65,15 @@ class ProgressFile:
 
 def running(name: str) -> Pulling | None:
     """The pull of a model that is running in this process or another; None: there is none."""
-    path = _path(name)
     try:
-        if path.stat().st_size > LIMIT:
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        process, facts = int(record["process"]), dict(record["readiness"])
-        if record["started"] != _started(process):  # it was killed, and left the file
-            return None
-        return Pulling(process, Readiness(**facts | {"state": ReadyState(facts["state"])}))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        record = _Record.model_validate_json(
+            read_file(_path(name), limit=LIMIT, error=OutputError, remedy="Remove it"), strict=False
+        )
+    except (OutputError, ValidationError):
         return None
+    if record.started != _started(record.process):  # it was killed, and left the file
+        return None
+    return Pulling(record.process, record.readiness)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edgephi.files import no_system_errors
 from edgephi.quantize.registry import AUTO, quantizer_words
 from edgephi.runtime.prepacked.cache import Prepacking, prepack, prepacking
 from edgephi.store.fetching import fetch_demo, fetch_from_hub
-from edgephi.store.library import InstalledModel, PullRecord, find_installed, write_record
+from edgephi.store.library import InstalledModel, PullRecord, find_installed, forget_record, write_record
 from edgephi.store.names import DEMO, KnownModel, as_name, is_path, known_models, name_for, require_name, unknown_source
 from edgephi.store.phases import Meter, Phase, Readiness, ReadyState, Stopped
 from edgephi.store.places import models_folder
@@ -178,6 +178,12 @@ def _wanted(source: str | Path, name: str | None, revision: str | None) -> Wante
     checked = require_name(wanted.name)
     owner = known_models().get(checked)
     if owner is not None and (owner.hub or DEMO) != wanted.source:
+        if short is not None and name is None:
+            raise UsageError(
+                "a folder of this name is here, and goes before the model",
+                where=wanted.source,
+                remedy=f"Change to another folder to get {checked}; to get what is in this one, give it another --name",
+            )
         raise UsageError(
             f"{checked} is the name of {owner.hub or 'the demo'}", where=str(source), remedy="Choose another --name"
         )
@@ -217,20 +223,27 @@ def _install(
             there = replace(wanted, revision=fetch_from_hub(wanted.source, wanted.revision, meter, later))
     meter.begin()
     folder = models_folder() / wanted.name
-    manifest, notes = _export(there, folder, target, meter)
-    write_record(
-        wanted.name,
-        PullRecord(
-            source=wanted.source,
-            revision=there.revision,
-            asked=wanted.revision,
-            quantize=wanted.quantize,
-            notes=notes,
-        ),
-    )
+    record = PullRecord(source=wanted.source, revision=there.revision, asked=wanted.revision, quantize=wanted.quantize)
+    with _recorded(wanted.name, record):
+        manifest, notes = _export(there, folder, target, meter)
+    write_record(wanted.name, record.model_copy(update={"notes": notes}))
     if packs:
         meter.begin()
         _pack(folder, manifest)
+
+
+@contextmanager
+def _recorded(name: str, record: PullRecord) -> Iterator[None]:
+    """Note where a new model comes from before it is there: the disk may be full, or the process dead, right after."""
+    new = find_installed(name) is None
+    if new:
+        write_record(name, record)
+    try:
+        yield
+    except BaseException:
+        if new and find_installed(name) is None:
+            forget_record(name)
+        raise
 
 
 def _pack(folder: Path, manifest: Manifest) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgephi.errors import UsageError
+from edgephi.errors import BundleError, UsageError
 from edgephi.store.library import InstalledModel, find_installed
 from edgephi.store.names import known_models, not_installed, require_name
 from edgephi.store.phases import Readiness as Readiness
 from edgephi.store.phases import ReadyState as ReadyState
 from edgephi.store.progress_file import running
 from edgephi.store.pulling import is_ready, pull, unsupported
-from edgephi.store.target import needed_for, too_large
+from edgephi.store.target import Target, needed_for, too_large
 
 
 def ready_state(name: str, device: str = "auto") -> Readiness:
@@ -36,16 +36,20 @@ def ready_state(name: str, device: str = "auto") -> Readiness:
     target = needed_for(device)
     if why := target.unsupported or too_large(known):
         return Readiness(ReadyState.NOT_SUPPORTED, why)
-    missing = target.graphs - set(model.devices) if model is not None else frozenset()
-    if model is not None and model.problem is None and not missing:
+    if model is not None and is_ready(model, target):
         return Readiness(ReadyState.READY, done_bytes=model.bytes, total_bytes=model.bytes, seconds_left=0.0)
     if pulling is not None:
         return pulling.readiness
     size = known.download_bytes if known else None
     if model is None:
         return Readiness(ReadyState.NOT_INSTALLED, "it was not pulled yet", phase_total_bytes=size)
-    reason = model.problem or f"it is installed without a graph for {', '.join(sorted(missing))}"
-    return Readiness(ReadyState.NOT_INSTALLED, reason, phase_total_bytes=size)
+    return Readiness(ReadyState.NOT_INSTALLED, _lacks(model, target), phase_total_bytes=size)
+
+
+def _lacks(model: InstalledModel, target: Target) -> str:
+    """Why an installed model is not ready."""
+    missing = sorted(target.graphs - set(model.devices))
+    return model.problem or f"it is installed without a graph for {', '.join(missing)}"
 
 
 def ensure_ready(
@@ -63,6 +67,7 @@ def ensure_ready(
 
     Raises:
         CancelledError: `cancelled` said so.
+        BundleError: it is damaged or lacks a graph, and was not pulled.
         EdgephiError: as `pull`.
     """
     try:
@@ -78,12 +83,18 @@ def ensure_ready(
         if on_progress is not None:
             on_progress(Readiness(ReadyState.READY, done_bytes=model.bytes, total_bytes=model.bytes, seconds_left=0.0))
         return model
+    if model.pulled is None:  # what a stranger's manifest calls its source is no place to fetch from
+        raise BundleError(
+            f"{model.name} cannot be used: {_lacks(model, target)}",
+            where=model.folder,
+            remedy=f"It was not pulled, so make it again yourself: `edgephi rm {model.name}`, then pull or export it",
+        )
     return pull(
         model.source,
         name=model.name,
         device=device,
-        revision=model.pulled.revision if model.pulled else None,
-        quantize=model.pulled.quantize if model.pulled else "auto",
+        revision=model.pulled.revision,
+        quantize=model.pulled.quantize,
         on_progress=on_progress,
         cancelled=cancelled,
     )

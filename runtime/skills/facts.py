@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-NUMBER = re.compile(r"[0-9]+(?:[.,:/-][0-9]+)*")
-"""1,200 and 14:30 and 2026-03-04 are one number each."""
+NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
+"""1,200 and 14:30 and 2026-03-04 are one number each; digits are those of every script (Unicode's Nd)."""
 _JOINING, _BREAK = r".,:/\-", r"\n"
 _WORD = re.compile(r"[^\W\d_](?:[\w&'’-]*\w)?")
 _GENITIVE = re.compile(r"['’]s?$")
@@ -75,12 +75,12 @@ def pattern_with_numbers_of(source: str, *, lines: bool = False) -> str:
         lines: allow line breaks.
     """
     banned = "".join(sign for sign in "%$€£#*<>{}|`_=\\[]" if sign not in source)
-    free = "[^0-9" + re.escape(banned) + r"\t\r" + ("" if lines else _BREAK) + "]"
-    first = "[^0-9" + re.escape(banned) + r"\s]"
+    free = r"[^\d" + re.escape(banned) + r"\t\r" + ("" if lines else _BREAK) + "]"
+    first = r"[^\d" + re.escape(banned) + r"\s]"
     known = [number for number in numbers(source) if len(number) <= 40]
     number = "|".join(re.escape(one).replace("\\-", "-") for one in sorted(known, key=lambda one: (-len(one), one)))
     if not number:
         return f"{first}{free}*"
     # a point, colon or dash alone between two numbers would make a third one of them
-    between = f"(?:[^0-9{re.escape(banned)}{_JOINING}\\t\\r{'' if lines else _BREAK}]{free}*|[{_JOINING}]{free}+)"
+    between = f"(?:[^\\d{re.escape(banned)}{_JOINING}\\t\\r{'' if lines else _BREAK}]{free}*|[{_JOINING}]{free}+)"
     return f"(?:{first}{free}*)?(?:(?:{number}){between})*(?:{number}){free}*|{first}{free}*"

@@ -45,6 +45,9 @@ PLACES: dict[str, tuple[str, ...]] = {
 """The places that each prompt may have; `{text}` has to be there."""
 FENCED = ("text", "instruction")
 """Places that get tags around them."""
+LEAST_PIECE = 32
+"""Tokens of text that are given at once, and that a context has to hold beside the prompt and the answer. Half of them
+and the break between two summaries are fewer: summaries of summaries become shorter, and so come to an end."""
 LONGEST_PIECE = 8_000
 """Tokens; the format of an answer is made of its piece, and formats have a longest length."""
 _PLACE = re.compile(r"\{([a-z_]+)\}")
@@ -86,12 +89,10 @@ def _tags(texts: Mapping[str, str]) -> dict[str, str]:
     plain = [unicodedata.normalize("NFKC", text).lower() for text in texts.values()]
     tags: dict[str, str] = {}
     for name in FENCED:
-        tag, count = name, 1
-        while any(re.search(rf"<[^<>\w]*{tag}(?![0-9])", text) for text in plain):
-            count += 1
-            tag = f"{name}{count}"
         if name in texts:
-            tags[name] = tag
+            taken = {number for text in plain for number in re.findall(rf"<[^<>\w]*{name}([0-9]*)", text)}
+            free = (number for number in ("", *map(str, range(2, len(taken) + 3))) if number not in taken)
+            tags[name] = name + next(free)
     return tags
 
 
@@ -151,25 +152,25 @@ def _checked(name: str, values: Mapping[str, object], where: Path | None) -> Ski
         if "text" not in used:
             raise UsageError("user has no place {text}", remedy="Write {text} where the text belongs")
         sampling = values.get("sampling", {})
-        if not isinstance(sampling, Mapping):
+        if not isinstance(sampling, Mapping) or not all(isinstance(key, str) for key in sampling):
             raise wrong("sampling", sampling, "a table of arguments of Model.chat")
         make_sampling(cast(SamplingOptions, sampling))
         return SkillPrompt(
             str(system).strip(),
             str(user).strip(),
-            _count("piece_tokens", values.get("piece_tokens"), LONGEST_PIECE),
+            _count("piece_tokens", values.get("piece_tokens"), LEAST_PIECE),
             _share(values.get("answer_share")),
-            _count("most_answer_tokens", values.get("most_answer_tokens"), LONGEST_PIECE),
+            _count("most_answer_tokens", values.get("most_answer_tokens"), 1),
             cast(SamplingOptions, dict(sampling)),
         )
     except EdgephiError as problem:
         raise UsageError(f"prompt {name}: {problem.what}", where=where, remedy=problem.remedy) from problem
 
 
-def _count(name: str, value: object, most: int) -> int:
+def _count(name: str, value: object, least: int) -> int:
     number = require_integer(name, value)
-    if not 0 < number <= most:
-        raise wrong(name, value, f"a number from 1 to {most:,}")
+    if not least <= number <= LONGEST_PIECE:
+        raise wrong(name, value, f"a number from {least} to {LONGEST_PIECE:,}")
     return number
 
 

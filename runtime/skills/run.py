@@ -15,12 +15,10 @@ from edgephi.runtime.answer import Answer, Stream
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import SamplingOptions, make_sampling
-from edgephi.runtime.skills.prompts import Prompts, SkillPrompt, read_prompts
+from edgephi.runtime.skills.prompts import LEAST_PIECE, Prompts, SkillPrompt, read_prompts
 
 WATCH_S = 0.02
 """How often `cancelled` is called."""
-LEAST_PIECE = 16
-"""Tokens of text that a context has to hold beside the prompt and the answer."""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,8 @@ class _Making:
     def _add_rows(self, piece: str) -> None:
         run, prompt = self._run, self._run.prompts["table-rows"]
         plain = " ".join(re.sub(r'["“”\\\x00-\x1f\x7f]', _plain, piece).split())
+        if not plain:  # signs that no cell can have
+            return
         tokens = run.count(piece)
         most = min(prompt.most_answer_tokens, max(64, round(tokens * prompt.answer_share)))
         form = Lark(_grammar(self._columns, plain, most_rows=max(1, tokens // 3)))
@@ -168,8 +170,9 @@ def _grammar(columns: Sequence[str], source: str, *, most_rows: int) -> str:
     row = ' ", " '.join(f"{key} cell" for key in keys)
     kind = "substring_chars" if _NO_SPACES.search(source) else "substring_words"
     words = json.dumps({kind: source}, ensure_ascii=False)
+    more = f' (", " row){{0,{most_rows - 1}}}' if most_rows > 1 else ""  # {0,0} is no grammar
     return (
-        f'start: "{{\\"rows\\": [" (row (", " row){{0,{most_rows - 1}}})? "]}}"\n'
+        f'start: "{{\\"rows\\": [" (row{more})? "]}}"\n'
         f'row: "{{" {row} "}}"\n'
         'cell: "\\"" CELL? "\\""\n'
         "CELL: WORDS & SHORT\n"
@@ -213,7 +216,8 @@ def _checked_columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+    written = [re.sub(r"[|\\]", lambda found: "\\" + found[0], cell) for cell in cells]
+    return f"| {' | '.join(written)} |\n"
 
 
 def _header(columns: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def plant(model: Model, monkeypatch: pytest.MonkeyPatch) -> Plant:
     def planted(*answers: str) -> list[str]:
         waiting, prompts = list(answers), list[str]()
 
-        def sequence(tokens: int, prompt: Sequence[int] = ()) -> Saying:
+        def sequence(tokens: int, prompt: Sequence[int] = (), adapter: object = None) -> Saying:
             prompts.append(model.tokenizer.decode(list(prompt), special=True))
             return Saying([*model.tokenizer.encode(waiting.pop(0)), 2], tokens)
 
@@ -150,6 +150,14 @@ def test_a_summary_ends_where_it_says_a_sentence_again(model: Model, plant: Plan
 def test_a_model_cannot_write_other_numbers(model: Model, plant: Plant) -> None:
     plant("It closes on 15 March and costs 90 kronor.")
     assert not {"15"} & set(numbers(summarize(model, NEWS).text))
+
+
+def test_digits_of_other_scripts_are_numbers_too(model: Model, plant: Plant) -> None:
+    text = "The ferry to Lund takes ３５ cars and ٤٢ lorries, and it leaves at noon."
+    plant("It takes ３５ cars, ９９ bikes and ٤٢ or ٧٧ lorries.")
+    said = summarize(model, text, prompts=SMALL).text
+    assert numbers(text) == ["３５", "٤٢"] and said.startswith("It takes ３５ cars")
+    assert set(numbers(said)) <= {"３５", "٤٢"}
 
 
 def test_items_of_a_conversation_are_lines_that_cannot_look_like_others(model: Model, plant: Plant) -> None:
@@ -240,6 +248,25 @@ def test_a_rewritten_text_that_grew_too_long_is_not_taken(model: Model, plant: P
     assert made.text == "The wing closes on 14 March." and made.unchanged == 1
 
 
+@pytest.mark.parametrize("text", ["a b c", "x", "\0\1", "'"])
+def test_a_table_of_a_very_short_text(model: Model, text: str) -> None:
+    table = text_to_table(model, text, columns=["a", "b"], max_new_tokens=40)
+    assert len(table.rows) <= 1 and all(len(row) == 2 for row in table.rows)
+
+
+def test_columns_are_written_so_that_markdown_keeps_them_apart(model: Model, plant: Plant) -> None:
+    plant('{"rows": []}')
+    table = text_to_table(model, "Ann has 3 cats", columns=["a\\|b", "c"])
+    assert table.markdown().splitlines()[0] == r"| a\\\|b | c |"
+
+
+def test_a_context_that_hardly_holds_a_piece_is_refused(model: Model) -> None:
+    """Summaries of pieces of 20 tokens, with the breaks between them, are no shorter than these."""
+    prompts = {name: {"user": "{text}" + "a" * 1955, "system": ""} for name in ("summarize-text", "combine-summaries")}
+    with pytest.raises(PromptTooLongError, match="no room"):
+        summarize(model, NEWS, prompts=prompts)
+
+
 def test_a_table_may_have_no_rows(model: Model, plant: Plant) -> None:
     plant('{"rows": []}')
     table = text_to_table(model, NEWS, columns=["What", "Cost"])
@@ -304,7 +331,7 @@ def test_a_cancel_reaches_an_answer_that_is_being_computed(model: Model, monkeyp
             interrupted.set()
 
     interrupted = threading.Event()
-    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt=(): Slow([2], tokens))
+    monkeypatch.setattr(model, "answering_sequence", lambda tokens, prompt=(), adapter=None: Slow([2], tokens))
     summary = summarize(model, NEWS, cancelled=reached.is_set)
     assert summary.cancelled and summary.text == "" and summary.statistics.answers == 1
 

@@ -27,8 +27,9 @@ from edgephi.errors import (
     UsageError,
 )
 from edgephi.export.options import Progress
-from edgephi.store import Readiness, ReadyState
+from edgephi.store import Readiness, ReadyState, pulling
 from edgephi.store.caches import kept
+from edgephi.store.library import PullRecord, write_record
 from tests.fake_hub import COMMIT, FakeHub, fake_hub
 from tests.processes import wait_until
 from tests.tiny_phi import PHI_3, tiny_phi
@@ -93,6 +94,31 @@ class TestFolder:
         (listed,) = store.installed()
         assert listed.last_used is not None and listed.source == str(source)
         assert not [path for path in (home / "models").iterdir() if path.name.startswith(".")]
+
+    def test_a_disk_that_is_full_at_the_very_end_takes_nothing_away(
+        self, source: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[str] = []
+
+        def full(name: str, record: PullRecord) -> None:
+            written.append(name)
+            if (home / "models" / name).exists():
+                raise OutputError("no space left on device", where=home, remedy="Free disk space")
+            write_record(name, record)
+
+        monkeypatch.setattr(pulling, "write_record", full)
+        with pytest.raises(OutputError, match="no space"):
+            pull(source)
+        monkeypatch.undo()
+        monkeypatch.setenv("EDGEPHI_HOME", str(home))
+        assert written and pull(source).source == str(source), "the same call goes on from it"
+
+    def test_a_source_that_fails_leaves_no_record(self, source: Path, home: Path, tmp_path: Path) -> None:
+        broken = Path(shutil.copytree(source, tmp_path / "broken"))
+        (broken / "model.safetensors").write_bytes(b"no weights")
+        with pytest.raises(EdgephiError):
+            pull(broken)
+        assert store.installed() == [] and not list((home / "state").iterdir())
 
     def test_what_is_there_is_given_at_once_and_force_makes_it_again(self, source: Path) -> None:
         made = (pull(source).folder / "edgephi.json").stat().st_ino

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -108,6 +108,20 @@ def test_a_moderator_that_fails_lets_nothing_pass() -> None:
 def test_a_moderator_that_answers_something_else_is_refused(given: object) -> None:
     with pytest.raises(UsageError):
         Moderation(lambda text, side: given).check("x", "prompt")  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Moderation(None),  # type: ignore[arg-type]
+        lambda: Moderation(words, {"prompt": Limits()}),  # type: ignore[arg-type]
+        lambda: ContentFilter(prompt=Severity.LOW),  # type: ignore[arg-type]
+        lambda: Moderation().check(None, "prompt"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_could_judge_nothing_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError):
+        make()
 
 
 def test_limits_are_severities() -> None:

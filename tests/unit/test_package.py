@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from edgephi.bundle import GraphEntry, Manifest, check_bundle, describe_file, read_manifest, write_manifest
 from edgephi.commands.app import app
-from edgephi.errors import BundleError, DeviceError, DownloadError, EdgephiError, OutputError, UsageError
+from edgephi.errors import BundleError, DeviceError, DownloadError, EdgephiError, OutputError, SourceError, UsageError
 from edgephi.packaging import assemble
 from edgephi.packaging.assemble import package_bundle
 from edgephi.packaging.licences import licence_of, spdx_expression
@@ -130,6 +130,24 @@ class TestPackage:
             with pytest.raises(OutputError, match="not apart"):
                 package_bundle(bundle, output, force=True)
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["app", "bundle", "mine"]
+
+    @pytest.mark.parametrize("output", [".", "..", "/"])
+    def test_the_current_folder_is_not_replaced(
+        self, output: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(OutputError, match="no new folder"):
+            package_bundle(bundle, Path(output))
+        assert Path.cwd() == tmp_path / "empty"
+
+    def test_a_licence_that_cannot_be_read_is_refused_before_the_model_is_copied(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (bundle / "LICENSE").write_bytes(b"\xa9 2026")
+        monkeypatch.setattr(assemble, "copy_bundle", lambda *_: pytest.fail("the model was copied"))
+        with pytest.raises(SourceError, match="no UTF-8"):
+            package_bundle(bundle, tmp_path / "app")
 
     @pytest.mark.parametrize(
         ("arguments", "error"),
@@ -267,6 +285,19 @@ class TestLicences:
         found = licence_of(distribution(tmp_path, "one", header, {}))
         assert (found.expression, found.name) == (expression, name)
 
+    @pytest.mark.parametrize("record", [",,\n", ".,,\n"])
+    def test_a_file_without_a_name_is_no_text(self, record: str, tmp_path: Path) -> None:
+        wheel = distribution(tmp_path, "one", "License: MIT", {})
+        (tmp_path / "one-1.0.dist-info" / "RECORD").write_text(record)
+        assert licence_of(wheel).texts == ()
+
+    @pytest.mark.parametrize("record", ["\n\n", "LICENSE,sha256=x,many\n"])
+    def test_a_list_of_files_that_cannot_be_read_is_refused(self, record: str, tmp_path: Path) -> None:
+        wheel = distribution(tmp_path, "one", "License: MIT", {})
+        (tmp_path / "one-1.0.dist-info" / "RECORD").write_text(record)
+        with pytest.raises(OutputError, match=r"RECORD.* of the wheel one cannot be read"):
+            licence_of(wheel)
+
     def test_an_expression_is_spelt_as_spdx_does(self) -> None:
         assert spdx_expression("apache-2.0 or bsd-2-clause") == "Apache-2.0 OR BSD-2-Clause"
         assert spdx_expression("MIT License") is None
@@ -282,6 +313,20 @@ class TestWheels:
         names = {wheel.name for wheel in runtime_wheels(["cpu"])}
         assert {"edgephi", "numpy", "onnxruntime", "pydantic-core"} <= names
         assert not names & {"onnx", "onnx-ir", "gguf", "sympy", "ml-dtypes", "safetensors", "huggingface-hub", "rich"}
+
+    @pytest.mark.parametrize(
+        ("header", "said"), [("Requires-Dist: pytz (>dev)", "requires cannot be read"), ("", "not installed")]
+    )
+    def test_metadata_that_cannot_be_read_is_refused(
+        self, header: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken = distribution(tmp_path, "numpy", header, {})
+        if not header:
+            (tmp_path / "numpy-1.0.dist-info" / "METADATA").write_text("Name: numpy\n")
+        there = metadata.distribution
+        monkeypatch.setattr(metadata, "distribution", lambda name: broken if name == "numpy" else there(name))
+        with pytest.raises(DeviceError, match=f"numpy .*{said}|numpy is {said}"):
+            runtime_wheels(["cpu"])
 
     def test_edgephis_own_wheel_is_one(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(own_wheel(tmp_path)) as wheel:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from edgephi.errors import UsageError
 from edgephi.runtime.skills.facts import invented, missing, names, numbers, pattern_with_numbers_of
 from edgephi.runtime.skills.pieces import sentences, split
-from edgephi.runtime.skills.prompts import FOLDER, PLACES, read_prompts
+from edgephi.runtime.skills.prompts import FOLDER, LEAST_PIECE, PLACES, read_prompts
+from edgephi.runtime.skills.summarizing import _most_steps
 
 LETTERS = st.text(alphabet="aB .!?\n,;1。あ\t", max_size=400)
 
@@ -114,11 +117,24 @@ def test_a_text_cannot_close_its_place(text: str) -> None:
     assert re.search(rf"\n<(instruction\d*)>\n{re.escape(text)}\n</\1>\n", user)
 
 
+def test_a_text_full_of_tags_takes_no_time() -> None:
+    prompt, text = read_prompts()["summarize-text"], "<text>" + "".join(f"<text{index}>" for index in range(2, 30_000))
+    started = perf_counter()
+    assert "</text30000>" in str(prompt.messages(text=text, words=3)[-1]["content"])
+    assert perf_counter() - started < 2, "one look at it for every tag would take 8 s"
+
+
+@pytest.mark.parametrize("limit", [LEAST_PIECE, LEAST_PIECE + 1, 200])
+@pytest.mark.parametrize("tokens", [33, 400, 100_000])
+def test_summaries_of_summaries_come_to_an_end(tokens: int, limit: int) -> None:
+    assert _most_steps(tokens, limit, ceil(tokens / limit)) < 3 * tokens
+
+
 def test_prompts_can_be_overridden_in_part(tmp_path: Path) -> None:
-    mine = read_prompts({"summarize-text": {"user": "Kurz: {text}", "piece_tokens": 7}})["summarize-text"]
+    mine = read_prompts({"summarize-text": {"user": "Kurz: {text}", "piece_tokens": 70}})["summarize-text"]
     ours = read_prompts()["summarize-text"]
     assert mine.messages(text="a", words=3)[-1]["content"] == "Kurz: <text>\na\n</text>"
-    assert mine.piece_tokens == 7 and mine.system == ours.system
+    assert mine.piece_tokens == 70 and mine.system == ours.system
     (tmp_path / "summarize-text.toml").write_text('system = ""\n[sampling]\ntemperature = 0.5\n', encoding="utf-8")
     read = read_prompts(tmp_path)["summarize-text"]
     assert read.user == ours.user and read.sampling == {"temperature": 0.5}
@@ -134,7 +150,9 @@ def test_prompts_can_be_overridden_in_part(tmp_path: Path) -> None:
         ({"summarize-text": {"user": "nothing"}}, "{text}"),
         ({"summarize-text": {"sampling": {"temperature": -1}}}, "temperature"),
         ({"summarize-text": {"sampling": {"heat": 1}}}, "heat"),
+        ({"summarize-text": {"sampling": {1: 2}}}, "sampling"),
         ({"summarize-text": {"piece_tokens": 0}}, "piece_tokens"),
+        ({"summarize-text": {"piece_tokens": 31}}, "from 32"),
         ({"summarize-text": {"answer_share": "half"}}, "answer_share"),
         ({"summarize-text": "Sum: {text}"}, "summarize-text"),
         ("no-such-folder", "folder"),

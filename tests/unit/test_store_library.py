@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.errors import ModelNotInstalledError, OutputError, UsageError
-from edgephi.store import caches
+from edgephi.bundle import folder_bytes
+from edgephi.errors import BundleError, ModelNotInstalledError, OutputError, UsageError
+from edgephi.export.lock import locked
+from edgephi.store import caches, readiness
+from edgephi.store.hub_child import lock_of_blob
 from edgephi.store.library import PullRecord, find, installed, remove, write_record
 from edgephi.store.phases import Readiness, ReadyState
 from edgephi.store.progress_file import ProgressFile, held_by, running
+from edgephi.store.readiness import ensure_ready, ready_state
 from tests.processes import pid_in
 from tests.unit.test_bundle import make_bundle
 
@@ -54,6 +58,36 @@ def test_what_is_no_model_is_not_listed(home: Path, model: Path, tmp_path: Path)
     assert [one.name for one in installed()] == ["mine"]
 
 
+@pytest.mark.parametrize("name", [None, 5, b"mine"])
+def test_what_is_no_text_is_refused(name: object, model: Path) -> None:
+    for use in (find, remove, ready_state, ensure_ready):
+        with pytest.raises(UsageError):
+            use(name)  # type: ignore[arg-type]
+
+
+def test_what_goes_away_while_it_is_counted_has_no_bytes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, lstat = folder_bytes(model), os.lstat
+
+    def gone(path: str | Path) -> os.stat_result:
+        if str(path).endswith("model.onnx"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert folder_bytes(model) == whole - (model / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["edgephi.json", "model.onnx"])
+def test_a_damaged_one_that_was_not_pulled_is_fetched_from_nowhere(
+    damage: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest may name any place."""
+    (model / damage).write_bytes(b"")
+    monkeypatch.setattr(readiness, "pull", lambda *_, **__: pytest.fail("something was fetched"))
+    with pytest.raises(BundleError, match=r"mine cannot be used: .*edgephi rm mine"):
+        ensure_ready("mine", device="cpu")
+
+
 @no_links
 def test_a_link_is_no_model_and_nothing_behind_it_is_removed(model: Path, tmp_path: Path) -> None:
     make_bundle(tmp_path / "elsewhere")
@@ -84,6 +118,7 @@ def test_what_is_removed_leaves_nothing(home: Path, model: Path) -> None:
     write_record("mine", PullRecord(source="org/model")) if (home / "state").mkdir() is None else None
     find("mine")
     (model.parent / ".mine.partial").mkdir()
+    (home / "state" / "mine.progress").write_text("what a killed pull left")
     freed = remove("mine")
     assert freed > 0 and not list((home / "models").iterdir()) and not list((home / "state").iterdir())
     with pytest.raises(ModelNotInstalledError):
@@ -141,11 +176,41 @@ class TestProgress:
         other.communicate()
         assert running("mine") is None, "what a killed one left is not believed"
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"process": "x"}', '{"process": 1, "readiness": 3}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{",
+            "[]",
+            "null",
+            '{"process": "x"}',
+            '{"process": 1, "readiness": 3}',
+            '{"process": 1e999, "started": 1, "readiness": {"state": "exporting"}}',
+            '{"process": 1180591620717411303424, "started": null, "readiness": {"state": "exporting"}}',
+        ],
+    )
     def test_a_malformed_one_is_none(self, text: str, home: Path) -> None:
         (home / "state").mkdir(parents=True)
         (home / "state" / "mine.progress").write_text(text)
         assert running("mine") is None
+
+    @pytest.mark.parametrize("facts", [{"total_bytes": "many", "done_bytes": "x"}, {"seconds_left": {}}])
+    def test_one_of_a_running_process_with_other_values_is_none(self, facts: dict[str, object], home: Path) -> None:
+        (home / "state").mkdir(parents=True)
+        ProgressFile("mine").write(Readiness(ReadyState.EXPORTING))
+        path = home / "state" / "mine.progress"
+        record = json.loads(path.read_text())
+        assert running("mine") is not None
+        path.write_text(json.dumps(record | {"readiness": record["readiness"] | facts}))
+        assert running("mine") is None
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+    @pytest.mark.timeout(20)
+    def test_a_pipe_in_its_place_is_not_waited_for(self, model: Path, home: Path) -> None:
+        (home / "state").mkdir()
+        for ending in ("progress", "json"):
+            os.mkfifo(home / "state" / f"mine.{ending}")
+        assert running("mine") is None and installed()[0].pulled is None
 
     def test_it_is_gone_at_the_end(self, home: Path) -> None:
         (home / "state").mkdir(parents=True)
@@ -169,6 +234,8 @@ class TestCaches:
         files = {
             "unfinished": model.parent / ".mine.partial" / "model.onnx.data",
             "left": model.parent / ".other.removed-0123abcd" / "x",
+            "left in the cache": tmp_path / "cache" / ".prepacked.removed-0123abcd" / "x",
+            "left of a demo": tmp_path / "cache" / ".demo-0.1.0-0.removed-0123abcd" / "x",
             "prepacked": tmp_path / "cache" / "prepacked" / "entry" / "weights.bin",
             "prefixes": tmp_path / "cache" / "prefixes" / "x.prefix",
             "demo": tmp_path / "cache" / "demo-0.1.0-0123" / "model.onnx",
@@ -176,6 +243,7 @@ class TestCaches:
             "checkpoint": hub / "models--org--model" / "blobs" / "0123",
             "part": hub / "models--org--model" / "blobs" / "4567.edgephi-unfinished",
             "foreign": hub / "models--microsoft--phi-2" / "blobs" / "89",
+            "dots": model.parent / "..partial" / "x",
             "unrelated": hub / "models--someone--else" / "blobs" / "ab",
         }
         for file in files.values():
@@ -192,10 +260,12 @@ class TestCaches:
             "demo of a file",
         }  # fmt: skip
         removed = caches.clean()
-        assert there() == {"gguf", "checkpoint", "foreign", "unrelated"}
-        assert sum(one.bytes for one in removed) == 600
+        assert there() == {"gguf", "checkpoint", "dots", "foreign", "unrelated"}
+        assert sum(one.bytes for one in removed) == 800
         caches.clean(downloads=True)
-        assert there() == {"foreign", "unrelated"}, "what was not pulled through the store may be another program's"
+        assert there() == {"dots", "foreign", "unrelated"}, (
+            "what was not pulled through the store may be another program's"
+        )
         assert model.is_dir() and (tmp_path / "cache" / "notes.txt").is_file()
 
     def test_what_another_process_is_at_work_on_stays(self, model: Path) -> None:
@@ -203,4 +273,37 @@ class TestCaches:
         (model.parent / ".mine.partial" / "x").write_bytes(b"x")
         with held_by("mine", None):
             assert caches.clean() == []
+        with locked(model.parent / ".mine.lock"):
+            assert caches.clean() == [], "edgephi export, with the store as its output"
         assert [one.kind for one in caches.clean()] == ["unfinished export"]
+
+    def test_downloads_that_only_a_manifest_names_stay(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        manifest = json.loads((model / "edgephi.json").read_text())
+        manifest["source"]["name"] = "somebody/else"
+        (model / "edgephi.json").write_text(json.dumps(manifest))
+        blob = tmp_path / "hub" / "models--somebody--else" / "blobs" / "01"
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(b"x")
+        assert installed()[0].source == "somebody/else"
+        assert caches.clean(downloads=True) == [] and blob.is_file()
+
+    def test_a_download_that_another_process_is_at_work_on_stays(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        blobs = tmp_path / "hub" / "models--org--model" / "blobs"
+        blobs.mkdir(parents=True)
+        for name in ("01", "45.edgephi-unfinished"):
+            (blobs / name).write_bytes(b"x")
+        with held_by("mine", None), lock_of_blob(blobs, "45"):
+            write_record("mine", PullRecord(source="org/model"))
+            assert caches.clean(downloads=True) == [] and len(list(blobs.glob("[04]*"))) == 3
+        assert {one.kind for one in caches.clean(downloads=True)} == {"unfinished download", "download"}
+        assert not blobs.parent.exists()

@@ -108,3 +108,10 @@ def test_to_delete_what_is_not_there_offers_no_download(tmp_path: Path, monkeypa
 def test_installed_names_are_near_too() -> None:
     assert near("my-modle", ["my-model"]) == ["my-model"]
     assert near("", ["my-model"]) == []
+
+
+def test_a_folder_that_has_a_short_name_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phi-4-mini").mkdir()
+    with pytest.raises(UsageError, match=r"a folder of this name is here.*Change to another folder to get phi-4-mini"):
+        pull("phi-4-mini")
