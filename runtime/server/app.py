@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgephi.errors import EdgephiError, one_line, printable
+from edgephi.errors import EdgephiError
 from edgephi.runtime.moderation import NO_MODERATION, ContentFilter, Moderation, Moderator
 from edgephi.runtime.server import anthropic, completions, openai_chat, responses, small_endpoints
 from edgephi.runtime.server.errors import Fault, RequestError, fault
@@ -147,12 +146,10 @@ class Border:
             with suppress(ClientGone):
                 await _shown(scope["path"], fault(error))(scope, receive, sending)
         except Exception as error:
-            # the client is told the class alone; whoever runs the server needs more
-            said = printable(one_line(error))
-            print(f"unexpected {type(error).__name__} at {_route(scope)}: {said}", file=sys.stderr, flush=True)
+            told = fault(error)
             if not begun:
                 with suppress(ClientGone):
-                    await _shown(scope["path"], fault(error))(scope, receive, sending)
+                    await _shown(scope["path"], told)(scope, receive, sending)
 
 
 _ROUTES = (

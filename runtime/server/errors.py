@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from edgephi.errors import (
@@ -16,6 +18,8 @@ from edgephi.errors import (
     PromptTooLongError,
     TokenizerError,
     UsageError,
+    one_line,
+    printable,
 )
 
 
@@ -81,8 +85,8 @@ _ANTHROPIC = {
 
 
 def fault(error: Exception) -> Fault:
-    """The status and the sentence of an error. What is nobody's on purpose is told by its class alone: its words may
-    hold anything."""
+    """The status and the sentence of an error. What is nobody's on purpose is told by its class alone, because its words
+    may hold anything; whoever runs the server finds them on stderr."""
     said = str(error)
     match error:
         case RequestError():
@@ -103,6 +107,8 @@ def fault(error: Exception) -> Fault:
             return Fault(500, said, "engine_error")
         case MemoryError():
             return Fault(503, "There is not enough memory for this answer. Ask for a shorter one.", "out_of_memory")
+    with suppress(OSError):  # a full disk where stderr goes
+        print(f"unexpected {type(error).__name__}: {printable(one_line(error))}", file=sys.stderr, flush=True)
     return Fault(
         500,
         f"unexpected {type(error).__name__} in the server. Report it, with what the server printed.",

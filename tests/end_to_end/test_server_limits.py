@@ -254,7 +254,7 @@ def test_errors_have_a_status_and_no_traceback(capfd: pytest.CaptureFixture[str]
             assert other.status_code == status
             assert other.json()["type"] == "error"
         assert httpx.get(f"{running.url}/health").json()["running"] == 0
-    assert "unexpected KeyError at /v1/chat/completions" in capfd.readouterr().err
+    assert "unexpected KeyError: " in capfd.readouterr().err
 
 
 def test_small_endpoints(running: Running) -> None:

@@ -57,7 +57,7 @@ class Scripted:
             said = next(self._turns[word])
             said = said.replace("PAD", " ".join(f"Word {n}." for n in range(300))).replace("MODEL", self._name)
             said = said.replace("CALL", written(HERMES, "get_weather", {"city": "Oslo"}))
-            sequence = Slow([*model.tokenizer.encode(said), 2])
+            sequence = Slow([[*model.tokenizer.encode(said), 2]])
             sequence.pause_s = PAUSES_S.get(word, 0.0)
             return sequence  # type: ignore[return-value]  # what an answer needs of one
 
