@@ -85,8 +85,11 @@ _ANTHROPIC = {
 
 
 def fault(error: Exception) -> Fault:
-    """The status and the sentence of an error. What is nobody's on purpose is told by its class alone, because its words
-    may hold anything; whoever runs the server finds them on stderr."""
+    """The status and the sentence of an error.
+
+    What is nobody's on purpose is told by its class alone, because its words may hold anything; whoever runs the server
+    finds them on stderr.
+    """
     said = str(error)
     match error:
         case RequestError():
