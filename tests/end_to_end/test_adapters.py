@@ -19,7 +19,6 @@ from edgephi.runtime.model import Model, load
 from edgephi.runtime.tool_formats import HERMES
 from tests.end_to_end.test_command import edgephi as command
 from tests.end_to_end.test_command import refused
-from tests.end_to_end.test_examples import example
 from tests.lora import TINY, random_adapter
 from tests.planted_tools import ENDING, TEMPLATES, add
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
@@ -71,12 +70,6 @@ def test_every_request_has_the_adapter_it_names(model: Model, expected: dict[Nam
         assert model.chat(MESSAGES, adapter=name, max_new_tokens=NEW).result().text == expected[name]
     texts = {name: model.generate(QUESTION, adapter=name, max_new_tokens=NEW).result().text for name in expected}
     assert len(set(texts.values())) == 3
-
-
-def test_the_example_answers_with_one_and_without(folder: Path) -> None:
-    with_it, without = example("adapter.py", folder / "bundle", folder / "one.onnx_adapter")
-    assert with_it.startswith("support: ") and without.startswith("no adapter: ")
-    assert with_it.partition(": ")[2] != without.partition(": ")[2]
 
 
 def test_prompts_share_nothing_with_those_of_another_adapter(model: Model, expected: dict[Names, str]) -> None:

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import edgephi
+from edgephi.export.adapter import convert_adapter
+from edgephi.runtime.tool_formats import HERMES
+from tests.lora import TINY, random_adapter
 from tests.node_tools import node_modules, run_node
-from tests.planted_tools import CHATML_WITH_TOOLS, with_template
+from tests.planted_tools import CHATML_WITH_TOOLS, ENDING, TEMPLATES, with_template
 from tests.tiny_phi import PHI_3, TOKENS, tiny_phi
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -148,6 +151,16 @@ def test_web_app(smollm2_bundle: Path) -> None:
             assert "Tokyo" in "".join(pieces) and len(pieces) > 1
         finally:
             process.kill()
+
+
+def test_adapter(tmp_path: Path) -> None:
+    source = tiny_phi(tmp_path / "source", PHI_3, 1024, ascii_text=True)
+    (source / "chat_template.jinja").write_text(TEMPLATES[HERMES] + ENDING)
+    edgephi.export_model(source, tmp_path / "bundle", precision="fp32", lora=8)
+    file = tmp_path / "support.onnx_adapter"
+    convert_adapter(random_adapter(tmp_path / "peft", TINY), tmp_path / "bundle", file)
+    with_it, without = (line.partition(": ") for line in example("adapter.py", tmp_path / "bundle", file))
+    assert (with_it[0], without[0]) == ("support", "no adapter") and with_it[2] != without[2]
 
 
 def test_device_report(tiny: Path) -> None:
