@@ -71,13 +71,13 @@ def runtime_wheels(devices: Collection[str]) -> tuple[Wheel, ...]:
         name = waiting.pop()
         if name in found:
             continue
-        wheel = _distribution(name)
+        wheel = distribution(name)
         required = {
             _installed_name(one, known) for one in _requirements(name, wheel.requires or ()) - known.unused.keys()
         }
         found[name] = (wheel, required)
         waiting += sorted(required)
-    found[OWN] = (_distribution(OWN), roots)
+    found[OWN] = (distribution(OWN), roots)
     return tuple(
         Wheel(name, wheel.version, tuple(sorted(required)), wheel) for name, (wheel, required) in sorted(found.items())
     )
@@ -122,14 +122,19 @@ def _provider_wheel(known: Provider) -> str:
     return normalized(wheel[0])
 
 
-def _distribution(name: str) -> metadata.Distribution:
-    try:
-        wheel = metadata.distribution(name)
-    except metadata.PackageNotFoundError as error:
-        raise _missing(name) from error
-    if not wheel.version:  # its metadata is gone: what pip leaves when it is ended
+def distribution(name: str) -> metadata.Distribution:
+    """What is installed under a name, with the metadata of its wheel.
+
+    In a clone that was installed editable lies an .egg-info as well, of building it; where the clone is on Python's
+    path, it comes first, and knows neither wheel nor files.
+
+    Raises:
+        DeviceError: nothing is, or its metadata is gone, as where pip was ended.
+    """
+    wheels = [one for one in metadata.distributions(name=name) if one.read_text("METADATA") is not None]
+    if not wheels or not wheels[0].version:
         raise _missing(name)
-    return wheel
+    return wheels[0]
 
 
 def _missing(name: str) -> DeviceError:

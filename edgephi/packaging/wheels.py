@@ -8,12 +8,12 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from edgephi.errors import DownloadError, OutputError
-from edgephi.packaging.requirements import OWN, Wheel, normalized
+from edgephi.installed import install_extra
+from edgephi.packaging.requirements import OWN, Wheel, distribution, normalized
 
 PACKAGES = ("edgephi", "edgephi.benchmarks", "edgephi.devices", "edgephi.export", "edgephi.quantize", "edgephi.runtime")
 """Each may lie in a folder of its own: pyproject.toml maps them, and an editable install leaves them there."""
@@ -62,10 +62,10 @@ def own_wheel(folder: Path) -> Path:
     """Make edgephi's wheel from the modules that are imported here; the same modules give the same bytes.
 
     Raises:
-        OutputError: edgephi's metadata is not there.
+        OutputError: edgephi's metadata is not there, or older than its modules.
         OSError: the wheel cannot be written.
     """
-    installed = metadata.distribution(OWN)
+    installed = distribution(OWN)
     name, version = OWN, installed.version
     content = _modules()
     record = f"{name}-{version}.dist-info"
@@ -74,6 +74,11 @@ def own_wheel(folder: Path) -> Path:
             content["/".join((record, *file.parts[1:]))] = Path(str(installed.locate_file(file))).read_bytes()
     if f"{record}/METADATA" not in content:
         raise OutputError("edgephi's own metadata is not there", remedy="Install edgephi with pip, then package again")
+    if b"pyinstaller40" not in content.get(f"{record}/entry_points.txt", b""):
+        raise OutputError(
+            "edgephi was installed before its hook for PyInstaller was there",
+            remedy=f"Install it again ({install_extra(None)}), then package again",
+        )
     content[f"{record}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: edgephi\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     lines = [f"{path},sha256={_digest(data)},{len(data)}" for path, data in sorted(content.items())]
     content[f"{record}/RECORD"] = "\n".join([*lines, f"{record}/RECORD,,", ""]).encode()

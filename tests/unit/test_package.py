@@ -323,10 +323,21 @@ class TestWheels:
         broken = distribution(tmp_path, "numpy", header, {})
         if not header:
             (tmp_path / "numpy-1.0.dist-info" / "METADATA").write_text("Name: numpy\n")
-        there = metadata.distribution
-        monkeypatch.setattr(metadata, "distribution", lambda name: broken if name == "numpy" else there(name))
+        there = metadata.distributions
+        monkeypatch.setattr(
+            metadata, "distributions", lambda name: iter([broken]) if name == "numpy" else there(name=name)
+        )
         with pytest.raises(DeviceError, match=f"numpy .*{said}|numpy is {said}"):
             runtime_wheels(["cpu"])
+
+    def test_what_building_left_in_a_clone_is_not_taken_for_the_wheel(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "edgephi.egg-info").mkdir()
+        (tmp_path / "edgephi.egg-info" / "PKG-INFO").write_text("Name: edgephi\nVersion: 99\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert metadata.version("edgephi") == "99"
+        assert "edgephi-99" not in own_wheel(tmp_path).name
 
     def test_edgephis_own_wheel_is_one(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(own_wheel(tmp_path)) as wheel:
