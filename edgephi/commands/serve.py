@@ -97,11 +97,13 @@ def serve(
         from edgephi.runtime.server import ServerSettings, create_app
         from edgephi.runtime.server.serve import serve as run
     except ModuleNotFoundError as missing:
+        from edgephi.installed import install_extra
+
         if missing.name is None or missing.name.partition(".")[0] == "edgephi":
             raise
         raise UsageError(
             f"the server needs the package {missing.name.partition('.')[0]}",
-            remedy='Install it: pip install "edgephi[server]"',
+            remedy=f"Install it: {install_extra('server')}",
         ) from missing
     from edgephi.runtime.server.settings import read_api_keys
 

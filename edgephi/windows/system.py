@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from edgephi.errors import DeviceError, EdgephiError, EngineError, UsageError, library_errors
+from edgephi.installed import install_extra
 from edgephi.windows.backend import Emit, OpenContext, Request, SummaryKind, failed
 from edgephi.windows.enums import (
     AIFeatureReadyResultState,
@@ -75,7 +76,7 @@ class Bindings:
             raise DeviceError(
                 f"the bindings of Windows' language model do not load: {problem}",
                 where="win32more",
-                remedy="On Windows, pip install 'edgephi[windows]'; elsewhere use backend='edgephi'",
+                remedy=f"On Windows, {install_extra('windows')}; elsewhere use backend='edgephi'",
                 step="wheel",
             ) from problem
         try:

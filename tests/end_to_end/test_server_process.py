@@ -25,6 +25,8 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
 import httpx
 import psutil
 
+from edgephi.installed import install_extra
+
 PROJECT = Path(__file__).resolve().parents[2]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hm"}], "max_tokens": 3}
 LONG = {**CHAT, "max_tokens": 2000, "temperature": 2, "seed": 1, "logit_bias": {"2": -100}, "stream": True}
@@ -163,9 +165,7 @@ def test_without_the_extra_it_says_what_to_install(hermes_bundle: Path, tmp_path
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['starlette'] = None\n")
     done = run(str(hermes_bundle), environment={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
-    assert done.stderr == (
-        'error: the server needs the package starlette. Install it: pip install "edgephi[server]".\n'
-    )
+    assert done.stderr == f"error: the server needs the package starlette. Install it: {install_extra('server')}.\n"
 
 
 def curls() -> list[str]:

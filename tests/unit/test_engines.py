@@ -65,7 +65,8 @@ def test_answering_needs_nothing_that_only_an_export_needs(bundle: Path) -> None
         "import importlib, pkgutil\n"
         "import edgephi, edgephi.runtime as runtime\n"
         "for module in pkgutil.walk_packages(runtime.__path__, 'edgephi.runtime.'):\n"
-        "    importlib.import_module(module.name)\n"
+        "    if not module.name.startswith('edgephi.runtime.server'):\n"  # an extra brings what it needs
+        "        importlib.import_module(module.name)\n"
         f"with edgephi.load({str(bundle)!r}, 'cpu') as model:\n"
         "    assert model.generate('\\u4e10\\u4e11', max_new_tokens=3).result().new_tokens"
     )

@@ -60,7 +60,7 @@ ALLOWED = {
     "edgephi.devices": FOUNDATION,
     "edgephi.export": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi", "edgephi.quantize", "edgephi.devices"},
     "edgephi.runtime": FOUNDATION | TEMPLATES | ENCODERS | {"edgephi.devices"},
-    "edgephi.windows": {"edgephi.arguments", "edgephi.errors", "edgephi.runtime", "edgephi.store"},
+    "edgephi.windows": {"edgephi.arguments", "edgephi.errors", "edgephi.installed", "edgephi.runtime", "edgephi.store"},
     "edgephi.packaging": FOUNDATION | {"edgephi", "edgephi.devices"},
 }
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "tokenizers", "gguf", "huggingface_hub"}

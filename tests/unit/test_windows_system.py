@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgephi.errors import DeviceError, EdgephiError, UsageError
+from edgephi.installed import install_extra
 from edgephi.windows import (
     AIFeatureReadyResultState,
     AIFeatureReadyState,
@@ -262,7 +263,7 @@ def test_an_adapter_that_windows_does_not_load(tmp_path: Path) -> None:
 def test_without_the_bindings_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "win32more.appsdk", None)
     use_model(backend="system")
-    with pytest.raises(DeviceError, match=r"pip install 'edgephi\[windows\]'") as caught:
+    with pytest.raises(DeviceError, match=re.escape(install_extra("windows"))) as caught:
         LanguageModel.get_ready_state()
     assert caught.value.step == "wheel"
 
