@@ -18,9 +18,11 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
     pytest.importorskip(package)
 
 import httpx
+from starlette.datastructures import Headers
 
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.model import Model
+from edgephi.runtime.server.limits import check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
 from tests.planted_tools import Reciter
 from tests.serving import Planted, Running, serving
@@ -58,6 +60,19 @@ def test_settings_outside_their_range_are_refused(name: str) -> None:
         ServerSettings(**{name: -1})
 
 
+@pytest.mark.parametrize("origin", ["*", "null", "https://app.example/", "https://App.example", "app.example"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(UsageError, match=r"https://example\.org"):
+        ServerSettings(allowed_origins=(origin,))
+    ServerSettings(allowed_origins=("https://app.example:8443", "app://obsidian.md", "http://[::1]:3000"))
+
+
+@pytest.mark.parametrize("name", ["box.lan:8080", "http://box.lan", "Box.lan", ""])
+def test_a_host_that_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"box\.lan"):
+        ServerSettings(allowed_hosts=(name,))
+
+
 def test_keys_come_from_a_file_that_only_the_owner_reads(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# of the two machines\n{KEY}\n\n{KEY}-2\n")
@@ -87,7 +102,9 @@ def test_a_request_needs_a_key_where_there_are_keys(planted: Planted) -> None:
             assert (refused.status_code, code_of(refused)) == (401, "invalid_api_key")
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 401
         assert client.get("/metrics").status_code == 401
-        assert client.get("/health").status_code == 200
+        assert (free := client.get("/health")).status_code == 200
+        assert free.json() == {"status": "ok"}, "names of models are for who has a key"
+        assert client.get("/health", headers={"x-api-key": KEY}).json()["models"] == {"tiny": "sleeping"}
         for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
             assert client.get("/v1/models", headers=headers).status_code == 200
 
@@ -101,10 +118,18 @@ def test_another_name_than_the_servers_is_refused(running: Running, planted: Pla
         ("LOCALHOST:1", 200),
         ("127.0.0.1:8080", 200),
         ("[::1]:8080", 200),
+        ("[::1]", 200),
+        ("localhost:", 200),
+        ("localhost:80@evil.example", 403),
+        ("user@localhost", 403),
+        (":8080", 403),
     ]:
-        assert httpx.get(f"{running.url}/v1/models", headers={"host": host}).status_code == status, host
+        for path in ("/v1/models", "/health", "/"):
+            assert httpx.get(running.url + path, headers={"host": host}).status_code == status, (host, path)
     with serving({"tiny": planted}, allowed_hosts=("box.lan",)) as named:
         assert httpx.get(f"{named.url}/v1/models", headers={"host": "box.lan:1"}).status_code == 200
+    own = ServerSettings(host="Box.lan", api_keys=(KEY,))  # a browser sends it in small letters
+    check_headers(Headers({"host": "box.lan:8080"}), own, needs_key=False)
 
 
 def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) -> None:
@@ -115,11 +140,17 @@ def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) 
         assert "access-control-allow-origin" not in refused.headers
         assert httpx.options(f"{running.url}/v1/models", headers={"origin": origin, **asks}).status_code == 403
     assert httpx.get(f"{running.url}/v1/models", headers={"origin": running.url}).status_code == 200
-    with serving({"tiny": planted}, allowed_origins=("https://app.example",)) as open_:
+    with serving({"tiny": planted}, allowed_origins=("https://app.example",), api_keys=(KEY,)) as open_:
         allowed = {"origin": "https://app.example"}
-        assert httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks}).status_code == 204
-        seen = httpx.get(f"{open_.url}/v1/models", headers=allowed)
-        assert seen.headers["access-control-allow-origin"] == "https://app.example"
+        # the official clients send many of the second sort
+        named = {"access-control-request-headers": "authorization,x-stainless-os"}
+        before = httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks, **named})
+        assert before.status_code == 204
+        assert before.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+        for key, status in ((KEY, 200), ("wrong", 401)):  # the page can read why it is refused
+            seen = httpx.get(f"{open_.url}/v1/models", headers={**allowed, "x-api-key": key})
+            assert seen.status_code == status
+            assert seen.headers["access-control-allow-origin"] == "https://app.example"
 
 
 def test_bodies_are_bounded(running: Running) -> None:
