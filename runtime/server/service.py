@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgephi.errors import PromptTooLongError
 from edgephi.runtime.answer import Answer, Stream
 from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import Moderation
@@ -99,7 +100,12 @@ class Service:
         return model, {**arguments, **({} if adapter is None else {"adapter": adapter})}
 
     async def answer(
-        self, receive: Receive, name: str, ask: Callable[[Model], Stream], prompt: str | Sequence[Message]
+        self,
+        receive: Receive,
+        name: str,
+        ask: Callable[[Model], Stream],
+        prompt: str | Sequence[Message],
+        param: str = "messages",
     ) -> Answering:
         """Queue up, wake the model, and start an answer.
 
@@ -108,6 +114,7 @@ class Service:
             name: of the model.
             ask: what to ask it; called in a thread.
             prompt: what it is asked, for the moderator.
+            param: what the interface calls that.
 
         Raises:
             RequestError: the queue is full, there is no such model, or the server ends.
@@ -120,10 +127,15 @@ class Service:
                 raise RequestError(
                     f"the prompt is not allowed: {blocked.category.replace('_', ' ')}",
                     remedy="Ask something else",
-                    param="prompt" if isinstance(prompt, str) else "messages",
+                    param=param,
                     code="content_filter",
                 )
-            return ask(model)
+            try:
+                return ask(model)
+            except PromptTooLongError as problem:
+                raise RequestError(
+                    problem.what, remedy=problem.remedy, param=param, code="context_length_exceeded"
+                ) from None
 
         self.pool.entry(name)  # a wrong name is not to wait
         return await unless_gone(receive, self._start(name, ask_judged))

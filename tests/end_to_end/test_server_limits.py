@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from starlette.datastructures import Headers
 
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.model import Model
-from edgephi.runtime.server.limits import check_headers
+from edgephi.runtime.server.limits import ClientGone, check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
+from edgephi.runtime.server.sse import EventStream
 from tests.planted_tools import Reciter
 from tests.serving import Planted, Running, serving
 
@@ -151,6 +153,49 @@ def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) 
             seen = httpx.get(f"{open_.url}/v1/models", headers={**allowed, "x-api-key": key})
             assert seen.status_code == status
             assert seen.headers["access-control-allow-origin"] == "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hm " * 5000}]}),
+        ("/v1/completions", {"prompt": "Hm " * 5000}),
+        ("/v1/responses", {"input": "Hm " * 5000}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_longer_than_the_context_is_named_as_the_interface_does(
+    running: Running, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    refused = httpx.post(running.url + path, json={"model": "tiny", "stream": stream, **body})
+    assert (refused.status_code, code_of(refused)) == (400, "context_length_exceeded")
+    assert refused.json()["error"]["param"] in body
+
+
+def test_a_call_that_has_to_be_needs_a_tool_in_anthropics_interface_too(running: Running) -> None:
+    asked = {**CHAT, "tool_choice": {"type": "any"}}
+    refused = httpx.post(f"{running.url}/v1/messages", json=asked)
+    assert refused.status_code == 400
+    assert "there are no tools (tool_choice)" in refused.json()["error"]["message"]
+    labelled = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "metadata": {"user_id": "me"}})
+    assert labelled.status_code == 200
+
+
+def test_an_answer_ends_with_its_client_before_its_first_event() -> None:
+    ended = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        raise ClientGone
+
+    stream = EventStream(events(), lambda: ended.append(True))
+    asyncio.run(stream({"type": "http"}, receive, send))
+    assert ended
 
 
 def test_bodies_are_bounded(running: Running) -> None:
