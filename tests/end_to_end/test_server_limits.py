@@ -22,7 +22,7 @@ import httpx
 from starlette.datastructures import Headers
 
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
-from edgephi.runtime.model import Model
+from edgephi.runtime.model import Model, load
 from edgephi.runtime.server.limits import ClientGone, check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
 from edgephi.runtime.server.sse import EventStream
@@ -179,6 +179,40 @@ def test_a_call_that_has_to_be_needs_a_tool_in_anthropics_interface_too(running:
     assert "there are no tools (tool_choice)" in refused.json()["error"]["message"]
     labelled = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "metadata": {"user_id": "me"}})
     assert labelled.status_code == 200
+
+
+def test_counting_tokens_has_a_queue_of_its_own(hermes_bundle: Path) -> None:
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    def slow_tokenizer() -> Model:
+        model = load(hermes_bundle, threads=1)
+        encode = model.tokenizer.encode
+
+        def slowly(text: str, **more: Any) -> list[int]:
+            if text == "slow":
+                begun.release()
+                assert may_end.wait(20)
+            return encode(text, **more)
+
+        model.tokenizer.encode = slowly  # type: ignore[method-assign]
+        return model
+
+    with serving({"tiny": slow_tokenizer}, parallel=1, queue=1, queue_s=1) as running:
+
+        def count(prompt: str, timeout: float) -> httpx.Response:
+            return httpx.post(f"{running.url}/tokenize", json={"model": "tiny", "prompt": prompt}, timeout=timeout)
+
+        assert count("x", 30).status_code == 200
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                count("slow", 0.5)
+            assert begun.acquire(timeout=20)
+            full = count("x", 30)  # the client is gone, and its thread is not
+            assert (full.status_code, code_of(full)) == (429, "queue_full")
+            assert httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, timeout=30).status_code == 200
+        finally:
+            may_end.set()
+        assert count("x", 30).status_code == 200
 
 
 def test_an_answer_ends_with_its_client_before_its_first_event() -> None:
