@@ -124,7 +124,7 @@ class Border:
                     added["access-control-allow-origin"] = origin
                     added["access-control-expose-headers"] = "retry-after"
                     added["vary"] = "Origin"
-                if self._service.draining:
+                if self._service.draining or message["status"] in (408, 413):  # its body may go on without end
                     added["connection"] = "close"
             try:
                 await send(message)

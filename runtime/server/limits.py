@@ -110,29 +110,38 @@ async def read_json(receive: Receive, headers: Headers, settings: ServerSettings
             status=415,
             code="not_json",
         )
+    parts = bytearray()
     try:
         async with asyncio.timeout(settings.body_s):
-            body = await _body(receive, settings.body_bytes)
+            await _read(receive, parts, settings.body_bytes)
     except TimeoutError:
+        if len(parts) <= settings.body_bytes:
+            raise RequestError(
+                f"the body did not come within {settings.body_s:g} s",
+                remedy="Send it faster",
+                status=408,
+                code="too_slow",
+            ) from None
+    if len(parts) > settings.body_bytes:
         raise RequestError(
-            f"the body did not come within {settings.body_s:g} s", remedy="Send it faster", status=408, code="too_slow"
-        ) from None
-    return parse_object(body)
+            f"the body is larger than {settings.body_bytes:,} bytes",
+            remedy="Send less",
+            status=413,
+            code="body_too_large",
+        )
+    return parse_object(bytes(parts))
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
-    parts = bytearray()
+async def _read(receive: Receive, parts: bytearray, limit: int) -> None:
+    """All of a body. What is beyond the limit is read too, and dropped: a client that still sends reads no answer."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        parts += message.get("body", b"")
-        if len(parts) > limit:
-            raise RequestError(
-                f"the body is larger than {limit:,} bytes", remedy="Send less", status=413, code="body_too_large"
-            )
+        if len(parts) <= limit:
+            parts += message.get("body", b"")
         if not message.get("more_body", False):
-            return bytes(parts)
+            return
 
 
 def parse_object(body: bytes) -> dict[str, object]:

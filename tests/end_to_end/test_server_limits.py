@@ -232,6 +232,17 @@ def test_an_answer_ends_with_its_client_before_its_first_event() -> None:
     assert ended
 
 
+def test_a_body_without_end_is_not_read_without_end(running: Running) -> None:
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as endless:
+        endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        deadline = time.monotonic() + 10
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < deadline:
+                endless.sendall(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
+                time.sleep(0.01)
+
+
 def test_bodies_are_bounded(running: Running) -> None:
     url = f"{running.url}/v1/chat/completions"
     json_type = {"content-type": "application/json"}
