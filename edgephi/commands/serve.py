@@ -10,7 +10,7 @@ import typer
 from edgephi.commands.options import Device, Engine, Fallback, model_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from edgephi.runtime.model import Model
 
@@ -95,6 +95,7 @@ def serve(
 
     try:
         from edgephi.runtime.server import ServerSettings, create_app
+        from edgephi.runtime.server.models import FolderLoader
         from edgephi.runtime.server.serve import serve as run
     except ModuleNotFoundError as missing:
         from edgephi.installed import install_extra
@@ -121,17 +122,20 @@ def serve(
         drain_s=drain,
     )
 
-    def loader(folder: Path, own: str | None) -> Callable[[], Model]:
-        from edgephi.runtime.model import load
+    def loader(folder: Path, own: str | None) -> FolderLoader:
+        def load_so() -> Model:
+            from edgephi.runtime.model import load
 
-        return lambda: load(
-            folder,
-            own or device,
-            fallback=fallback,
-            engine=engine,
-            max_parallel=parallel,
-            prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
-        )
+            return load(
+                folder,
+                own or device,
+                fallback=fallback,
+                engine=engine,
+                max_parallel=parallel,
+                prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
+            )
+
+        return FolderLoader(folder, load_so)
 
     asked = models or _installed()
     served = {name: loader(folder, own) for name, folder, own in map(_named, asked)}

@@ -97,6 +97,12 @@ class Disabled(Strict):
     type: Literal["disabled"]
 
 
+class Metadata(Strict):
+    """A label of the caller's own, which changes no answer."""
+
+    user_id: str | None = None
+
+
 class CountRequest(Strict):
     """A request of `/v1/messages/count_tokens`."""
 
@@ -118,6 +124,7 @@ class MessagesRequest(CountRequest):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     service_tier: Literal["auto", "standard_only"] = "auto"
+    metadata: Metadata | None = None
 
 
 def _text(content: str | Sequence[object] | None) -> str:
@@ -167,7 +174,7 @@ def read_request(request: CountRequest, service: Service) -> Conversation:
             for tool in request.tools
         ]
     choice = request.tool_choice
-    if choice is not None and request.tools:
+    if choice is not None:
         named = {"type": "function", "function": {"name": choice.name}}
         asked["tool_choice"] = {"any": "required", "tool": named}.get(choice.type, choice.type)
         asked["parallel_tool_calls"] = not choice.disable_parallel_tool_use
@@ -203,7 +210,7 @@ async def messages(request: Request) -> Response:
     head: dict[str, object] = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
     head["model"] = asked.model
     if asked.stream:
-        return sse.EventStream(_events(answering, conversation, head))
+        return sse.EventStream(_events(answering, conversation, head), answering.cancel)
     answer = await finish(request.receive, answering)
     text = text_before_calls(answering.tool_format, answer)
     content: list[dict[str, object]] = [{"type": "text", "text": text}] if text else []
@@ -260,8 +267,6 @@ async def _events(
         yield event("message_stop")
     except Exception as error:
         yield sse.event(fault(error).anthropic(), "error")
-    finally:
-        answering.cancel()
 
 
 async def count_tokens(request: Request) -> Response:

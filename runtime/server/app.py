@@ -122,8 +122,9 @@ class Border:
                 added["x-content-type-options"] = "nosniff"
                 if origin is not None:
                     added["access-control-allow-origin"] = origin
+                    added["access-control-expose-headers"] = "retry-after"
                     added["vary"] = "Origin"
-                if self._service.draining:
+                if self._service.draining or message["status"] in (408, 413):  # its body may go on without end
                     added["connection"] = "close"
             try:
                 await send(message)
@@ -131,14 +132,14 @@ class Border:
                 raise ClientGone from problem
 
         try:
-            if scope["path"] != "/health":
-                asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-                check_headers(headers, settings, needs_key=not asks and not _is_page(scope["path"]))
-                if (given := headers.get("origin")) in settings.allowed_origins:
-                    origin = given
-                if asks and origin is not None:
-                    await _preflight()(scope, receive, sending)
-                    return
+            if (given := headers.get("origin")) in settings.allowed_origins:
+                origin = given  # errors are for its page too
+            asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+            free = asks or scope["path"] == "/health" or _is_page(scope["path"])
+            check_headers(headers, settings, needs_key=not free)
+            if asks and origin is not None:
+                await _preflight(headers)(scope, receive, sending)
+                return
             await self._app(scope, receive, sending)
         except ClientGone:
             pass  # nobody would read it
@@ -179,10 +180,12 @@ def _is_page(path: str) -> bool:
     return not path.startswith(("/v1/", *_ROUTES))
 
 
-def _preflight() -> Response:
+def _preflight(asked: Headers) -> Response:
+    """All headers are allowed: the official clients send many that only describe them."""
     allowed = {"access-control-allow-methods": "GET, POST, DELETE", "access-control-max-age": "600"}
-    headers = "authorization, content-type, x-api-key, anthropic-version"
-    return Response(status_code=204, headers={**allowed, "access-control-allow-headers": headers})
+    if (names := asked.get("access-control-request-headers")) is not None:
+        allowed["access-control-allow-headers"] = names
+    return Response(status_code=204, headers=allowed)
 
 
 def _shown(path: str, told: Fault) -> Response:

@@ -65,11 +65,11 @@ async def completions(request: Request) -> Response:
     def ask(model: Model) -> Stream:
         return model.generate(prompt, **arguments)
 
-    answering = await service.answer(request.receive, name, ask, prompt)
+    answering = await service.answer(request.receive, name, ask, prompt, "prompt")
     head: dict[str, object] = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion"}
     head |= {"created": int(time.time()), "model": asked.model}
     if asked.stream:
-        return sse.EventStream(_chunks(answering, asked, head))
+        return sse.EventStream(_chunks(answering, asked, head), answering.cancel)
     answer = await finish(request.receive, answering)
     shown = None if asked.logprobs is None else _logprobs(answering, answer.logprobs, 0)
     reason = finish_reason(answer, blocked=answering.is_blocked)
@@ -103,5 +103,3 @@ async def _chunks(
         yield sse.DONE
     except Exception as error:
         yield sse.event(fault(error).openai(), "error")
-    finally:
-        answering.cancel()

@@ -95,7 +95,7 @@ def fault(error: Exception) -> Fault:
         case RequestError():
             return Fault(error.status, said, error.code, error.param, error.retry_after_s)
         case PromptTooLongError():
-            return Fault(400, said, "context_length_exceeded", "messages")
+            return Fault(400, said, "context_length_exceeded")
         case GrammarError():
             return Fault(400, said, "format_not_enforceable")
         case UsageError() | PromptError():

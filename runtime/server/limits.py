@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn, TypeVar
@@ -35,7 +36,7 @@ def check_headers(headers: Headers, settings: ServerSettings, *, needs_key: bool
         RequestError: 403 for a host or an origin that is not allowed, 401 for a missing or wrong key.
     """
     host = _host_name(headers.get("host", ""))
-    if not _is_address(host) and host not in ("localhost", settings.host, *settings.allowed_hosts):
+    if not _is_address(host) and host not in ("localhost", settings.host.lower(), *settings.allowed_hosts):
         raise RequestError(
             f"the server is not known by the name {host[:100]!r}",
             remedy="Use its address, or start it with --allow-host and this name",
@@ -50,7 +51,7 @@ def check_headers(headers: Headers, settings: ServerSettings, *, needs_key: bool
             status=403,
             code="origin_not_allowed",
         )
-    if needs_key and settings.api_keys and not _has_key(headers, settings):
+    if needs_key and not has_key(headers, settings):
         raise RequestError(
             "the API key is missing or wrong",
             remedy="Send one of the server's keys as `Authorization: Bearer KEY`",
@@ -59,9 +60,13 @@ def check_headers(headers: Headers, settings: ServerSettings, *, needs_key: bool
         )
 
 
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:@\[\]]+)(:[0-9]*)?")
+"""An IPv6 address in brackets, another address or a name; and a port."""
+
+
 def _host_name(host: str) -> str:
-    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or (host.startswith("[") and "]:" in host) else host
-    return name.strip("[]").lower()
+    found = _HOST.fullmatch(host.lower())
+    return found[1].strip("[]") if found else host.lower()
 
 
 def _is_address(host: str) -> bool:
@@ -79,7 +84,10 @@ def _is_own(origin: str, headers: Headers) -> bool:
         return False
 
 
-def _has_key(headers: Headers, settings: ServerSettings) -> bool:
+def has_key(headers: Headers, settings: ServerSettings) -> bool:
+    """Whether one of the server's keys came with a request, or it has none."""
+    if not settings.api_keys:
+        return True
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     given = (bearer.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "")
     # every key is compared, so that the time tells nothing
@@ -102,29 +110,38 @@ async def read_json(receive: Receive, headers: Headers, settings: ServerSettings
             status=415,
             code="not_json",
         )
+    parts = bytearray()
     try:
         async with asyncio.timeout(settings.body_s):
-            body = await _body(receive, settings.body_bytes)
+            await _read(receive, parts, settings.body_bytes)
     except TimeoutError:
+        if len(parts) <= settings.body_bytes:
+            raise RequestError(
+                f"the body did not come within {settings.body_s:g} s",
+                remedy="Send it faster",
+                status=408,
+                code="too_slow",
+            ) from None
+    if len(parts) > settings.body_bytes:
         raise RequestError(
-            f"the body did not come within {settings.body_s:g} s", remedy="Send it faster", status=408, code="too_slow"
-        ) from None
-    return parse_object(body)
+            f"the body is larger than {settings.body_bytes:,} bytes",
+            remedy="Send less",
+            status=413,
+            code="body_too_large",
+        )
+    return parse_object(bytes(parts))
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
-    parts = bytearray()
+async def _read(receive: Receive, parts: bytearray, limit: int) -> None:
+    """All of a body. What is beyond the limit is read too, and dropped: a client that still sends reads no answer."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        parts += message.get("body", b"")
-        if len(parts) > limit:
-            raise RequestError(
-                f"the body is larger than {limit:,} bytes", remedy="Send less", status=413, code="body_too_large"
-            )
+        if len(parts) <= limit:
+            parts += message.get("body", b"")
         if not message.get("more_body", False):
-            return bytes(parts)
+            return
 
 
 def parse_object(body: bytes) -> dict[str, object]:

@@ -24,6 +24,19 @@ from edgephi.runtime.server.metrics import Metrics
 from edgephi.runtime.server.settings import ServerSettings
 
 State = Literal["sleeping", "loading", "loaded", "missing"]
+
+
+@dataclass(frozen=True)
+class FolderLoader:
+    """Loads a bundle in a way of its own; the folder tells whether it is still there, and how large it is."""
+
+    folder: Path
+    load: Callable[[], Model]
+
+    def __call__(self) -> Model:
+        return self.load()
+
+
 Source: TypeAlias = Path | str | Callable[[], Model]
 """A bundle's folder, or a function that loads a model."""
 
@@ -47,6 +60,8 @@ class Entry:
 
     @property
     def folder(self) -> Path | None:
+        if isinstance(self.source, FolderLoader):
+            return self.source.folder
         return None if callable(self.source) else Path(self.source)
 
     @property
@@ -214,12 +229,11 @@ class ModelPool:
         return model
 
     def _load_source(self, entry: Entry) -> Model:
-        if callable(entry.source):
-            return entry.source()
+        source, folder = entry.source, entry.folder
         try:
-            return load(entry.source, max_parallel=self._settings.parallel)
+            return source() if callable(source) else load(source, max_parallel=self._settings.parallel)
         except BundleError:
-            if Path(entry.source).is_dir():
+            if folder is None or folder.is_dir():
                 raise
             raise RequestError(
                 f"the folder of the model {entry.name!r} is gone",

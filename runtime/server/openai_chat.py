@@ -191,7 +191,7 @@ async def chat_completions(request: Request) -> Response:
     if asked.get("stream"):
         options = asked.get("stream_options")
         with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        return sse.EventStream(_chunks(answering, conversation, head, with_logprobs, with_usage))
+        return sse.EventStream(_chunks(answering, conversation, head, with_logprobs, with_usage), answering.cancel)
     answer = await finish(request.receive, answering)
     message: dict[str, object] = {"role": "assistant", "content": text_before_calls(answering.tool_format, answer)}
     if answer.tool_calls:
@@ -248,5 +248,3 @@ async def _chunks(
         yield sse.DONE
     except Exception as error:
         yield sse.event(fault(error).openai(), "error")
-    finally:
-        answering.cancel()

@@ -20,7 +20,7 @@ class Stored:
     messages: Sequence[Message]
     """Without `instructions`; earlier responses share the same objects."""
     bytes: int
-    """Of what this response added."""
+    """Of both. What several responses share counts for each: it stays as long as the last of them."""
 
 
 class ResponseStore:
@@ -37,9 +37,12 @@ class ResponseStore:
 
     def put(self, key: str, response: Mapping[str, object], before: Sequence[Message], new: Sequence[Message]) -> None:
         """Keep a response; `before` is the conversation of an earlier one, `new` what came since."""
-        size = len(json.dumps([response, list(new)]))
-        self._stored[key] = Stored(response, [*before, *new], size + 8 * len(before))
-        self._bytes += self._stored[key].bytes
+        messages = [*before, *new]
+        size = len(json.dumps([response, messages]))
+        if size > self._limit:  # the others would be forgotten for nothing
+            return
+        self._stored[key] = Stored(response, messages, size)
+        self._bytes += size
         while self._stored and (len(self._stored) > self._most or self._bytes > self._limit):
             self._bytes -= self._stored.popitem(last=False)[1].bytes
 

@@ -310,9 +310,9 @@ async def create(request: Request) -> Response:
     body = await read_json(request.receive, request.headers, service.settings)
     asked = _read(parse(ResponsesRequest, body), service)
     conversation = asked.conversation
-    answering = await service.answer(request.receive, asked.model, conversation.ask, conversation.messages)
+    answering = await service.answer(request.receive, asked.model, conversation.ask, conversation.messages, "input")
     if asked.request.stream:
-        return sse.EventStream(_Events(service, asked, answering).all())
+        return sse.EventStream(_Events(service, asked, answering).all(), answering.cancel)
     answer = await finish(request.receive, answering)
     text = text_before_calls(answering.tool_format, answer)
     status = _status(answering, answer)
@@ -402,8 +402,6 @@ class _Events:
             yield self._event("error", code=told.code, message=told.message, param=told.param)
             failed = {**_empty(asked, "failed"), "error": {"code": "server_error", "message": told.message}}
             yield self._event("response.failed", response=failed)
-        finally:
-            answering.cancel()
 
     def _open(self) -> list[bytes]:
         if self._is_open:

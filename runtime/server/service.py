@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgephi.errors import PromptTooLongError
 from edgephi.runtime.answer import Answer, Stream
 from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import Moderation
@@ -78,6 +79,8 @@ class Service:
         self.metrics = Metrics()
         self.pool = ModelPool(models, adapters, settings, self.metrics)
         self.gate = Gate(settings.parallel, settings.queue, settings.queue_s)
+        self._short = Gate(settings.parallel, settings.queue, settings.queue_s)
+        """Of what computes no answer; it does not wait for those that do."""
         self.store = ResponseStore(settings.stored_responses, settings.stored_bytes)
         self._threads = ThreadPoolExecutor(settings.parallel, thread_name_prefix="answer")
         self._running: set[Generation] = set()
@@ -99,7 +102,12 @@ class Service:
         return model, {**arguments, **({} if adapter is None else {"adapter": adapter})}
 
     async def answer(
-        self, receive: Receive, name: str, ask: Callable[[Model], Stream], prompt: str | Sequence[Message]
+        self,
+        receive: Receive,
+        name: str,
+        ask: Callable[[Model], Stream],
+        prompt: str | Sequence[Message],
+        param: str = "messages",
     ) -> Answering:
         """Queue up, wake the model, and start an answer.
 
@@ -108,6 +116,7 @@ class Service:
             name: of the model.
             ask: what to ask it; called in a thread.
             prompt: what it is asked, for the moderator.
+            param: what the interface calls that.
 
         Raises:
             RequestError: the queue is full, there is no such model, or the server ends.
@@ -120,10 +129,15 @@ class Service:
                 raise RequestError(
                     f"the prompt is not allowed: {blocked.category.replace('_', ' ')}",
                     remedy="Ask something else",
-                    param="prompt" if isinstance(prompt, str) else "messages",
+                    param=param,
                     code="content_filter",
                 )
-            return ask(model)
+            try:
+                return ask(model)
+            except PromptTooLongError as problem:
+                raise RequestError(
+                    problem.what, remedy=problem.remedy, param=param, code="context_length_exceeded"
+                ) from None
 
         self.pool.entry(name)  # a wrong name is not to wait
         return await unless_gone(receive, self._start(name, ask_judged))
@@ -161,11 +175,21 @@ class Service:
         """Something short that needs a model but computes no answer, in a thread; errors as of `answer`."""
 
         async def awake() -> Made:
-            model = await self.pool.acquire(name)
+            await self._short.enter()
             try:
-                return await asyncio.to_thread(work, model)
-            finally:
-                self.pool.release(name)
+                model = await self.pool.acquire(name)
+            except BaseException:
+                self._short.leave(None)
+                raise
+            working = asyncio.ensure_future(asyncio.to_thread(work, model))
+            working.add_done_callback(ended)
+            return await asyncio.shield(working)  # a thread goes on when its client leaves
+
+        def ended(working: asyncio.Future[Made]) -> None:
+            self.pool.release(name)
+            self._short.leave(None)
+            if not working.cancelled():
+                working.exception()  # whose client left is told to nobody
 
         self.pool.entry(name)
         return await unless_gone(receive, awake())
@@ -175,6 +199,7 @@ class Service:
         error."""
         if not self.draining:
             self.gate.close()
+            self._short.close()
             asyncio.get_running_loop().call_later(self.settings.drain_s, self._end_answers)
 
     def _end_answers(self) -> None:
@@ -186,6 +211,7 @@ class Service:
     async def close(self) -> None:
         """End all answers and unload the models."""
         self.gate.close()
+        self._short.close()
         self._end_answers()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.sleep(0)  # what the threads told the loop at their end comes first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,13 @@ class ServerSettings:
                     f"an API key of {len(key)} characters cannot be used",
                     remedy=f"Use keys of {LEAST_KEY} to {LONGEST_KEY} letters, digits and signs, without spaces",
                 )
+        for name in self.allowed_hosts:
+            if not re.fullmatch(r"[^\s/:@A-Z]+", name):
+                raise wrong("allowed_hosts", name, "a name in small letters, such as box.lan, without scheme and port")
+        for origin in self.allowed_origins:
+            # others never equal what a browser sends, and "null" is the origin of every sandboxed page
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+", origin):
+                raise wrong("allowed_origins", origin, "an origin as browsers send it, such as https://example.org")
         if not is_loopback(self.host) and not self.api_keys:
             raise UsageError(
                 f"the host {self.host} can be reached from other machines, and there is no API key",

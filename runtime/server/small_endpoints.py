@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from edgephi.runtime.place import Place
 from edgephi.runtime.server.conversation import read_conversation
 from edgephi.runtime.server.errors import RequestError
-from edgephi.runtime.server.limits import read_json
+from edgephi.runtime.server.limits import has_key, read_json
 from edgephi.runtime.server.metrics import CONTENT_TYPE
 from edgephi.runtime.server.models import Entry
 from edgephi.runtime.server.openai_chat import ChatMessage, FunctionTool
@@ -124,17 +124,13 @@ async def embeddings(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Whether requests are taken, and which models are in memory; none is loaded for it."""
+    """Whether requests are taken, and for who has a key which models are in memory; none is loaded for it."""
     service: Service = request.app.state.service
-    return JSONResponse(
-        {
-            "status": "ending" if service.draining else "ok",
-            "models": {entry.name: entry.state for entry in service.pool.entries.values()},
-            "running": service.gate.running,
-            "waiting": service.gate.waiting,
-        },
-        503 if service.draining else 200,
-    )
+    told: dict[str, object] = {"status": "ending" if service.draining else "ok"}
+    if has_key(request.headers, service.settings):
+        told["models"] = {entry.name: entry.state for entry in service.pool.entries.values()}
+        told |= {"running": service.gate.running, "waiting": service.gate.waiting}
+    return JSONResponse(told, 503 if service.draining else 200)
 
 
 async def metrics(request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 
 from starlette.responses import Response
@@ -25,18 +25,20 @@ def event(data: Mapping[str, object], name: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come. When the client leaves, the generator is closed: there an answer is cancelled.
+    """Sends events as they come.
 
     Args:
         events: encoded events; it raises nothing, because the status has been sent.
+        end: called when all is sent or the client left, also before the first event: there a generator that never ran
+            would end nothing.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], end: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._end = events, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_all() -> None:
@@ -61,4 +63,5 @@ class EventStream(Response):
             with suppress(ClientGone):
                 await unless_gone(receive, send_all())
         finally:
+            self._end()
             await self._events.aclose()

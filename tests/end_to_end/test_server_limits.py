@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
     pytest.importorskip(package)
 
 import httpx
+from starlette.datastructures import Headers
 
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
-from edgephi.runtime.model import Model
+from edgephi.runtime.model import Model, load
+from edgephi.runtime.server.limits import ClientGone, check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
+from edgephi.runtime.server.sse import EventStream
 from tests.planted_tools import Reciter
 from tests.serving import Planted, Running, serving
 
@@ -58,6 +62,19 @@ def test_settings_outside_their_range_are_refused(name: str) -> None:
         ServerSettings(**{name: -1})
 
 
+@pytest.mark.parametrize("origin", ["*", "null", "https://app.example/", "https://App.example", "app.example"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(UsageError, match=r"https://example\.org"):
+        ServerSettings(allowed_origins=(origin,))
+    ServerSettings(allowed_origins=("https://app.example:8443", "app://obsidian.md", "http://[::1]:3000"))
+
+
+@pytest.mark.parametrize("name", ["box.lan:8080", "http://box.lan", "Box.lan", ""])
+def test_a_host_that_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"box\.lan"):
+        ServerSettings(allowed_hosts=(name,))
+
+
 def test_keys_come_from_a_file_that_only_the_owner_reads(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# of the two machines\n{KEY}\n\n{KEY}-2\n")
@@ -87,7 +104,9 @@ def test_a_request_needs_a_key_where_there_are_keys(planted: Planted) -> None:
             assert (refused.status_code, code_of(refused)) == (401, "invalid_api_key")
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 401
         assert client.get("/metrics").status_code == 401
-        assert client.get("/health").status_code == 200
+        assert (free := client.get("/health")).status_code == 200
+        assert free.json() == {"status": "ok"}, "names of models are for who has a key"
+        assert client.get("/health", headers={"x-api-key": KEY}).json()["models"] == {"tiny": "sleeping"}
         for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
             assert client.get("/v1/models", headers=headers).status_code == 200
 
@@ -101,10 +120,18 @@ def test_another_name_than_the_servers_is_refused(running: Running, planted: Pla
         ("LOCALHOST:1", 200),
         ("127.0.0.1:8080", 200),
         ("[::1]:8080", 200),
+        ("[::1]", 200),
+        ("localhost:", 200),
+        ("localhost:80@evil.example", 403),
+        ("user@localhost", 403),
+        (":8080", 403),
     ]:
-        assert httpx.get(f"{running.url}/v1/models", headers={"host": host}).status_code == status, host
+        for path in ("/v1/models", "/health", "/"):
+            assert httpx.get(running.url + path, headers={"host": host}).status_code == status, (host, path)
     with serving({"tiny": planted}, allowed_hosts=("box.lan",)) as named:
         assert httpx.get(f"{named.url}/v1/models", headers={"host": "box.lan:1"}).status_code == 200
+    own = ServerSettings(host="Box.lan", api_keys=(KEY,))  # a browser sends it in small letters
+    check_headers(Headers({"host": "box.lan:8080"}), own, needs_key=False)
 
 
 def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) -> None:
@@ -115,11 +142,105 @@ def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) 
         assert "access-control-allow-origin" not in refused.headers
         assert httpx.options(f"{running.url}/v1/models", headers={"origin": origin, **asks}).status_code == 403
     assert httpx.get(f"{running.url}/v1/models", headers={"origin": running.url}).status_code == 200
-    with serving({"tiny": planted}, allowed_origins=("https://app.example",)) as open_:
+    with serving({"tiny": planted}, allowed_origins=("https://app.example",), api_keys=(KEY,)) as open_:
         allowed = {"origin": "https://app.example"}
-        assert httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks}).status_code == 204
-        seen = httpx.get(f"{open_.url}/v1/models", headers=allowed)
-        assert seen.headers["access-control-allow-origin"] == "https://app.example"
+        # the official clients send many of the second sort
+        named = {"access-control-request-headers": "authorization,x-stainless-os"}
+        before = httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks, **named})
+        assert before.status_code == 204
+        assert before.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+        for key, status in ((KEY, 200), ("wrong", 401)):  # the page can read why it is refused
+            seen = httpx.get(f"{open_.url}/v1/models", headers={**allowed, "x-api-key": key})
+            assert seen.status_code == status
+            assert seen.headers["access-control-allow-origin"] == "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hm " * 5000}]}),
+        ("/v1/completions", {"prompt": "Hm " * 5000}),
+        ("/v1/responses", {"input": "Hm " * 5000}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_longer_than_the_context_is_named_as_the_interface_does(
+    running: Running, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    refused = httpx.post(running.url + path, json={"model": "tiny", "stream": stream, **body})
+    assert (refused.status_code, code_of(refused)) == (400, "context_length_exceeded")
+    assert refused.json()["error"]["param"] in body
+
+
+def test_a_call_that_has_to_be_needs_a_tool_in_anthropics_interface_too(running: Running) -> None:
+    asked = {**CHAT, "tool_choice": {"type": "any"}}
+    refused = httpx.post(f"{running.url}/v1/messages", json=asked)
+    assert refused.status_code == 400
+    assert "there are no tools (tool_choice)" in refused.json()["error"]["message"]
+    labelled = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "metadata": {"user_id": "me"}})
+    assert labelled.status_code == 200
+
+
+def test_counting_tokens_has_a_queue_of_its_own(hermes_bundle: Path) -> None:
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    def slow_tokenizer() -> Model:
+        model = load(hermes_bundle, threads=1)
+        encode = model.tokenizer.encode
+
+        def slowly(text: str, **more: Any) -> list[int]:
+            if text == "slow":
+                begun.release()
+                assert may_end.wait(20)
+            return encode(text, **more)
+
+        model.tokenizer.encode = slowly  # type: ignore[method-assign]
+        return model
+
+    with serving({"tiny": slow_tokenizer}, parallel=1, queue=1, queue_s=1) as running:
+
+        def count(prompt: str, timeout: float) -> httpx.Response:
+            return httpx.post(f"{running.url}/tokenize", json={"model": "tiny", "prompt": prompt}, timeout=timeout)
+
+        assert count("x", 30).status_code == 200
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                count("slow", 0.5)
+            assert begun.acquire(timeout=20)
+            full = count("x", 30)  # the client is gone, and its thread is not
+            assert (full.status_code, code_of(full)) == (429, "queue_full")
+            assert httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, timeout=30).status_code == 200
+        finally:
+            may_end.set()
+        assert count("x", 30).status_code == 200
+
+
+def test_an_answer_ends_with_its_client_before_its_first_event() -> None:
+    ended = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        raise ClientGone
+
+    stream = EventStream(events(), lambda: ended.append(True))
+    asyncio.run(stream({"type": "http"}, receive, send))
+    assert ended
+
+
+def test_a_body_without_end_is_not_read_without_end(running: Running) -> None:
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as endless:
+        endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        deadline = time.monotonic() + 10
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < deadline:
+                endless.sendall(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
+                time.sleep(0.01)
 
 
 def test_bodies_are_bounded(running: Running) -> None:

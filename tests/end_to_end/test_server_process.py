@@ -70,6 +70,17 @@ def test_it_rests_quietly_and_gives_its_memory_back(hermes_bundle: Path) -> None
         assert process.wait(20) == 0
 
 
+def test_a_folder_that_vanishes_is_told_by_name(hermes_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(hermes_bundle, folder)
+    with started(f"m={folder}") as (_, url), httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json()["models"] == {"m": "sleeping"}
+        shutil.rmtree(folder)
+        assert client.get("/health").json()["models"] == {"m": "missing"}
+        gone = client.post("/v1/chat/completions", json=CHAT)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_sigterm_lets_answers_finish(hermes_bundle: Path) -> None:
     with started(f"m={hermes_bundle}", "--drain", "60") as (process, url):
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, timeout=60) as answered:

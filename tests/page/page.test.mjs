@@ -118,6 +118,51 @@ test("an answer streams, and stops", async () => {
   silent();
 });
 
+test("a new chat during an answer can bring the last one back", async () => {
+  await ask("a long one");
+  await has(lastAnswer(), "It goes on");
+  await button("New chat").click();
+  await button("Send").waitFor();
+  await button("Bring the last one back").click();
+  await has(lastAnswer(), "This answer is long.");
+  await has(page.locator(".ending"), "Stopped.");
+  silent();
+});
+
+test("a tab that is closed brings nothing back that another tab deleted", async () => {
+  await ask("greet");
+  await ended();
+  const other = await page.context().newPage();
+  await other.goto(served.url);
+  await other.getByRole("button", { name: "Settings", exact: true }).click();
+  await other.getByRole("button", { name: "Delete all of it", exact: true }).click();
+  await page.goto("about:blank");
+  assert.equal(await other.evaluate(() => localStorage.getItem("edgephi.chat")), null);
+});
+
+test("text that runs to the left does so, and code does not", async () => {
+  const left = "\u05e9\u05dc\u05d5\u05dd, \u05e2\u05d5\u05dc\u05dd!";
+  const text = `${left}\n\n- ${left}\n\n\`a < b\``;
+  const chunks = [{ choices: [{ index: 0, delta: { content: text } }] }, { choices: [{ index: 0, delta: {}, finish_reason: "stop" }] }];
+  const body = `${chunks.map((one) => `data: ${JSON.stringify(one)}\n\n`).join("")}data: [DONE]\n\n`;
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType: "text/event-stream", body }));
+  await ask(left);
+  await ended();
+  /** Whether the last sign is left of the first letter. */
+  const toTheLeft = (locator) =>
+    locator.evaluate((element) => {
+      const place = (at) => {
+        const range = document.createRange();
+        range.setStart(element.firstChild, at);
+        range.setEnd(element.firstChild, at + 1);
+        return range.getBoundingClientRect().left;
+      };
+      return place(element.firstChild.length - 1) < place(0);
+    });
+  for (const one of [page.locator(".user .body"), lastAnswer().locator("p").first(), lastAnswer().locator("li")]) assert.ok(await toTheLeft(one));
+  assert.ok(!(await toTheLeft(lastAnswer().locator("code"))));
+});
+
 test("a growing answer is followed, unless somebody reads further up", async () => {
   await page.setViewportSize({ width: 390, height: 330 });
   await ask("a long one");

@@ -195,6 +195,10 @@ async function ended(message) {
   view.flush();
   if (message.stats) message.stats.place = models.placement(message.stats.provider);
   show();
+  if (!messages.includes(message)) {
+    announcer.finish("", "Stopped."); // whoever took it away has said so in the status
+    return;
+  }
   if (message.calls && message.state === "done") view.openResult()?.focus();
   else if (hadStop) prompt.focus();
   status("");
@@ -311,7 +315,8 @@ byId("clear").addEventListener("click", () => {
 });
 
 byId("model").addEventListener("focus", () => refreshModels());
-window.addEventListener("pagehide", () => keepChat(messages));
+// only what is not kept yet: another tab may have gone on, or deleted all of it
+window.addEventListener("pagehide", () => running && keepChat(messages));
 
 show();
 toEnd();
