@@ -251,8 +251,12 @@ class Sampler:
         sampling, row = self._sampling, logits.copy()
         tokens, bias = self._bias
         if len(tokens):
-            known = tokens < len(row)
-            row[tokens[known]] += bias[known]
+            if (largest := int(tokens.max())) >= len(row):
+                raise UsageError(
+                    f"logit_bias names the token {largest:,}, and the vocabulary has {len(row):,}",
+                    remedy="Take token ids from the model's tokenizer",
+                )
+            row[tokens] += bias
         if sampling.repetition_penalty != 1 and self._seen:
             seen = np.fromiter(self._seen, np.int64, len(self._seen))
             values, penalty = row[seen], np.float32(sampling.repetition_penalty)

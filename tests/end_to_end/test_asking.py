@@ -34,6 +34,13 @@ def test_a_stop_text_ends_the_answer_before_it(model: Model) -> None:
     assert "".join(pieces) == answer.text
 
 
+def test_a_bias_of_a_token_that_is_none_is_refused_and_hurts_nobody(model: Model) -> None:
+    other = model.chat(QUESTION, max_new_tokens=8)
+    with pytest.raises(UsageError, match=r"the token 50,000, and the vocabulary has 49,152"):
+        model.chat(QUESTION, logit_bias={7: 1.0, 50_000: 1.0}).result()
+    assert other.result().new_tokens == 8 == model.chat(QUESTION, max_new_tokens=8).result().new_tokens
+
+
 def first_logits(model: Model) -> list[np.ndarray]:
     sequence, prompt = model.open_sequence(200), model.encode_chat([{"role": "user", "content": QUESTION}])
     sequence.prefill(prompt, lambda: False)
