@@ -291,29 +291,12 @@ def _utf8(data: memoryview) -> str:
 
 def _messages(data: memoryview, names: GraphNames) -> Iterator[tuple[int, memoryview]]:
     """(field number, bytes) of a message's fields that have a length; numbers are passed by."""
-    at, end = 0, len(data)
-    while at < end:
+    for number, value in _fields(data):
         names.fields += 1
         if names.fields > MOST_FIELDS:
             raise _Malformed("it has more parts than any model needs")
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if number == 0:
-            raise _Malformed("a field has the number 0")
-        if wire == 0:
-            _, at = _varint(data, at)
-        elif wire == 2:
-            length, at = _varint(data, at)
-            if length > end - at:
-                raise _Malformed("it ends too early")
-            yield number, data[at : at + length]
-            at += length
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise _Malformed(f"a field has the wire type {wire}")
-    if at > end:
-        raise _Malformed("it ends too early")
+        if isinstance(value, memoryview):
+            yield number, value
 
 
 def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -324,10 +307,17 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     Raises:
         ValueError: the bytes are no message.
     """
+    return ((number, value) for number, value in _fields(data) if value is not None)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
+    """As `read_fields`; fields of 32 and 64 bits have the value None."""
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)
         number, wire = tag >> 3, tag & 7
+        if number == 0:
+            raise _Malformed("a field has the number 0")
         if wire in (0, 2):
             value, at = _varint(data, at)
             if wire == 0:
@@ -339,6 +329,7 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
                 at += value
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
+            yield number, None
         else:
             raise _Malformed(f"a field has the wire type {wire}")
     if at > end:
