@@ -30,7 +30,7 @@ OUTSIDE = (
     "benchmarks/reports/**/*.png",
     "benchmarks/reports/**/*.svg",
     "tests/fixtures/README.md",
-    "examples/*",
+    "examples/**/*",
 )
 LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")
 SOURCES = PROJECT / "build" / "docs"  # mkdocs.yml names it to mkdocstrings
@@ -59,6 +59,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the documents outside docs/."""
     for pattern in OUTSIDE:
         for path in sorted(PROJECT.glob(pattern)):
+            if not path.is_file() or "__pycache__" in path.parts:
+                continue
             name = f"project/{path.relative_to(PROJECT).as_posix()}"
             file = File.generated(config, name, abs_src_path=str(path))
             file.inclusion = InclusionLevel.NOT_IN_NAV
