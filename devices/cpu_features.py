@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgephi.devices.arm_names import arm_name
+
 _X86 = frozenset(
     ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "amx_int8")
 )
@@ -54,12 +56,13 @@ def cpu_features(root: Path = Path("/")) -> frozenset[str]:
         return frozenset(name for number, name in _WINDOWS.items() if present(number))
     if sys.platform == "darwin":
         return frozenset(name for key, name in _MACOS.items() if _sysctl(key) == "1")
-    words = _cpuinfo(root, "flags") or _cpuinfo(root, "Features")
+    text = _read_cpuinfo(root)
+    words = _value(text, "flags") or _value(text, "Features")
     return (_X86 | _ARM) & frozenset(words.split())
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name as its maker gives it; the architecture where there is none."""
+    """The processor's name as its maker gives it; on Arm under Linux the kinds of its cores; else the architecture."""
     if sys.platform == "win32":
         import winreg
 
@@ -68,16 +71,20 @@ def cpu_name(root: Path = Path("/")) -> str:
             return str(winreg.QueryValueEx(opened, "ProcessorNameString")[0]).strip()
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
-    return _cpuinfo(root, "model name") or _cpuinfo(root, "Hardware") or platform.machine()
+    text = _read_cpuinfo(root)
+    return _value(text, "model name") or arm_name(text) or _value(text, "Hardware") or platform.machine()
 
 
-def _cpuinfo(root: Path, key: str) -> str:
-    """The first value of a key in /proc/cpuinfo; empty without one."""
+def _read_cpuinfo(root: Path) -> str:
     try:
-        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    for line in lines:
+
+
+def _value(cpuinfo: str, key: str) -> str:
+    """The first value of a key; empty without one."""
+    for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from edgephi.devices import cpu_features as cpu_features_module
 from edgephi.devices import detect
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.installed import install_extra
@@ -41,6 +43,61 @@ def test_instruction_sets_come_from_the_kernel(tmp_path: Path, cpuinfo: str, fea
 @linux
 def test_the_name_is_the_makers(tmp_path: Path) -> None:
     assert cpu_name(machine(tmp_path, X86)) == "Some CPU @ 3 GHz"
+
+
+def cores(*numbers: tuple[str, str]) -> str:
+    """/proc/cpuinfo of an Arm processor: implementer and part of every core."""
+    return "\n".join(
+        f"processor\t: {index}\nFeatures\t: fp asimd\nCPU implementer\t: {implementer}\nCPU part\t: {part}\n"
+        for index, (implementer, part) in enumerate(numbers)
+    )
+
+
+@linux
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (cores(*[("0x51", "0x001")] * 12), "Qualcomm Oryon"),
+        (cores(*[("0x41", "0xd4b")] * 4, *[("0x41", "0xd4c")] * 4), "Arm Cortex-A78C + Cortex-X1C"),
+        (cores(("0x61", "0x022"), ("0x61", "0x023")), "Apple M1"),
+        (cores(("0x6d", "0xd49")), "Microsoft Azure Cobalt 100"),
+        (cores(("0x41", "0xd4f")), "Arm Neoverse V2"),
+        (cores(("0x51", "0x777")), "Qualcomm core 0x777"),
+        (cores(("0x77", "0x001")), "Arm processor of implementer 0x77 core 0x001"),
+        (cores(("0x41", "0xd05"), ("0x51", "0x804")), "Arm Cortex-A55 + Qualcomm Kryo 4xx Gold"),
+        ("model name\t: A board's own name\n" + cores(("0x41", "0xd08")), "A board's own name"),
+        (cores(("zero", "0xd08")) + "Hardware\t: A board\n", "A board"),
+        ("CPU part\t: 0x001\n", platform.machine()),
+    ],
+    ids=lambda value: value if len(value) < 50 else "",
+)
+def test_an_arm_processor_is_named_by_its_cores(tmp_path: Path, cpuinfo: str, name: str) -> None:
+    """References: Linux, arch/arm64/include/asm/cputype.h."""
+    assert cpu_name(machine(tmp_path, cpuinfo)) == name
+
+
+def test_elsewhere_the_system_names_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cpu_features_module, "_sysctl", lambda key: asked.append(key) or "Apple M3 Pro")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cpu_name() == "Apple M3 Pro"
+    assert asked == ["machdep.cpu.brand_string"]
+
+    class Key:
+        def __enter__(self) -> str:
+            return "opened"
+
+        def __exit__(self, *raised: object) -> None:
+            pass
+
+    registry = SimpleNamespace(
+        HKEY_LOCAL_MACHINE=0,
+        OpenKey=lambda root, key: Key(),
+        QueryValueEx=lambda key, name: ({"ProcessorNameString": "Snapdragon(R) X Elite - X1E80100 "}[name], 1),
+    )
+    monkeypatch.setitem(sys.modules, "winreg", registry)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cpu_name() == "Snapdragon(R) X Elite - X1E80100"
 
 
 @pytest.mark.parametrize(
