@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgephi.devices.kleidiai import KleidiaiUse
 from edgephi.devices.providers import all_providers, check_options, provider
 from edgephi.devices.providers.base import PowerMode
 from edgephi.errors import DeviceError, SourceError
@@ -118,6 +119,8 @@ class Profile(StrictTable):
     spinning: bool | Literal["mains"]
     """Whether idle CPU threads wait actively: faster on the CPU, a waste beside an NPU. mains: unless the machine runs
     on battery or was told to save power."""
+    kleidiai: KleidiaiUse = "exact"
+    """On an Arm CPU, which of KleidiAI's kernels are used (`devices/kleidiai.py`)."""
     memory_fraction: float = Field(gt=0, le=1)
     """Ceiling for weights and KV cache, as a share of the machine's memory."""
     context_length: int | None = Field(default=None, ge=1)

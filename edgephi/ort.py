@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtEpDevice, SessionOptions
 
 CPU = "CPUExecutionProvider"
+NO_KLEIDIAI = "mlas.disable_kleidiai"
+"""Entry of a session's configuration; '1' switches KleidiAI off, and means nothing on other processors than Arm's."""
 ONLY_FATAL, ERRORS = 4, 3
 """Levels of onnxruntime's log. Errors come as exceptions too; a child process that may die prints them as well."""
 Optimizations = Literal["all", "basic", "none"]
@@ -35,6 +37,7 @@ def session_options(
     arena: bool = True,
     memory_pattern: bool = True,
     prepacking: bool = True,
+    kleidiai: bool = True,
     record_placement: bool = False,
     data_folder: Path | None = None,
     save_packed: tuple[Path, str] | None = None,
@@ -53,6 +56,7 @@ def session_options(
         arena: keep freed memory for the next run.
         memory_pattern: plan the memory of inputs of a length that was seen before.
         prepacking: copy weights into the layout that the kernels like; without it they stay pages of their file.
+        kleidiai: on an Arm processor, let kernels of KleidiAI compute what they can (`devices/kleidiai.py`).
         record_placement: keep account of which provider took which nodes.
         data_folder: where the external data of a graph given as bytes lies.
         save_packed: write the optimized graph to this path, and its packed weights to a file of this name beside it.
@@ -80,6 +84,8 @@ def session_options(
         settings["session.intra_op.allow_spinning"] = "1" if spinning else "0"
     if not prepacking:
         settings["session.disable_prepacking"] = "1"
+    if not kleidiai:
+        settings[NO_KLEIDIAI] = "1"
     if record_placement:
         settings["session.record_ep_graph_assignment_info"] = "1"
     if data_folder is not None:

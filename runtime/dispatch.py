@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgephi.bundle import Manifest
 from edgephi.devices.detect import Machine, detect, survey
+from edgephi.devices.kleidiai import kleidiai
 from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import all_providers, check_options, installed_wheel, provider, providers_of
@@ -129,18 +130,35 @@ def _choice(
     check_options(short, options, profile.name)
     threads = None if profile.threads == "cores" else profile.threads
     decided = spinning(profile.spinning, f"profile {profile.name}")
-    return ProviderChoice(short, graph, options, kinds, threads, decided, profile.context_length, profile.name)
+    return ProviderChoice(
+        short,
+        graph,
+        options,
+        kinds,
+        threads=threads,
+        spinning=decided,
+        context_length=profile.context_length,
+        profile=profile.name,
+    )
 
 
 def _cpu(manifest: Manifest, profile: Profile | None) -> ProviderChoice:
     graph = manifest.graph_for("cpu") or manifest.graphs[0]
     if profile is None:
-        return ProviderChoice("cpu", graph)
+        return ProviderChoice("cpu", graph, kleidiai=kleidiai(manifest.recipe))
     threads = None if profile.threads == "cores" else profile.threads
     # a profile for an accelerator speaks of threads beside it, not of those that compute
     asked = profile.spinning if profile.decode[0] == "cpu" else "mains"
-    decided = spinning(asked, f"profile {profile.name}")
-    return ProviderChoice("cpu", graph, {}, HARDWARE, threads, decided, profile.context_length, profile.name)
+    who = f"profile {profile.name}"
+    return ProviderChoice(
+        "cpu",
+        graph,
+        threads=threads,
+        spinning=spinning(asked, who),
+        kleidiai=kleidiai(manifest.recipe, profile.kleidiai, who),
+        context_length=profile.context_length,
+        profile=profile.name,
+    )
 
 
 def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:

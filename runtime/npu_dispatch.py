@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgephi.bundle import Manifest, NpuFacts
 from edgephi.devices.detect import survey
+from edgephi.devices.kleidiai import kleidiai
 from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import provider
@@ -38,10 +39,14 @@ def npu_choice(folder: Path, manifest: Manifest, device: str) -> ProviderChoice:
     profile = named or next(
         (match.profile for match in match_profiles(machine) if match.matches and "qnn" in match.profile.prefill), None
     )
+    choice = _choice(profile, facts)
+    if facts.tokens_on == "cpu":
+        asked = ("exact", "default") if profile is None else (profile.kleidiai, f"profile {profile.name}")
+        choice = replace(choice, kleidiai=kleidiai(manifest.recipe, *asked))
     if "npu" in kinds:
-        return replace(_choice(profile, facts), kinds=("npu",))
+        return replace(choice, kinds=("npu",))
     if named is not None and "npu-simulator" in kinds:
-        return replace(_choice(profile, facts), kinds=("npu-simulator",))
+        return replace(choice, kinds=("npu-simulator",))
     missing = next((part for part in machine.missing if part.provider == "qnn"), None)
     if missing is not None:
         raise DeviceError(missing.reason, where=folder, remedy=missing.remedy, step=missing.step)

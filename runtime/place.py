@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from edgephi.bundle import GraphEntry
 from edgephi.devices.cpu import decode_threads
+from edgephi.devices.kleidiai import Kleidiai
 from edgephi.devices.power import Spinning, spinning
 from edgephi.devices.providers.base import HARDWARE
 from edgephi.runtime.placement import Placement
@@ -28,10 +29,16 @@ class ProviderChoice:
     """On the CPU; None: one for each physical core this process may use."""
     spinning: Spinning = field(default_factory=lambda: spinning("mains", "default"))
     """Whether its idle threads wait actively, and why."""
+    kleidiai: Kleidiai | None = None
+    """Whether the CPU computes with KleidiAI, and why; None: no Arm processor, or the CPU does not compute."""
     context_length: int | None = None
     profile: str | None = None
     decode_provider: str | None = None
     """Short name of the one that computes the answer's tokens, where it is another."""
+
+    @property
+    def may_use_kleidiai(self) -> bool:
+        return self.kleidiai is None or self.kleidiai.on
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class Place:
 
     def as_json(self) -> dict[str, object]:
         """provider, decode_provider (null: the same), profile (null: none was needed), graph (file, device,
-        computes_in), options, threads, spinning (on, because), device (null, or provider, kind, listed_as, vendor,
-        vendor_id, device_id), placement (null, or graph, requested, providers with nodes, op_types and weight_bytes,
-        kept with op_type, nodes, weight_bytes, cause and why), rejected."""
+        computes_in), options, threads, spinning (on, because), kleidiai (null, or on, because), device (null, or
+        provider, kind, listed_as, vendor, vendor_id, device_id), placement (null, or graph, requested, providers with
+        nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause and why), rejected."""
         return {
             "provider": self.choice.provider,
             "decode_provider": self.choice.decode_provider,
@@ -63,6 +70,7 @@ class Place:
             "options": dict(self.choice.options),
             "threads": self.threads,
             "spinning": asdict(self.choice.spinning),
+            "kleidiai": self.choice.kleidiai and asdict(self.choice.kleidiai),
             "device": self.device and asdict(self.device),
             "placement": self.placement and asdict(self.placement),
             "rejected": list(self.rejected),

@@ -106,8 +106,9 @@ def _prepack(folder: Path, manifest: Manifest, device: str) -> Sequence[Path]:
     mode = prepacking(None)
     if choice.provider != "cpu" or choice.graph is None:
         return []
-    prepack(folder, manifest, decode_file(choice.graph), mode)  # the first load only takes note
-    return prepacked_files(prepack(folder, manifest, decode_file(choice.graph), mode))
+    graph, kernels = decode_file(choice.graph), choice.may_use_kleidiai
+    prepack(folder, manifest, graph, mode, kleidiai=kernels)  # the first load only takes note
+    return prepacked_files(prepack(folder, manifest, graph, mode, kleidiai=kernels))
 
 
 def _measure_cases(

@@ -76,7 +76,11 @@ class GraphLogits:
             graph, self.residuals = _with_residuals(decoder.graph)
         # several sessions share the cores: a pool that spins after its run, or keeps its arena, robs the next one
         options = session_options(
-            threads=decode_threads(), spinning=False, arena=False, data_folder=folder if residuals else None
+            threads=decode_threads(),
+            spinning=False,
+            kleidiai=False,  # as a load decides for the bundles that it would round
+            arena=False,
+            data_folder=folder if residuals else None,
         )
         refusal = "onnxruntime refuses the graph"
         self._session = open_session(graph, options, where=decoder.graph, remedy=_EXPORT_AGAIN, refusal=refusal)

@@ -285,7 +285,10 @@ def _og_model(bundle: Path, threads: int | None, profile: Path | None = None) ->
 def _session(bundle: Path, threads: int | None, profile: Path | None = None) -> Any:
     place = _place(bundle)
     assert place.choice.graph is not None
-    options = session_options(threads=threads or place.threads, spinning=place.choice.spinning.on)
+    choice = place.choice
+    options = session_options(
+        threads=threads or place.threads, spinning=choice.spinning.on, kleidiai=choice.may_use_kleidiai
+    )
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     graph = bundle / decode_file(place.choice.graph)

@@ -45,8 +45,8 @@ def doctor(
     With --json, one object. Always: findings (severity: error, warning or note; what, where, remedy) and errors (how
     many). Without a folder also wheels (name: version); with one also graphs (files) and removed (keys that --fix took
     out; null without --fix), and placement (null, or provider, decode_provider, profile, graph, options, threads,
-    device, placement: providers with nodes, op_types and weight_bytes, kept with op_type, nodes, weight_bytes, cause
-    and why).
+    spinning, kleidiai, device, placement: providers with nodes, op_types and weight_bytes, kept with op_type, nodes,
+    weight_bytes, cause and why).
     """
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
@@ -112,6 +112,8 @@ def _print_placement(place: Place) -> None:
     if (other := place.choice.decode_provider) is not None:
         by = f"{by} (prompts) and {other} (tokens)"
     console.print(Text(printable(f"{place.placement.graph} by {by}{profile}{where}:")), soft_wrap=True)
+    if (kernels := place.choice.kleidiai) is not None:
+        console.print(f"KleidiAI {'on' if kernels.on else 'off'}: {kernels.because}", soft_wrap=True)
     rows = [
         (part.provider, f"{part.nodes} nodes", f"{format_bytes(part.weight_bytes)} of weights")
         for part in place.placement.providers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -64,9 +63,9 @@ def generate(
     ("stop", "length", "repetition" or "cancelled"), time_to_first_token_s, decode_tokens_per_s (null below two
     tokens), total_s, guessed_tokens (verified several in one run), accepted_tokens (those that were right), parsed
     (with --schema: what the answer's JSON holds, null if it is cut off), templated (whether the chat template was
-    used), threads, spinning (on, because: whether idle threads waited actively), prefill_provider (that computed
-    the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that --fallback
-    left behind).
+    used), threads, spinning (on, because: whether idle threads waited actively), kleidiai (on, because: whether
+    Arm's kernels were allowed; null: no Arm processor), prefill_provider (that computed the prompt), provider (that
+    computed the answer's tokens) and rejected (sentences about those that --fallback left behind).
     """
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
@@ -104,7 +103,8 @@ def generate(
             answer = stream.result()
             record = {key: value for key, value in vars(answer).items() if key not in NOT_ASKED_FOR}
             record |= {"templated": templated, "threads": model.threads}
-            print_json(record | {"spinning": dataclasses.asdict(model.place.choice.spinning)})
+            place = model.place.as_json()
+            print_json(record | {"spinning": place["spinning"], "kleidiai": place["kleidiai"]})
         else:
             answer = print_stream(stream)
             print_statistics(answer)

@@ -248,13 +248,15 @@ def _recorded(name: str, record: PullRecord) -> Iterator[None]:
 
 def _pack(folder: Path, manifest: Manifest) -> None:
     """Write the CPU's weights in the order its kernels read them, for the graph that a load takes."""
+    from edgephi.devices.kleidiai import kleidiai
     from edgephi.runtime.config import read_config
     from edgephi.runtime.engines import engine_for
 
-    graph = manifest.graph_for("cpu")
+    graph, kernels = manifest.graph_for("cpu"), kleidiai(manifest.recipe)
     assert graph is not None
     engine = engine_for("cpu", shared_cache=read_config(folder, manifest).shares_cache)
-    prepack(folder, manifest, engine.load().graph_file(graph), "now")
+    may_use = kernels is None or kernels.on
+    prepack(folder, manifest, engine.load().graph_file(graph), "now", kleidiai=may_use)
 
 
 def _export(fetched: Wanted, folder: Path, target: Target, meter: Meter) -> tuple[Manifest, tuple[str, ...]]:

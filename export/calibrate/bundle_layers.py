@@ -157,7 +157,7 @@ class BundleLayers:
         import onnx_ir as ir
 
         options = session_options(
-            threads=1, spinning=False, arena=False, memory_pattern=False, data_folder=self._folder
+            threads=1, spinning=False, kleidiai=False, arena=False, memory_pattern=False, data_folder=self._folder
         )
         graph = ir.to_proto(model).SerializeToString()
         return open_session(graph, options, where=where, remedy=_REPORT, refusal=_FAILED)

@@ -73,7 +73,7 @@ def _sample(
     tokens = np.empty(shape, np.int64)
     with library_errors(_FAILED, where=graph.name, remedy=_OTHERWISE):
         # groups run side by side, each on one thread: neither depends on how many cores there are
-        options = session_options(threads=1, spinning=False)
+        options = session_options(threads=1, spinning=False, kleidiai=False)
         session = open_session(graph, options, where=graph.name, remedy=_OTHERWISE, refusal=_FAILED)
 
         def write(group: int) -> None:

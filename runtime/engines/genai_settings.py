@@ -15,6 +15,7 @@ from edgephi.bundle import GENAI_CONFIG, read_unchanged
 from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError, EngineError, one_line
 from edgephi.genai_config import GenaiConfig
+from edgephi.ort import NO_KLEIDIAI
 from edgephi.runtime.config import decode_file
 from edgephi.runtime.prepacked.cache import GRAPH
 
@@ -91,6 +92,8 @@ def _settings(config: GenaiConfig, place: Place, threads: int, weights: str, pre
     }
     if not place.choice.spinning.on:
         session["session.intra_op.allow_spinning"] = "0"
+    if not place.choice.may_use_kleidiai:
+        session[NO_KLEIDIAI] = "1"
     if prepacked:
         session["graph_optimization_level"] = "ORT_DISABLE_ALL"  # they are done, and would undo the packing
     settings: dict[str, Any] = json.loads(config.as_json())

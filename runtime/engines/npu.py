@@ -62,6 +62,7 @@ def open_engine(request: OpenRequest) -> Engine:
         chip=chip_of(choice.options),
         threads=request.threads,
         spinning=choice.spinning.on,
+        kleidiai=choice.may_use_kleidiai,
         speculation=request.speculation,
     )
 
@@ -73,6 +74,7 @@ def open_npu(
     chip: Chip | None = None,
     threads: int = 1,
     spinning: bool = False,
+    kleidiai: bool = True,
     speculation: bool | None = None,
 ) -> NpuEngine:
     """Load a bundle onto the NPU, or onto its simulator.
@@ -83,6 +85,7 @@ def open_npu(
         chip: the machine's; the simulator takes the bundle's.
         threads: of the CPU, for embedding, head and, where tokens are the CPU's, these.
         spinning: whether idle ones wait actively.
+        kleidiai: on an Arm processor, whether KleidiAI may compute tokens.
         speculation: whether guessed tokens are verified in the prompt's graph; None: where that changes no answer.
 
     Raises:
@@ -107,7 +110,8 @@ def open_npu(
         require_unchanged(folder, manifest, stage)
         require_context(folder, facts, stage)
     load_in_child(folder, facts, device)
-    return NpuEngine(folder, manifest, facts, device, threads, spinning=spinning, speculation=speculation)
+    how = {"spinning": spinning, "kleidiai": kleidiai}
+    return NpuEngine(folder, manifest, facts, device, threads, **how, speculation=speculation)
 
 
 def may_repeat_exactly(facts: NpuFacts) -> bool:
@@ -133,13 +137,14 @@ class NpuEngine:
         threads: int,
         *,
         spinning: bool,
+        kleidiai: bool = True,
         speculation: bool | None = None,
     ) -> None:
         self.facts = facts
         self.device = device
         self._embedding = open_on_cpu(folder / facts.embedding, threads, spinning=spinning)
         self._head = open_on_cpu(folder / facts.head, threads, spinning=spinning)
-        self._stages = load_stages(folder, facts, device, threads, spinning=spinning)
+        self._stages = load_stages(folder, facts, device, threads, spinning=spinning, kleidiai=kleidiai)
         self._cache_shape = (1, manifest.model.kv_heads, facts.cache_rows, manifest.model.head_dim)
         self._cache_type = np.dtype(facts.kv_cache)
         self._layers = manifest.model.layers

@@ -66,14 +66,14 @@ def load_all(graphs: Sequence[str], device: str, htp_arch: int, soc_model: int, 
         kept += [session] if shared else []
 
 
-def open_on_cpu(graph: Path, threads: int, *, spinning: bool = False) -> Any:
+def open_on_cpu(graph: Path, threads: int, *, spinning: bool = False, kleidiai: bool = True) -> Any:
     """A session of the embedding, the head or the token graph; its threads rest while the NPU computes, unless
     `spinning`.
 
     Raises:
         EngineError: onnxruntime refuses the graph.
     """
-    options = session_options(threads=threads, spinning=spinning, record_placement=True)
+    options = session_options(threads=threads, spinning=spinning, kleidiai=kleidiai, record_placement=True)
     return open_session(graph, options, where=graph.name, remedy=_VERIFY)
 
 

@@ -27,12 +27,12 @@ class LoadedStage:
 
 
 def load_stages(
-    folder: Path, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool
+    folder: Path, facts: NpuFacts, device: NpuDevice, threads: int, *, spinning: bool, kleidiai: bool
 ) -> tuple[LoadedStage, ...]:
     """Every stage of both phases, in order.
 
     Args:
-        threads, spinning: of the CPU, where tokens are computed there.
+        threads, spinning, kleidiai: of the CPU, where tokens are computed there.
 
     Raises:
         DeviceError, EngineError: as `npu_session.open_on_npu`; or a node is not where it belongs.
@@ -45,6 +45,6 @@ def load_stages(
         loaded.append(LoadedStage(session, stage.graph, stage.phase, stage.first_layer, stage.last_layer, placed))
     if facts.token_graph is not None:
         graph, layers = folder / facts.token_graph, facts.stages[-1].last_layer
-        session = open_on_cpu(graph, threads, spinning=spinning)
+        session = open_on_cpu(graph, threads, spinning=spinning, kleidiai=kleidiai)
         loaded.append(LoadedStage(session, facts.token_graph, "decode", 0, layers, placement_of(session, graph, CPU)))
     return tuple(loaded)

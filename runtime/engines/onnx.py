@@ -260,6 +260,7 @@ def open_engine(request: OpenRequest) -> Engine:
         threads=request.threads,
         spinning=request.place.choice.spinning.on,
         packed=packed is not None,
+        kleidiai=request.place.choice.may_use_kleidiai,
     )
     return OnnxEngine(
         opened,

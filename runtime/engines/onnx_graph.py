@@ -38,17 +38,28 @@ class DecoderGraph:
         graph: the file, or its prepacked form.
         sha256: of the file, as the manifest has it; None: not compared.
         packed: the graph was optimized before and its weights lie as this processor's kernels read them.
+        kleidiai: on an Arm processor, whether KleidiAI may compute.
 
     Raises:
         BundleError: the graph was changed since it was checked.
         EngineError: onnxruntime refuses it, or it is not a decoder whose cache is written in place.
     """
 
-    def __init__(self, graph: Path, sha256: str | None, *, threads: int, spinning: bool, packed: bool) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        sha256: str | None,
+        *,
+        threads: int,
+        spinning: bool,
+        packed: bool,
+        kleidiai: bool = True,
+    ) -> None:
         options = session_options(
             threads=threads,
             spinning=spinning,
             optimizations="none" if packed else "all",
+            kleidiai=kleidiai,
             data_folder=graph.parent,
         )
         self.session = open_session(

@@ -34,6 +34,7 @@ def open_engine(request: OpenRequest, packing: Prepacking = "never", *, every_by
     prepacked = Prepacked(None, "only the CPU provider packs weights")
     if choice.provider == "cpu" and choice.graph is not None:
         graph = module.graph_file(choice.graph)
-        prepacked = prepack(request.folder, request.manifest, graph, packing, every_byte=every_byte)
+        how = {"every_byte": every_byte, "kleidiai": choice.may_use_kleidiai}
+        prepacked = prepack(request.folder, request.manifest, graph, packing, **how)
         request = replace(request, prepacked=prepacked.folder)
     return OpenedEngine(module.open_engine(request), prepacked)

@@ -112,7 +112,15 @@ def prepacking(asked: Prepacking | None) -> Prepacking:
     return chosen  # type: ignore[return-value]  # one of the words
 
 
-def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, every_byte: bool = False) -> Prepacked:
+def prepack(
+    folder: Path,
+    manifest: Manifest,
+    graph: str,
+    mode: Prepacking,
+    *,
+    every_byte: bool = False,
+    kleidiai: bool = True,
+) -> Prepacked:
     """Find a bundle's CPU graph in prepacked form, or write it.
 
     An entry is used after its small files were hashed and its weights have the size and the times of change that were
@@ -123,6 +131,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         folder: a bundle that was checked.
         mode: `auto` writes at the second load, `now` at once; `never` does not look.
         every_byte: hash the entry's weights whatever their times say; the bundle's were hashed by the caller.
+        kleidiai: whether the kernels that read them may be KleidiAI's, which have an order of their own.
 
     Raises:
         BundleError: the bundle's weights are not those of its manifest.
@@ -135,7 +144,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         return Prepacked(None, "float weights are used as they are")
     try:
         root = cache_folder() / "prepacked"
-        entry = root / _key(manifest, graph)
+        entry = root / _key(manifest, graph, kleidiai)
         is_there = entry.is_dir()
     except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
         if mode == "now":
@@ -156,7 +165,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
         return Prepacked(None, "the first load; the second one writes it")
     try:
         _require_space(root, manifest)
-        if not _write(folder, manifest, graph, entry, every_byte):
+        if not _write(folder, manifest, graph, entry, every_byte, kleidiai):
             entry.with_suffix(UNSOUND).touch()
             if mode == "now":
                 raise OutputError(DIFFERS, where=folder / graph, remedy="Load the bundle without `prepacked`")
@@ -172,7 +181,7 @@ def prepack(folder: Path, manifest: Manifest, graph: str, mode: Prepacking, *, e
     return Prepacked(entry, "written by this load")
 
 
-def _key(manifest: Manifest, graph: str) -> str:
+def _key(manifest: Manifest, graph: str, kleidiai: bool) -> str:
     """Of everything that decides the bytes, and what they mean to the machine that reads them."""
     facts = {
         "made": 2,  # earlier entries were not held against the bytes they were made of
@@ -180,6 +189,7 @@ def _key(manifest: Manifest, graph: str) -> str:
         "graph": graph,
         "system": (sys.platform, platform.machine()),
         "processor": (cpu_name(), sorted(cpu_features())),
+        "kleidiai": kleidiai,
         "versions": [_version(name) for name in (*RUNTIMES, "onnxruntime-genai", "onnxruntime-genai-directml")],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -276,7 +286,7 @@ def _require_space(root: Path, manifest: Manifest) -> None:
         raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
 
 
-def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool) -> bool:
+def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool, kleidiai: bool) -> bool:
     """Write an entry beside its place and rename it; entries it takes the place of go first.
 
     Returns:
@@ -295,7 +305,7 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
-        sound = _save(folder / graph, scratch)
+        sound = _save(folder / graph, scratch, kleidiai)
         if (
             _weights(folder, manifest) != mine or _identity(folder / graph) != before
         ):  # written to between the hash and onnxruntime's reading
@@ -316,13 +326,13 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
     return True
 
 
-def _save(graph: Path, target: Path) -> bool:
+def _save(graph: Path, target: Path, kleidiai: bool) -> bool:
     """Let onnxruntime optimize a graph, pack its constants and write both; whether these compute the same."""
-    options = session_options(save_packed=(target / GRAPH, WEIGHTS))
+    options = session_options(kleidiai=kleidiai, save_packed=(target / GRAPH, WEIGHTS))
     remedy = f"Check the bundle with `edgephi verify`, and the space in {target.parent}"
     try:
         plain = open_session(graph, options, where=graph, remedy=remedy)
-        done = session_options(optimizations="none")
+        done = session_options(kleidiai=kleidiai, optimizations="none")
         packed = open_session(target / GRAPH, done, where=graph, remedy=remedy)
         with library_errors("onnxruntime", where=graph, remedy=remedy):
             return same_answers(plain, packed)

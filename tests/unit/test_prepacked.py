@@ -222,8 +222,8 @@ def test_whoever_comes_second_takes_the_entry_that_is_there(
     theirs.rename(aside)
     real = module._save
 
-    def while_another_finishes(graph: Path, target: Path) -> bool:
-        sound = real(graph, target)
+    def while_another_finishes(graph: Path, target: Path, kleidiai: bool) -> bool:
+        sound = real(graph, target, kleidiai)
         aside.rename(theirs)
         return sound
 

@@ -82,9 +82,9 @@ def test_weights_that_change_while_they_are_packed_are_not_kept(
     mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
     real = module._save
 
-    def meanwhile(graph: Path, target: Path) -> None:
+    def meanwhile(graph: Path, target: Path, kleidiai: bool) -> None:
         flip(mine / DATA, 5000)
-        real(graph, target)
+        real(graph, target, kleidiai)
 
     monkeypatch.setattr(module, "_save", meanwhile)
     with pytest.raises(BundleError, match="was changed"):
