@@ -41,8 +41,9 @@ def npu_choice(folder: Path, manifest: Manifest, device: str) -> ProviderChoice:
     )
     choice = _choice(profile, facts)
     if facts.tokens_on == "cpu":
-        asked = ("exact", "default") if profile is None else (profile.kleidiai, f"profile {profile.name}")
-        choice = replace(choice, kleidiai=kleidiai(manifest.recipe, *asked))
+        recipe = manifest.recipe
+        decided = kleidiai(recipe) if profile is None else kleidiai(recipe, profile.kleidiai, f"profile {profile.name}")
+        choice = replace(choice, kleidiai=decided)
     if "npu" in kinds:
         return replace(choice, kinds=("npu",))
     if named is not None and "npu-simulator" in kinds:
