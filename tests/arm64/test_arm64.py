@@ -112,6 +112,7 @@ def test_kleidiai_is_off_where_it_would_round_more_coarsely(both: tuple[Results,
 
 def test_without_kleidiai_blocks_without_zero_points_compute_as_here(both: tuple[Results, Results]) -> None:
     here, arm = both
-    exact, fast = (rms_distance(arm.logits(name), here.logits("Q4_0")) for name in ("Q4_0", "fast"))
-    assert exact < SAME_KERNELS
+    reference = here.logits("Q4_0")
+    exact, genai, fast = (rms_distance(arm.logits(name), reference) for name in ("Q4_0", "genai", "fast"))
+    assert max(exact, genai) < SAME_KERNELS
     assert fast > 0.01, "KleidiAI rounds as others do now: devices/kleidiai.py has lost its subject"

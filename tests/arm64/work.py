@@ -25,7 +25,7 @@ PARITY = ("llama-gqa", "llama-tied", "llama3-rope", "phi3-mha", "phi3-window", "
 PROMPT, STEPS = 20, 4
 
 
-def compute(bundle: Path, device: str, out: Path) -> dict[str, object] | None:
+def compute(bundle: Path, device: str, out: Path, engine: str | None = None) -> dict[str, object] | None:
     """Logits [1 + steps, vocabulary] behind a prompt and of fixed tokens after it; what was decided about KleidiAI."""
     rows: list[NDArray[np.float32]] = []
 
@@ -33,7 +33,7 @@ def compute(bundle: Path, device: str, out: Path) -> dict[str, object] | None:
         rows.append(row.copy())
         return 5 + len(rows)
 
-    with load(bundle, device) as model:
+    with load(bundle, device, engine=engine) as model:
         sequence = model.open_sequence(PROMPT + STEPS + 1)
         sequence.prefill([3 + 7 * index % 20 for index in range(PROMPT)], lambda: False)
         for _ in range(1 + STEPS):
@@ -55,6 +55,7 @@ def main(sources: Path, fixtures: Path, out: Path, others: Path | None) -> None:
         hashes[name] = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
         kleidiai[name] = compute((others or out) / name, "cpu", out / f"{name}.npy")
     if others is not None:
+        compute(others / "Q4_0", "cpu", out / "genai.npy", "genai")
         compute(others / "Q4_0", str(sources / "fast.toml"), out / "fast.npy")
     for case in PARITY:
         ids = np.load(fixtures / case / "reference.npz")["input_ids"]
