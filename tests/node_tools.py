@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+FINDS = """
+import("./tests/page/browser.mjs").then(async ({ resolve, launch }) => {
+  resolve("axe-core/axe.min.js");
+  await (await launch()).close();
+});
+"""
 
 
 def node_modules(package: str) -> Path:
@@ -38,3 +44,16 @@ def run_node(script: Path, folder: Path, *arguments: str, test: bool = False, **
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def node_with_browser() -> str:
+    """Node, where it finds playwright-core, axe-core and Chromium; skips where one is missing."""
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("node is not installed")
+    tried = subprocess.run([found, "-e", FINDS], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    if tried.returncode:
+        errors = [line for line in tried.stderr.splitlines() if line.startswith("Error")]
+        said = errors[0] if errors else "node could not start one"
+        pytest.skip(f"no browser for the page: {said} (EDGEPHI_NODE_MODULES and EDGEPHI_CHROMIUM say where)")
+    return found

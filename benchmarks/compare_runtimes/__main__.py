@@ -30,10 +30,11 @@ from edgephi.benchmarks.compare_runtimes.measure import (
     measure_quality,
     measure_rounds,
 )
+from edgephi.benchmarks.compare_runtimes.picture import picture
 from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare, reference, start, stored_bytes
 from edgephi.benchmarks.compare_runtimes.results import ComparisonReport, ContenderResult, Settings, Speed
 from edgephi.benchmarks.compare_runtimes.shape import require_shape, write_shape
-from edgephi.benchmarks.compare_runtimes.table import markdown, plot
+from edgephi.benchmarks.compare_runtimes.table import markdown
 from edgephi.benchmarks.compare_runtimes.variants import PEERS, contenders
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
 from edgephi.benchmarks.report import machine, progress, run, write_json
@@ -125,7 +126,8 @@ def main() -> None:
     )
     write_json(output / "peers.json", report.model_dump(mode="json"))
     (output / "peers.md").write_text(markdown(report), encoding="utf-8", newline="\n")
-    plot(report, output / "peers.png")
+    if (drawn := picture(report)) is not None:
+        (output / "peers.svg").write_text(drawn, encoding="utf-8", newline="\n")
     print(markdown(report))
 
 
@@ -145,7 +147,7 @@ def _arguments() -> argparse.Namespace:
         "--folder", type=arguments.new_folder, required=True, metavar="DIR", help="what is made from the weights"
     )
     parser.add_argument(
-        "--output", type=arguments.new_folder, required=True, metavar="DIR", help="peers.json, peers.md, peers.png"
+        "--output", type=arguments.new_folder, required=True, metavar="DIR", help="peers.json, peers.md, peers.svg"
     )
     parser.add_argument("--peers", type=_words, default=list(PEERS), metavar="A,B", help="who takes part (all)")
     parser.add_argument("--edgephi", type=_words, default=["auto", "gptq-128"], metavar="A,B", help="auto, rtn-32, …")

@@ -1,9 +1,8 @@
-"""A report of the peers as Markdown, and as a picture."""
+"""A report of the peers as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from edgephi.benchmarks.bench.results import Figure
 from edgephi.benchmarks.compare_runtimes.goals import BOUNDS
@@ -109,7 +108,7 @@ def ratios_table(ratios: Sequence[Ratio]) -> str:
     for ratio in ratios:
         text = f"{ratio.ratio:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
         cells.setdefault((ratio.ours, ratio.theirs), {})[ratio.metric, ratio.tokens] = text
-    header = ("edgephi ÷ peer", *(_title(*key) for key in keys))
+    header = ("edgephi ÷ peer", *(figure_title(*key) for key in keys))
     rows = [
         (f"{ours} ÷ {theirs}", *(found.get(key, MISSING) for key in keys)) for (ours, theirs), found in cells.items()
     ]
@@ -120,7 +119,8 @@ def goals_table(goals: Sequence[Goal]) -> str:
     """What was wanted, what came, and by how much it was missed."""
     header = ("goal", "against", "wanted", "measured", "")
     return markdown_table(
-        header, [(f"{goal.ours}, {_title(goal.metric, goal.tokens)}", goal.theirs, *_verdict(goal)) for goal in goals]
+        header,
+        [(f"{goal.ours}, {figure_title(goal.metric, goal.tokens)}", goal.theirs, *_verdict(goal)) for goal in goals],
     )
 
 
@@ -138,37 +138,8 @@ def _verdict(goal: Goal) -> tuple[str, str, str]:
     return wanted, f"{goal.ratio:.2f}", f"missed: {', '.join(missed)}"
 
 
-def _title(metric: str, tokens: int | None) -> str:
+def figure_title(metric: str, tokens: int | None) -> str:
+    """prefill, 512 → prefill 512."""
     if tokens is None:
         return metric
     return f"prefill {tokens}" if metric == "prefill" else f"decode at {0 if tokens == 1 else tokens}"
-
-
-def plot(report: ComparisonReport, path: Path) -> bool:
-    """Draw decode and prefill speed against KL divergence; False when there is nothing to draw, or no matplotlib."""
-    rows = [one for one in report.contenders if one.quality and one.prefill and one.decode]
-    if not rows:
-        return False
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError:
-        return False
-    canvas = Canvas(figsize=(11, 4.5), layout="constrained")
-    for place, title in ((1, "prefill"), (2, "decode")):
-        axes = canvas.add_subplot(1, 2, place)
-        for one in rows:
-            assert one.quality is not None
-            speed = (one.prefill if title == "prefill" else one.decode)[-1 if title == "prefill" else 0]
-            found, kl = speed.figure, max(one.quality.kl_mean, 1e-7)
-            spread = [[found.median - found.low], [found.high - found.median]]
-            marker = "s" if one.peer == "edgephi" else "o"
-            axes.errorbar([found.median], [kl], xerr=spread, fmt=marker, capsize=2)
-            axes.annotate(one.name, (found.median, kl), textcoords="offset points", xytext=(6, 4), fontsize=7)
-        axes.set_yscale("log")
-        axes.margins(x=0.3)  # room for the names
-        axes.set_xlim(left=0)
-        axes.set_xlabel(f"{_title(title, speed.tokens)}, tokens/s")
-        axes.set_ylabel("KL divergence to float32, nats")
-    canvas.suptitle(f"{report.weights}, {report.settings.threads} threads")
-    canvas.savefig(path, dpi=150)
-    return True

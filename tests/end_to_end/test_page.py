@@ -5,7 +5,6 @@ from __future__ import annotations
 # ruff: noqa: E402 - what is not installed skips these tests before it is imported
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +21,10 @@ from typer.testing import CliRunner
 from edgephi.commands.app import app as command
 from edgephi.errors import EdgephiError
 from edgephi.runtime.server import static_page
+from tests.node_tools import node_with_browser
 from tests.serving import serving
 
 PROJECT = Path(__file__).resolve().parents[2]
-FINDS = """
-import("./tests/page/browser.mjs").then(async ({ resolve, launch }) => {
-  resolve("axe-core/axe.min.js");
-  await (await launch()).close();
-});
-"""
 
 
 def test_the_page_is_whole_and_may_run_nothing_else() -> None:
@@ -96,15 +90,7 @@ def test_models_say_where_they_run(hermes_bundle: Path) -> None:
 @pytest.fixture(scope="module")
 def node() -> str:
     """Node, where it finds playwright-core, axe-core and Chromium."""
-    found = shutil.which("node")
-    if found is None:
-        pytest.skip("node is not installed")
-    tried = subprocess.run([found, "-e", FINDS], cwd=PROJECT, capture_output=True, text=True, timeout=60)
-    if tried.returncode:
-        errors = [line for line in tried.stderr.splitlines() if line.startswith("Error")]
-        said = errors[0] if errors else "node could not start one"
-        pytest.skip(f"no browser for the page: {said} (EDGEPHI_NODE_MODULES and EDGEPHI_CHROMIUM say where)")
-    return found
+    return node_with_browser()
 
 
 def test_the_page_in_a_browser(node: str, hermes_bundle: Path) -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from edgephi.benchmarks.bench.report.charts import charts, picture
 from edgephi.benchmarks.bench.report.history import append, machine_key, read_history
 from edgephi.benchmarks.bench.report.output import as_json, check_report_folder, write_report
-from edgephi.benchmarks.bench.report.page import charts, page, picture
-from edgephi.benchmarks.bench.report.svg import Point, line_chart, nice_step
-from edgephi.benchmarks.bench.report.table import cell, digits, markdown
+from edgephi.benchmarks.bench.report.page import page
+from edgephi.benchmarks.bench.report.svg import Chart, Point, line_chart, nice_step, stacked
+from edgephi.benchmarks.bench.report.table import cautions, cell, digits, is_outlier, markdown, with_spread
 from edgephi.benchmarks.bench.results import Report, figure, read_report
 from edgephi.errors import BundleError, OutputError
-from tests.bench_reports import case, report
+from tests.bench_reports import case, everything, report
 
+SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert(1)</script> | [red]x[/red]\n# y"
 
 
@@ -29,6 +31,10 @@ def full() -> Report:
         case("d", "decode", {}, state="wrong answers", reason="1 of 3 runs gave other tokens than the first"),
     )
     return made.model_copy(update={"bundle": made.bundle.model_copy(update={"name": EVIL})})
+
+
+def drawn(chart: Chart) -> ET.Element:
+    return ET.fromstring(stacked("heading", [chart]))
 
 
 class Tags(HTMLParser):
@@ -45,11 +51,14 @@ class Tags(HTMLParser):
 def test_names_from_strangers_stay_text() -> None:
     tags = Tags()
     tags.feed(page(full()))
-    assert "script" not in tags.seen and {"table", "svg", "dl"} <= set(tags.seen)
+    assert not {"script", "red"} & set(tags.seen) and {"table", "svg", "dl"} <= set(tags.seen)
+    machine = Tags()
+    machine.feed(page(everything("<img src=x onerror=alert(1)>")))
+    assert not {"script", "img", "link", "a"} & set(machine.seen)
     lines = markdown(full()).splitlines()
     assert not any(line.startswith("#") for line in lines)
     table = [line for line in lines if "alert(1)" in line and line.startswith("|")]
-    assert [line.count("|") for line in table] == [11]
+    assert [line.count("|") for line in table] == [3]  # a column for its name, and one for the only figure
 
 
 def test_what_was_not_measured_says_so_and_why() -> None:
@@ -57,6 +66,7 @@ def test_what_was_not_measured_says_so_and_why() -> None:
     assert "not measured" in text and "not measured (there is no meter)" in text
     assert "d: wrong answers, 1 of 3 runs" in text
     row = next(line for line in text.splitlines() if line.startswith("| d "))
+    assert "Not measured in any case, and left out: " in text and "J/token" in text and "| J/token" not in text
     assert "wrong answers" in row and not any(letter.isdigit() for letter in row)
 
 
@@ -64,47 +74,92 @@ def test_figures_are_written_in_their_unit_with_their_spread() -> None:
     assert cell("time_to_first_token_s", figure([0.1, 0.11, 0.12, 0.13, 0.14])) == "120 ± 10"
     assert cell("prefill_tokens_per_s", figure([1234.5])) == "1,234"
     assert cell("peak_private_bytes", figure([2_500_000])) == "2.5"
+    assert cell("cpu_share", figure([1 - 1e-12, 1.0, 1 + 1e-12])) == "100.0 ± 0"
     assert cell("cpu_share", None) == "not measured"
     assert [digits(value) for value in (0.01234, 1.234, 99.94, 12345.6)] == ["0.0123", "1.23", "99.9", "12,346"]
 
 
+@pytest.mark.parametrize(
+    ("value", "spread", "shown"),
+    [
+        (1319.4, 161, ("1,320", "160")),
+        (13764, 460, ("13,800", "500")),
+        (219.3, 3.6, ("219", "4")),
+        (4.4, 0.049, ("4.40", "0.05")),
+        (100, 2.1e-10, ("100.0", "0")),
+        (195.04, 0.022, ("195.0", "0")),
+        (0.1361, 0.0009, ("0.1361", "0.0009")),
+        (5, 30, ("5", "30")),
+        (0, 0.25, ("0", "0.25")),
+        (9.96, 0.096, ("9.96", "0.10")),
+        (0, 0, ("0", "0")),
+    ],
+)
+def test_noise_decides_how_many_digits_are_shown(value: float, spread: float, shown: tuple[str, str]) -> None:
+    assert with_spread(value, spread) == shown
+
+
+def test_a_ceiling_far_above_its_quartiles_is_called_an_outlier() -> None:
+    assert is_outlier(figure([489, 489, 501, 649, 649, 1740]))
+    assert not is_outlier(figure([44.9, 46, 47.4, 48.6])) and not is_outlier(figure([5, 5, 5]))
+    said = cautions(everything())
+    assert [words.partition(":")[0] for words in said] == [
+        "Noisy",
+        "Stopped",
+        "The best reading of the int8 peak is an outlier",
+    ]
+    assert all(words in markdown(everything()) for words in said)
+    assert "an outlier, quartiles" in markdown(everything())
+    assert cautions(report(case("d", "decode", {"decode_tokens_per_s": [1, 2]}))) == []
+
+
+def test_a_tile_has_its_noise_its_case_and_its_share() -> None:
+    text = page(everything())
+    assert "<strong>220.4 <small>tokens/s</small></strong><span>± 1.4 · decode 32 at depth 0</span>" in text
+    assert "<span>49 % of the memory bandwidth</span><em>noisy</em>" in text
+    assert "% of the int8 peak, an outlier</span>" in text
+    assert text.count('<li class=noisy><span class="name">') == 2
+
+
 def test_a_chart_puts_points_where_they_belong() -> None:
     points = [Point(16, 50, 40, 60), Point(64, 100, 90, 100), Point(1024, 0, 0, 0)]
-    root = ET.fromstring(line_chart("a < b", "x", "y", [("", points)], log_x=True))
-    space = "{http://www.w3.org/2000/svg}"
-    line = root.find(f"{space}polyline")
-    assert line is not None
-    places = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
-    across, down = zip(*places, strict=True)
+    root = drawn(line_chart("a < b", "x", "y", [("", points)], log_x=True))
+    dots = list(root.iter(f"{SVG}circle"))
+    across = [float(dot.get("cx", "").rstrip("%")) for dot in dots]
+    down = [float(dot.get("cy", "")) for dot in dots]
     assert (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(2 / 6, abs=0.01)  # powers of two
     assert (down[2] - down[0]) / (down[2] - down[1]) == pytest.approx(0.5, abs=0.01)
-    assert {text.text for text in root.iter(f"{space}text")} >= {"a < b", "0", "100", "16", "1,024"}
+    pieces = [line for line in root.iter(f"{SVG}line") if "through" in line.get("class", "")]
+    assert [(line.get("x1"), line.get("x2")) for line in pieces] == [
+        (dots[0].get("cx"), dots[1].get("cx")),
+        (dots[1].get("cx"), dots[2].get("cx")),
+    ]
+    assert {text.text for text in root.iter(f"{SVG}text")} >= {"a < b, y", "0", "100", "16", "1,024"}
 
 
 def test_a_chart_of_one_point_or_of_zeros_is_still_a_chart() -> None:
     for point in (Point(1, 5, 5, 5), Point(0, 0, 0, 0)):
-        ET.fromstring(line_chart("t", "x", "y", [("a", [point]), ("b", [])]))
+        drawn(line_chart("t", "x", "y", [("a", [point]), ("b", [])]))
 
 
 def test_what_a_token_costs_is_drawn_in_milliseconds() -> None:
     rates = {0: [100, 125, 200], 1000: [50, 50, 50], 3000: [20, 25, 40]}
     cases = [case(f"d{depth}", "decode", {"decode_tokens_per_s": rate}, depth=depth) for depth, rate in rates.items()]
-    (drawn,) = [chart for chart in charts(report(*cases)) if "ms a token" in chart]
-    root = ET.fromstring(drawn)
-    space = "{http://www.w3.org/2000/svg}"
-    assert [dot.findtext(f"{space}title") for dot in root.iter(f"{space}circle")] == ["8", "20", "40"]
-    quartiles = [line for line in root.iter(f"{space}line") if line.get("class") is None]
+    (chart,) = [chart for chart in charts(report(*cases)) if chart.unit == "ms a token"]
+    root = drawn(chart)
+    assert [dot.findtext(f"{SVG}title") for dot in root.iter(f"{SVG}circle")] == ["8", "20", "40"]
+    quartiles = [line for line in root.iter(f"{SVG}line") if line.get("class", "").startswith("bar")]
     upper, lower = float(quartiles[0].get("y2", "")), float(quartiles[0].get("y1", ""))
     assert upper < lower, "the quartiles of a rate change places"
 
 
 def test_the_picture_is_all_charts_in_one_file() -> None:
     assert picture(report(case("d", "decode", {}))) is None
-    drawn = picture(full())
-    assert drawn is not None
-    root = ET.fromstring(drawn)
-    assert len(root.findall("{http://www.w3.org/2000/svg}g")) == len(list(charts(full()))) == 1
-    assert "<script" not in drawn and "href" not in drawn
+    text = picture(full())
+    assert text is not None
+    assert len(ET.fromstring(text).findall(f"{SVG}g")) == len(list(charts(full()))) == 1
+    assert "<script" not in text and "href" not in text
+    assert "prefers-color-scheme: dark" in text
 
 
 @pytest.mark.parametrize(("rough", "step"), [(0.03, 0.05), (1, 1), (1.1, 2), (208, 250), (7, 10), (420, 500), (0, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
@@ -25,6 +26,7 @@ from edgephi.benchmarks.compare_runtimes.measure import (
     measure_rounds,
     order,
 )
+from edgephi.benchmarks.compare_runtimes.picture import Box, picture, place_labels
 from edgephi.benchmarks.compare_runtimes.prepare import claim_folder, prepare
 from edgephi.benchmarks.compare_runtimes.process import RuntimeProcess
 from edgephi.benchmarks.compare_runtimes.results import (
@@ -36,7 +38,7 @@ from edgephi.benchmarks.compare_runtimes.results import (
     Settings,
     Speed,
 )
-from edgephi.benchmarks.compare_runtimes.table import markdown, plot
+from edgephi.benchmarks.compare_runtimes.table import markdown
 from edgephi.benchmarks.compare_runtimes.variants import CHILDREN, PEERS, Contender, contenders
 from edgephi.errors import EngineError, UsageError
 
@@ -307,11 +309,25 @@ def test_the_document_reads_back() -> None:
     assert ComparisonReport.model_validate_json(document.model_dump_json()) == document
 
 
-def test_the_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    assert plot(report(OURS, Q4_0), tmp_path / "peers.png")
-    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
-    assert not plot(report(row("edgephi auto", "edgephi", {"prefill": [1.0]})), tmp_path / "no.png")
+def test_the_picture_has_every_measured_runtime_and_no_name_on_another(tmp_path: Path) -> None:
+    text = picture(report(OURS, Q4_0))
+    assert text is not None
+    root = ET.fromstring(text)
+    names = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert names.count(OURS.name) == names.count(Q4_0.name) == 2
+    assert picture(report(row("edgephi auto", "edgephi", {"prefill": [1.0]}))) is None
+
+
+def test_names_of_dots_in_one_place_move_apart() -> None:
+    marks = [Box(100 + n, 100, 112 + n, 112) for n in range(12)]
+    names = [f"runtime {'x' * n}" for n in range(12)]
+    area = Box(0, 0, 600, 400)
+    labels = place_labels(marks, names, area)
+    everything = [*marks, *labels]
+    for index, label in enumerate(labels):
+        assert not any(label.meets(other) for other in everything if other is not label), names[index]
+        assert label.left >= 0 and label.right <= 600 and label.top >= 0 and label.bottom <= 400
+    assert place_labels(marks[:1], ["x" * 500], area)[0].left == 114, "what fits nowhere is beside its dot"
 
 
 def everybody(tmp_path: Path, file_type: int | None, **more: Any) -> list[Contender]:

@@ -36,8 +36,24 @@ HEADLINES: dict[str, Headline] = {
 """By the word that `--sort` takes."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A headline's number and where it comes from."""
+
+    value: float
+    """In the unit of `Metric`."""
+    of: str
+    """The case, or how several were put together."""
+    case: CaseResult | None = None
+
+
 def headlines(report: Report) -> dict[str, float]:
-    """The numbers a report has, in the units of `Metric`.
+    """The numbers of `origins`, by the same names."""
+    return {name: one.value for name, one in origins(report).items()}
+
+
+def origins(report: Report) -> dict[str, Origin]:
+    """The numbers a report has.
 
     prefill: the prompt nearest to 512 tokens with nothing before it. decode, energy: the case with the least before it.
     Without such cases, the geometric mean over the answers, which must all be there. first-token: that mean. load and
@@ -53,8 +69,9 @@ def headlines(report: Report) -> dict[str, float]:
     decoded = sorted(of("decode"), key=lambda case: case.depth)
     loads = sorted(of("load"), key=lambda case: case.name, reverse=True)  # warm before cold
     answers = of("answer")
+    score = next((one.value for one in report.derived if one.name == SCORE), None)
     found = {
-        "score": next((one.value for one in report.derived if one.name == SCORE), None),
+        "score": None if score is None else Origin(score, f"Procyon-style, of {len(answers)} answers"),
         "decode": _first(decoded, "decode_tokens_per_s") or _mean(answers, "decode_tokens_per_s"),
         "prefill": _first(prompts, "prefill_tokens_per_s") or _mean(answers, "prefill_tokens_per_s"),
         "first-token": _mean(answers, "time_to_first_token_s"),
@@ -78,11 +95,15 @@ def shown(reports: Sequence[dict[str, float]]) -> list[str]:
     return [name for name in HEADLINES if any(name in one for one in reports)]
 
 
-def _first(cases: Sequence[CaseResult], metric: Metric) -> float | None:
-    return next((value for case in cases if (value := median(case, metric)) is not None), None)
+def _first(cases: Sequence[CaseResult], metric: Metric) -> Origin | None:
+    return next((Origin(value, case.name, case) for case in cases if (value := median(case, metric)) is not None), None)
 
 
-def _mean(cases: Sequence[CaseResult], metric: Metric) -> float | None:
+def _mean(cases: Sequence[CaseResult], metric: Metric) -> Origin | None:
     """The geometric mean over all cases; None when one lacks the figure, which makes it another test."""
+    if len(cases) == 1:
+        return _first(cases, metric)
     found = [value for case in cases if (value := median(case, metric)) is not None]
-    return geometric_mean(found) if found and len(found) == len(cases) and min(found) > 0 else None
+    if not found or len(found) < len(cases) or min(found) <= 0:
+        return None
+    return Origin(geometric_mean(found), f"mean of {len(found)} answers")

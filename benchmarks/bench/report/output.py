@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgephi.benchmarks.bench.report.page import page, picture
+from edgephi.benchmarks.bench.report.charts import picture
+from edgephi.benchmarks.bench.report.page import page
 from edgephi.benchmarks.bench.report.table import markdown
 from edgephi.benchmarks.bench.results import Report
 from edgephi.errors import OutputError

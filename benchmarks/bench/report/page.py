@@ -1,115 +1,136 @@
-"""The HTML report: one file, no script, nothing fetched; and its charts alone, as a picture."""
+"""The HTML report: one file, no script, nothing fetched. `page.css` is how it looks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 
-from edgephi.benchmarks.bench.report.svg import Point, line_chart, stacked
-from edgephi.benchmarks.bench.report.table import SPREAD, facts, in_unit, notes, tables
-from edgephi.benchmarks.bench.results import CaseResult, Group, Metric, Report
+from edgephi.benchmarks.bench.report.charts import charts
+from edgephi.benchmarks.bench.report.headline import HEADLINES, Origin, headline_cell, origins
+from edgephi.benchmarks.bench.report.svg import COLOURS, DARK, STYLE, inline
+from edgephi.benchmarks.bench.report.table import (
+    NOT_MEASURED,
+    cautions,
+    facts,
+    in_unit,
+    is_outlier,
+    notes,
+    spread_and_gaps,
+    tables,
+    with_spread,
+)
+from edgephi.benchmarks.bench.results import Ceiling, Group, Metric, Report
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid #888; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content auto; gap: .15rem 1rem; } dt { color: #666; } dd { margin: 0; }
-svg { max-width: 100%; height: auto; margin: .5rem 1rem .5rem 0; }
-svg text { font: 12px system-ui, sans-serif; } svg .t { font-weight: 600; font-size: 13px; }
-svg .g { stroke: #e4e4e4; }
-"""
 # names in a report may come from a stranger: what slipped through escaping could still neither run nor fetch
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# printed in the light colours, whatever the screen has
+SHEET = f":root {{{COLOURS} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{{DARK} }} }}\n{STYLE}"
+HEADINGS: dict[Group, str] = {
+    "load": "Loading",
+    "prefill": "Prefill",
+    "decode": "Decode",
+    "answer": "Answers",
+    "speculation": "Speculation",
+}
 
 
 def page(report: Report) -> str:
     """The report as one HTML document."""
     heading = f"{report.bundle.name}, {report.workload.name}"
-    body = [f"<h1>{escape(heading)}</h1>", f"<p>{escape(report.workload.description)}</p>", *charts(report)]
-    body += [_table(header, rows) for header, rows in tables(report)]
-    body.append(f"<p>{SPREAD}</p>")
-    if report.derived:
-        derived = [(one.name, f"{one.value:,.3g}", one.formula) for one in report.derived]
-        body += ["<h2>Derived</h2>", _table(("", "value", "how"), derived)]
+    drawn = [inline(chart) for chart in charts(report)]
+    derived = [(one.name, f"{one.value:,.3g}", one.formula) for one in report.derived]
+    body = [
+        "<header>",
+        f"<h1>{escape(report.bundle.name)} <span>{escape(report.workload.name)}</span></h1>",
+        f"<p>{escape(report.workload.description)}</p>",
+        f'<ul class="chips">{"".join(f"<li>{escape(words)}</li>" for words in _chips(report))}</ul>',
+        "</header><main>",
+        *(f'<p class="caution">{escape(words)}</p>' for words in cautions(report)),
+        *_tiles(report),
+        *(['<section class="charts" aria-label="Charts">', *drawn, "</section>"] if drawn else []),
+        *(_table(HEADINGS[_group(header)], header, rows) for header, rows in tables(report)),
+        f'<p class="small">{escape(spread_and_gaps(report))}</p>',
+        *([_table("Derived", ("figure", "value", "how"), derived, "wide words")] if derived else []),
+    ]
     if remarks := notes(report):
         body += ["<h2>Without figures</h2>", "<ul>", *(f"<li>{escape(remark)}</li>" for remark in remarks), "</ul>"]
-    terms = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(report)]
-    body += ["<h2>Conditions</h2>", "<dl>", *terms, "</dl>"]
+    terms = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(report)]
+    body += ["<h2>Conditions</h2>", '<dl class="facts">', *terms, "</dl>"]
     head = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>{escape(heading)}</title><style>{STYLE}</style></head><body>",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{escape(heading)}</title>",
+        f"<style>{SHEET}\n{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style></head><body>",
     ]
-    return "\n".join([*head, *body, "</body></html>\n"])
+    return "\n".join([*head, *body, "</main></body></html>\n"])
 
 
-def charts(report: Report) -> Iterator[str]:
-    """Prefill and decode over length and depth, as speed and as what a token costs; the answers' waiting times."""
+def _chips(report: Report) -> Iterator[str]:
+    if report.label:
+        yield report.label
+    yield report.hardware or report.machine.cpu
+    yield f"{report.provider}, {report.threads} threads"
+    yield f"{report.bundle.family}, {report.bundle.precision}, {report.bundle.stored_bytes / 1e6:,.0f} MB"
+    yield f"edgephi {report.edgephi}"
+    yield report.created[:16].replace("T", " ") + " UTC"
 
-    def of(group: Group) -> list[CaseResult]:
-        return [case for case in report.cases if case.group == group]
 
-    prefill = of("prefill")
-    at_start = _points([case for case in prefill if case.depth == 0], "prefill_tokens_per_s", _length)
-    if len(at_start) > 1:
-        yield line_chart("Prefill", "prompt tokens", "tokens/s", [("", at_start)], log_x=True)
-    if len({case.depth for case in prefill}) > 1:
-        lines = []
-        for length in sorted({case.prompt_tokens for case in prefill}):
-            same = [case for case in prefill if case.prompt_tokens == length]
-            lines.append((f"{length} tokens", _points(same, "prefill_tokens_per_s", _depth)))
-        if any(points for _, points in lines):
-            yield line_chart("Prefill at depth", "tokens in the cache", "tokens/s", lines)
-    decode = _points(of("decode"), "decode_tokens_per_s", _depth)
-    if len(decode) > 1:
-        yield line_chart("Decode at depth", "tokens in the cache", "tokens/s", [("", decode)])
-    costs = [
-        ("What a decoded token costs", "tokens in the cache", decode),
-        ("What a prompt's token costs", "prompt tokens", at_start),
+def _tiles(report: Report) -> list[str]:
+    """The headline numbers, each with its noise, its case and, where there is one, its share of a ceiling."""
+    tiles = [_tile(report, name, origin) for name, origin in origins(report).items()]
+    return ['<ul class="tiles" aria-label="Headline figures">', *tiles, "</ul>"] if tiles else []
+
+
+def _tile(report: Report, name: str, origin: Origin) -> str:
+    title, _, unit = HEADLINES[name].title.partition(", ")
+    if not unit and HEADLINES[name].metric:
+        title, unit = name, title
+    value, spread = headline_cell(name, origin.value), ""
+    metric = HEADLINES[name].metric
+    figure = origin.case.figures.get(metric) if origin.case and metric else None
+    if figure is not None and metric is not None and len(figure.values) > 1:
+        half = in_unit(metric, (figure.high - figure.low) / 2)
+        value, spread = with_spread(in_unit(metric, origin.value), half)
+    parts = [
+        f'<span class="name">{escape(title)}</span>',
+        f"<strong>{escape(value)} <small>{escape(unit)}</small></strong>",
+        f"<span>{f'± {escape(spread)} · ' if spread else ''}{escape(origin.of)}</span>",
     ]
-    for title, x_label, rates in costs:
-        if len(rates) > 2:
-            yield line_chart(title, x_label, "ms a token", [("", [_cost(point) for point in rates])])
-    answers = _points(of("answer"), "time_to_first_token_s", _length)
-    if len(answers) > 1:
-        yield line_chart("Time to first token", "prompt tokens", "ms", [("", answers)])
+    if share := _share(report, origin):
+        parts.append(f"<span>{escape(share)}</span>")
+    noisy = origin.case is not None and origin.case.noisy
+    return f"<li{' class=noisy' if noisy else ''}>{''.join(parts)}{'<em>noisy</em>' if noisy else ''}</li>"
 
 
-def picture(report: Report) -> str | None:
-    """The charts as one SVG file; None where there is none."""
-    found = list(charts(report))
-    heading = f"{report.bundle.name}, {report.workload.name}: {report.machine.cpu}, {report.threads} threads"
-    return stacked(heading, found) if found else None
+def _share(report: Report, origin: Origin) -> str | None:
+    limits, case = report.roofline, origin.case
+    if limits is None or case is None:
+        return None
+    ceilings: dict[Metric, tuple[str, Ceiling]] = {
+        "bandwidth_share": ("the memory bandwidth", limits.bandwidth),
+        "int8_share": ("the int8 peak", limits.int8),
+    }
+    for metric, (name, ceiling) in ceilings.items():
+        if metric in case.figures:
+            doubt = ", an outlier" if is_outlier(ceiling.per_s) else ""
+            return f"{in_unit(metric, case.figures[metric].median):.0f} % of {name}{doubt}"
+    return None
 
 
-def _length(case: CaseResult) -> float:
-    return case.prompt_tokens
+def _group(header: Sequence[str]) -> Group:
+    return next(group for group in HEADINGS if group == header[0])
 
 
-def _depth(case: CaseResult) -> float:
-    return case.depth
-
-
-def _points(cases: Sequence[CaseResult], metric: Metric, x: Callable[[CaseResult], float]) -> list[Point]:
-    found = []
-    for case in cases:
-        one = case.figures.get(metric)
-        if one is not None:
-            found.append(Point(x(case), *(in_unit(metric, value) for value in (one.median, one.low, one.high))))
-    return sorted(found, key=lambda point: point.x)
-
-
-def _cost(rate: Point) -> Point:
-    """Milliseconds a token from tokens a second; the quartiles change places."""
-    return Point(rate.x, 1e3 / rate.y, 1e3 / rate.high, 1e3 / rate.low)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = ["<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "wide") -> str:
+    """A table in a box of its own that scrolls, by keyboard too; `kind` is its classes."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    lines = []
+    for first, *rest in rows:
+        cells = "".join(f"<td{' class=none' if words == NOT_MEASURED else ''}>{escape(words)}</td>" for words in rest)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    box = f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(title)}, table">{table}</div>'
+    return f"<h2>{escape(title)}</h2>{box}"

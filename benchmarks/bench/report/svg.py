@@ -1,16 +1,43 @@
-"""Line charts as SVG, inline or a file of its own: no script, nothing fetched."""
+"""Line charts as SVG, in a page or in a file of their own: no script, nothing fetched.
+
+Across, places are shares of the chart's width, and down they are pixels. So a chart takes whatever width a page gives
+it, while its text keeps its size.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 46
-STYLE = "text { font: 12px system-ui, sans-serif; } .t { font-weight: 600; font-size: 13px; } .g { stroke: #e4e4e4; }"
-COLOURS = ("#2457a6", "#b4451f", "#3d7a2e", "#7a3d8c", "#8a6d00", "#4a4a4a")
+PLOT_HEIGHT = 200
+NARROWEST = 250
+"""Pixels across on a phone: labels that overlap at this width are left out."""
+EDGE = 0.03
+"""Share of the width on the left and the right without points."""
+SERIES = 6
+"""Colours; a further line has the first again, dashed and with hollow dots."""
+
+COLOURS = """
+  --ground: #ffffff; --text: #1b1e24; --soft: #565c68; --line: #dcdfe5;
+  --s0: #2754c4; --s1: #b4451f; --s2: #2f7d32; --s3: #7a3d8c; --s4: #7d6200; --s5: #50565f;"""
+DARK = """
+  --ground: #16181d; --text: #e6e8ec; --soft: #a3a9b5; --line: #3a3f49;
+  --s0: #8fb0ff; --s1: #ff9e7a; --s2: #7fd18b; --s3: #d6a4e8; --s4: #e0c15a; --s5: #b6bcc8;"""
+STYLE = """
+svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--soft); }
+svg .title { font-weight: 600; font-size: 14px; fill: var(--text); } svg .name { fill: var(--text); }
+svg .rule { stroke: var(--line); } svg .through { stroke-width: 2; } svg .ground { fill: var(--ground); }
+.through.again { stroke-dasharray: 5 4; } circle.again { fill: var(--ground); stroke-width: 2; }
+"""
+STYLE += "\n".join(
+    f".s{n} {{ stroke: var(--s{n}); }} .d{n}, svg text.d{n} {{ fill: var(--s{n}); }}" for n in range(SERIES)
+)
+
+WIDTH, LEFT, RIGHT, ABOVE, BELOW, LEGEND_ROW = 640, 64, 20, 46, 60, 18
+"""Of a chart in a file of its own, where the title, the labels and the legend need room."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +50,22 @@ class Point:
     high: float
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart and the words around it."""
+
+    title: str
+    unit: str
+    x_label: str
+    names: tuple[str, ...]
+    """Of the lines, for a legend; empty where there is only one line."""
+    body: str
+    """Elements of SVG, in an area of any width that is PLOT_HEIGHT high; labels lie outside of it."""
+
+
 def line_chart(
-    title: str, x_label: str, y_label: str, series: Sequence[tuple[str, Sequence[Point]]], *, log_x: bool = False
-) -> str:
+    title: str, x_label: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]], *, log_x: bool = False
+) -> Chart:
     """Lines through medians, with bars from quartile to quartile. The vertical axis begins at 0.
 
     Args:
@@ -41,57 +81,97 @@ def line_chart(
 
     def across(x: float) -> float:
         share = ((math.log2(x) if log_x else x) - first) / width if width else 0.5
-        return LEFT + 12 + share * (WIDTH - LEFT - RIGHT - 24)
+        return EDGE + share * (1 - 2 * EDGE)
 
     def down(y: float) -> float:
-        return HEIGHT - BOTTOM - max(0.0, y) / top * (HEIGHT - TOP - BOTTOM)
+        return PLOT_HEIGHT * (1 - max(0.0, y) / top)
 
-    middle = HEIGHT / 2
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'width="{WIDTH}" height="{HEIGHT}">',
-        f"<title>{escape(title)}</title>",
-        f'<text x="{LEFT}" y="18" class="t">{escape(title)}</text>',
-        _text((LEFT + WIDTH) / 2, HEIGHT - 8, x_label),
-        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>',
-    ]
+    parts = [text("50%", PLOT_HEIGHT + 38, x_label)]
     for index in range(round(top / step) + 1):
         y = down(index * step)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="g"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{index * step:,.10g}", "end"))
-    previous = -math.inf
+        parts.append(f'<line x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}" class="rule"/>')
+        parts.append(text("-8", y + 4, f"{index * step:,.10g}", anchor="end"))
+    end = -math.inf
     for x in sorted({p.x for p in points}):
-        if across(x) - previous >= 40:  # labels must not overlap
-            previous = across(x)
-            parts.append(_text(previous, HEIGHT - BOTTOM + 18, f"{x:,.10g}"))
-    for index, (name, line) in enumerate(series):
-        colour = COLOURS[index % len(COLOURS)]
-        path = " ".join(f"{across(p.x):.1f},{down(p.y):.1f}" for p in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for p in line:
-            x, low, high = across(p.x), down(p.low), down(p.high)
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>')
-            dot = f'<circle cx="{x:.1f}" cy="{down(p.y):.1f}" r="3" fill="{colour}">'
-            parts.append(f"{dot}<title>{p.y:.4g}</title></circle>")
-        if len(series) > 1:
-            parts.append(_text(WIDTH - RIGHT, TOP + 14 * index, name, "end", colour))
-    return "\n".join([*parts, "</svg>"])
+        label, middle = f"{x:,.10g}", across(x) * NARROWEST
+        if middle - text_width(label) / 2 >= end:
+            end = middle + text_width(label) / 2 + 6
+            parts.append(text(percent(across(x)), PLOT_HEIGHT + 18, label))
+    for index, (_, line) in enumerate(series):
+        parts += _line([(percent(across(p.x)), p) for p in line], down, index)
+    names = tuple(name for name, _ in series) if len(series) > 1 else ()
+    return Chart(title, unit, x_label, names, "\n".join(parts))
 
 
-def stacked(heading: str, charts: Sequence[str]) -> str:
-    """Charts in two columns under a heading, as an SVG document that carries its style."""
-    columns = min(2, len(charts))
-    width, height = columns * WIDTH, 40 + -(-len(charts) // columns) * HEIGHT
+def _line(places: Sequence[tuple[str, Point]], down: Callable[[float], float], index: int) -> list[str]:
+    """Pieces of the line first, so that bars and dots lie on them."""
+    colour = index % SERIES
+    again = " again" if index >= SERIES else ""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
-        f"<style>{STYLE}</style>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="26" class="t">{escape(heading)}</text>',
+        f'<line x1="{a}" y1="{down(p.y):.1f}" x2="{b}" y2="{down(q.y):.1f}" class="through s{colour}{again}"/>'
+        for (a, p), (b, q) in pairwise(places)
     ]
-    for index, chart in enumerate(charts):
-        across, down = index % columns * WIDTH, 40 + index // columns * HEIGHT
-        parts.append(f'<g transform="translate({across} {down})">{chart}</g>')
-    return "\n".join([*parts, "</svg>\n"])
+    for x, p in places:
+        if f"{down(p.low):.1f}" != f"{down(p.high):.1f}":
+            ends = f'y1="{down(p.low):.1f}" y2="{down(p.high):.1f}"'
+            parts.append(f'<line x1="{x}" x2="{x}" {ends} class="bar s{colour}"/>')
+        parts.append(f'<circle cx="{x}" cy="{down(p.y):.1f}" r="3.5" {_dot(index)}><title>{p.y:.4g}</title></circle>')
+    return parts
+
+
+def _dot(index: int) -> str:
+    colour = index % SERIES
+    return f'class="s{colour} again"' if index >= SERIES else f'class="d{colour}"'
+
+
+def inline(chart: Chart) -> str:
+    """A chart as a figure of a page, which needs `COLOURS` and `STYLE`; the title and the legend wrap as text does."""
+    label = escape(f"{chart.title}, {chart.unit}, over {chart.x_label}")
+    caption = f"<figcaption><b>{escape(chart.title)}</b> <span>{escape(chart.unit)}</span></figcaption>"
+    drawn = f'<svg role="img" aria-label="{label}" height="{PLOT_HEIGHT}">{chart.body}</svg>'
+    names = "".join(
+        f'<li><svg width="12" height="12" aria-hidden="true"><circle cx="6" cy="6" r="4" {_dot(index)}/>'
+        f"</svg>{escape(name)}</li>"
+        for index, name in enumerate(chart.names)
+    )
+    return f'<figure class="chart">{caption}{drawn}{f"<ul>{names}</ul>" if names else ""}</figure>'
+
+
+def stacked(heading: str, charts: Sequence[Chart]) -> str:
+    """Charts in two columns under a heading, as an SVG document that carries its style, for light and dark."""
+    columns = min(2, len(charts))
+    rows = [charts[start : start + columns] for start in range(0, len(charts), columns)]
+    heights = [ABOVE + PLOT_HEIGHT + BELOW + LEGEND_ROW * max(len(one.names) for one in row) for row in rows]
+    parts = [text(str(LEFT), 26, heading, anchor="start", kind="title")]
+    for row_index, row in enumerate(rows):
+        for index, chart in enumerate(row):
+            place = f"translate({index * WIDTH} {40 + sum(heights[:row_index])})"
+            parts.append(f'<g transform="{place}">{_apart(chart)}</g>')
+    return document(columns * WIDTH, 40 + sum(heights), heading, parts)
+
+
+def document(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """An SVG file: its ground, its colours for light and dark, and what is drawn on it."""
+    style = f":root {{{COLOURS} }}\n@media (prefers-color-scheme: dark) {{ :root {{{DARK} }} }}\n{STYLE}"
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{style}</style>",
+        '<rect width="100%" height="100%" class="ground"/>',
+    ]
+    return "\n".join([*head, *parts, "</svg>\n"])
+
+
+def _apart(chart: Chart) -> str:
+    title = text(str(LEFT), 28, f"{chart.title}, {chart.unit}", anchor="start", kind="title")
+    area = f'x="{LEFT}" y="{ABOVE}" width="{WIDTH - LEFT - RIGHT}" height="{PLOT_HEIGHT}" overflow="visible"'
+    parts = [title, f"<svg {area}>{chart.body}</svg>"]
+    for index, name in enumerate(chart.names):
+        y = ABOVE + PLOT_HEIGHT + BELOW + LEGEND_ROW * index
+        parts.append(f'<circle cx="{LEFT + 6}" cy="{y - 4}" r="4" {_dot(index)}/>')
+        parts.append(text(str(LEFT + 18), y, name, anchor="start", kind="name"))
+    return "\n".join(parts)
 
 
 def nice_step(rough: float) -> float:
@@ -102,5 +182,17 @@ def nice_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#1c1c1c") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def percent(share: float) -> str:
+    """0.5 → 50%."""
+    return f"{100 * share:.2f}%"
+
+
+def text_width(words: str) -> float:
+    """Pixels that a text of 12 px takes at most in the usual fonts."""
+    return 7.4 * len(words)
+
+
+def text(x: str, y: float, words: str, *, anchor: str = "middle", kind: str = "") -> str:
+    """A line of text; `kind` is a class of `STYLE`."""
+    named = f' class="{kind}"' if kind else ""
+    return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(words)}</text>'

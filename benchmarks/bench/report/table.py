@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from edgephi.benchmarks.bench.report.comparison import noise
 from edgephi.benchmarks.bench.results import CaseResult, Ceiling, Figure, Group, Metric, Reading, Report, Roofline
 from edgephi.benchmarks.report import in_one_line, markdown_table
 
@@ -61,7 +63,9 @@ COLUMNS: dict[Group, tuple[Metric, ...]] = {
 }
 
 NOT_MEASURED = "not measured"
-SPREAD = "Median ± half the distance between the quartiles."
+SPREAD = "Median ± half the distance between the quartiles, to the digits that noise leaves; ± 0: below the last one."
+MOST_DIGITS = 4
+"""Of a median, however quiet its repetitions were."""
 
 
 def in_unit(metric: Metric, value: float) -> float:
@@ -82,9 +86,27 @@ def cell(metric: Metric, found: Figure | None) -> str:
     """Median, and half the distance of the quartiles; 'not measured' where there is nothing."""
     if found is None:
         return NOT_MEASURED
-    text = digits(in_unit(metric, found.median))
-    spread = in_unit(metric, (found.high - found.low) / 2)
-    return f"{text} ± {digits(float(f'{spread:.2g}'))}" if len(found.values) > 1 else text
+    value = in_unit(metric, found.median)
+    if len(found.values) < 2:
+        return digits(value)
+    return " ± ".join(with_spread(value, in_unit(metric, (found.high - found.low) / 2)))
+
+
+def with_spread(value: float, spread: float) -> tuple[str, str]:
+    """Both to the last digit that the spread leaves: 1,319.4 and 161 are 1,320 and 160, 100 and 2e-10 are 100.0 and 0.
+
+    The spread has one significant digit, or two that begin with 1; the value at least one and at most MOST_DIGITS.
+    """
+    if value == 0:
+        return "0", digits(float(f"{spread:.2g}"))
+    leading = math.floor(math.log10(abs(value)))
+    place = leading - MOST_DIGITS + 1
+    if spread > 0:
+        tens = math.floor(math.log10(spread))
+        place = max(place, tens - 1 if spread / 10.0**tens < 1.95 else tens)
+    place = min(place, leading)
+    shown = [f"{round(one, -place):,.{max(0, -place)}f}" for one in (value, spread)]
+    return shown[0], shown[1] if float(shown[1].replace(",", "")) else "0"
 
 
 def title(case: CaseResult) -> str:
@@ -95,13 +117,29 @@ def title(case: CaseResult) -> str:
 
 
 def tables(report: Report) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Header and rows of a table for every group that has cases."""
+    """Header and rows of a table for every group that has cases; columns in which nothing was measured are left out."""
     found = []
-    for group, columns in COLUMNS.items():
+    for group in COLUMNS:
+        columns = _measured(report, group)
         rows = [_row(case, columns) for case in report.cases if case.group == group]
         if rows:
             found.append(((group, *(LABELS[metric] for metric in columns)), rows))
     return found
+
+
+def left_out(report: Report) -> list[str]:
+    """The headings of the columns that no table has because nothing was measured."""
+    groups = {case.group for case in report.cases}
+    empty = [metric for group in groups for metric in COLUMNS[group] if metric not in _measured(report, group)]
+    measured = {metric for group in groups for metric in _measured(report, group)}
+    return [label for metric, label in LABELS.items() if metric in empty and metric not in measured]
+
+
+def _measured(report: Report, group: Group) -> tuple[Metric, ...]:
+    """At least the first column: a table of cases without figures says of each why it has none."""
+    cases = [case for case in report.cases if case.group == group]
+    first, *rest = COLUMNS[group]
+    return (first, *(metric for metric in rest if any(metric in case.figures for case in cases)))
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -172,7 +210,44 @@ def _limits(limits: Roofline | None) -> list[tuple[str, str]]:
 
 def _per_s(ceiling: Ceiling, unit: float) -> str:
     one = ceiling.per_s
-    return f"{digits(max(one.values) / unit)} at best, quartiles {digits(one.low / unit)} and {digits(one.high / unit)}"
+    best = f"{digits(max(one.values) / unit)} at best"
+    if is_outlier(one):
+        best += ", an outlier"
+    return f"{best}, quartiles {digits(one.low / unit)} and {digits(one.high / unit)}"
+
+
+def is_outlier(found: Figure) -> bool:
+    """Whether the highest value lies far out: three times the distance of the quartiles above the upper one, or more
+    (Tukey 1977, Exploratory Data Analysis, 2D)."""
+    return max(found.values) >= found.high + 3 * (found.high - found.low) and max(found.values) > found.high
+
+
+def cautions(report: Report) -> list[str]:
+    """What a reader must know before any figure, as sentences: noise, what is missing, ceilings that are outliers."""
+    found = []
+    if words := noise(report):
+        found.append(f"Noisy: {words}. Differences between figures may be theirs.")
+    if report.stopped:
+        found.append(f"Stopped: {report.stopped}. Cases or repetitions are missing.")
+    if wrong := [case.name for case in report.cases if case.state == "wrong answers"]:
+        found.append(f"Wrong answers: repetitions of one prompt disagreed in {', '.join(wrong)}, so no figure counts.")
+    limits = report.roofline
+    shares = {metric for case in report.cases for metric in case.figures}
+    if limits is not None:
+        named: tuple[tuple[Metric, str, Ceiling, str], ...] = (
+            ("bandwidth_share", "memory bandwidth", limits.bandwidth, "GB/s"),
+            ("int8_share", "int8 peak", limits.int8, "GOP/s"),
+        )
+        for metric, name, ceiling, unit in named:
+            if metric in shares and is_outlier(ceiling.per_s):
+                best, low, high = (
+                    digits(one / 1e9) for one in (max(ceiling.per_s.values), ceiling.per_s.low, ceiling.per_s.high)
+                )
+                found.append(
+                    f"The best reading of the {name} is an outlier: {best} {unit}, quartiles {low} and {high}. "
+                    "Shares are of this reading, so they may be too low."
+                )
+    return found
 
 
 def notes(report: Report) -> list[str]:
@@ -180,15 +255,22 @@ def notes(report: Report) -> list[str]:
     return [f"{case.name}: {case.state}, {case.reason}" for case in report.cases if case.reason]
 
 
+def spread_and_gaps(report: Report) -> str:
+    """How figures are written, and which columns are missing."""
+    empty = left_out(report)
+    return f"{SPREAD} Not measured in any case, and left out: {'; '.join(empty)}." if empty else SPREAD
+
+
 def markdown(report: Report) -> str:
     """The report as Markdown: tables, derived numbers, notes, facts."""
-    parts = [
+    parts = ["\n".join(f"- **{_plain(words)}**" for words in found)] if (found := cautions(report)) else []
+    parts += [
         markdown_table(header, [[_plain(text) for text in row] for row in rows]) for header, rows in tables(report)
     ]
     if report.derived:
         rows = [(_plain(one.name), f"{one.value:,.3g}", one.formula) for one in report.derived]
         parts.append(markdown_table(("derived", "value", "how"), rows))
-    parts.append(SPREAD)
+    parts.append(spread_and_gaps(report))
     if remarks := notes(report):
         parts.append("\n".join(f"- {_plain(remark)}" for remark in remarks))
     parts.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts(report)))
