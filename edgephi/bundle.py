@@ -74,6 +74,12 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def contents_sha256(manifest: Manifest) -> str:
+    """Of paths and SHA-256 of a bundle's files, as the manifest lists them; edgephi.json itself is not among them."""
+    lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in manifest.files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def describe_file(folder: Path, path: str, on_bytes: Callable[[int], None] | None = None) -> FileEntry:
     """The manifest's entry for a file that is in place; `on_bytes` is that of `sha256_of`."""
     full = folder / path

@@ -8,15 +8,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgephi.bundle import Manifest, describe_file, write_manifest
+from edgephi.bundle import Manifest, NpuFacts, NpuStage, describe_file, write_manifest
 from tests.unit.test_bundle import make_bundle
 
 SHAPES = {"prefill": [1, 64, 16], "decode": [1, 1, 16]}
 CONTEXT_BYTES = 150_000
 
 
-def make_npu_bundle(folder: Path, phases: tuple[str, ...] = ("prefill", "decode"), seed: int = 0) -> Manifest:
+def make_npu_bundle(
+    folder: Path, phases: tuple[str, ...] = ("prefill", "decode"), seed: int = 0, *, facts: bool = False
+) -> Manifest:
     """A bundle with a graph for the CPU and `npu/PHASE.onnx` + `npu/PHASE_qnn.bin` for each phase.
+
+    With `facts`, its manifest says that each graph computes all layers, 64 tokens of a prompt at once.
 
     A compiled graph takes `hidden`, float32 [1, tokens, 16], and `past`, float16 [1, 32].
     """
@@ -34,9 +38,40 @@ def make_npu_bundle(folder: Path, phases: tuple[str, ...] = ("prefill", "decode"
         names += [f"npu/{phase}.onnx", f"npu/{binary}"]
     files = [entry for entry in manifest.files if entry.path not in names]
     files += [describe_file(folder, name) for name in names]
-    manifest = manifest.model_copy(update={"files": tuple(files)})
+    manifest = manifest.model_copy(update={"files": tuple(files), "npu": npu_facts(phases) if facts else None})
     write_manifest(folder, manifest)
     return manifest
+
+
+def npu_facts(phases: tuple[str, ...]) -> NpuFacts:
+    """As an export for the Snapdragon X Elite records it."""
+    stages = tuple(
+        NpuStage(
+            name=phase,
+            phase="prefill" if phase == "prefill" else "decode",
+            first_layer=0,
+            last_layer=2,
+            graph=f"npu/{phase}.onnx",
+            binary=f"npu/{phase}_qnn.bin",
+            nodes=9,
+            compile_seconds=1.0,
+            compile_peak_bytes=1000,
+        )
+        for phase in phases
+    )
+    return NpuFacts(
+        target="snapdragon-x-elite",
+        numerics="float16",
+        htp_arch=73,
+        soc_model=60,
+        qairt="2.40.0",
+        chunk=64,
+        cache_rows=256,
+        context_length=128,
+        embedding="model.onnx",
+        head="model.onnx",
+        stages=stages,
+    )
 
 
 def compiled_graph(shape: list[int | str], binary: str) -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from edgephi.benchmarks.bench.results import (
 )
 from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import library_versions, machine
-from edgephi.bundle import Manifest
+from edgephi.bundle import Manifest, contents_sha256
 from edgephi.devices.power import power_mode, power_source
 from edgephi.devices.providers import all_providers
 from edgephi.runtime.place import Place
@@ -140,10 +139,9 @@ class SoFar:
 
 def bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
     """What the manifest says about the bundle; its hash covers every file but edgephi.json."""
-    lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in manifest.files)
     return BundleFacts(
         name=folder.resolve().name,
-        sha256=hashlib.sha256("".join(lines).encode()).hexdigest(),
+        sha256=contents_sha256(manifest),
         family=manifest.model.family,
         parameters=manifest.model.parameters,
         precision=manifest.recipe.precision,

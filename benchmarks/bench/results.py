@@ -163,7 +163,7 @@ class Conditions(StrictData):
     temperature_start_c: Finite | None = Field(description="of the hottest zone")
     temperature_end_c: Finite | None
     throttle_events: int | None = Field(description="thermal throttling counted during the run")
-    others_cpu_share: Share = Field(description="of all processors, other processes, over the run")
+    others_cpu_share: Share | None = Field(description="of all processors, other processes, over the run")
     energy: EnergyConditions
 
 
@@ -214,7 +214,7 @@ class Report(StrictData):
     profile: str | None = Field(description="device profile that decided")
     hardware: str | None = Field(description="the provider's device; null: the processor")
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
-    threads: int
+    threads: int = Field(description="0: not stated, of a hosted device")
     bundle: BundleFacts
     machine: Machine
     versions: dict[str, str]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from edgephi.devices.ai_hub import report
 from edgephi.devices.ai_hub.client import HubClient
 from edgephi.devices.ai_hub.graphs import HubGraph, pack, read_inputs
+from edgephi.devices.ai_hub.hosted import hosted_bundle
 from edgephi.devices.ai_hub.matrix import Matrix, graphs_of, plan, require_devices
 from edgephi.devices.ai_hub.state import (
     STATE,
@@ -28,6 +29,7 @@ from edgephi.devices.ai_hub.state import (
     new_state,
     planned,
     read_state,
+    with_bundles,
     write_beside,
     write_state,
 )
@@ -137,7 +139,7 @@ class Fleet:
         Raises:
             OutputError: it cannot be written.
         """
-        merged = report.merge(list(self.state.steps.values()), self.state.server)
+        merged = report.merge(list(self.state.steps.values()), self.state.server, self.state.bundles)
         text = json.dumps(merged.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
         write_beside(self.path.with_name(report.REPORT), text)
         return merged
@@ -257,6 +259,7 @@ def prepare(matrix: Matrix, root: Path, output: Path, *, retry_failed: bool) -> 
     _require_server(state, client, path)
     steps = plan(matrix, root, chosen, chipsets)
     state = planned(state, steps, retry_failed=retry_failed)
+    state = with_bundles(state, {graphs[0].bundle: hosted_bundle(graphs[0].folder) for _, graphs in chosen})
     write_state(path, state)
     graphs = {graph.sha256: graph for _, of_bundle in chosen for graph in of_bundle}
     return Fleet(client, path, state, graphs, lambda step, what: None)

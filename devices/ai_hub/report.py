@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from edgephi.devices.ai_hub.hosted import HostedBundle
 from edgephi.errors import HubError
 from edgephi.installed import install_extra
 from edgephi.records import Sha256, Strict
@@ -80,6 +81,9 @@ class FleetReport(Strict):
     server: str
     created: str = Field(description="UTC, ISO 8601")
     pending: int = Field(ge=0, description="jobs that are planned or running, and have no record yet")
+    bundles: dict[str, HostedBundle] = Field(
+        default_factory=dict, description="what the records' bundles are, by the name of their folder"
+    )
     records: tuple[JobRecord, ...]
 
     def require_success(self) -> None:
@@ -173,7 +177,7 @@ def record(
     )
 
 
-def merge(steps: Sequence[Step], server: str) -> FleetReport:
+def merge(steps: Sequence[Step], server: str, bundles: Mapping[str, HostedBundle]) -> FleetReport:
     """Every record that there is, in the order of the plan."""
     from datetime import UTC, datetime
     from importlib.metadata import version
@@ -185,5 +189,6 @@ def merge(steps: Sequence[Step], server: str) -> FleetReport:
         server=server,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         pending=len(steps) - len(records),
+        bundles=dict(bundles),
         records=records,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from edgephi.devices.ai_hub.hosted import HostedBundle
 from edgephi.devices.ai_hub.report import JobRecord
 from edgephi.errors import BundleError
 from edgephi.files import read_file, replace_file, unwritable
@@ -55,6 +57,7 @@ class FleetState(Strict):
     format: Literal[1] = 1
     run: str = Field(pattern=r"^[0-9a-f]{8}$", description="part of every job's name, to find a job again")
     server: str
+    bundles: dict[str, HostedBundle] = Field(default_factory=dict, description="by the name of their folder")
     uploads: dict[str, str] = Field(default_factory=dict, description="SHA-256 of a graph to the hub's id of the model")
     steps: dict[str, Step] = Field(default_factory=dict, description="by key, in the order they were planned")
 
@@ -78,6 +81,11 @@ class FleetState(Strict):
     def with_upload(self, graph_sha256: str, model: str) -> FleetState:
         """The state with one more upload."""
         return self.model_copy(update={"uploads": {**self.uploads, graph_sha256: model}})
+
+
+def with_bundles(state: FleetState, bundles: Mapping[str, HostedBundle]) -> FleetState:
+    """The state with what these bundles are now; those of earlier plans stay."""
+    return state.model_copy(update={"bundles": {**state.bundles, **bundles}})
 
 
 def planned(state: FleetState, steps: tuple[Step, ...], *, retry_failed: bool) -> FleetState:

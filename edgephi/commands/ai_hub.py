@@ -89,6 +89,9 @@ def run(
     Where compile is among the jobs, the others run what it made; link makes one binary of everything compiled for a
     device, and the others run that.
 
+    Where all graphs of a phase of a bundle were profiled on a device, DIR/bench has a report that `edgephi bench table`
+    and `compare` read: tokens/s of the NPU's graphs alone, on random values, without embedding, head and sampling.
+
     With --json, one object: the report, whose schema `edgephi ai-hub schema` prints.
     """
     from edgephi.devices.ai_hub.matrix import graphs_of, plan, read_matrix
@@ -217,23 +220,28 @@ def _showing(fleet: Fleet) -> Iterator[None]:
 
 
 def _finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
-    """Do the work, write the report whatever becomes of it, show it, and fail when a job did.
+    """Do the work, write the reports whatever becomes of it, show them, and fail when a job did.
 
     Raises:
         HubError: a job failed, or was skipped because one did.
     """
+    from edgephi.benchmarks.bench.hosted import write_hosted_reports
     from edgephi.commands.console import print_json_text
 
+    folder = fleet.path.parent
     try:
         with _showing(fleet):
             work()
     finally:
         merged = fleet.write_report()
+        written = write_hosted_reports(merged, folder)
     if as_json:
         print_json_text(merged.model_dump_json())
     else:
         _print(merged)
-        _say(f"report: {fleet.path.parent / 'fleet.json'}")
+        _say(f"report: {folder / 'fleet.json'}")
+        if written:
+            _say(f"for `edgephi bench table`: {written[0].parent}")
     merged.require_success()
 
 

@@ -102,7 +102,8 @@ def _section(members: Sequence[Named], group: Sequence[str], sort: str | None) -
     headings = (*FACTS, *(HEADLINES[name].title for name in columns), *(["remarks"] if any(remarks) else []))
     rows = []
     for (name, report), remark in zip(ranked, remarks, strict=True):
-        known = (name, report.hardware or report.machine.cpu, report.provider, str(report.threads), report.bundle.name)
+        device, threads = report.hardware or report.machine.cpu, str(report.threads or "")
+        known = (name, device, report.provider, threads, report.bundle.name)
         cells = (headline_cell(column, numbers[name].get(column)) for column in columns)
         rows.append((*known, version(report), *cells, *([remark] if any(remarks) else [])))
     workload = members[0][1].workload.name

@@ -72,7 +72,7 @@ def _chips(report: Report) -> Iterator[str]:
     if report.label:
         yield report.label
     yield report.hardware or report.machine.cpu
-    yield f"{report.provider}, {report.threads} threads"
+    yield f"{report.provider}, {report.threads} threads" if report.threads else report.provider
     yield f"{report.bundle.family}, {report.bundle.precision}, {report.bundle.stored_bytes / 1e6:,.0f} MB"
     yield f"edgephi {report.edgephi}"
     yield report.created[:16].replace("T", " ") + " UTC"

@@ -157,7 +157,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("bundle", f"{bundle.name}: {bundle.family}, {bundle.precision}, {bundle.stored_bytes / 1e6:,.1f} MB"),
         (
             "ran on",
-            f"{report.hardware or 'CPU'}: {', '.join(report.providers)}, {_threads(report)}",
+            f"{report.hardware or 'CPU'}: {', '.join((*report.providers, threads_words(report)))}",
         ),
         ("machine", in_one_line(report.machine.model_dump())),
         ("versions", in_one_line(report.versions)),
@@ -175,7 +175,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
             "throttled",
             NOT_MEASURED if conditions.throttle_events is None else f"{conditions.throttle_events} times",
         ),
-        ("other processes", f"{100 * conditions.others_cpu_share:.1f} % of all processors"),
+        ("other processes", _of_all(conditions.others_cpu_share)),
         ("measured", f"{report.created}, in {report.seconds:,.0f} s"),
     ]
 
@@ -188,7 +188,14 @@ def _traced(trace: Sequence[Reading]) -> list[tuple[str, str]]:
     return found + ([("clock over the run", f"{min(clocks):.2f} to {max(clocks):.2f} GHz")] if clocks else [])
 
 
-def _threads(report: Report) -> str:
+def _of_all(share: float | None) -> str:
+    return NOT_MEASURED if share is None else f"{100 * share:.1f} % of all processors"
+
+
+def threads_words(report: Report) -> str:
+    """How many threads computed, and whether they waited actively."""
+    if not report.threads:
+        return "threads not stated"
     if report.spinning is None:
         return f"{report.threads} threads"
     return f"{report.threads} threads, spinning {'on' if report.spinning.on else 'off'} ({report.spinning.because})"

@@ -17,6 +17,12 @@ import pytest
 
 pytest.importorskip("qai_hub", reason="qai-hub is not installed (extra: hub)")
 
+from edgephi.benchmarks.bench.report.headline import headlines
+from edgephi.benchmarks.bench.report.league import league, read_reports
+from edgephi.benchmarks.bench.report.page import page
+from edgephi.benchmarks.bench.report.table import markdown
+from tests.bench_reports import case
+from tests.bench_reports import report as make_report
 from tests.end_to_end.hub.commands import ELITE, Result, write_matrix, write_profile_matrix
 from tests.end_to_end.hub.server import CHIPSETS, INFERENCE_US, PEAK_BYTES, Farm, inner
 from tests.end_to_end.test_command import refused
@@ -157,6 +163,47 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_is_sent(
     assert not farm.requests
 
 
+def test_what_hosted_devices_measured_stands_in_the_league_table(hub: Hub, farm: Farm, tmp_path: Path) -> None:
+    folder = tmp_path / "phi-x-elite"
+    folder.mkdir()
+    make_npu_bundle(folder, facts=True)
+    done = hub("run", write_profile_matrix(tmp_path), "--output", tmp_path / "fleet", "--poll", 0.05)
+    assert done.returncode == 0, done.stderr
+    reports = tmp_path / "fleet" / "bench"
+    assert "edgephi bench table" in done.stderr and len(list(reports.iterdir())) == len(CHIPSETS)
+    (section,) = league(read_reports([reports]))
+    assert section.title.startswith("hosted NPU graphs (")
+    here = make_report(case("decode", "decode", {"decode_tokens_per_s": [10.0]}))
+    assert len(league([*section.reports, ("here", here)])) == 2, "whole answers are never in one table with graphs"
+    for name, report in section.reports:
+        # the hub's repetitions are 2.4, 2.5 and 2.6 ms, and each graph loads in 0.3 s
+        assert headlines(report) == pytest.approx({"decode": 1 / 0.0025, "prefill": 64 / 0.0025, "load": 0.6})
+        assert name in CHIPSETS and report.hardware == f"{name} ({CHIPSETS[name]}), hosted"
+        assert "on random values" in report.workload.description and "head, sampling" in report.workload.description
+        assert report.versions["QAIRT"] == "2.40.0" and report.stopped is None
+        assert {one.name: one.value for one in report.derived}["share of layers on the NPU"] == pytest.approx(2 / 3)
+        assert "threads not stated" in markdown(report) and "other processes: not measured" in markdown(report)
+        assert "Snapdragon" in page(report)
+    assert hub("run", tmp_path / "matrix.toml", "--output", tmp_path / "fleet").returncode == 0
+    assert len(list(reports.iterdir())) == len(CHIPSETS), "a repeated run replaces them"
+
+
+def test_a_phase_with_a_graph_that_was_not_profiled_has_no_rate(hub: Hub, farm: Farm, tmp_path: Path) -> None:
+    folder = tmp_path / "phi-x-elite"
+    folder.mkdir()
+    make_npu_bundle(folder, facts=True)
+    sent = hub("submit", folder, "--device", ELITE, "--graph", "npu/prefill", "--output", tmp_path / "fleet")
+    assert sent.returncode == 0, sent.stderr
+    assert hub("wait", tmp_path / "fleet", "--poll", 0.05).returncode == 0
+    ((_, report),) = read_reports([tmp_path / "fleet"])
+    assert set(headlines(report)) == {"prefill"}
+    assert report.stopped == "1 of 2 graphs have no profile"
+    assert {case.group: case.reason for case in report.cases if case.reason} == {
+        "load": "the hub has no warm load of one of its graphs",
+        "decode": "1 of its 1 graphs have no profile",
+    }
+
+
 def test_submit_returns_and_wait_fetches(hub: Hub, farm: Farm, bundle: Path, tmp_path: Path) -> None:
     sent = hub("submit", bundle, "--device", ELITE, "--output", tmp_path / "report")
     assert sent.returncode == 0, sent.stderr
@@ -170,5 +217,7 @@ def test_submit_returns_and_wait_fetches(hub: Hub, farm: Farm, bundle: Path, tmp
 
 def test_the_schema_describes_the_report(hub: Hub, bundle: Path, tmp_path: Path) -> None:
     schema = json.loads(hub("schema").stdout)
-    assert set(schema["properties"]) == {"format", "edgephi", "qai_hub", "server", "created", "pending", "records"}
+    assert set(schema["properties"]) == {
+        *("format", "edgephi", "qai_hub", "server", "created", "pending", "bundles", "records")
+    }
     assert CONTEXT_BYTES > 2 * 65536, "an upload has several parts"
