@@ -73,13 +73,13 @@ def machines(folder: Path) -> Iterator[Machines]:
         found.close()
 
 
-def measuring(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Processes in which the worker measures."""
+def measuring(worker: subprocess.Popen[bytes], function: str = "lab.execute:measure") -> list[psutil.Process]:
+    """Processes in which the worker calls a function, by default a lab's."""
     found = []
     with suppress(psutil.Error):
         for child in psutil.Process(worker.pid).children():
             with suppress(psutil.Error):
-                if any("lab.execute:measure" in word for word in child.cmdline()):
+                if any(function in word for word in child.cmdline()):
                     found.append(child)
     return found
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from edgephi.errors import BundleError, QualityError, UsageError
 
 if TYPE_CHECKING:
-    from edgephi.benchmarks.evaluate.evaluation import Evaluation, Figures, StepProgress
+    from edgephi.benchmarks.evaluate.evaluation import Evaluation, StepProgress
+    from edgephi.benchmarks.evaluate.windows import Figures
     from edgephi.bundle import Manifest, Quality
     from edgephi.runtime.golden import Flip, Reproduction
 

@@ -12,38 +12,30 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgephi.benchmarks.evaluate.choices import Candidate, ChoiceScores, Question, candidates, choose, read_questions
+from edgephi.benchmarks.evaluate.choices import Candidate, ChoiceScores, candidates, choose, read_questions
 from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
-from edgephi.benchmarks.evaluate.layer_errors import LayerErrors
-from edgephi.benchmarks.studies.quality import CHUNK_VALUES, Float64, Logits, log_softmax, score, tokenize
+from edgephi.benchmarks.evaluate.layer_errors import LayerErrors, mean_errors
+from edgephi.benchmarks.evaluate.windows import (
+    Figures,
+    Predictions,
+    TokenIds,
+    WindowScores,
+    figures,
+    same_vocabulary,
+    score_window,
+    token_losses,
+)
+from edgephi.benchmarks.studies.quality import Float64, Logits, tokenize
 from edgephi.bundle import GENAI_CONFIG, MANIFEST, MeasuredText, check_bundle, read_manifest, sha256_of
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import EngineError, UsageError
 from edgephi.manifest import KvType
 
-TokenIds = NDArray[np.int64]
 StepProgress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Of a task and its number of steps; gives a function to call after each step (`benchmarks.report.progress`)."""
-
-ROWS = 128
-"""Predictions whose logits are there at once: of a vocabulary of 200k, 100 MB."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Quality on a text; what compares is None where there was nothing to compare with. KL divergences in nats."""
-
-    predictions: int
-    perplexity: float
-    against_perplexity: float | None
-    kl_mean: float | None
-    kl_p99: float | None
-    top1_agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -88,11 +80,19 @@ class Evaluation:
         }
 
 
-class Predictions(Protocol):
-    """A model's logits for sequences it was given before."""
+@dataclass(frozen=True)
+class Scores:
+    """What the models say of sequences, before anything is averaged."""
 
-    def logits(self, sequence: int, start: int, stop: int) -> Logits:
-        """Logits [stop - start, vocabulary] at those positions of a sequence, given by its number."""
+    against: str | None
+    """Name of the reference."""
+    kv_cache: KvType | None
+    windows: tuple[WindowScores, ...]
+    layer_ratios: tuple[list[Float64], ...] = ()
+    """As `LayerErrors.ratios`; empty where layers were not compared."""
+    likelihoods: tuple[float, ...] = ()
+    """ln p of each candidate answer."""
+    against_likelihoods: tuple[float, ...] = ()
 
 
 class _BundleLogits:
@@ -116,7 +116,7 @@ class _BundleLogits:
 
 
 @contextmanager
-def _no_progress(task: str, steps: int) -> Iterator[Callable[[], None]]:
+def no_progress(task: str, steps: int) -> Iterator[Callable[[], None]]:
     yield lambda: None
 
 
@@ -138,7 +138,9 @@ def evaluate(
     window_length: int = 512,
     choices: Path | None = None,
     questions: int | None = None,
-    progress: StepProgress = _no_progress,
+    scheduler: str | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+    progress: StepProgress = no_progress,
 ) -> Evaluation:
     """Measure a bundle.
 
@@ -148,10 +150,13 @@ def evaluate(
         text: UTF-8 file; `windows` pieces of `window_length` tokens from its beginning are scored.
         choices: questions, see `choices.read_questions`.
         questions: how many of them, from the beginning; None: all.
+        scheduler: of Dask, whose workers score the windows (`benchmarks/evaluate/spread.py`); None: this process.
+        tell: given a line when windows wait for a worker.
         progress: told what is going on.
 
     Raises:
         UsageError: nothing to measure, the text is too short, or sequences and context do not fit.
+        ClusterError: the scheduler or what a worker did failed.
         EngineError: a graph does not run, or the reference has another vocabulary.
         EdgephiError: whatever else is wrong with the files; see `edgephi/errors.py`.
     """
@@ -172,34 +177,69 @@ def evaluate(
         readers = [folder, Path(against)] if against is not None and is_bundle(Path(against)) else [folder]
         cut = list(tokenize(readers, text, windows * window_length).reshape(windows, window_length))
     answers = candidates(asked, _encoder(folder)) if asked else []
-    sequences = [*cut, *(candidate.ids for candidate in answers)]
-    layers = (
-        LayerErrors(folder, cut, manifest.recipe.rotation_seed)
-        if cut and against is not None and not is_bundle(Path(against))
-        else None
-    )
-    with _reference(against, sequences, layers, progress) as (name, reference):
-        model = _BundleLogits(folder, sequences)
-        kv_cache = model.kv_cache
-        with progress("scoring", len(sequences)) as advance:
-            figures, kl = _figures(model, reference, cut, advance) if cut else (None, None)
-            ours, theirs = _answers(model, reference, asked, answers, len(cut), advance) if asked else (None, None)
+    if scheduler is None:
+        found = score_sequences(folder, against, cut, answers, progress)
+    else:
+        from edgephi.benchmarks.evaluate.spread import score_on_workers
+
+        if asked:
+            raise UsageError("questions are answered on this machine only", remedy="Leave --choices or --scheduler out")
+        found = score_on_workers(folder, against, cut, scheduler, tell, progress)
+    on_text, kl = figures(found.windows) if found.windows else (None, None)
     measured = None
     if text is not None:
         digest = sha256_of(text)
         measured = MeasuredText(name=text.name, sha256=digest, windows=windows, window_length=window_length)
     return Evaluation(
         model=folder.resolve().name,
-        against=name,
+        against=found.against,
         text=measured,
-        figures=figures,
+        figures=on_text,
         kl=kl,
-        layer_errors=layers.result if layers else None,
-        choices=ours,
-        against_choices=theirs,
+        layer_errors=mean_errors(found.layer_ratios),
+        choices=choose(asked, answers, found.likelihoods) if asked else None,
+        against_choices=choose(asked, answers, found.against_likelihoods) if asked and against is not None else None,
         questions=choices.name if choices else None,
-        kv_cache=kv_cache,
+        kv_cache=found.kv_cache,
     )
+
+
+def score_sequences(
+    folder: Path,
+    against: str | None,
+    cut: Sequence[TokenIds],
+    answers: Sequence[Candidate] = (),
+    progress: StepProgress = no_progress,
+) -> Scores:
+    """Score windows and candidate answers in this process.
+
+    Args:
+        folder: a checked bundle.
+        against: as for `evaluate`.
+        cut: token ids of the windows.
+
+    Raises:
+        EdgephiError: as `evaluate`.
+    """
+    sequences = [*cut, *(candidate.ids for candidate in answers)]
+    compares_layers = cut and against is not None and not is_bundle(Path(against))
+    layers = LayerErrors(folder, cut, read_manifest(folder).recipe.rotation_seed) if compares_layers else None
+    with _reference(against, sequences, layers, progress) as (name, reference):
+        model = _BundleLogits(folder, sequences)
+        with progress("scoring", len(sequences)) as advance:
+            windows = []
+            for index, ids in enumerate(cut):
+                windows.append(score_window(model, reference, index, ids))
+                advance()
+            ours, theirs = _likelihoods(model, reference, answers, len(cut), advance)
+        return Scores(
+            against=name,
+            kv_cache=model.kv_cache,
+            windows=tuple(windows),
+            layer_ratios=layers.ratios if layers else (),
+            likelihoods=ours,
+            against_likelihoods=theirs,
+        )
 
 
 @contextmanager
@@ -232,49 +272,14 @@ def _reference(
         yield checkpoint.name, predictions
 
 
-def _figures(
-    model: Predictions, reference: Predictions | None, cut: Sequence[TokenIds], advance: Callable[[], None]
-) -> tuple[Figures, Float64 | None]:
-    losses, expected_losses, divergences, agreements = [], [], [], []
-    for index, ids in enumerate(cut):
-        for start in range(0, len(ids) - 1, ROWS):
-            stop = min(start + ROWS, len(ids) - 1)
-            logits, targets = model.logits(index, start, stop), ids[start + 1 : stop + 1]
-            if reference is None:
-                losses.append(token_losses(logits, targets))
-                continue
-            expected = reference.logits(index, start, stop)
-            _same_vocabulary(logits, expected)
-            scores = score(expected, logits, targets)
-            losses.append(scores.loss)
-            expected_losses.append(scores.reference_loss)
-            divergences.append(scores.kl)
-            agreements.append(scores.agrees)
-        advance()
-    loss = np.concatenate(losses)
-    kl = np.concatenate(divergences) if divergences else None
-    if not np.isfinite(loss).all() or (kl is not None and not np.isfinite(kl).all()):
-        raise EngineError("logits are not finite", remedy="Export the model again")
-    figures = Figures(
-        predictions=len(loss),
-        perplexity=float(np.exp(loss.mean())),
-        against_perplexity=float(np.exp(np.concatenate(expected_losses).mean())) if expected_losses else None,
-        kl_mean=None if kl is None else float(kl.mean()),
-        kl_p99=None if kl is None else float(np.percentile(kl, 99)),
-        top1_agreement=float(np.concatenate(agreements).mean()) if agreements else None,
-    )
-    return figures, kl
-
-
-def _answers(
+def _likelihoods(
     model: Predictions,
     reference: Predictions | None,
-    questions: Sequence[Question],
     answers: Sequence[Candidate],
     first: int,
     advance: Callable[[], None],
-) -> tuple[ChoiceScores, ChoiceScores | None]:
-    """Both models' answers; the sequences of the candidates are numbered from `first`."""
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both models' ln p of the candidates, whose sequences are numbered from `first`."""
     ours, theirs = [], []
     for index, candidate in enumerate(answers, first):
         start, stop = candidate.start - 1, len(candidate.ids) - 1
@@ -282,31 +287,12 @@ def _answers(
         ours.append(-float(token_losses(logits, targets).sum()))
         if reference is not None:
             expected = reference.logits(index, start, stop)
-            _same_vocabulary(logits, expected)
+            same_vocabulary(logits, expected)
             theirs.append(-float(token_losses(expected, targets).sum()))
         advance()
     if not np.isfinite([*ours, *theirs]).all():
         raise EngineError("logits are not finite", remedy="Export the model again")
-    return choose(questions, answers, ours), choose(questions, answers, theirs) if reference is not None else None
-
-
-def token_losses(logits: Logits, targets: TokenIds) -> Float64:
-    """-ln p of each target [n] under logits [n, vocabulary]."""
-    step = max(1, CHUNK_VALUES // logits.shape[1])
-    return np.concatenate(
-        [
-            -np.take_along_axis(log_softmax(logits[i : i + step]), targets[i : i + step, None], axis=1)[:, 0]
-            for i in range(0, len(targets), step)
-        ]
-    )
-
-
-def _same_vocabulary(logits: Logits, expected: Logits) -> None:
-    if logits.shape != expected.shape:
-        raise EngineError(
-            f"the vocabulary has {logits.shape[1]:,} tokens, the reference's {expected.shape[1]:,}",
-            remedy="Compare with the checkpoint the bundle was made from",
-        )
+    return tuple(ours), tuple(theirs)
 
 
 def _encoder(folder: Path) -> Callable[[str], list[int]]:

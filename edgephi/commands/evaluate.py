@@ -42,6 +42,14 @@ def evaluate(
             metavar="FILE", help="Draw the divergence along the text, and the layers' errors.", show_default=False
         ),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Dask scheduler, as tcp://desk:8786, whose workers score the windows.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle: perplexity, distance to its float model, multiple-choice accuracy.
@@ -50,6 +58,10 @@ def evaluate(
     predictions) and top-1 agreement compare with --against. A checkpoint there is run in float32 one layer at a time,
     so that it may be larger than the memory. A choice's likelihood is the sum over its tokens; "normalized" is this sum
     over the choice's UTF-8 bytes.
+
+    With --scheduler (pip's extra `cluster`), windows are scored by the `dask worker`s that have the resource
+    `edgephi-cpu`, as in a lab of `edgephi bench`. Bundle and --against lie at the same place on every machine.
+    Processors that compute alike give the figures of one machine to the last bit.
 
     With --json, one object: model, against (name or null); text (null, or name, sha256, windows, window_length);
     figures (null, or predictions, perplexity, and against_perplexity, kl_mean, kl_p99, top1_agreement, which are null
@@ -65,9 +77,9 @@ def evaluate(
     from edgephi.benchmarks.evaluate import contract, plots
     from edgephi.benchmarks.evaluate.evaluation import evaluate as measure
     from edgephi.benchmarks.report import library_versions, machine, progress
-    from edgephi.commands.console import print_json
+    from edgephi.commands.console import print_json, stderr
     from edgephi.devices.memory import peak_resident_bytes
-    from edgephi.errors import UsageError
+    from edgephi.errors import UsageError, printable
 
     if plot is not None:
         plots.require_plots(plot)
@@ -84,6 +96,8 @@ def evaluate(
         window_length=window_length,
         choices=choices,
         questions=questions,
+        scheduler=scheduler,
+        tell=lambda words: stderr().print(printable(words), soft_wrap=True),
         progress=progress,
     )
     if plot is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edgephi.benchmarks.bench.lab import cluster
+from edgephi.benchmarks.cluster import client
 from edgephi.errors import ClusterError, UsageError
 from tests.dask_machines import Machines, machines, measuring, wait_for
 from tests.end_to_end.test_bench import bundle, command
@@ -215,7 +215,7 @@ def test_a_bundle_that_is_missing_or_another_is_refused_by_its_workers_name(
     manifest["files"][0]["sha256"] = "0" * 64
     (copy / "edgephi.json").write_text(json.dumps(manifest))
     command("bench", lab, "--scheduler", several.address, status=1)
-    assert "another bundle than the lab's" in cells(lab)[0]["reason"]
+    assert "another bundle than the one that was asked for" in cells(lab)[0]["reason"]
 
     shutil.rmtree(copy)
     shutil.copytree(bundle, copy)
@@ -224,7 +224,7 @@ def test_a_bundle_that_is_missing_or_another_is_refused_by_its_workers_name(
 
 
 def test_no_scheduler_is_said_with_what_to_do(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    monkeypatch.setattr(client, "CONNECT_S", 1)
     lab = write_lab(tmp_path, [bundle], 1, "scheduler = 'nothing://x'")
     with pytest.raises(UsageError, match="no address of a Dask scheduler"):
         command("bench", lab)

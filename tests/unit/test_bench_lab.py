@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from edgephi.benchmarks.bench.lab import plan
-from edgephi.benchmarks.bench.lab.cluster import DaskExecutor, place
+from edgephi.benchmarks.bench.lab.cluster import DaskExecutor
 from edgephi.benchmarks.bench.lab.execute import Outcome
-from edgephi.benchmarks.bench.lab.plan import Cell, Lab, MachineDevice, Setting, read_lab
+from edgephi.benchmarks.bench.lab.plan import Cell, Lab, Setting, read_lab
 from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
 from edgephi.benchmarks.bench.results import Report
+from edgephi.benchmarks.cluster.client import place
 from edgephi.errors import BundleError, OutputError, UsageError
 from tests.bench_reports import case, report
 
@@ -192,8 +193,7 @@ def test_without_dask_the_command_that_installs_it_is_named(monkeypatch: pytest.
 
 def test_a_bundle_on_a_workers_machine_is_in_that_systems_words() -> None:
     def there(bundles: str | None) -> str:
-        machine = MachineDevice(name="desk", resource="desk", bundles=bundles)
-        return place(Cell("x", Path("phi"), "quick", "cpu", Setting(), None, machine), Path("/models/phi"))
+        return place(bundles, Path("/models/phi"))
 
     assert there("D:\\models") == r"D:\models\phi" and there("/srv/models") == "/srv/models/phi"
     assert there(None) == str(Path("/models/phi"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgephi.benchmarks.evaluate import contract
-from edgephi.benchmarks.evaluate.evaluation import Figures
+from edgephi.benchmarks.evaluate.windows import Figures
 from edgephi.bundle import MANIFEST, Manifest, Quality, read_manifest, write_manifest
 from edgephi.errors import BundleError, OutputError, QualityError
 from tests.unit.test_bundle import make_bundle

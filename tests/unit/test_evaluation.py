@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgephi.benchmarks.evaluate import evaluation, plots
-from edgephi.benchmarks.evaluate.evaluation import Evaluation, evaluate, token_losses
+from edgephi.benchmarks.evaluate import evaluation, plots, windows
+from edgephi.benchmarks.evaluate.evaluation import Evaluation, evaluate
+from edgephi.benchmarks.evaluate.windows import token_losses
 from edgephi.benchmarks.studies.quality import log_softmax, score
 from edgephi.bundle import GraphEntry, Manifest, ModelFacts, RecipeRecord, Source, describe_file, write_manifest
 from edgephi.errors import EngineError, OutputError, UsageError
@@ -51,7 +52,7 @@ def four_bits(fixtures: Path, tmp_path: Path) -> Path:
 def test_figures_against_a_streamed_checkpoint_equal_those_against_transformers(
     fixtures: Path, text: Path, four_bits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "ROWS", 7)  # several blocks, the last one short
+    monkeypatch.setattr(windows, "ROWS", 7)  # several blocks, the last one short
     found = evaluate(four_bits, against=str(fixtures / CASE), text=text, windows=1, window_length=LENGTH)
     saved = np.load(fixtures / CASE / "reference.npz")
     ids, expected = saved["input_ids"][0], saved["logits"][0, :-1]

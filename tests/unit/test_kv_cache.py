@@ -14,7 +14,8 @@ from onnx import TensorProto
 from typer.testing import CliRunner
 
 import edgephi
-from edgephi.benchmarks.evaluate.evaluation import evaluate, token_losses
+from edgephi.benchmarks.evaluate.evaluation import evaluate
+from edgephi.benchmarks.evaluate.windows import token_losses
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import GraphEntry, read_manifest
 from edgephi.commands.app import app

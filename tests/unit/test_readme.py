@@ -24,6 +24,7 @@ HEAVY = (
     "--target-size",
     "--wheels",
     "bench lab.toml",
+    "--scheduler",
     "edgephi.benchmarks.studies.cpu_engine",
     "edgephi.benchmarks.studies.kv_cache",
     "edgephi.benchmarks.studies.quantization_sweep",
