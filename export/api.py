@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgephi.bundle import Manifest, NpuNumerics
 from edgephi.errors import SourceError
+from edgephi.export.calibrate.sensitivity import Elsewhere
 from edgephi.export.lora import LoraLayers
 from edgephi.export.options import ExportOptions, KvCache, Progress
 from edgephi.export.output import check_apart, check_output
@@ -40,6 +41,7 @@ def export_model(
     npu_numerics: NpuNumerics | None = None,
     npu_share_weights: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    measure_elsewhere: Elsewhere | None = None,
 ) -> Manifest:
     """Export a published checkpoint to a bundle.
 
@@ -85,6 +87,7 @@ def export_model(
             QAIRT's simulator does not load them. They run on the chip only, and what they compute is compared with the
             CPU while they are made.
         on_progress: called from worker threads after every slice of the weights.
+        measure_elsewhere: measures for a budget what weights cost, on other machines; None: this process does.
 
     Returns:
         What was written to edgephi.json.

@@ -26,6 +26,7 @@ from edgephi.bundle import NpuNumerics
 from edgephi.devices.hexagon import HexagonTarget, hexagon_target
 from edgephi.errors import SourceError, UsageError
 from edgephi.export.calibrate.budget import Budget
+from edgephi.export.calibrate.sensitivity import Elsewhere
 from edgephi.export.calibrate.text import require_text_file
 from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.graph.variants import require_devices
@@ -83,6 +84,7 @@ class ExportOptions:
     npu_numerics: NpuNumerics | None = None
     npu_share_weights: bool = False
     on_progress: Callable[[Progress], None] | None = None
+    measure_elsewhere: Elsewhere | None = None
 
     def validate(self) -> ExportOptions:
         """The same options with numbers of Python's own; nothing of the source is read.
@@ -149,6 +151,8 @@ class ExportOptions:
         require_texts("devices", self.devices, "a list of names, such as ['cpu', 'webgpu']")
         if self.on_progress is not None and not callable(self.on_progress):
             raise wrong("on_progress", self.on_progress, "a function that takes a Progress")
+        if self.measure_elsewhere is not None and not callable(self.measure_elsewhere):
+            raise wrong("measure_elsewhere", self.measure_elsewhere, "a function of names and tokens")
         require_choice("precision", self.precision, get_args(Precision))
         require_choice("quantize", self.quantize, quantizer_words())
         require_choice("via", self.via, get_args(Exporter))
@@ -202,6 +206,10 @@ class ExportOptions:
         if self.bits is not None and self.target_size is not None:
             raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
         self._require_lora()
+        if self.measure_elsewhere is not None and self.budget is None:
+            raise UsageError(
+                "without a budget no weight is measured, here or elsewhere", remedy="Give --bits or --target-size"
+            )
         if self.budget is not None and (self.precision, self.block_size) != ("int4", 32):
             raise UsageError(
                 "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"

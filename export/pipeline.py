@@ -72,7 +72,9 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         job.expect(source_bytes(architecture) + tried + kv_work)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         if mix and tokens is not None:
-            errors = measure_sensitivities(architecture, mix.weights, tokens, folder, journal, job.report)
+            errors = measure_sensitivities(
+                architecture, mix.weights, tokens, folder, journal, job.report, options.measure_elsewhere
+            )
             layout = choose_layout(architecture, recipe, mix, errors)
             variants = plan_variants(options.devices, architecture.spec, layout, recipe, variants[0].lora)
         layout = fit_to_half(architecture, replace(layout, half=computing_in_half(variants)))

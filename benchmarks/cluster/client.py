@@ -22,6 +22,9 @@ from edgephi.installed import install_extra
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+RESOURCE = "edgephi-cpu"
+"""That a worker has who measures the device `cpu` in a lab; other work of its processor asks for it too, so that two
+things never run there at once."""
 CONNECT_S = 10
 LOOK_S = 1.0
 """Between two looks at workers that came, while nothing ends."""

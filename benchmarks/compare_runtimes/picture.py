@@ -67,8 +67,8 @@ def picture(report: ComparisonReport) -> str | None:
     return document(2 * WIDTH, HEIGHT, f"{heading}: speed and divergence", parts)
 
 
-def _chart(metric: str, rows: Sequence[ContenderResult], speeds: Sequence[Speed], offset: int) -> Iterator[str]:
-    left, right, bottom = offset + LEFT, offset + WIDTH - RIGHT, HEIGHT - BOTTOM
+def _chart(metric: str, rows: Sequence[ContenderResult], speeds: Sequence[Speed], offset: float) -> Iterator[str]:
+    left, right, bottom = float(offset + LEFT), float(offset + WIDTH - RIGHT), float(HEIGHT - BOTTOM)
     step = nice_step(max(speed.figure.high for speed in speeds) / 5)
     most = step * math.ceil(max(speed.figure.high for speed in speeds) / step)
     powers = [math.log10(_kl(one)) for one in rows]
@@ -80,10 +80,10 @@ def _chart(metric: str, rows: Sequence[ContenderResult], speeds: Sequence[Speed]
     def down(power: float) -> float:
         return bottom - (power - lowest) / (highest - lowest) * (bottom - TOP)
 
-    for power in range(lowest, highest + 1):
-        y = down(power)
+    for exponent in range(lowest, highest + 1):
+        y = down(exponent)
         yield f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="rule"/>'
-        yield text(f"{left - 8}", y + 4, f"{10.0**power:g}".replace("e-0", "e-"), anchor="end")
+        yield text(f"{left - 8}", y + 4, f"{10.0**exponent:g}".replace("e-0", "e-"), anchor="end")
     for index in range(round(most / step) + 1):
         yield text(f"{across(index * step):.1f}", bottom + 18, f"{index * step:,.10g}")
     yield text(f"{(left + right) / 2}", bottom + 38, f"{figure_title(metric, speeds[0].tokens)}, tokens/s")

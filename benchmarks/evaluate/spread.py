@@ -7,7 +7,6 @@ machine that asks has them, and their bytes are compared before a share begins.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from edgephi.benchmarks.cluster.client import Cluster, Job, Words, count_workers
+from edgephi.benchmarks.cluster.client import RESOURCE, Cluster, Job, Words, count_workers
+from edgephi.benchmarks.cluster.sources import local_source, require_source, source_sha256
 from edgephi.benchmarks.cluster.worker import RUNTIME, answer, check_versions, checked_bundle, in_child
 from edgephi.benchmarks.evaluate.evaluation import Scores, StepProgress, is_bundle, score_sequences
 from edgephi.benchmarks.evaluate.layer_errors import windows_compared
 from edgephi.benchmarks.evaluate.windows import TokenIds, WindowScores
 from edgephi.benchmarks.report import library_versions
-from edgephi.bundle import MANIFEST, contents_sha256, read_manifest, sha256_of
-from edgephi.errors import BundleError, ClusterError, UsageError
+from edgephi.bundle import contents_sha256, read_manifest
+from edgephi.errors import ClusterError
 
-RESOURCE = "edgephi-cpu"
-"""That a worker has who measures the device `cpu` in a lab: the two never run there at once."""
 SHARES_A_WORKER = 2
 """So that a faster machine does more. With a checkpoint one: each share streams the whole float model."""
 WORDS = Words("piece of the text", "pieces of the text", "Start it and its workers, then repeat the command")
@@ -55,8 +53,8 @@ def score_on_workers(
     order = {
         "bundle": str(folder.resolve()),
         "sha256": contents_sha256(read_manifest(folder)),
-        "against": None if against is None else str(_local(against)),
-        "against_sha256": None if against is None else reference_sha256(_local(against)),
+        "against": None if against is None else str(local_source(against)),
+        "against_sha256": None if against is None else source_sha256(local_source(against)),
         "versions": library_versions(*RUNTIME),
     }
     workers = max(1, count_workers(address, RESOURCE))
@@ -92,10 +90,8 @@ def score_order(order: dict[str, Any]) -> dict[str, Any]:
         folder = checked_bundle(order["bundle"], order["sha256"])
         check_versions(order["versions"])
         against = order["against"]
-        if against is not None and reference_sha256(Path(against)) != order["against_sha256"]:
-            raise BundleError(
-                "this is another reference than the one that was asked for", where=against, remedy="Copy that one here"
-            )
+        if against is not None:
+            require_source(Path(against), order["against_sha256"])
         arguments = {"bundle": str(folder), "against": against, "windows": order["windows"]}
         return {"scores": in_child(SCORE, arguments, order["bundle"])}
 
@@ -118,34 +114,6 @@ def score_share(bundle: str, against: str | None, windows: list[list[int]]) -> d
         "layer_ratios": [[layer.tolist() for layer in layers] for layers in found.layer_ratios],
         "hidden_size": facts.hidden_size,
     }
-
-
-def reference_sha256(path: Path) -> str:
-    """Of a reference's files: a bundle's as its manifest lists them, a checkpoint's weights and settings.
-
-    Raises:
-        BundleError: it is not there, or a file cannot be read.
-    """
-    try:
-        if (path / MANIFEST).is_file():
-            return contents_sha256(read_manifest(path))
-        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-        lines = [f"{file.name}\0{sha256_of(file)}\n" for file in files if not file.name.startswith(".")]
-    except OSError as error:
-        raise BundleError(
-            f"the reference cannot be read: {error.strerror or error}", where=path, remedy="Copy it to this machine"
-        ) from error
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _local(against: str) -> Path:
-    path = Path(against)
-    if not path.exists():
-        raise UsageError(
-            f"{against!r} may be other weights on another machine",
-            remedy="Download it, and name a folder or file that every machine has at the same place",
-        )
-    return path.resolve()
 
 
 def _together(answers: Sequence[dict[str, Any]]) -> Scores:

@@ -65,8 +65,13 @@ class WindowScores:
     @classmethod
     def from_lists(cls, lists: dict[str, Any]) -> WindowScores:
         """What `as_lists` gave."""
-        kinds = {"loss": np.float64, "reference_loss": np.float64, "kl": np.float64, "agrees": np.bool_}
-        return cls(**{name: None if lists[name] is None else np.array(lists[name], kinds[name]) for name in kinds})
+        loss, expected, kl = (
+            None if lists[name] is None else np.array(lists[name], np.float64)
+            for name in ("loss", "reference_loss", "kl")
+        )
+        assert loss is not None
+        agrees = None if lists["agrees"] is None else np.array(lists["agrees"], np.bool_)
+        return cls(loss, expected, kl, agrees)
 
 
 def score_window(model: Predictions, reference: Predictions | None, index: int, ids: TokenIds) -> WindowScores:
@@ -94,8 +99,12 @@ def score_window(model: Predictions, reference: Predictions | None, index: int, 
         agreements.append(scores.agrees)
     if reference is None:
         return WindowScores(np.concatenate(losses))
-    parts = (losses, expected_losses, divergences, agreements)
-    return WindowScores(*map(np.concatenate, parts))
+    return WindowScores(
+        loss=np.concatenate(losses),
+        reference_loss=np.concatenate(expected_losses),
+        kl=np.concatenate(divergences),
+        agrees=np.concatenate(agreements),
+    )
 
 
 def figures(windows: Sequence[WindowScores]) -> tuple[Figures, Float64 | None]:

@@ -146,6 +146,15 @@ def export(
             "chip only: the simulator does not load them.",
         ),
     ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Dask scheduler, as tcp://desk:8786: its workers with the resource edgephi-cpu measure what each "
+            "weight costs. For --bits and --target-size; SOURCE lies at the same place on every machine.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest (edgephi.json) instead of a summary.")
     ] = False,
@@ -158,6 +167,15 @@ def export(
     from edgephi.devices.memory import peak_resident_bytes
 
     started = time.perf_counter()
+    elsewhere = None
+    if scheduler is not None:
+        from edgephi.benchmarks.cluster.sensitivities import measured_on_workers
+
+        asked = {"source": source, "quantize": quantize, "bits": bits, "target_size": target_size}
+        asked |= {"seed": seed, "rotate": rotate, "head_bits": head_bits}
+        elsewhere = measured_on_workers(
+            scheduler, asked, lambda words: stderr().print(printable(words), soft_wrap=True)
+        )
     with exporting() as on_progress:
         manifest = edgephi.export_model(
             source,
@@ -182,6 +200,7 @@ def export(
             npu_numerics=npu_numerics,
             npu_share_weights=npu_share_weights,
             on_progress=on_progress,
+            measure_elsewhere=elsewhere,
         )
     if as_json:
         print_json_text(manifest.model_dump_json(indent=2))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +60,10 @@ MEASURE = "KL divergence caused by each weight alone, one format followed throug
 
 Sensitivities = Mapping[str, tuple[float, ...]]
 """By weight: the divergence each format of `LADDER` causes, in nats a token."""
+
+Elsewhere = Callable[[Sequence[str], NDArray[np.int64]], Sensitivities]
+"""Measures these weights on these tokens [1, length] on other machines. A weight is measured alone, so that any of them
+can be measured anywhere; another number of sequences at once may move the last digits that are kept."""
 
 
 def states_bytes(spec: DecoderSpec, weights: int) -> int:
@@ -145,6 +149,7 @@ def measure_sensitivities(
     folder: Path,
     journal: Journal,
     report: Report,
+    elsewhere: Elsewhere | None = None,
 ) -> Sensitivities:
     """Measure linear weights; a measurement that was interrupted goes on behind its last layer.
 
@@ -155,6 +160,7 @@ def measure_sensitivities(
         tokens: int64 [sequences, length]; the first sequence is used.
         folder: for the hidden states and, at the end, the table.
         report: told the source bytes of every weight that has been tried.
+        elsewhere: what measures them; None: this process.
 
     Raises:
         WeightError: a weight holds NaN or infinite values.
@@ -168,6 +174,10 @@ def measure_sensitivities(
             report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
             _forget_states(folder)
             return {name: tuple(errors) for name, errors in measured.items()}
+    if elsewhere is not None:
+        found = elsewhere(list(names), tokens[:1, :TOKENS])
+        report(sum(weight_source_bytes(architecture.weights[name]) for name in names))
+        return _kept({name: tuple(found[name]) for name in names}, folder, journal)
     so_far = _Measurement(folder, journal)
     so_far.load((len(tokens[0, :TOKENS]), architecture.spec.hidden_size), names)
     report(sum(weight_source_bytes(architecture.weights[name]) for name in so_far.errors))
@@ -194,8 +204,13 @@ def measure_sensitivities(
         name: _in_proportion(errors, divergence)
         for (name, errors), divergence in zip(so_far.errors.items(), divergences, strict=True)
     }
+    return _kept(result, folder, journal)
+
+
+def _kept(result: Sensitivities, folder: Path, journal: Journal) -> Sensitivities:
+    """Write the table down, so that an export that goes on does not measure again."""
     try:
-        table.write_text(json.dumps(result), encoding="utf-8", newline="\n")
+        (folder / TABLE_FILE).write_text(json.dumps(result), encoding="utf-8", newline="\n")
     except OSError as error:
         raise write_refusal(error, folder) from error
     journal.add_files(TABLE_FILE, folder, TABLE_FILE)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from edgephi.benchmarks.cluster import client
 from edgephi.benchmarks.cluster.client import count_workers
 from edgephi.benchmarks.evaluate import layer_errors, spread
 from edgephi.benchmarks.evaluate.evaluation import Scores, evaluate, score_sequences
@@ -26,7 +27,7 @@ from tests.unit.test_quality import CASE, make_bundle
 from tests.unit.test_quality import text as text  # the fixture
 
 WINDOWS, LENGTH = 6, 4
-RESOURCE = f"{spread.RESOURCE}=1"
+RESOURCE = f"{client.RESOURCE}=1"
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_lost_workers_windows_are_scored_again_and_the_figures_are_the_same(
     assert here.exit_code == 0, here.output
     several.scheduler()
     first, second = several.worker("first", RESOURCE), several.worker("second", RESOURCE)
-    wait_for(lambda: count_workers(several.address, spread.RESOURCE) == 2, second)
+    wait_for(lambda: count_workers(several.address, client.RESOURCE) == 2, second)
     command = [sys.executable, "-m", "edgephi", *words, "--scheduler", several.address]
     with (tmp_path / "err").open("wb") as err:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, env=os.environ)

@@ -62,6 +62,7 @@ EXPORT = {
     "npu_numerics": ["int8", 4],
     "npu_share_weights": ["x", None],
     "on_progress": [3, "x"],
+    "measure_elsewhere": [3, "x"],
 }
 
 
@@ -164,7 +165,8 @@ def test_the_options_are_the_arguments() -> None:
 def test_the_command_has_every_option() -> None:
     from edgephi.commands.export import export as command
 
-    asked = set(inspect.signature(command).parameters) - {"as_json", "device"} | {"devices", "on_progress"}
+    asked = set(inspect.signature(command).parameters) - {"as_json", "device", "scheduler"}
+    asked |= {"devices", "on_progress", "measure_elsewhere"}
     assert asked == set(inspect.signature(edgephi.export_model).parameters)
 
 
