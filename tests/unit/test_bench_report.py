@@ -153,6 +153,12 @@ def test_what_a_token_costs_is_drawn_in_milliseconds() -> None:
     assert upper < lower, "the quartiles of a rate change places"
 
 
+def test_the_clock_is_drawn_over_whole_seconds() -> None:
+    (clock,) = [chart for chart in charts(everything()) if chart.title == "Clock"]
+    labels = [one.text or "" for one in drawn(clock).iter(f"{SVG}text")]
+    assert {"0", "50", "110", "seconds"} <= set(labels) and not any("." in label for label in labels)
+
+
 def test_the_picture_is_all_charts_in_one_file() -> None:
     assert picture(report(case("d", "decode", {}))) is None
     text = picture(full())

@@ -55,7 +55,7 @@ def _heat(report: Report) -> Iterator[Chart]:
     clocks = [(one.at_s, one.clock_mhz / 1e3) for one in report.trace if one.clock_mhz is not None]
     for title, unit, readings in (("Temperature", "°C", degrees), ("Clock", "GHz", clocks)):
         if len(readings) > 2:
-            yield line_chart(title, "seconds", unit, [("", [Point(at, y, y, y) for at, y in readings])])
+            yield line_chart(title, "seconds", unit, [("", [Point(round(at), y, y, y) for at, y in readings])])
 
 
 def _length(case: CaseResult) -> float:
