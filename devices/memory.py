@@ -38,3 +38,10 @@ def installed_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def available_bytes() -> int:
+    """Memory that new pages can have without others being written to disk."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -26,6 +26,8 @@ from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.grammar import Grammars, ResponseFormat
+from edgephi.runtime.integers import PrefillChoice
+from edgephi.runtime.integers.cache import require_prefill
 from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
@@ -55,6 +57,7 @@ def load(
     prefix_cache_bytes: int | None = None,
     speculation: bool | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    prefill: PrefillChoice = "auto",
 ) -> Model:
     """Load a bundle.
 
@@ -83,20 +86,26 @@ def load(
             a measurement on this machine shows that it changes no answer. True: also where two tokens that are nearly
             as likely may change places.
         adapters: LoRA adapters that `edgephi adapter convert` wrote, by the names that answers ask for them by.
+        prefill: what computes prompts on the CPU: the bundle's `blocks`, or `integers`, with weights of 8 bits that are
+            made of the blocks on this machine, kept in the user's cache and mapped. Asked for the first time, they are
+            made and measured, which takes some seconds to minutes, and refused where they are not faster or lose too
+            much. `auto` takes integers where they were made and memory is free, else blocks. `Model.prefill` has what
+            was decided, and why.
 
     Raises:
         BundleError: the folder is not an intact bundle.
         TokenizerError: its tokenizer or chat template cannot be used.
         DeviceError: the device cannot run the bundle; its `step` says how far it came.
-        EngineError: onnxruntime-genai refuses it.
+        EngineError: onnxruntime-genai refuses it, or prompts are to be computed by integers and cannot.
         AdapterError: an adapter is not this bundle's or damaged, or the bundle or its engine takes none.
-        OutputError: prepacked is `now`, and the cache cannot be written.
+        OutputError: prepacked is `now` or integers are to be made, and the cache cannot be written.
         UsageError: an argument of another type, or outside its range.
     """
     check_load_arguments(
         folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
     )
     require_engine(engine)
+    require_prefill(prefill)
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)
@@ -119,7 +128,7 @@ def load(
             speculation=speculation,
             prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
         )
-        return Model(request, lambda: open_engine(request, packing, every_byte=verify), given)
+        return Model(request, lambda: open_engine(request, packing, prefill, every_byte=verify), given)
 
     *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
     for choice in first:
@@ -161,7 +170,7 @@ class Model(TakesAdapters):
             self.grammars = Grammars(self.tokenizer, self.stop_ids, config.vocab_size)
             return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
             loaded = open_engine()  # last, because it costs most
-            self._engine, self.prepacked = loaded.engine, loaded.prepacked
+            self._engine, self.prepacked, self.prefill = loaded.engine, loaded.prepacked, loaded.prefill
             opened.callback(self._engine.close)
             self._adapters = Adapters(self.manifest, self._engine.abilities, adapters)
             self._check_template()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 from edgephi.benchmarks.bench import schedule
 from edgephi.benchmarks.bench.cases import Case
@@ -65,6 +66,7 @@ class SoFar:
     threads: int = 1
     quality: QualityCheck = NO_CONTRACT
     prepacked: bool | None = None
+    prefill: Literal["blocks", "integers"] | None = None
     idle_w: float | None = None
     roofline: Roofline | None = None
     trace: Trace = field(default_factory=Trace)
@@ -107,6 +109,7 @@ class SoFar:
             conditions=self._conditions(),
             quality=self.quality,
             prepacked=self.prepacked,
+            prefill=self.prefill,
             spinning=SpinningChoice(**asdict(choice.spinning)),
             roofline=self.roofline,
             label=self.label,

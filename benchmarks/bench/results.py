@@ -224,6 +224,9 @@ class Report(StrictData):
     prepacked: bool | None = Field(
         default=None, description="weights were mapped from the user's cache in packed form; null: not recorded"
     )
+    prefill: Literal["blocks", "integers"] | None = Field(
+        default=None, description="what computed the prompts, where the engine has both; null: not recorded"
+    )
     spinning: SpinningChoice | None = Field(default=None, description="null: not recorded")
     roofline: Roofline | None = Field(
         default=None, description="the processor's; null: another device computed, or neither prefill nor decode ran"

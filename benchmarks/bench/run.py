@@ -25,6 +25,7 @@ from edgephi.errors import QualityError
 from edgephi.runtime import dispatch
 from edgephi.runtime.config import decode_file, read_config
 from edgephi.runtime.golden import reproduce
+from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.place import Place
 from edgephi.runtime.prepacked.cache import prepack, prepacked_files, prepacking
@@ -47,6 +48,7 @@ def bench(
     device: str = "auto",
     threads: int | None = None,
     spinning: bool | None = None,
+    prefill: PrefillChoice = "auto",
     label: str | None = None,
     pace: Pace | None = None,
     progress: OnProgress = lambda done, total, left: None,
@@ -55,7 +57,7 @@ def bench(
     """Measure a bundle.
 
     Args:
-        device, threads, spinning: as for `edgephi.load`; loads are timed without the last two.
+        device, threads, spinning, prefill: as for `edgephi.load`; loads are timed without the last three.
         label: what the user calls this machine or run.
         pace: the time budget. With one, Ctrl-C gives a report of what was measured, whose `stopped` says so; without,
             it is raised.
@@ -96,7 +98,7 @@ def bench(
                 files, content.load, content.method, probe, advance=advance, before=before, into=run.loads
             )
             keep(run.report(RUNNING))
-        _measure_cases(run, cases, threads, spinning, left, pace, advance, keep)
+        _measure_cases(run, cases, threads, spinning, prefill, left, pace, advance, keep)
     return run.report(pace.stopped if pace else None)
 
 
@@ -116,6 +118,7 @@ def _measure_cases(
     cases: list[Case],
     threads: int | None,
     spinning: bool | None,
+    prefill: PrefillChoice,
     left: TimeLeft,
     pace: Pace | None,
     advance: schedule.Advance,
@@ -129,11 +132,11 @@ def _measure_cases(
         # before anything is loaded: the runtime's threads spin for a while after their last work
         run.idle_w, resolution = idle_watts(run.meter, method.idle_s), run.meter.resolution_j
         instruments = replace(instruments, joules=run.meter.joules)
-    with load(folder, run.device, threads=threads, spinning=spinning) as model:
+    with load(folder, run.device, threads=threads, spinning=spinning, prefill=prefill) as model:
         run.place, run.threads = model.place, model.threads
         run.quality = _check_quality(model, manifest)
         run.providers = tuple(part.provider for part in model.placement.providers)
-        run.prepacked = model.prepacked.folder is not None
+        run.prepacked, run.prefill = model.prepacked.folder is not None, model.prefill.by
         loop = OgLoop(folder, model.place, model.threads, instruments)
 
         def once(case: Case) -> Sample:

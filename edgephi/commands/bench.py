@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from edgephi.commands.bench_lab import lab
 from edgephi.commands.bench_options import numbers_of, seconds_of
 from edgephi.commands.bench_reports import compare, history, table
-from edgephi.commands.options import Bundle, Device, Json, bundle_folder, model_names
+from edgephi.commands.options import Bundle, Device, Json, Prefill, bundle_folder, model_names
 from edgephi.errors import UsageError
 
 
@@ -89,6 +89,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    prefill: Prefill = "auto",
     repetitions: Annotated[
         int | None,
         typer.Option(min=1, max=200, help="Instead of the workload's, of loads as well.", show_default=False),
@@ -162,6 +163,7 @@ def run(
                 device=device,
                 threads=count,
                 spinning=spinning,
+                prefill=prefill,
                 label=label,
                 pace=pace,
                 progress=advance_to,

@@ -23,11 +23,13 @@ def cache(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what lies where: models, downloads, what interrupted pulls left, prepacked weights, saved prefixes.
+    """Show what lies where: models, downloads, what interrupted pulls left, prepacked and integer weights, saved
+    prefixes.
 
-    --clean removes unfinished exports and downloads, prepacked weights (a load writes them again), saved prefixes, and
-    bundles of `edgephi demo --weights`. Models are removed by `edgephi rm`. Checkpoints in the hub's cache that were
-    not pulled through the store may be another program's and stay.
+    --clean removes unfinished exports and downloads, prepacked weights (a load writes them again), integer weights
+    (`--prefill integers` makes them again), saved prefixes, and bundles of `edgephi demo --weights`. Models are removed
+    by `edgephi rm`. Checkpoints in the hub's cache that were not pulled through the store may be another program's and
+    stay.
 
     With --json, one object: kept (with --clean: removed), a list of kind, name, path, bytes and cleaned ("never",
     "clean" or "downloads": what removes it).

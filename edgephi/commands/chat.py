@@ -16,6 +16,7 @@ from edgephi.commands.options import (
     Engine,
     Fallback,
     MaxNewTokens,
+    Prefill,
     Seed,
     Speculation,
     Temperature,
@@ -41,6 +42,7 @@ def chat(
     fallback: Fallback = False,
     engine: Engine = None,
     speculation: Speculation = None,
+    prefill: Prefill = "auto",
     resume: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Go on with a conversation that /save wrote.", show_default=False),
@@ -76,7 +78,15 @@ def chat(
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     adapters = None if adapter is None else {ADAPTER: adapter}
     with waiting(f"loading {folder.absolute().name}"):
-        model = load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters)
+        model = load(
+            folder,
+            device,
+            fallback=fallback,
+            engine=engine,
+            speculation=speculation,
+            adapters=adapters,
+            prefill=prefill,
+        )
     with model:
         named = None if adapter is None else ADAPTER
         conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed, adapter=named)

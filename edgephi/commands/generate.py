@@ -18,6 +18,7 @@ from edgephi.commands.options import (
     Fallback,
     Json,
     MaxNewTokens,
+    Prefill,
     Seed,
     Speculation,
     Temperature,
@@ -48,6 +49,7 @@ def generate(
     fallback: Fallback = False,
     engine: Engine = None,
     speculation: Speculation = None,
+    prefill: Prefill = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer PROMPT on stdout, word by word; statistics go to stderr.
@@ -64,8 +66,9 @@ def generate(
     tokens), total_s, guessed_tokens (verified several in one run), accepted_tokens (those that were right), parsed
     (with --schema: what the answer's JSON holds, null if it is cut off), templated (whether the chat template was
     used), threads, spinning (on, because: whether idle threads waited actively), kleidiai (on, because: whether
-    Arm's kernels were allowed; null: no Arm processor), prefill_provider (that computed the prompt), provider (that
-    computed the answer's tokens) and rejected (sentences about those that --fallback left behind).
+    Arm's kernels were allowed; null: no Arm processor), prefill (by: "blocks" or "integers", why), prefill_provider
+    (that computed the prompt), provider (that computed the answer's tokens) and rejected (sentences about those that
+    --fallback left behind).
     """
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
@@ -89,7 +92,15 @@ def generate(
         prompt = _read_prompt()
     adapters = None if adapter is None else {ADAPTER: adapter}
     with waiting(f"loading {folder.absolute().name}"):
-        model = load(folder, device, fallback=fallback, engine=engine, speculation=speculation, adapters=adapters)
+        model = load(
+            folder,
+            device,
+            fallback=fallback,
+            engine=engine,
+            speculation=speculation,
+            adapters=adapters,
+            prefill=prefill,
+        )
     with model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
@@ -103,6 +114,7 @@ def generate(
             answer = stream.result()
             record = {key: value for key, value in vars(answer).items() if key not in NOT_ASKED_FOR}
             record |= {"templated": templated, "threads": model.threads}
+            record |= {"prefill": {"by": model.prefill.by, "why": model.prefill.why}}
             place = model.place.as_json()
             print_json(record | {"spinning": place["spinning"], "kleidiai": place["kleidiai"]})
         else:

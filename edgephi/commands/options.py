@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgephi.runtime.engines import ENGINES
+from edgephi.runtime.integers import PrefillChoice
 
 if TYPE_CHECKING:
     EngineName = str
@@ -95,6 +96,14 @@ Speculation = Annotated[
         help="Guess tokens from the text so far and verify several in one run, where the engine can. Left out, where a "
         "measurement on this machine shows that it changes no answer.",
         show_default=False,
+    ),
+]
+Prefill = Annotated[
+    PrefillChoice,
+    typer.Option(
+        "--prefill",
+        help="What computes prompts on the CPU: the bundle's blocks, or integers, which are made on this machine and "
+        "measured when they are first asked for. auto: integers where they were made and memory is free.",
     ),
 ]
 ADAPTER = "adapter"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Engine, Fallback, model_names
+from edgephi.commands.options import Device, Engine, Fallback, Prefill, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +58,7 @@ def serve(
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
+    prefill: Prefill = "auto",
     parallel: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Answers computed at the same time.")] = 4,
     queue: Annotated[
         int, typer.Option(metavar="N", min=0, help="Requests that may wait; one more gets status 429.")
@@ -131,6 +132,7 @@ def serve(
                 own or device,
                 fallback=fallback,
                 engine=engine,
+                prefill=prefill,
                 max_parallel=parallel,
                 prefix_cache_bytes=None if prefix_cache is None else prefix_cache * 2**20,
             )

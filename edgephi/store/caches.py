@@ -23,6 +23,7 @@ Kind = Literal[
     "unfinished download",
     "download",
     "prepacked weights",
+    "integer weights",
     "saved prefixes",
     "demo of a file",
 ]
@@ -52,8 +53,8 @@ def kept() -> list[Kept]:
 
 
 def clean(*, downloads: bool = False) -> list[Kept]:
-    """Remove what can be made again: unfinished exports and downloads, prepacked weights, saved prefixes, bundles of
-    `edgephi demo --weights`.
+    """Remove what can be made again: unfinished exports and downloads, prepacked and integer weights, saved prefixes,
+    bundles of `edgephi demo --weights`.
 
     Args:
         downloads: also checkpoints in the hub's cache that installed models were made of, and the demo's weights.
@@ -114,7 +115,11 @@ def _downloads(models: list[InstalledModel]) -> Iterator[Kept]:
 
 def _cached() -> Iterator[Kept]:
     root = cache_folder()
-    kinds: tuple[tuple[str, Kind], ...] = (("prepacked", "prepacked weights"), ("prefixes", "saved prefixes"))
+    kinds: tuple[tuple[str, Kind], ...] = (
+        ("prepacked", "prepacked weights"),
+        ("integers", "integer weights"),
+        ("prefixes", "saved prefixes"),
+    )
     for folder, kind in kinds:
         for path in (root / folder, *_left_of(root, folder)):
             if path.is_dir() and not is_link(path):

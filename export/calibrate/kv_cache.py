@@ -42,7 +42,7 @@ other texts: 0.005 to 0.007 with it, 0.005 to 0.013 without; on random tokens in
 FITTED, HELD_OUT = 4, 2
 """Windows of text. The scales are fitted to the first, and to one of random tokens, so that rare ones were seen too;
 the others tell what int8 changes."""
-TEXT = "kv_cache_text.txt"
+TEXT = "sample_text.txt"
 ROWS = 128
 """Of logits, compared at once."""
 FLOOR = 1e-2
@@ -95,7 +95,7 @@ def _encode(tokenizer: TokenizerFiles) -> list[int]:
             remedy="Export with --kv-cache float, or calibrate with a text of yours: --calibration FILE",
         )
 
-    text = files("edgephi.export.calibrate").joinpath(TEXT).read_text(encoding="utf-8")
+    text = files("edgephi").joinpath(TEXT).read_text(encoding="utf-8")
     _, encoder = open_tokenizer(tokenizer.tokenizer_json, "tokenizer.json", TokenizerError, "Export the model again")
     try:
         ids = encoder.encode(text, refuse)

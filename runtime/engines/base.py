@@ -27,7 +27,7 @@ CAPACITY_STEP = 256
 SHARED = ""
 """The scope of all callers of one model in one process."""
 
-Verb = Literal["rewind", "fork", "save", "batch", "share", "adapt"]
+Verb = Literal["rewind", "fork", "save", "batch", "share", "adapt", "integers"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Abilities:
     """`KvSequence.reuse` of a new sequence finds what others of its scope left."""
     adapt: bool = False
     """A sequence can compute with a LoRA adapter."""
+    integers: bool = False
+    """Prompts can be computed by another graph than answers: `OpenRequest.prompts`."""
 
 
 class KvSequence(Protocol):
@@ -209,6 +211,8 @@ class OpenRequest:
     """Of keys and values that are kept for prompts to come, where the engine can."""
     prepacked: Path | None = None
     """The CPU's graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one."""
+    prompts: Path | None = None
+    """Where the CPU's graph for prompts lies (`runtime/integers/`), if they have one of their own."""
 
     @property
     def hashes(self) -> Mapping[str, str]:

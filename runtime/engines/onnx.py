@@ -27,6 +27,7 @@ from edgephi.runtime.engines.onnx_graph import DecoderGraph, verifies_exactly
 from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, read_fact
+from edgephi.runtime.integers.cache import entry_digest
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
 from edgephi.runtime.prepacked.cache import GRAPH
@@ -34,7 +35,7 @@ from edgephi.runtime.scheduler import Scheduler, interrupt_behind
 
 Made = TypeVar("Made")
 
-ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True, adapt=True)
+ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=True, share=True, adapt=True, integers=True)
 
 
 class OnnxEngine:
@@ -47,6 +48,7 @@ class OnnxEngine:
         prefix_bytes: of keys and values that are kept for prompts to come.
         speculation: whether guessed tokens are verified together; None: where that changes no answer.
         key: of saved caches, without their rope; see `cache_key`.
+        prompts: the graph that computes prompts, over the same KV cache; None: `graph` does.
     """
 
     abilities = ABILITIES
@@ -63,10 +65,12 @@ class OnnxEngine:
         prefix_bytes: int,
         key: Mapping[str, str],
         speculation: bool | None = None,
+        prompts: DecoderGraph | None = None,
     ) -> None:
         self._key = dict(key)
         self._tensors = {KV: CacheTensor(graph.kv_type, (2 * graph.layers, graph.kv_heads, ROWS, graph.head_dim))}
         self._graph: DecoderGraph | None = graph
+        self._prompts = prompts
         self.vocabulary, self.rope_switch = graph.vocabulary, rope_switch
         self._context_length = context_length
         self.slots = Slots(
@@ -75,6 +79,7 @@ class OnnxEngine:
             context_length=context_length,
             rope_switch=rope_switch,
             prefix_bytes=prefix_bytes,
+            prompts=prompts,
         )
         self.scheduler: Scheduler[OnnxSequence, NDArray[np.float32]] = Scheduler(self._step, max_parallel)
         self._speculation = speculation
@@ -169,10 +174,12 @@ class OnnxEngine:
         return self.slots.step(sequences)
 
     def _free(self) -> None:
-        graph, self._graph = self._graph, None
+        graphs = self._graph, self._prompts
+        self._graph = self._prompts = None
         self.slots.free()
-        if graph is not None:
-            graph.close()
+        for graph in graphs:
+            if graph is not None:
+                graph.close()
         return_freed_memory()
 
     @property
@@ -262,6 +269,16 @@ def open_engine(request: OpenRequest) -> Engine:
         packed=packed is not None,
         kleidiai=request.place.choice.may_use_kleidiai,
     )
+    facts, prompts = {"kv_type": opened.kv_type.name}, None
+    if request.prompts is not None:
+        prompts = DecoderGraph(
+            request.prompts / GRAPH,
+            None,  # runtime/integers/cache.py compares it with its own record
+            threads=request.threads,
+            spinning=request.place.choice.spinning.on,
+            packed=True,
+        )
+        facts["prefill"] = f"integers {entry_digest(request.prompts)}"
     return OnnxEngine(
         opened,
         context_length=request.config.context_length,
@@ -269,5 +286,6 @@ def open_engine(request: OpenRequest) -> Engine:
         max_parallel=request.max_parallel,
         prefix_bytes=request.prefix_bytes,
         speculation=request.speculation,
-        key=cache_key(manifest, "onnx", kv_type=opened.kv_type.name),
+        key=cache_key(manifest, "onnx", **facts),
+        prompts=prompts,
     )

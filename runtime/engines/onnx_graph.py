@@ -113,13 +113,17 @@ class KvPool:
 
     A run computes one token for consecutive slots, or several tokens for one. Memory that was never written to costs
     nothing on Linux and macOS, and on Windows counts as promised, not as used.
+
+    Args:
+        graph: computes the tokens of answers, and those of prompts unless `prompts` does.
+        prompts: a graph with the same cache.
     """
 
-    def __init__(self, graph: DecoderGraph) -> None:
-        self._graph = graph
+    def __init__(self, graph: DecoderGraph, prompts: DecoderGraph | None = None) -> None:
+        self._graph, self._prompts = graph, prompts or graph
         self.slots = self.capacity = 0
         self._arrays: list[NDArray[Any]] = []
-        self._views: dict[tuple[int, int], _View] = {}
+        self._views: dict[tuple[int, int, bool], _View] = {}
 
     def grow(self, slots: int, capacity: int, lengths: Sequence[int]) -> None:
         """Make room; `lengths` says how many rows of each slot are worth keeping.
@@ -179,6 +183,7 @@ class KvPool:
         long_rope: bool = False,
         options: RunOptions | None = None,
         adapter: Adapter | None = None,
+        is_prompt: bool = False,
     ) -> NDArray[Any]:
         """Compute tokens [count, length] of `count` slots from `first` on, each behind `past` tokens of its own.
 
@@ -186,6 +191,7 @@ class KvPool:
             rows: which of the tokens get logits; None: the last.
             long_rope: of a graph with two.
             adapter: of all these tokens.
+            is_prompt: whether the graph for prompts computes them; `count` is 1 then.
 
         Returns:
             Logits [count, rows, vocabulary]; the memory is used again by the next run.
@@ -193,9 +199,10 @@ class KvPool:
         Raises:
             EngineError: onnxruntime failed, or was told to stop.
         """
-        key = (first, len(ids))
+        key = (first, len(ids), is_prompt)
         if key not in self._views:
-            self._views[key] = _View(self._graph, [array[first : first + len(ids)] for array in self._arrays])
+            graph = self._prompts if is_prompt else self._graph
+            self._views[key] = _View(graph, [array[first : first + len(ids)] for array in self._arrays])
         return self._views[key].run(ids, past, rows, long_rope, options, adapter)
 
     def free(self) -> None:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +78,20 @@ class Slots:
         context_length: no sequence is longer.
         rope_switch: longest sequence that takes the short rope, in a model with two.
         prefix_bytes: limit of the prefix cache.
+        prompts: the graph that computes prompts, where it is another.
     """
 
     def __init__(
-        self, graph: DecoderGraph, *, most: int, context_length: int, rope_switch: int | None, prefix_bytes: int
+        self,
+        graph: DecoderGraph,
+        *,
+        most: int,
+        context_length: int,
+        rope_switch: int | None,
+        prefix_bytes: int,
+        prompts: DecoderGraph | None = None,
     ) -> None:
-        self._graph, self._pool = graph, KvPool(graph)
+        self._graph, self._pool = graph, KvPool(graph, prompts)
         self._most, self._context_length, self._rope_switch = most, context_length, rope_switch
         self._slots: list[Slot] = []
         self._prefixes = PrefixCache(prefix_bytes)
@@ -181,7 +189,8 @@ class Slots:
         """Compute tokens of one sequence behind its first `start`; logits [vocabulary] of the last."""
         place = self._in_use(slot)
         ids = np.asarray(tokens, np.int64)[None]
-        run = self._pool.run(slot, ids, [start], long_rope=place.kind[0], options=options, adapter=place.adapter)
+        how: dict[str, Any] = {"long_rope": place.kind[0], "options": options, "adapter": place.adapter}
+        run = self._pool.run(slot, ids, [start], is_prompt=True, **how)
         place.hold(start, tokens)
         return np.array(run[0, -1], np.float32)  # a copy: the memory is that of the next run
 

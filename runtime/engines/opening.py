@@ -4,30 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edgephi.runtime.engines import engine_for
-from edgephi.runtime.engines.base import Engine, OpenRequest
+from edgephi.errors import EngineError
+from edgephi.runtime.engines import engine_for, engines_that
+from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
+from edgephi.runtime.integers import PrefillChoice
+from edgephi.runtime.integers.cache import Prefill, find_or_make
 from edgephi.runtime.prepacked.cache import Prepacked, Prepacking, prepack
 
 
 @dataclass(frozen=True)
 class OpenedEngine:
-    """A loaded model, and what became of its packed weights on the way."""
+    """A loaded model, what became of its packed weights on the way, and what computes its prompts."""
 
     engine: Engine
     prepacked: Prepacked
+    prefill: Prefill
 
 
-def open_engine(request: OpenRequest, packing: Prepacking = "never", *, every_byte: bool = False) -> OpenedEngine:
+def open_engine(
+    request: OpenRequest,
+    packing: Prepacking = "never",
+    prefill: PrefillChoice = "blocks",
+    *,
+    every_byte: bool = False,
+) -> OpenedEngine:
     """Load a model with the engine for the provider it was placed on.
 
     Args:
         packing, every_byte: of the CPU's graph, as for `prepack`.
+        prefill: what computes prompts, as for `load`.
 
     Raises:
         BundleError: a file was changed since it was checked, or the bundle is not for this place.
         DeviceError: the device or its provider is missing.
-        EngineError: the runtime refuses the graphs.
-        OutputError: packing is `now`, and the cache cannot be written.
+        EngineError: the runtime refuses the graphs, or prompts are to be computed by integers and cannot.
+        OutputError: packing is `now` or integers are to be made, and the cache cannot be written.
     """
     choice = request.place.choice
     module = engine_for(choice.provider, shared_cache=request.config.shares_cache, asked=request.engine).load()
@@ -37,4 +48,27 @@ def open_engine(request: OpenRequest, packing: Prepacking = "never", *, every_by
         how = {"every_byte": every_byte, "kleidiai": choice.may_use_kleidiai}
         prepacked = prepack(request.folder, request.manifest, graph, packing, **how)
         request = replace(request, prepacked=prepacked.folder)
-    return OpenedEngine(module.open_engine(request), prepacked)
+    prompts = _prefill(request, module.ABILITIES, prefill, every_byte)
+    return OpenedEngine(module.open_engine(replace(request, prompts=prompts.folder)), prepacked, prompts)
+
+
+def _prefill(request: OpenRequest, abilities: Abilities, asked: PrefillChoice, every_byte: bool) -> Prefill:
+    entry = request.place.choice.graph
+    if entry is not None and abilities.integers:
+        return find_or_make(
+            request.folder,
+            request.manifest,
+            entry.logit_rows,
+            asked,
+            threads=request.threads,
+            every_byte=every_byte,
+            kleidiai=request.place.choice.may_use_kleidiai,
+        )
+    if asked == "integers":
+        able = " and ".join(engines_that("integers"))
+        raise EngineError(
+            f"prompts are computed by integers on the CPU only, by the engine {able}",
+            where=request.folder,
+            remedy="Load the bundle on the CPU, or leave prefill out",
+        )
+    return Prefill("blocks", "only the CPU's own engine computes prompts by integers")

@@ -22,9 +22,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
@@ -144,28 +145,25 @@ def prepack(
         return Prepacked(None, "float weights are used as they are")
     try:
         root = cache_folder() / "prepacked"
-        entry = root / _key(manifest, graph, kleidiai)
+        entry = root / entry_key(manifest, graph, kleidiai=kleidiai)
         is_there = entry.is_dir()
     except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
         if mode == "now":
             raise
         return Prepacked(None, f"there is no cache: {error}")
     if is_there:
-        if _is_sound(entry, every_byte):
-            try:
-                _require_same(folder, manifest, entry, every_byte)
-            except OSError as error:
-                raise unreadable(error, folder, BundleError, "Check the bundle with `edgephi verify`") from error
+        if is_usable(folder, manifest, entry, every_byte=every_byte):
             return Prepacked(entry, "found in the cache")
-        if not _discard(entry):
+        if not discard(entry):
             return Prepacked(None, "the cache's copy is damaged and in use")
     elif mode == "auto" and entry.with_suffix(UNSOUND).exists():
         return Prepacked(None, DIFFERS)
     elif mode == "auto" and not _seen_before(entry):
         return Prepacked(None, "the first load; the second one writes it")
     try:
-        _require_space(root, manifest)
-        if not _write(folder, manifest, graph, entry, every_byte, kleidiai):
+        require_space(root, manifest)
+        write = partial(pack, kleidiai=kleidiai)
+        if not write_entry(folder, manifest, graph, entry, write, every_byte=every_byte):
             entry.with_suffix(UNSOUND).touch()
             if mode == "now":
                 raise OutputError(DIFFERS, where=folder / graph, remedy="Load the bundle without `prepacked`")
@@ -181,7 +179,22 @@ def prepack(
     return Prepacked(entry, "written by this load")
 
 
-def _key(manifest: Manifest, graph: str, kleidiai: bool) -> str:
+def is_usable(folder: Path, manifest: Manifest, entry: Path, *, every_byte: bool) -> bool:
+    """Whether an entry is what was written, and was made of this bundle.
+
+    Raises:
+        BundleError: the bundle's weights are not those of its manifest, or cannot be read.
+    """
+    if not _is_sound(entry, every_byte):
+        return False
+    try:
+        _require_same(folder, manifest, entry, every_byte)
+    except OSError as error:
+        raise unreadable(error, folder, BundleError, "Check the bundle with `edgephi verify`") from error
+    return True
+
+
+def entry_key(manifest: Manifest, graph: str, **more: object) -> str:
     """Of everything that decides the bytes, and what they mean to the machine that reads them."""
     facts = {
         "made": 2,  # earlier entries were not held against the bytes they were made of
@@ -189,8 +202,8 @@ def _key(manifest: Manifest, graph: str, kleidiai: bool) -> str:
         "graph": graph,
         "system": (sys.platform, platform.machine()),
         "processor": (cpu_name(), sorted(cpu_features())),
-        "kleidiai": kleidiai,
         "versions": [_version(name) for name in (*RUNTIMES, "onnxruntime-genai", "onnxruntime-genai-directml")],
+        **more,
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
@@ -278,7 +291,7 @@ def _seen_before(entry: Path) -> bool:
     return seen
 
 
-def _require_space(root: Path, manifest: Manifest) -> None:
+def require_space(root: Path, manifest: Manifest) -> None:
     root.mkdir(parents=True, exist_ok=True)
     needed = DISK_FACTOR * manifest.stored_bytes + DISK_RESERVE
     free = shutil.disk_usage(root).free
@@ -286,11 +299,23 @@ def _require_space(root: Path, manifest: Manifest) -> None:
         raise OSError(f"{free / 1e9:.1f} GB are free where {needed / 1e9:.1f} GB are needed")
 
 
-def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte: bool, kleidiai: bool) -> bool:
+def write_entry(
+    folder: Path,
+    manifest: Manifest,
+    graph: str,
+    entry: Path,
+    write: Callable[[Path, Path], bool],
+    *,
+    every_byte: bool,
+) -> bool:
     """Write an entry beside its place and rename it; entries it takes the place of go first.
 
+    Args:
+        write: writes `FILES`, of the graph that is the first argument, into the folder that is the second; False: they
+            are of no use.
+
     Returns:
-        False, and nothing is written: the packed graph does not compute what the bundle's does.
+        False, and nothing is written: what `write` returned.
 
     Raises:
         OSError: the folder cannot be written.
@@ -305,7 +330,7 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
     _make_room(entry.parent, bundle)
     scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
     try:
-        sound = _save(folder / graph, scratch, kleidiai)
+        sound = write(folder / graph, scratch)
         if (
             _weights(folder, manifest) != mine or _identity(folder / graph) != before
         ):  # written to between the hash and onnxruntime's reading
@@ -326,7 +351,7 @@ def _write(folder: Path, manifest: Manifest, graph: str, entry: Path, every_byte
     return True
 
 
-def _save(graph: Path, target: Path, kleidiai: bool) -> bool:
+def pack(graph: Path, target: Path, *, kleidiai: bool) -> bool:
     """Let onnxruntime optimize a graph, pack its constants and write both; whether these compute the same."""
     options = session_options(kleidiai=kleidiai, save_packed=(target / GRAPH, WEIGHTS))
     remedy = f"Check the bundle with `edgephi verify`, and the space in {target.parent}"
@@ -365,7 +390,7 @@ def _make_room(root: Path, bundle: str) -> None:
     entries.sort(key=lambda path: _age(path / RECORD))
     for index, path in enumerate(entries):
         if index >= KEPT - 1 or _bundle_of(path) == bundle:
-            _discard(path)
+            discard(path)
 
 
 def _bundle_of(entry: Path) -> str | None:
@@ -375,7 +400,7 @@ def _bundle_of(entry: Path) -> str | None:
         return None
 
 
-def _discard(entry: Path) -> bool:
+def discard(entry: Path) -> bool:
     """Remove an entry whole or not at all: Windows renames no folder with a mapped file in it."""
     aside = entry.with_name(f".old-{entry.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:

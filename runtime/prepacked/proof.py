@@ -8,6 +8,7 @@ other's place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def same_answers(plain: InferenceSession, packed: InferenceSession) -> bool:
         Exception: onnxruntime's own, which have no common base: it does not run one of the two.
     """
     for length in LENGTHS:
-        feeds = _feeds(plain, length)
+        feeds = feeds_of(plain, range(1, length + 1))
         if any(port.name == LOGIT_ROWS for port in plain.get_overridable_initializers()):
             feeds[LOGIT_ROWS] = np.arange(length, dtype=np.int64)  # drafts and evaluation have the head compute several
         expected, given = (session.run(["logits"], feeds)[0].astype(np.float32) for session in (plain, packed))
@@ -51,13 +52,14 @@ def same_answers(plain: InferenceSession, packed: InferenceSession) -> bool:
     return True
 
 
-def _feeds(session: InferenceSession, length: int) -> dict[str, NDArray[Any]]:
-    """Token ids 1, 2, 3 … behind an empty KV cache; inputs that may be left out are."""
+def feeds_of(session: InferenceSession, tokens: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Token ids behind an empty KV cache; inputs that may be left out are."""
     feeds: dict[str, NDArray[Any]] = {}
+    length = len(tokens)
     for given in session.get_inputs():
         dtype = _DTYPES[given.type]
         if given.name == "input_ids":
-            feeds[given.name] = np.arange(1, length + 1, dtype=dtype)[None]
+            feeds[given.name] = np.asarray(tokens, dtype)[None]
         elif given.name == "attention_mask":
             feeds[given.name] = np.ones((1, length), dtype)
         elif given.name == "position_ids":

@@ -220,14 +220,14 @@ def test_whoever_comes_second_takes_the_entry_that_is_there(
     theirs = entry_of(bundle)
     aside = cache.parent / "aside"
     theirs.rename(aside)
-    real = module._save
+    real = module.pack
 
     def while_another_finishes(graph: Path, target: Path, kleidiai: bool) -> bool:
         sound = real(graph, target, kleidiai)
         aside.rename(theirs)
         return sound
 
-    monkeypatch.setattr(module, "_save", while_another_finishes)
+    monkeypatch.setattr(module, "pack", while_another_finishes)
     inode = (aside / WEIGHTS).stat().st_ino
     assert entry_of(bundle) == theirs
     assert (theirs / WEIGHTS).stat().st_ino == inode

@@ -80,13 +80,13 @@ def test_weights_that_change_while_they_are_packed_are_not_kept(
     bundle: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
-    real = module._save
+    real = module.pack
 
     def meanwhile(graph: Path, target: Path, kleidiai: bool) -> None:
         flip(mine / DATA, 5000)
         real(graph, target, kleidiai)
 
-    monkeypatch.setattr(module, "_save", meanwhile)
+    monkeypatch.setattr(module, "pack", meanwhile)
     with pytest.raises(BundleError, match="was changed"):
         why(mine, "now")
     assert not any(path.is_dir() for path in cache.iterdir())

@@ -237,6 +237,7 @@ class TestCaches:
             "left in the cache": tmp_path / "cache" / ".prepacked.removed-0123abcd" / "x",
             "left of a demo": tmp_path / "cache" / ".demo-0.1.0-0.removed-0123abcd" / "x",
             "prepacked": tmp_path / "cache" / "prepacked" / "entry" / "weights.bin",
+            "integers": tmp_path / "cache" / "integers" / "entry" / "weights.bin",
             "prefixes": tmp_path / "cache" / "prefixes" / "x.prefix",
             "demo": tmp_path / "cache" / "demo-0.1.0-0123" / "model.onnx",
             "gguf": tmp_path / "cache" / "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -256,12 +257,12 @@ class TestCaches:
 
         kinds = {one.kind for one in caches.kept()}
         assert kinds == {
-            "model", "unfinished export", "unfinished download", "download", "prepacked weights", "saved prefixes",
-            "demo of a file",
+            "model", "unfinished export", "unfinished download", "download", "prepacked weights", "integer weights",
+            "saved prefixes", "demo of a file",
         }  # fmt: skip
         removed = caches.clean()
         assert there() == {"gguf", "checkpoint", "dots", "foreign", "unrelated"}
-        assert sum(one.bytes for one in removed) == 800
+        assert sum(one.bytes for one in removed) == 900
         caches.clean(downloads=True)
         assert there() == {"dots", "foreign", "unrelated"}, (
             "what was not pulled through the store may be another program's"

@@ -49,6 +49,7 @@ def require_alike(first: Report, second: Report, across: Collection[str] = ()) -
 def _facts(report: Report) -> dict[str, list[tuple[object, str]]]:
     """Facts and their names, by the word of `--across` that lets them differ, or `workload`."""
     spinning = "not recorded" if report.spinning is None else "on" if report.spinning.on else "off"
+    prefill = report.prefill or "blocks"  # earlier reports knew nothing else
     workload, bundle = report.workload, report.bundle
     return {
         "workload": [(workload.sha256, f"workload {workload.name} ({workload.sha256[:12]})")],
@@ -57,7 +58,11 @@ def _facts(report: Report) -> dict[str, list[tuple[object, str]]]:
             (report.provider, f"provider {report.provider}"),
             (report.hardware, f"hardware {report.hardware or 'CPU'}"),
         ],
-        "settings": [(report.threads, f"{report.threads} threads"), (spinning, f"spinning {spinning}")],
+        "settings": [
+            (report.threads, f"{report.threads} threads"),
+            (spinning, f"spinning {spinning}"),
+            (prefill, f"prefill by {prefill}"),
+        ],
     }
 
 

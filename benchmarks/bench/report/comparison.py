@@ -269,6 +269,7 @@ def _differences(first: Report, second: Report) -> Iterator[str]:
         ("repetitions", str(first.workload.repetitions), str(second.workload.repetitions)),
         ("stopped", first.stopped or "no", second.stopped or "no"),
         ("spinning", *(str(one.spinning.on) if one.spinning else "not recorded" for one in (first, second))),
+        ("prefill", *(one.prefill or "blocks" for one in (first, second))),
         ("power", first.conditions.power_source or "unknown", second.conditions.power_source or "unknown"),
         ("power mode", first.conditions.power_mode or "unknown", second.conditions.power_mode or "unknown"),
     ]

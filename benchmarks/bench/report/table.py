@@ -196,9 +196,12 @@ def threads_words(report: Report) -> str:
     """How many threads computed, and whether they waited actively."""
     if not report.threads:
         return "threads not stated"
-    if report.spinning is None:
-        return f"{report.threads} threads"
-    return f"{report.threads} threads, spinning {'on' if report.spinning.on else 'off'} ({report.spinning.because})"
+    words = [f"{report.threads} threads"]
+    if report.spinning is not None:
+        words.append(f"spinning {'on' if report.spinning.on else 'off'} ({report.spinning.because})")
+    if report.prefill == "integers":
+        words.append("prompts by integers")
+    return ", ".join(words)
 
 
 def _limits(limits: Roofline | None) -> list[tuple[str, str]]:

@@ -1,0 +1,132 @@
+"""What a machine measures before it uses integer products: the magnitudes of activations, the loss, and the gain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.bundle import LOGIT_ROWS
+from edgephi.ort import open_session, session_options
+from edgephi.runtime.integers.graph import Candidates, in_float, with_maxima
+from edgephi.runtime.integers.model_file import GraphFile, write_model
+from edgephi.runtime.prepacked.proof import feeds_of
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+PIECE = 256
+"""Tokens that are computed at once: what the engine takes (`engines/onnx_sequence.py`)."""
+PIECES = 4
+"""For calibration, and as many others for the proof."""
+EVERY = 4
+"""One token of so many is compared: logits of a large vocabulary take 0.8 MB each."""
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Kullback-Leibler divergence from the same weights with activations in float, means over tokens, in nats."""
+
+    blocks: float
+    integers: float
+
+
+def pieces_of(tokens: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Pieces to calibrate with, and to compare with; a text that is too short is read again."""
+    wanted = 2 * PIECES * PIECE
+    repeated = (list(tokens) * -(-wanted // len(tokens)))[:wanted]
+    pieces = [repeated[start : start + PIECE] for start in range(0, wanted, PIECE)]
+    return pieces[0::2], pieces[1::2]
+
+
+def largest_activations(
+    model: GraphFile, found: Candidates, folder: Path, pieces: Sequence[Sequence[int]]
+) -> dict[str, NDArray[np.float32]]:
+    """Largest magnitude in every channel of what the integer products read, by the value's name.
+
+    Args:
+        model: the bundle's graph; it is changed.
+        folder: where its data file lies.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+    names = with_maxima(model, found.values)
+    model.outputs = model.outputs[-len(names) :]
+    model.prune()
+    session = _open(write_model(model), folder)
+    runs = [session.run(names, feeds_of(session, piece)) for piece in pieces]
+    return {value: reduce(np.maximum, (run[index] for run in runs)) for index, value in enumerate(found.values)}
+
+
+def measure_loss(model: GraphFile, folder: Path, integers: InferenceSession, pieces: Sequence[Sequence[int]]) -> Loss:
+    """Compare both graphs with the bundle's weights times activations in float.
+
+    Args:
+        model: the bundle's graph; it is changed.
+        folder: where its data file lies.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+    blocks = _open(write_model(model), folder)
+    in_float(model)
+    exact = _open(write_model(model), folder)
+    losses: list[tuple[float, float]] = []
+    for piece in pieces:
+        reference = _log_probabilities(exact, piece)
+        weights = np.exp(reference)
+        losses.append(
+            tuple(  # type: ignore[arg-type]  # there are two sessions
+                float((weights * (reference - _log_probabilities(session, piece))).sum(-1).mean())
+                for session in (blocks, integers)
+            )
+        )
+    return Loss(*(float(mean) for mean in np.mean(losses, axis=0)))
+
+
+def measure_gain(
+    model: GraphFile,
+    folder: Path,
+    integers: InferenceSession,
+    piece: Sequence[int],
+    threads: int,
+    *,
+    kleidiai: bool = True,
+) -> float:
+    """How many times as fast a piece of a prompt is computed; the fastest of runs that take turns, which other
+    programs disturb least.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+    blocks = _open(write_model(model), folder, threads, kleidiai=kleidiai)
+    seconds: dict[str, list[float]] = {"blocks": [], "integers": []}
+    for _ in range(ROUNDS):
+        for name, session in (("blocks", blocks), ("integers", integers)):
+            feeds = feeds_of(session, piece)
+            started = perf_counter()
+            session.run(["logits"], feeds)
+            seconds[name].append(perf_counter() - started)
+    return float(min(seconds["blocks"]) / min(seconds["integers"]))
+
+
+def _open(model: bytes, folder: Path, threads: int | None = None, *, kleidiai: bool = True) -> InferenceSession:
+    options = session_options(threads=threads, kleidiai=kleidiai, data_folder=folder)
+    return open_session(model, options, where=folder, remedy="Check the bundle with `edgephi verify`")
+
+
+def _log_probabilities(session: InferenceSession, piece: Sequence[int]) -> NDArray[np.float64]:
+    """[tokens / EVERY, vocabulary]"""
+    feeds: dict[str, Any] = feeds_of(session, piece)
+    feeds[LOGIT_ROWS] = np.arange(EVERY - 1, len(piece), EVERY, dtype=np.int64)
+    logits = session.run(["logits"], feeds)[0][0].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))

@@ -1,0 +1,223 @@
+"""Prompts by integers, whole: made when asked for, used where they were made, and never without a word.
+
+The reference for what a model computes is the same bundle with its prompts computed in blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import edgephi
+from edgephi.commands.app import app
+from edgephi.errors import EngineError
+from edgephi.runtime.integers import cache as module
+from edgephi.runtime.integers import measure
+from edgephi.runtime.integers.cache import MEASURED
+from edgephi.runtime.model import Model, load
+from edgephi.runtime.prepacked.cache import FILES, RECORD
+from tests.tiny_phi import PHI_4_MINI, tiny_phi
+
+LENGTH = 300
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("integers")
+    source = tiny_phi(folder / "checkpoint", PHI_4_MINI, ascii_text=True)
+    edgephi.export(source, folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def made(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache in which the bundle's integers are."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPHI_CACHE", str(folder))
+        lenient(patch)
+        load(bundle, "cpu", prefill="integers").close()
+        yield folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def lenient(patch: pytest.MonkeyPatch) -> None:
+    """Products of 128 columns gain little, and a machine that runs tests is busy: one piece, and no demand of speed."""
+    patch.setattr(measure, "PIECES", 1)
+    patch.setattr(measure, "ROUNDS", 1)
+    patch.setattr(module, "LEAST_GAIN", 0.0)
+
+
+def prompt(length: int = LENGTH) -> list[int]:
+    return [int(token) for token in np.random.default_rng(0).integers(3, 250, length)]
+
+
+def last_logits(
+    model: Model, tokens: list[int], pieces: tuple[int, ...] = (), scope: str | None = "test"
+) -> NDArray[np.float32]:
+    """Of a prompt, given in one or in several calls, in a cache that was empty or that others left."""
+    rows = []
+    sequence = model.open_sequence(len(tokens) + 2, scope=scope)
+    start = sequence.reuse(tokens)
+    for stop in (*pieces, len(tokens)):
+        sequence.prefill(tokens[start:stop], lambda: False)
+        start = stop
+
+    def choose(row: NDArray[np.float32]) -> int:
+        rows.append(row.copy())
+        return 5
+
+    sequence.step(choose)
+    sequence.close()
+    return rows[0]
+
+
+def test_integers_are_made_when_asked_for_and_used_from_then_on(bundle: Path, made: Path) -> None:
+    (entry,) = (made / "integers").iterdir()
+    assert {path.name for path in entry.iterdir()} == FILES | {RECORD, MEASURED}
+    with load(bundle, "cpu") as model:
+        assert model.prefill.by == "integers"
+        assert model.prefill.measured is not None
+        assert model.prefill.measured.products == 6
+        assert model.prefill.measured.loss_integers < model.prefill.measured.loss_blocks + 0.01
+        assert "divergence" in model.prefill.in_words
+        assert "MB mapped" in model.prefill.in_words
+    with load(bundle, "cpu", prefill="blocks") as model:
+        assert (model.prefill.by, model.prefill.why) == ("blocks", "as asked for")
+
+
+def test_auto_makes_nothing(bundle: Path, fresh: Path) -> None:
+    with load(bundle, "cpu") as model:
+        assert model.prefill.by == "blocks"
+        assert "not made on this machine" in model.prefill.why
+    assert not (fresh / "integers").exists()
+
+
+def test_predictions_are_close_to_those_of_blocks_and_not_the_same(bundle: Path, made: Path) -> None:
+    with load(bundle, "cpu", prefill="blocks") as blocks, load(bundle, "cpu") as integers:
+        one, other = last_logits(blocks, prompt()), last_logits(integers, prompt())
+    assert not np.array_equal(one, other)
+    assert np.abs(one - other).std() < 0.1 * one.std()
+    assert np.corrcoef(one, other)[0, 1] > 0.99
+
+
+def test_a_prompt_answers_alike_from_a_cold_and_from_a_warm_cache(bundle: Path, made: Path) -> None:
+    tokens = prompt()
+    with load(bundle, "cpu") as model:
+        cold = last_logits(model, tokens)
+        warm = last_logits(model, tokens)
+        last_logits(model, [*tokens[:100], *tokens[150:]])
+        again = last_logits(model, tokens)
+        engine: Any = model.engine
+        assert engine.prefix_statistics.reused_tokens > LENGTH
+    with load(bundle, "cpu") as model:
+        last_logits(model, tokens[:40])
+        behind_another = last_logits(model, tokens)
+        in_calls = last_logits(model, tokens, scope=None, pieces=(3, 7, 20, 290))
+    for found in (warm, again, behind_another, in_calls):
+        assert np.array_equal(found, cold)
+
+
+def test_answers_are_decoded_in_blocks_behind_either(bundle: Path, made: Path) -> None:
+    with load(bundle, "cpu") as model:
+        engine: Any = model.engine
+        integers, blocks = engine._prompts, engine._graph
+        used: list[Any] = []
+        real = type(engine.slots._pool).run
+
+        def run(pool: Any, *given: Any, is_prompt: bool = False, **more: Any) -> Any:
+            used.append(pool._prompts if is_prompt else pool._graph)
+            return real(pool, *given, is_prompt=is_prompt, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(engine.slots._pool), "run", run)
+            answer = model.generate("one two three", max_new_tokens=4).result()
+    assert answer.new_tokens > 1
+    assert used[0] is integers
+    assert used[1:]
+    assert all(graph is blocks for graph in used[1:])
+
+
+def test_a_saved_cache_says_which_prefill_made_it(bundle: Path, made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "saved"
+    with load(bundle, "cpu") as model:
+        sequence = model.open_sequence(LENGTH + 8)
+        sequence.prefill(prompt(), lambda: False)
+        sequence.save(file)
+        restored = model.engine.restore(file, LENGTH + 8)
+        assert list(restored.tokens) == prompt()
+    with (
+        load(bundle, "cpu", prefill="blocks") as model,
+        pytest.raises(EngineError, match="saved under another prefill: 'integers"),
+    ):
+        model.engine.restore(file, LENGTH + 8)
+
+
+def test_a_damaged_entry_is_not_used(bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for damage in ("model.onnx", MEASURED):
+        cache = tmp_path / damage
+        shutil.copytree(made, cache)
+        monkeypatch.setenv("EDGEPHI_CACHE", str(cache))
+        (entry,) = (cache / "integers").iterdir()
+        path = entry / damage
+        path.write_bytes(path.read_bytes()[:-40])
+        with load(bundle, "cpu") as model:
+            assert "damaged, and removed" in model.prefill.why
+        assert not entry.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"), [("MOST_LOSS", -1.0, "divergence"), ("LEAST_GAIN", 1e9, "times as fast as blocks")]
+)
+def test_what_loses_too_much_or_gains_nothing_is_refused_and_not_kept(
+    bundle: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float, words: str
+) -> None:
+    lenient(monkeypatch)
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(EngineError, match=words) as raised:
+        load(bundle, "cpu", prefill="integers")
+    assert "prefill='blocks'" in str(raised.value.remedy)
+    assert not list((fresh / "integers").iterdir())
+
+
+def test_auto_leaves_them_where_memory_is_short(bundle: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_bytes", lambda: 1000)
+    with load(bundle, "cpu") as model:
+        assert model.prefill.by == "blocks"
+        assert "memory" in model.prefill.why
+    with load(bundle, "cpu", prefill="integers") as model:
+        assert model.prefill.by == "integers"
+
+
+def test_the_other_engine_and_float_weights_have_none(
+    bundle: Path, made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with load(bundle, "cpu", engine="genai") as model:
+        assert "own engine" in model.prefill.why
+    with pytest.raises(EngineError, match="by the engine"):
+        load(bundle, "cpu", engine="genai", prefill="integers")
+    folder = tmp_path_factory.mktemp("float")
+    edgephi.export(tiny_phi(folder / "checkpoint", PHI_4_MINI), folder / "bundle", precision="fp32")
+    with pytest.raises(EngineError, match="its weights are floats"):
+        load(folder / "bundle", "cpu", prefill="integers")
+
+
+def test_generate_says_what_computed_the_prompt(bundle: Path, made: Path) -> None:
+    for asked in ("blocks", "auto"):
+        command = ["generate", str(bundle), "one two", "--max-new-tokens", "2", "--json", "--prefill", asked]
+        prefill = json.loads(CliRunner().invoke(app, command).stdout)["prefill"]
+        assert prefill["by"] == ("blocks" if asked == "blocks" else "integers")
+        assert prefill["why"]
