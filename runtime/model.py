@@ -27,7 +27,6 @@ from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.grammar import Grammars, ResponseFormat
 from edgephi.runtime.integers import PrefillChoice
-from edgephi.runtime.integers.cache import require_prefill
 from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
@@ -66,46 +65,38 @@ def load(
         device: `auto`, `cpu`, `gpu`, `npu`, or a device profile: a name that `edgephi devices` lists or a .toml file.
             auto is the first provider of the matching profile that the bundle has a graph and the machine a device
             for. Simulators and software drivers are used only by a profile that is named.
-        fallback: when the device cannot run the bundle, take the profile's next provider, and say so in the statistics
-            of every answer; otherwise that is an error.
+        fallback: when the device cannot run the bundle, take the profile's next provider, and say so in every answer.
         threads: of the CPU; by default the profile's, or one per physical core this process may use.
-        spinning: whether CPU threads without work wait actively, which is faster on the CPU and keeps its cores from
-            resting. None: as the profile says; without one, on mains and unless the system was told to save power.
-            `Model.place.choice.spinning` has what was decided, and why.
+        spinning: whether CPU threads without work wait actively, which is faster and keeps cores from resting. None: as
+            the profile says, else on mains unless the system saves power. `Model.place.choice.spinning` has why.
         verify: read and hash every byte of the bundle first, not only the small files.
-        prepacked: on the CPU, int4 and int8 weights can be kept in the user's cache (EDGEPHI_CACHE names another) in
-            the form this processor reads, and mapped from there: a faster load with less memory of its own. `auto`
-            writes them at the second load of a bundle within 30 days, `now` at once, `never` loads the bundle as it
-            is. None: what EDGEPHI_PREPACKED says, or auto.
+        prepacked: on the CPU, weights can be kept in the user's cache (EDGEPHI_CACHE names another) in the form this
+            processor reads, and mapped: a faster load with less memory of its own. `auto` writes them at the second
+            load of a bundle within 30 days, `now` at once, `never` not. None: what EDGEPHI_PREPACKED says, or auto.
         engine: `onnx` (plain onnxruntime, the CPU), `genai` (onnxruntime-genai, every provider but the NPU's) or `npu`.
             None: the first of these that runs the bundle on the device.
         max_parallel: answers that are computed in one run, where the engine can; more can be open at once.
         prefix_cache_bytes: of keys and values that are kept for prompts that begin alike, where the engine can. None: a
             sixteenth of the machine's memory, at most 2 GiB; 0: none.
         speculation: guess tokens from the text so far and verify several in one run, where the engine can. None: where
-            a measurement on this machine shows that it changes no answer. True: also where two tokens that are nearly
-            as likely may change places.
+            a measurement here shows that it changes no answer. True: also where nearly equal tokens may change places.
         adapters: LoRA adapters that `edgephi adapter convert` wrote, by the names that answers ask for them by.
-        prefill: what computes prompts on the CPU: the bundle's `blocks`, or `integers`, with weights of 8 bits that are
-            made of the blocks on this machine, kept in the user's cache and mapped. Asked for the first time, they are
-            made and measured, which takes some seconds to minutes, and refused where they are not faster or lose too
-            much. `auto` takes integers where they were made and memory is free, else blocks. `Model.prefill` has what
-            was decided, and why.
+        prefill: what computes prompts on the CPU: the bundle's `blocks`; `integers`, made and measured when first asked
+            for; `auto`, integers where they were made and memory is free. `Model.prefill` has the decision, and why.
 
     Raises:
         BundleError: the folder is not an intact bundle.
         TokenizerError: its tokenizer or chat template cannot be used.
         DeviceError: the device cannot run the bundle; its `step` says how far it came.
-        EngineError: onnxruntime-genai refuses it, or prompts are to be computed by integers and cannot.
+        EngineError: the runtime refuses it, or prompts are to be computed by integers and cannot.
         AdapterError: an adapter is not this bundle's or damaged, or the bundle or its engine takes none.
         OutputError: prepacked is `now` or integers are to be made, and the cache cannot be written.
         UsageError: an argument of another type, or outside its range.
     """
     check_load_arguments(
-        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
+        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation, prefill
     )
     require_engine(engine)
-    require_prefill(prefill)
     path = Path(folder)
     packing = prepacking(prepacked)
     manifest = read_manifest(path)

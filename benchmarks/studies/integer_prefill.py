@@ -156,11 +156,11 @@ def read_prompt(model: Model, tokens: list[int]) -> None:
 def compare(bundle: Path, lengths: Sequence[int], rounds: int, text: Path | None, windows: int) -> dict[str, Any]:
     """Speed of a bundle's prompts, and with a text their loss."""
     facts: dict[str, Any] = {"prefill": []}
-    with load(bundle, "cpu", prefill="integers", threads=1, spinning=False) as integers:
+    with load(bundle, "cpu", prefill="integers", threads=1, prepacked="never") as integers:
         assert integers.prefill.folder is not None
         facts["measured"] = integers.prefill.in_words
         print(f"{integers.prefill.in_words}\n")
-        with load(bundle, "cpu", prefill="blocks", threads=1, spinning=False) as blocks:
+        with load(bundle, "cpu", prefill="blocks", threads=1, prepacked="never") as blocks:
             drawn = np.random.default_rng(0).integers(0, min(1000, blocks.manifest.model.vocabulary_size), max(lengths))
             table = []
             for length in lengths:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from edgephi.bundle import Manifest, read_unchanged
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.memory import available_bytes
-from edgephi.errors import EngineError, OutputError, UsageError, library_errors
+from edgephi.errors import EngineError, OutputError, library_errors
 from edgephi.ort import open_session, session_options
 from edgephi.records import Strict
 from edgephi.runtime.integers import PrefillChoice
@@ -52,6 +52,8 @@ LEAST_GAIN = 1.1
 FREE_FACTOR = 0.6
 """Times the entry's bytes that have to be free where nobody asked for integers. onnxruntime writes the weights as they
 were beside those that it packed; only these, about half of the file, are read."""
+MAKING_FACTOR = 3
+"""Times the bundle's bytes that making takes: both graphs are loaded to be compared."""
 FEWEST_KINDS = 16
 """Different tokens of a text that says something of a model."""
 BLOCKS = "Load the bundle with prefill='blocks'"
@@ -87,12 +89,6 @@ class Prefill:
     def in_words(self) -> str:
         """For a person."""
         return f"{self.by}: {self.why}"
-
-
-def require_prefill(asked: object) -> None:
-    """Raises UsageError unless it is one of the three words."""
-    if not isinstance(asked, str) or asked not in get_args(PrefillChoice):
-        raise UsageError(f"prefill is {asked!r}", remedy="Choose auto, blocks or integers")
 
 
 def find_or_make(
@@ -139,6 +135,13 @@ def find_or_make(
     if asked == "auto":
         what = "damaged, and removed" if is_there else "not made on this machine"
         return Prefill("blocks", f"integers were {what}; prefill='integers' makes them")
+    needed = MAKING_FACTOR * manifest.stored_bytes
+    if available_bytes() < needed:
+        raise EngineError(
+            f"making integers takes {needed / 1e9:.1f} GB of memory, and less is free",
+            where=folder,
+            remedy="Close other programs, or load the bundle with prefill='blocks'",
+        )
     try:
         require_space(root, manifest)
         write_entry(

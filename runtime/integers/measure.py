@@ -69,6 +69,8 @@ def largest_activations(
 def measure_loss(model: GraphFile, folder: Path, integers: InferenceSession, pieces: Sequence[Sequence[int]]) -> Loss:
     """Compare both graphs with the bundle's weights times activations in float.
 
+    One of the bundle's graphs is in memory at a time; each packs all weights.
+
     Args:
         model: the bundle's graph; it is changed.
         folder: where its data file lies.
@@ -76,20 +78,14 @@ def measure_loss(model: GraphFile, folder: Path, integers: InferenceSession, pie
     Raises:
         EngineError: onnxruntime refuses the graph.
     """
-    blocks = _open(write_model(model), folder)
+    stored = write_model(model)
     in_float(model)
     exact = _open(write_model(model), folder)
-    losses: list[tuple[float, float]] = []
-    for piece in pieces:
-        reference = _log_probabilities(exact, piece)
-        weights = np.exp(reference)
-        losses.append(
-            tuple(  # type: ignore[arg-type]  # there are two sessions
-                float((weights * (reference - _log_probabilities(session, piece))).sum(-1).mean())
-                for session in (blocks, integers)
-            )
-        )
-    return Loss(*(float(mean) for mean in np.mean(losses, axis=0)))
+    references = [_log_probabilities(exact, piece) for piece in pieces]
+    del exact
+    losses = {"integers": _divergence(references, integers, pieces)}
+    losses["blocks"] = _divergence(references, _open(stored, folder), pieces)
+    return Loss(**losses)
 
 
 def measure_gain(
@@ -123,10 +119,22 @@ def _open(model: bytes, folder: Path, threads: int | None = None, *, kleidiai: b
     return open_session(model, options, where=folder, remedy="Check the bundle with `edgephi verify`")
 
 
-def _log_probabilities(session: InferenceSession, piece: Sequence[int]) -> NDArray[np.float64]:
+def _divergence(
+    references: Sequence[NDArray[np.float32]], session: InferenceSession, pieces: Sequence[Sequence[int]]
+) -> float:
+    """Mean over tokens, in nats."""
+    found = []
+    for reference, piece in zip(references, pieces, strict=True):
+        difference = reference - _log_probabilities(session, piece)
+        found.append(np.einsum("tv,tv->t", np.exp(reference), difference, dtype=np.float64))
+    return float(np.concatenate(found).mean())
+
+
+def _log_probabilities(session: InferenceSession, piece: Sequence[int]) -> NDArray[np.float32]:
     """[tokens / EVERY, vocabulary]"""
     feeds: dict[str, Any] = feeds_of(session, piece)
     feeds[LOGIT_ROWS] = np.arange(EVERY - 1, len(piece), EVERY, dtype=np.int64)
-    logits = session.run(["logits"], feeds)[0][0].astype(np.float64)
+    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0].astype(np.float32)
     logits -= logits.max(-1, keepdims=True)
-    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return logits
