@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import get_args
 
-from edgephi.arguments import require_choice, require_flag, require_integer, require_path
+from edgephi.arguments import require_flag, require_integer, require_path
 from edgephi.errors import BundleError, UsageError
 from edgephi.files import refuse_path
-from edgephi.runtime.integers import PrefillChoice
 
 MOST_PARALLEL = 64
 
@@ -23,7 +21,6 @@ def check_load_arguments(
     max_parallel: int,
     prefix_cache_bytes: int | None,
     speculation: bool | None,
-    prefill: PrefillChoice,
 ) -> None:
     """Raises UsageError for a value of another type or outside its range, BundleError for what is no path."""
     require_path("folder", folder, "the path of a bundle, as a text or a pathlib.Path")
@@ -46,4 +43,3 @@ def check_load_arguments(
             raise UsageError(f"prefix_cache_bytes is {prefix_cache_bytes}", remedy="Use 0 for none, or more")
     if speculation is not None:
         require_flag("speculation", speculation)
-    require_choice("prefill", prefill, get_args(PrefillChoice))

@@ -26,7 +26,7 @@ from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import OpenedEngine, open_engine
 from edgephi.runtime.grammar import Grammars, ResponseFormat
-from edgephi.runtime.integers import PrefillChoice
+from edgephi.runtime.integers import PrefillChoice, prefill_choice
 from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
@@ -56,7 +56,7 @@ def load(
     prefix_cache_bytes: int | None = None,
     speculation: bool | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
-    prefill: PrefillChoice = "auto",
+    prefill: PrefillChoice | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -82,7 +82,7 @@ def load(
             a measurement here shows that it changes no answer. True: also where nearly equal tokens may change places.
         adapters: LoRA adapters that `edgephi adapter convert` wrote, by the names that answers ask for them by.
         prefill: what computes prompts on the CPU: the bundle's `blocks`; `integers`, made and measured when first asked
-            for; `auto`, integers where they were made and memory is free. `Model.prefill` has the decision, and why.
+            for; `auto`, integers where they were made and memory is free. None: as EDGEPHI_PREFILL says, or auto.
 
     Raises:
         BundleError: the folder is not an intact bundle.
@@ -94,11 +94,11 @@ def load(
         UsageError: an argument of another type, or outside its range.
     """
     check_load_arguments(
-        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation, prefill
+        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
     )
     require_engine(engine)
     path = Path(folder)
-    packing = prepacking(prepacked)
+    packing, prompts_by = prepacking(prepacked), prefill_choice(prefill)
     manifest = read_manifest(path)
     require_known_graphs(path, manifest)
     check_bundle(path, manifest, every_byte=verify)
@@ -119,7 +119,7 @@ def load(
             speculation=speculation,
             prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
         )
-        return Model(request, lambda: open_engine(request, packing, prefill, every_byte=verify), given)
+        return Model(request, lambda: open_engine(request, packing, prompts_by, every_byte=verify), given)
 
     *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
     for choice in first:

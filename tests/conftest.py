@@ -14,9 +14,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def no_prepacked_weights() -> Iterator[None]:
-    """Tests write nothing into the user's cache; those of prepacked weights ask for them, in a cache of their own."""
+    """Tests write nothing into the user's cache and find nothing there; those of prepacked and of integer weights ask
+    for them, in a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEPHI_PREPACKED", "never")
+        patch.setenv("EDGEPHI_PREFILL", "blocks")
         yield
 
 

@@ -48,7 +48,7 @@ def bench(
     device: str = "auto",
     threads: int | None = None,
     spinning: bool | None = None,
-    prefill: PrefillChoice = "auto",
+    prefill: PrefillChoice | None = None,
     label: str | None = None,
     pace: Pace | None = None,
     progress: OnProgress = lambda done, total, left: None,
@@ -57,7 +57,8 @@ def bench(
     """Measure a bundle.
 
     Args:
-        device, threads, spinning, prefill: as for `edgephi.load`; loads are timed without the last three.
+        device, threads, spinning, prefill: as for `edgephi.load`; loads are timed without
+            threads and spinning, and with prompts as EDGEPHI_PREFILL says.
         label: what the user calls this machine or run.
         pace: the time budget. With one, Ctrl-C gives a report of what was measured, whose `stopped` says so; without,
             it is raised.
@@ -118,7 +119,7 @@ def _measure_cases(
     cases: list[Case],
     threads: int | None,
     spinning: bool | None,
-    prefill: PrefillChoice,
+    prefill: PrefillChoice | None,
     left: TimeLeft,
     pace: Pace | None,
     advance: schedule.Advance,

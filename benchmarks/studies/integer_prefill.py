@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,18 +124,16 @@ def in_integers(weights: NDArray[np.float32], *, by_row: bool) -> InferenceSessi
 def _session(nodes: list[Any], tensors: dict[str, Any], columns: int) -> InferenceSession:
     from onnx import TensorProto, helper, numpy_helper
 
-    ports = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "rows", size])]
-        for name, size in (("x", columns), ("y", "columns"))
-    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "rows", columns])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", "columns"])
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()]
-    graph = helper.make_graph(nodes, "linear", *ports, constants)
+    graph = helper.make_graph(nodes, "linear", [x], [y], constants)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MS, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return open_session(model, session_options(threads=1), where="a linear layer", remedy="Report it")
 
 
-def in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+def in_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
     """Processor seconds of each: the fastest and the median of so many turns."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):

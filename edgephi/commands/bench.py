@@ -89,7 +89,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    prefill: Prefill = "auto",
+    prefill: Prefill = None,
     repetitions: Annotated[
         int | None,
         typer.Option(min=1, max=200, help="Instead of the workload's, of loads as well.", show_default=False),

@@ -42,7 +42,7 @@ def chat(
     fallback: Fallback = False,
     engine: Engine = None,
     speculation: Speculation = None,
-    prefill: Prefill = "auto",
+    prefill: Prefill = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Go on with a conversation that /save wrote.", show_default=False),

@@ -49,7 +49,7 @@ def generate(
     fallback: Fallback = False,
     engine: Engine = None,
     speculation: Speculation = None,
-    prefill: Prefill = "auto",
+    prefill: Prefill = None,
     as_json: Json = False,
 ) -> None:
     """Answer PROMPT on stdout, word by word; statistics go to stderr.

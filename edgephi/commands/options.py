@@ -99,11 +99,13 @@ Speculation = Annotated[
     ),
 ]
 Prefill = Annotated[
-    PrefillChoice,
+    PrefillChoice | None,
     typer.Option(
         "--prefill",
         help="What computes prompts on the CPU: the bundle's blocks, or integers, which are made on this machine and "
-        "measured when they are first asked for. auto: integers where they were made and memory is free.",
+        "measured when they are first asked for. auto: integers where they were made and memory is free. Left out, as "
+        "EDGEPHI_PREFILL says, or auto.",
+        show_default=False,
     ),
 ]
 ADAPTER = "adapter"

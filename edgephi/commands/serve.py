@@ -58,7 +58,7 @@ def serve(
     device: Device = "auto",
     fallback: Fallback = False,
     engine: Engine = None,
-    prefill: Prefill = "auto",
+    prefill: Prefill = None,
     parallel: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Answers computed at the same time.")] = 4,
     queue: Annotated[
         int, typer.Option(metavar="N", min=0, help="Requests that may wait; one more gets status 429.")

@@ -150,10 +150,12 @@ def write_integers(
         factors = _factors(largest[value], heaviest, strength)
         nodes, codes, row_scales = _quantized_rows(model, value, factors)
         for linear in linears:
-            matrix, scales = as_int8(weight_slices(model, linear, data, made_by), linear, factors)
+            codes_of_weights, scales = as_int8(weight_slices(model, linear, data, made_by), linear, factors)
             name = f"{linear.node.name}/int8"
             made.add(name)
-            model.tensors[name] = stored_tensor(name, INT8, matrix.shape, file, _append(stream, matrix))
+            model.tensors[name] = stored_tensor(
+                name, INT8, codes_of_weights.shape, file, _append(stream, codes_of_weights)
+            )
             model.tensors[f"{name}/scales"] = small_tensor(f"{name}/scales", scales)
             replaced[id(linear.node)] = [*nodes, *_integer_product(linear, name, codes, row_scales)]
             nodes = []

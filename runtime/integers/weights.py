@@ -83,7 +83,7 @@ def block_linear(node: Node, made_by: dict[str, Node], widths: dict[str, int]) -
 def zero_widths(model: GraphFile, data: NDArray[np.uint8]) -> dict[str, int]:
     """Values that are only zeros, and how many columns they have."""
     return {
-        node.outputs[0]: int(tensor_values(model.tensors[node.inputs[1]], data)[-1])  # type: ignore[arg-type]
+        node.outputs[0]: int(tensor_values(model.tensors[node.inputs[1]], data)[-1])
         for node in model.nodes
         if node.operator == "Expand" and node.name.startswith("model/zeros_") and node.inputs[1] in model.tensors
     }

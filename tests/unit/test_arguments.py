@@ -83,7 +83,7 @@ LOAD = {
     "spinning": ["x", 1],
     "verify": ["x", None],
     "prepacked": ["x", 3, True, ["now"], ""],
-    "prefill": ["x", 3, None, ["blocks"], ""],
+    "prefill": ["x", 3, ["blocks"], ""],
 }
 
 

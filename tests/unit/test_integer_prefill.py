@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import edgephi
 from edgephi.commands.app import app
-from edgephi.errors import EngineError
+from edgephi.errors import EngineError, UsageError
 from edgephi.runtime.integers import cache as module
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.cache import MEASURED
@@ -35,6 +35,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tiny_phi(folder / "checkpoint", PHI_4_MINI, ascii_text=True)
     edgephi.export(source, folder / "bundle")
     return folder / "bundle"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_a_user_has_it() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("EDGEPHI_PREFILL", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,19 @@ def test_auto_makes_nothing(bundle: Path, fresh: Path) -> None:
         assert model.prefill.by == "blocks"
         assert "not made on this machine" in model.prefill.why
     assert not (fresh / "integers").exists()
+
+
+def test_the_environment_decides_where_the_caller_does_not(
+    bundle: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPHI_PREFILL", "blocks")
+    with load(bundle, "cpu") as model:
+        assert model.prefill.by == "blocks"
+    with load(bundle, "cpu", prefill="auto") as model:
+        assert model.prefill.by == "integers"
+    monkeypatch.setenv("EDGEPHI_PREFILL", "sometimes")
+    with pytest.raises(UsageError, match="EDGEPHI_PREFILL"):
+        load(bundle, "cpu")
 
 
 def test_predictions_are_close_to_those_of_blocks_and_not_the_same(bundle: Path, made: Path) -> None:
