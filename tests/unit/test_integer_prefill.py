@@ -19,20 +19,24 @@ from typer.testing import CliRunner
 import edgephi
 from edgephi.commands.app import app
 from edgephi.errors import EngineError, UsageError
+from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.integers import cache as module
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.cache import MEASURED
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.prepacked.cache import FILES, RECORD
-from tests.tiny_phi import PHI_4_MINI, tiny_phi
+from tests.lora import TINY, random_adapter
+from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
 LENGTH = 300
+CONTEXT = 128
+"""Of the short rope."""
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("integers")
-    source = tiny_phi(folder / "checkpoint", PHI_4_MINI, ascii_text=True)
+    source = tiny_phi(folder / "checkpoint", PHI_4_MINI, CONTEXT, ascii_text=True)
     edgephi.export(source, folder / "bundle")
     return folder / "bundle"
 
@@ -73,11 +77,15 @@ def prompt(length: int = LENGTH) -> list[int]:
 
 
 def last_logits(
-    model: Model, tokens: list[int], pieces: tuple[int, ...] = (), scope: str | None = "test"
+    model: Model,
+    tokens: list[int],
+    pieces: tuple[int, ...] = (),
+    scope: str | None = "test",
+    adapter: str | None = None,
 ) -> NDArray[np.float32]:
     """Of a prompt, given in one or in several calls, in a cache that was empty or that others left."""
     rows = []
-    sequence = model.open_sequence(len(tokens) + 2, scope=scope)
+    sequence = model.open_sequence(len(tokens) + 2, scope=scope, adapter=model.find_adapter(adapter))
     start = sequence.reuse(tokens)
     for stop in (*pieces, len(tokens)):
         sequence.prefill(tokens[start:stop], lambda: False)
@@ -126,9 +134,10 @@ def test_the_environment_decides_where_the_caller_does_not(
         load(bundle, "cpu")
 
 
-def test_predictions_are_close_to_those_of_blocks_and_not_the_same(bundle: Path, made: Path) -> None:
+@pytest.mark.parametrize("length", [40, LENGTH], ids=["short rope", "long rope"])
+def test_predictions_are_close_to_those_of_blocks_and_not_the_same(bundle: Path, made: Path, length: int) -> None:
     with load(bundle, "cpu", prefill="blocks") as blocks, load(bundle, "cpu") as integers:
-        one, other = last_logits(blocks, prompt()), last_logits(integers, prompt())
+        one, other = last_logits(blocks, prompt(length)), last_logits(integers, prompt(length))
     assert not np.array_equal(one, other)
     assert np.abs(one - other).std() < 0.1 * one.std()
     assert np.corrcoef(one, other)[0, 1] > 0.99
@@ -169,6 +178,27 @@ def test_answers_are_decoded_in_blocks_behind_either(bundle: Path, made: Path) -
     assert used[0] is integers
     assert used[1:]
     assert all(graph is blocks for graph in used[1:])
+
+
+def test_adapters_are_added_to_integer_products_too(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient(monkeypatch)
+    edgephi.export_model(tiny_phi(tmp_path / "source", PHI_3, ascii_text=True), tmp_path / "bundle", lora=8)
+    convert_adapter(random_adapter(tmp_path / "one", TINY, seed=0), tmp_path / "bundle", tmp_path / "one.onnx_adapter")
+    found: dict[tuple[str, str | None], NDArray[np.float32]] = {}
+    for by in ("blocks", "integers"):
+        with load(
+            tmp_path / "bundle",
+            "cpu",
+            prefill=by,  # type: ignore[arg-type]  # both are words of it
+            adapters={"one": tmp_path / "one.onnx_adapter"},
+        ) as model:
+            for name in (None, "one"):
+                found[by, name] = last_logits(model, prompt(60), adapter=name)
+    for name in (None, "one"):
+        assert np.corrcoef(found["blocks", name], found["integers", name])[0, 1] > 0.99
+    assert np.corrcoef(found["integers", None], found["integers", "one"])[0, 1] < 0.9
 
 
 def test_a_saved_cache_says_which_prefill_made_it(bundle: Path, made: Path, tmp_path: Path) -> None:
