@@ -62,7 +62,7 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
     if evaluation.text is None or evaluation.figures is None:
         raise UsageError("a quality contract needs figures on a text", remedy="Name a --text as well")
     figures = evaluation.figures
-    with load(folder, "cpu") as model:
+    with load(folder, "cpu", prefill="blocks") as model:
         golden = golden_answers(model)
     quality = Quality(
         text=evaluation.text,
@@ -140,7 +140,8 @@ def check(
 
     quality = require_contract(folder, manifest, text, against, device)
     versions = library_versions(*LIBRARIES)
-    with load(folder, device, fallback=fallback) as model:
+    # what the bundle computes: integers are this machine's, and proved when they are made
+    with load(folder, device, fallback=fallback, prefill="blocks") as model:
         providers = tuple(part.provider for part in model.placement.providers)
         golden = reproduce(model, quality.golden)
         broken = [flip for flip in golden.flips if not flip.is_near_tie]
