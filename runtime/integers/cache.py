@@ -92,7 +92,14 @@ class Prefill:
 
 
 def find_or_make(
-    folder: Path, manifest: Manifest, graph: str | None, asked: PrefillChoice, *, threads: int, every_byte: bool = False, kleidiai: bool = True
+    folder: Path,
+    manifest: Manifest,
+    graph: str | None,
+    asked: PrefillChoice,
+    *,
+    threads: int,
+    every_byte: bool = False,
+    kleidiai: bool = True,
 ) -> Prefill:
     """What computes a bundle's prompts on the CPU.
 

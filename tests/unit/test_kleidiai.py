@@ -113,7 +113,7 @@ def test_the_decision_reaches_both_runtimes(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_packed_weights_of_one_choice_are_not_read_by_the_other() -> None:
-    keys = [cache._key(bundle(weights()), "model.onnx", on) for on in (True, False, False)]
+    keys = [cache.entry_key(bundle(weights()), "model.onnx", kleidiai=on) for on in (True, False, False)]
     assert keys[0] != keys[1] == keys[2]
 
 

@@ -222,8 +222,8 @@ def test_whoever_comes_second_takes_the_entry_that_is_there(
     theirs.rename(aside)
     real = module.pack
 
-    def while_another_finishes(graph: Path, target: Path, kleidiai: bool) -> bool:
-        sound = real(graph, target, kleidiai)
+    def while_another_finishes(graph: Path, target: Path, *, kleidiai: bool) -> bool:
+        sound = real(graph, target, kleidiai=kleidiai)
         aside.rename(theirs)
         return sound
 

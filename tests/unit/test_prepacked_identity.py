@@ -82,9 +82,9 @@ def test_weights_that_change_while_they_are_packed_are_not_kept(
     mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
     real = module.pack
 
-    def meanwhile(graph: Path, target: Path, kleidiai: bool) -> None:
+    def meanwhile(graph: Path, target: Path, *, kleidiai: bool) -> None:
         flip(mine / DATA, 5000)
-        real(graph, target, kleidiai)
+        real(graph, target, kleidiai=kleidiai)
 
     monkeypatch.setattr(module, "pack", meanwhile)
     with pytest.raises(BundleError, match="was changed"):
