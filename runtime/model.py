@@ -24,7 +24,7 @@ from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
-from edgephi.runtime.engines.opening import OpenedEngine, open_engine
+from edgephi.runtime.engines.opening import EngineOpening
 from edgephi.runtime.grammar import Grammars, ResponseFormat
 from edgephi.runtime.integers import PrefillChoice, prefill_choice
 from edgephi.runtime.load_arguments import check_load_arguments
@@ -119,7 +119,7 @@ def load(
             speculation=speculation,
             prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
         )
-        return Model(request, lambda: open_engine(request, packing, prompts_by, every_byte=verify), given)
+        return Model(request, EngineOpening(request, packing, prompts_by, every_byte=verify), given)
 
     *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
     for choice in first:
@@ -139,13 +139,11 @@ class Model(TakesAdapters):
 
     Args:
         request: the bundle and where it runs.
-        open_engine: loads its graphs; called once, after the small files were read.
+        opening: loads its graphs while the small files are read.
         adapters: of this bundle, by name.
     """
 
-    def __init__(
-        self, request: OpenRequest, open_engine: Callable[[], OpenedEngine], adapters: Mapping[str, Adapter]
-    ) -> None:
+    def __init__(self, request: OpenRequest, opening: EngineOpening, adapters: Mapping[str, Adapter]) -> None:
         self.folder, self.manifest = request.folder, request.manifest
         self.threads, self._asked_engine = request.threads, request.engine
         config, place = request.config, request.place
@@ -156,13 +154,13 @@ class Model(TakesAdapters):
         self.template: ChatTemplate | None = read_template(self.folder, wait=False)
         with ExitStack() as opened:
             opened.callback(self._close_template)
+            opening.start()
+            opened.callback(opening.abandon)
             self.tokenizer = Tokenizer(self.folder)
             opened.callback(self.tokenizer.close)
             self.grammars = Grammars(self.tokenizer, self.stop_ids, config.vocab_size)
+            self._engine, self.prepacked, self.prefill = opening.result(), opening.prepacked, opening.prefill
             return_freed_memory()  # parsing a vocabulary leaves as much behind as it keeps: 10 of SmolLM2's 72 MB
-            loaded = open_engine()  # last, because it costs most
-            self._engine, self.prepacked, self.prefill = loaded.engine, loaded.prepacked, loaded.prefill
-            opened.callback(self._engine.close)
             self._adapters = Adapters(self.manifest, self._engine.abilities, adapters)
             self._check_template()
             self._placement = place.placement

@@ -47,5 +47,5 @@ def _compiled(folder: Path, manifest: Manifest, place: Place) -> Placement:
     """Of compiled graphs only the engine that loads them can tell."""
     assert manifest.npu is not None
     request = OpenRequest(folder, manifest, read_config(folder, manifest), place, threads=1)
-    with closing(open_engine(request).engine) as engine:
+    with closing(open_engine(request)) as engine:
         return together(manifest.npu.target, engine.placements)

@@ -1,8 +1,13 @@
-"""Opening the engine that runs a bundle where it was placed."""
+"""Opening the engine that runs a bundle where it was placed, while the caller reads what else a model needs.
+
+Creating the CPU's session takes about as long as reading a tokenizer, and neither waits for the other: onnxruntime
+works without Python's lock. The other engines are opened in the caller's thread, because drivers may care.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import replace
 
 from edgephi.errors import EngineError
 from edgephi.runtime.engines import engine_for, engines_that
@@ -11,45 +16,104 @@ from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.integers.cache import Prefill, find_or_make
 from edgephi.runtime.prepacked.cache import Prepacked, Prepacking, prepack
 
-
-@dataclass(frozen=True)
-class OpenedEngine:
-    """A loaded model, what became of its packed weights on the way, and what computes its prompts."""
-
-    engine: Engine
-    prepacked: Prepacked
-    prefill: Prefill
+BESIDE = "onnx"
+"""Name of the engine that is opened in a thread of its own."""
 
 
-def open_engine(
-    request: OpenRequest,
-    packing: Prepacking = "never",
-    prefill: PrefillChoice = "blocks",
-    *,
-    every_byte: bool = False,
-) -> OpenedEngine:
-    """Load a model with the engine for the provider it was placed on.
+class EngineOpening:
+    """An engine on its way. Call `start`, then `result` once or `abandon`; the latter after a result closes it.
 
     Args:
+        request: the bundle and where it runs.
         packing, every_byte: of the CPU's graph, as for `prepack`.
         prefill: what computes prompts, as for `load`.
+    """
+
+    prepacked: Prepacked
+    """What became of the packed weights; known from `start` on."""
+    prefill: Prefill
+    """What computes prompts; known from `start` on."""
+
+    def __init__(
+        self,
+        request: OpenRequest,
+        packing: Prepacking = "never",
+        prefill: PrefillChoice = "blocks",
+        *,
+        every_byte: bool = False,
+    ) -> None:
+        self._request, self._packing, self._prompts_by, self._every_byte = request, packing, prefill, every_byte
+        self._thread: threading.Thread | None = None
+        self._engine: Engine | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Find or write the packed weights; then begin to load the model, beside the caller where that is possible.
+
+        Raises:
+            BundleError: a file was changed since it was checked, or the bundle is not for this place.
+            EngineError: the engine that was asked for does not run there, onnxruntime refuses the graph to pack, or
+                prompts are to be computed by integers and cannot.
+            OutputError: packing is `now` or integers are to be made, and the cache cannot be written.
+        """
+        request, choice = self._request, self._request.place.choice
+        entry = engine_for(choice.provider, shared_cache=request.config.shares_cache, asked=request.engine)
+        self._module = entry.load()
+        self.prepacked = Prepacked(None, "only the CPU provider packs weights")
+        if choice.provider == "cpu" and choice.graph is not None:
+            graph = self._module.graph_file(choice.graph)
+            how = {"every_byte": self._every_byte, "kleidiai": choice.may_use_kleidiai}
+            self.prepacked = prepack(request.folder, request.manifest, graph, self._packing, **how)
+            request = replace(request, prepacked=self.prepacked.folder)
+        self.prefill = _prefill(request, self._module.ABILITIES, self._prompts_by, self._every_byte)
+        self._request = replace(request, prompts=self.prefill.folder)
+        if entry.name == BESIDE:
+            import onnxruntime  # noqa: F401 - here, so that the thread has nothing to do for which it needs Python
+
+            self._thread = threading.Thread(target=self._open, name="edgephi-open")
+            self._thread.start()
+
+    def result(self) -> Engine:
+        """The engine, when it is open.
+
+        Raises:
+            BundleError: a file was changed since it was checked, or the bundle is not for this place.
+            DeviceError: the device or its provider is missing.
+            EngineError: the runtime refuses the graphs.
+        """
+        if self._thread is None:
+            self._open()
+        else:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._engine is not None
+        return self._engine
+
+    def abandon(self) -> None:
+        """Close the engine, as soon as it is open."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _open(self) -> None:
+        try:
+            self._engine = self._module.open_engine(self._request)
+        except BaseException as error:  # the caller's, who asks for the result
+            self._error = error
+
+
+def open_engine(request: OpenRequest) -> Engine:
+    """Load a model with the engine for the provider it was placed on, without packed weights.
 
     Raises:
-        BundleError: a file was changed since it was checked, or the bundle is not for this place.
-        DeviceError: the device or its provider is missing.
-        EngineError: the runtime refuses the graphs, or prompts are to be computed by integers and cannot.
-        OutputError: packing is `now` or integers are to be made, and the cache cannot be written.
+        EdgephiError: as `EngineOpening`.
     """
-    choice = request.place.choice
-    module = engine_for(choice.provider, shared_cache=request.config.shares_cache, asked=request.engine).load()
-    prepacked = Prepacked(None, "only the CPU provider packs weights")
-    if choice.provider == "cpu" and choice.graph is not None:
-        graph = module.graph_file(choice.graph)
-        how = {"every_byte": every_byte, "kleidiai": choice.may_use_kleidiai}
-        prepacked = prepack(request.folder, request.manifest, graph, packing, **how)
-        request = replace(request, prepacked=prepacked.folder)
-    prompts = _prefill(request, module.ABILITIES, prefill, every_byte)
-    return OpenedEngine(module.open_engine(replace(request, prompts=prompts.folder)), prepacked, prompts)
+    opening = EngineOpening(request)
+    opening.start()
+    return opening.result()
+
 
 
 def _prefill(request: OpenRequest, abilities: Abilities, asked: PrefillChoice, every_byte: bool) -> Prefill:
