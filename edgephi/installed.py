@@ -6,7 +6,6 @@ import json
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 
 def checkout() -> Path | None:
@@ -32,6 +31,8 @@ def install_extra(extra: str | None) -> str:
     if isinstance(vcs, dict):
         return f'pip install "edgephi{name} @ {vcs.get("vcs", "git")}+{url}@{vcs.get("commit_id", "HEAD")}"'
     if "dir_info" in origin:
+        from urllib.request import url2pathname  # brings HTTP and TLS with it
+
         folder = Path(url2pathname(urlsplit(url).path))
         # without the folder it was installed from there is nothing better to name than any clone
         return f'pip install "{folder}{name}"' if folder.is_dir() else f'pip install ".{name}", in a clone of edgephi'

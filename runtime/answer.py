@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -184,6 +183,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
     async def _beside(self, work: Callable[[], Made]) -> Made:
         """Work in a thread. After a cancel nobody asks any more, so what the answer holds is freed by whoever is last:
         the thread, or where it has not begun or has just ended, another one."""
+        import asyncio  # every load would wait for it, and few programs ask in this way
+
         works = left = False
 
         def until_cancelled() -> Made:
