@@ -166,6 +166,7 @@ def check_bundle(
     *,
     every_byte: bool,
     on_bytes: Callable[[int], None] | None = None,
+    examined: bool = False,
 ) -> None:
     """Compare a folder with its manifest, and refuse what could harm whoever loads it.
 
@@ -173,6 +174,10 @@ def check_bundle(
     are compared of all files, or of small ones. JSON has no key twice; the configuration has keys a bundle needs and no
     others; graphs name no file but the bundle's own. Nothing lies in the folder that a library would open and the
     manifest does not list.
+
+    Args:
+        examined: a folder with this manifest passed before under the same rules (`runtime/examined.py`). Files whose
+            hashes are compared here are then not read for what is in them again.
 
     Raises:
         BundleError: naming the first file that differs.
@@ -185,7 +190,9 @@ def check_bundle(
     if (npu := manifest.npu) is not None:
         plain |= {npu.embedding, npu.head, npu.token_graph or npu.head}
         compiled = {stage.graph: stage.binary for stage in npu.stages}
-    check_contents(folder, frozenset(entry.path for entry in manifest.files), plain, compiled)
+    hashed = frozenset(entry.path for entry in manifest.files if every_byte or entry.bytes <= HASH_AT_LOAD_UP_TO)
+    listed = frozenset(entry.path for entry in manifest.files)
+    check_contents(folder, listed, plain, compiled, known=hashed if examined else frozenset())
 
 
 def _require_complete(folder: Path, manifest: Manifest) -> None:

@@ -37,7 +37,14 @@ READ_BY_NAME = frozenset(
 READ_BY_ENDING = (".onnx", ".onnx_adapter", ".ort", ".dll", ".dylib", ".so")
 
 
-def check_contents(folder: Path, listed: Collection[str], plain: Collection[str], compiled: Mapping[str, str]) -> None:
+def check_contents(
+    folder: Path,
+    listed: Collection[str],
+    plain: Collection[str],
+    compiled: Mapping[str, str],
+    *,
+    known: Collection[str] = frozenset(),
+) -> None:
     """Refuse what could harm whoever loads a bundle.
 
     JSON has no key twice; the configuration has the keys that a bundle needs and no others; graphs name no file but the
@@ -47,18 +54,19 @@ def check_contents(folder: Path, listed: Collection[str], plain: Collection[str]
         listed: paths of the bundle's files; they are there, regular and inside the folder.
         plain: graphs that run no compiled binary.
         compiled: graph → the binary it runs, as the manifest says; any other graph may run one of the bundle's.
+        known: files with just these bytes passed before, in a bundle that listed the same.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
     """
     _refuse_unlisted(folder, listed)
-    for path in sorted(listed):
+    for path in sorted(set(listed) - set(known)):
         if path.casefold().endswith(".json"):
             data = read_file(folder / path, limit=JSON_LIMIT, error=BundleError, remedy=REMEDY)
             parse_json(data, where=folder / path, error=BundleError, remedy=REMEDY)
         elif path.casefold().endswith(".onnx"):
             _check_graph(folder, path, listed, path in plain, compiled.get(path))
-    if GENAI_CONFIG in listed:
+    if GENAI_CONFIG in listed and GENAI_CONFIG not in known:
         parse_genai_config(folder / GENAI_CONFIG)
 
 

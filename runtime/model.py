@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Unpack, get_args
 
 from edgephi.arguments import require_choice, require_text
-from edgephi.bundle import check_bundle, read_manifest
+from edgephi.bundle import read_manifest
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
@@ -25,6 +25,7 @@ from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import EngineOpening
+from edgephi.runtime.examined import examine
 from edgephi.runtime.grammar import Grammars, ResponseFormat
 from edgephi.runtime.integers import PrefillChoice, prefill_choice
 from edgephi.runtime.load_arguments import check_load_arguments
@@ -101,7 +102,7 @@ def load(
     packing, prompts_by = prepacking(prepacked), prefill_choice(prefill)
     manifest = read_manifest(path)
     require_known_graphs(path, manifest)
-    check_bundle(path, manifest, every_byte=verify)
+    examine(path, manifest, every_byte=verify)
     given = load_adapters(adapters, manifest)
     planned = plan(path, manifest, os.fspath(device), fallback)
     rejected = planned.rejected
