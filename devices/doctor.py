@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,6 +12,8 @@ from edgephi.devices.providers import all_providers
 from edgephi.errors import DeviceError
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from edgephi.devices.detect import Machine
 
 Severity = Literal["error", "warning", "note"]
@@ -48,15 +51,23 @@ def check_pins(requirements: Iterable[str], versions: Mapping[str, str]) -> list
 
     Returns:
         An error for each one missing or outside the range; a warning for an extra's wheel of another version, unless it
-        is not installed.
+        is not installed, and for a core wheel of a version that an extra whose own wheel is installed does not take.
     """
     from packaging.requirements import Requirement
 
     findings = []
-    for line in requirements:
-        wanted = Requirement(line)
+    lines = [Requirement(line) for line in requirements]
+    core = {wanted.name for wanted in lines if not _of_extra(wanted)}
+    used = {
+        str(wanted.marker)
+        for wanted in lines
+        if _of_extra(wanted) and wanted.name not in core and wanted.name.lower().replace("_", "-") in versions
+    }
+    for wanted in lines:
         version = versions.get(wanted.name.lower().replace("_", "-"))
-        extra = wanted.marker is not None and "extra" in str(wanted.marker)
+        extra = _of_extra(wanted)
+        if extra and wanted.name in core and str(wanted.marker) not in used:
+            continue
         if wanted.marker is not None and not extra and not wanted.marker.evaluate():
             continue
         command = f'`pip install "{wanted.name}{wanted.specifier}"`'
@@ -67,6 +78,10 @@ def check_pins(requirements: Iterable[str], versions: Mapping[str, str]) -> list
             what = f"{wanted.name} {version} is installed, edgephi is made for {wanted.specifier}"
             findings.append(Finding("warning" if extra else "error", what, None, f"Run {command}"))
     return findings
+
+
+def _of_extra(wanted: Requirement) -> bool:
+    return wanted.marker is not None and "extra" in str(wanted.marker)
 
 
 def check_owners(owners: Mapping[str, Iterable[str]]) -> list[Finding]:
@@ -166,7 +181,7 @@ def examine() -> tuple[dict[str, str], list[Finding]]:
     requirements = [
         line
         for line in metadata.requires("edgephi") or ()
-        if "extra ==" not in line or line.split("=")[0].split(">")[0].strip() in provider_wheels
+        if "extra ==" not in line or re.split(r"[^\w.-]", line, maxsplit=1)[0] in provider_wheels
     ]
     findings = check_pins(requirements, all_versions) + check_owners(owners)
     try:

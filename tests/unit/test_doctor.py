@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from edgephi.errors import Step
 
 CORE = {"onnxruntime": "1.31.1", "onnxruntime-genai": "0.18.0"}
 PINS = [
-    "onnxruntime>=1.31,<1.32",
+    "onnxruntime>=1.31,<1.33",
     "onnxruntime_genai>=0.18,<0.19",
     'onnxruntime-qnn==2.7.0; extra == "qnn"',
+    'onnxruntime<1.32; extra == "qnn"',
     'colorama; sys_platform == "nowhere"',
 ]
 
@@ -30,12 +32,24 @@ def test_the_versions_edgephi_asks_for_are_well() -> None:
     assert doctor.check_pins(PINS, CORE | {"onnxruntime-qnn": "2.7.0"}) == []
 
 
+@pytest.mark.parametrize("version", ["1.31.0", "1.32.0"])
+def test_both_supported_versions_of_onnxruntime_are_well(version: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (line,) = [line for line in project["dependencies"] if line.startswith("onnxruntime>")]
+    assert doctor.check_pins([line], {"onnxruntime": version}) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "severity", "what"),
     [
-        ({"onnxruntime": "1.30.0"}, "error", "onnxruntime 1.30.0 is installed, edgephi is made for <1.32,>=1.31"),
+        ({"onnxruntime": "1.30.0"}, "error", "onnxruntime 1.30.0 is installed, edgephi is made for <1.33,>=1.31"),
         ({"onnxruntime-genai": "0.19.1"}, "error", "onnxruntime_genai 0.19.1 is installed"),
         ({"onnxruntime-qnn": "2.6.0"}, "warning", "onnxruntime-qnn 2.6.0 is installed, edgephi is made for ==2.7.0"),
+        (
+            {"onnxruntime": "1.32.0", "onnxruntime-qnn": "2.7.0"},
+            "warning",
+            "onnxruntime 1.32.0 is installed, edgephi is made for <1.32",
+        ),
     ],
 )
 def test_a_version_that_clashes_with_a_pin(changed: dict[str, str], severity: str, what: str) -> None:
@@ -43,6 +57,10 @@ def test_a_version_that_clashes_with_a_pin(changed: dict[str, str], severity: st
     assert finding.severity == severity
     assert finding.what.startswith(what)
     assert "pip install" in finding.remedy
+
+
+def test_a_version_that_only_an_extra_refuses_is_well_without_the_extra() -> None:
+    assert doctor.check_pins(PINS, CORE | {"onnxruntime": "1.32.0"}) == []
 
 
 def test_a_missing_core_wheel_is_an_error_and_a_missing_extra_is_none() -> None:

@@ -23,7 +23,7 @@ from tests.tiny_phi import PHI_3, tiny_phi
 def test_packed_weights_answer_as_the_bundle_does_or_are_not_used(
     hidden: int, inner: int, heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime 1.31 writes packed weights of some shapes that it reads back at the wrong place."""
+    """onnxruntime 1.31 (not 1.32) writes packed weights of some shapes that it reads back at the wrong place."""
     monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "cache"))
     shape = {**PHI_3, "hidden_size": hidden, "intermediate_size": inner}
     shape |= {"num_attention_heads": heads, "num_key_value_heads": heads}
