@@ -2,6 +2,7 @@
 
 Decoding reads every weight once per token, so it is bound by memory bandwidth: one thread per physical core that this
 process may use is the useful maximum. A second thread on the same core, or one the scheduler will not run, only waits.
+Where there are fast and slow cores, the fast ones count if they are enough (`devices/hybrid.py`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgephi.devices.hybrid import ENOUGH, fast_cores
+
 
 def decode_threads(root: Path = Path("/")) -> int:
-    """Physical cores this process may use: CPU affinity and the cgroup's CPU quota respected; at least 1.
+    """Physical cores this process may use, or the fast ones of them where those are enough; at least 1.
+
+    CPU affinity and the cgroup's CPU quota are respected.
 
     Args:
         root: where Linux's /proc and /sys are found.
     """
-    cores = physical_cores(allowed_cpus(), root)
+    allowed = allowed_cpus()
+    cores, fast = physical_cores(allowed, root), fast_cores(allowed, root)
+    if fast is not None and fast >= ENOUGH:
+        cores = fast
     quota = cgroup_quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
 

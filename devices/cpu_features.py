@@ -55,7 +55,7 @@ def cpu_features(root: Path = Path("/")) -> frozenset[str]:
         present = windll.kernel32.IsProcessorFeaturePresent
         return frozenset(name for number, name in _WINDOWS.items() if present(number))
     if sys.platform == "darwin":
-        return frozenset(name for key, name in _MACOS.items() if _sysctl(key) == "1")
+        return frozenset(name for key, name in _MACOS.items() if sysctl(key) == "1")
     text = _read_cpuinfo(root)
     words = _value(text, "flags") or _value(text, "Features")
     return (_X86 | _ARM) & frozenset(words.split())
@@ -70,7 +70,7 @@ def cpu_name(root: Path = Path("/")) -> str:
         with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
             return str(winreg.QueryValueEx(opened, "ProcessorNameString")[0]).strip()
     if sys.platform == "darwin":
-        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+        return sysctl("machdep.cpu.brand_string") or platform.machine()
     text = _read_cpuinfo(root)
     return _value(text, "model name") or arm_name(text) or _value(text, "Hardware") or platform.machine()
 
@@ -91,7 +91,7 @@ def _value(cpuinfo: str, key: str) -> str:
     return ""
 
 
-def _sysctl(key: str) -> str:
+def sysctl(key: str) -> str:
     """A value of macOS's sysctl; empty without one."""
     try:
         done = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, timeout=10, check=True)

@@ -115,7 +115,7 @@ class Profile(StrictTable):
     """Providers for writing the answer, the preferred one first."""
     providers: dict[ShortName, ProviderUse]
     threads: Literal["cores"] | Annotated[int, Field(ge=1, le=1024)]
-    """CPU threads; `cores`: as many as physical cores this process may use."""
+    """CPU threads; `cores`: as many as fast physical cores this process may use."""
     spinning: bool | Literal["mains"]
     """Whether idle CPU threads wait actively: faster on the CPU, a waste beside an NPU. mains: unless the machine runs
     on battery or was told to save power."""

@@ -67,7 +67,7 @@ def load(
             auto is the first provider of the matching profile that the bundle has a graph and the machine a device
             for. Simulators and software drivers are used only by a profile that is named.
         fallback: when the device cannot run the bundle, take the profile's next provider, and say so in every answer.
-        threads: of the CPU; by default the profile's, or one per physical core this process may use.
+        threads: of the CPU; by default the profile's, or one per fast physical core this process may use.
         spinning: whether CPU threads without work wait actively, which is faster and keeps cores from resting. None: as
             the profile says, else on mains unless the system saves power. `Model.place.choice.spinning` has why.
         verify: read and hash every byte of the bundle first, not only the small files.

@@ -26,7 +26,7 @@ class ProviderChoice:
     kinds: tuple[str, ...] = HARDWARE
     """Kinds of devices that will do."""
     threads: int | None = None
-    """On the CPU; None: one for each physical core this process may use."""
+    """On the CPU; None: one for each fast physical core this process may use."""
     spinning: Spinning = field(default_factory=lambda: spinning("mains", "default"))
     """Whether its idle threads wait actively, and why."""
     kleidiai: Kleidiai | None = None
