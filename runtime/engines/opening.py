@@ -115,7 +115,6 @@ def open_engine(request: OpenRequest) -> Engine:
     return opening.result()
 
 
-
 def _prefill(request: OpenRequest, abilities: Abilities, asked: PrefillChoice, every_byte: bool) -> Prefill:
     entry = request.place.choice.graph
     if entry is not None and abilities.integers:

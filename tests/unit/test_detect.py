@@ -78,7 +78,7 @@ def test_an_arm_processor_is_named_by_its_cores(tmp_path: Path, cpuinfo: str, na
 
 def test_elsewhere_the_system_names_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(cpu_features_module, "_sysctl", lambda key: asked.append(key) or "Apple M3 Pro")
+    monkeypatch.setattr(cpu_features_module, "sysctl", lambda key: asked.append(key) or "Apple M3 Pro")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert cpu_name() == "Apple M3 Pro"
     assert asked == ["machdep.cpu.brand_string"]
