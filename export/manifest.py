@@ -22,8 +22,8 @@ from edgephi.bundle import (
     WeightRecipe,
     describe_file,
 )
+from edgephi.export.calibrate import importance, sensitivity
 from edgephi.export.calibrate.budget import Mix, describe_names
-from edgephi.export.calibrate.sensitivity import MEASURE
 from edgephi.export.job import Job
 from edgephi.export.lora import Lora
 from edgephi.export.output import bundle_files
@@ -114,7 +114,7 @@ def make_manifest(
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
             quantize=quantization_choice(layout, recipe),
             rotation_seed=recipe.rotation_seed,
-            budget=_budget(mix) if mix else None,
+            budget=_budget(mix, recipe) if mix else None,
             weights=_weight_recipes(architecture, layout, mix),
             calibration=calibration,
             kv_cache=kv_cache,
@@ -137,8 +137,9 @@ def quantization_choice(layout: Layout, recipe: Recipe) -> QuantizationChoice | 
     return QuantizationChoice(asked=recipe.asked, picked=recipe.decision.picked, reason=reason)
 
 
-def _budget(mix: Mix) -> BudgetFacts:
-    return BudgetFacts(bits=mix.budget.bits, bytes=mix.budget.bytes, measure=MEASURE if mix.weights else None)
+def _budget(mix: Mix, recipe: Recipe) -> BudgetFacts:
+    measure = importance.MEASURE if quantizer(recipe.quantizer).needs_importance else sensitivity.MEASURE
+    return BudgetFacts(bits=mix.budget.bits, bytes=mix.budget.bytes, measure=measure if mix.weights else None)
 
 
 def _weight_recipes(architecture: Architecture, layout: Layout, mix: Mix | None) -> tuple[WeightRecipe, ...]:

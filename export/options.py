@@ -34,7 +34,7 @@ from edgephi.export.lora import LARGEST_RANK, LoraLayers
 from edgephi.export.weights.recipe import Precision, Recipe, make_recipe, require_written
 from edgephi.files import refuse_path
 from edgephi.quantize.formats import BlockFormat
-from edgephi.quantize.registry import AUTO, QUANTIZERS, ROUNDING, may_need_inputs, quantizer, quantizer_words
+from edgephi.quantize.registry import AUTO, QUANTIZERS, ROUNDING, may_need_text, needs_text, quantizer, quantizer_words
 
 Exporter = Literal["edgephi", "optimum"]
 ExportPhase = Literal["exporting", "compiling"]
@@ -107,7 +107,7 @@ class ExportOptions:
         if options.via == "optimum":
             options._require_traced()
         if options.calibration_file is not None:
-            rounded = options.precision != "int4" or not may_need_inputs(options.quantize)
+            rounded = options.precision != "int4" or not may_need_text(options.quantize)
             if target is None and options.budget is None and rounded:
                 raise unused_text()
             require_text_file(options.calibration_file)
@@ -244,6 +244,11 @@ class ExportOptions:
             )
         if self.precision != "int4":
             raise UsageError("graphs for the NPU have int4 weights", remedy="Leave --precision out")
+        if self.quantize != AUTO and quantizer(self.quantize).needs_importance:
+            raise UsageError(
+                f"the NPU's weights are not {quantizer(self.quantize).title}",
+                remedy="Choose --quantize gptq or rtn, or leave it out",
+            )
         if self.block_size > LARGEST_NPU_BLOCK:
             raise UsageError("the NPU takes blocks of up to 128", remedy="Choose --block-size 16, 32, 64 or 128")
         if target.tokens_on == "cpu" and self.npu_share_weights:
@@ -293,7 +298,7 @@ def parse_size(text: str | int) -> int:
 
 def unused_text() -> UsageError:
     """The error for a calibration text that nothing would read."""
-    names = [name for name in QUANTIZERS if quantizer(name).needs_inputs]
+    names = [name for name in QUANTIZERS if needs_text(name)]
     return UsageError(
         f"only {', '.join(quantizer(name).title for name in names)} and a budget need a calibration text",
         remedy=f"Add --quantize {' or '.join(names)}, --bits or --target-size, or leave the text out",

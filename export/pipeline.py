@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
 from edgephi.export.calibrate.budget import choose_layout
 from edgephi.export.calibrate.fit import pack_decoder
+from edgephi.export.calibrate.importance import Observed, forget_importance, observe
 from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, why_float
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
@@ -25,6 +26,7 @@ from edgephi.export.plan import make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
 from edgephi.export.weights.pack import source_bytes, weight_source_bytes
+from edgephi.quantize.registry import quantizer
 
 
 def export_own_graphs(options: ExportOptions) -> Manifest:
@@ -71,11 +73,20 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         kv_work = 0 if why_float(options.kv_cache, variants[0]) else source_bytes(architecture)
         job.expect(source_bytes(architecture) + tried + kv_work)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
+        seen: Observed | None = None
+        if tokens is not None and quantizer(recipe.quantizer).needs_importance:
+            open_weights = mix.weights if mix else ()
+            known = {name for name, matrix in layout.matrices.items() if matrix.needs_importance} | set(open_weights)
+            seen = observe(architecture, known, open_weights, tokens, folder, journal, job.report)
         if mix and tokens is not None:
-            errors = measure_sensitivities(
-                architecture, mix.weights, tokens, folder, journal, job.report, options.measure_elsewhere
+            measured = (
+                seen.errors
+                if seen
+                else measure_sensitivities(
+                    architecture, mix.weights, tokens, folder, journal, job.report, options.measure_elsewhere
+                )
             )
-            layout = choose_layout(architecture, recipe, mix, errors)
+            layout = choose_layout(architecture, recipe, mix, measured)
             variants = plan_variants(options.devices, architecture.spec, layout, recipe, variants[0].lora)
         layout = fit_to_half(architecture, replace(layout, half=computing_in_half(variants)))
         # aside, because importing onnx-ir and building the graph would keep the packing waiting for half a second
@@ -95,7 +106,8 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             for one in variants
             for rows, file in one.files.items()
         ]
-        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report)
+        importance = seen.importance if seen else None
+        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report, importance)
         for graph in graphs:
             graph.result()
         kv_cache = settle_kv_cache(
@@ -109,7 +121,9 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         )
         if tokens is not None:
             forget_tokens(folder)
-        if mix and tokens is not None:
+        if seen is not None:
+            forget_importance(folder)
+        elif mix and tokens is not None:
             forget_sensitivities(folder)
         calibration = describe_text(text, tokens) if text and tokens is not None else None
         entries = tuple(one.entry_with(kv_cache) for one in variants)

@@ -26,7 +26,7 @@ from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
 from edgephi.export.weights.repack import repackable_types
 from edgephi.export.weights.rotation import rotate_architecture
-from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, quantizer
+from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, needs_text, quantizer
 
 FITTED_UP_TO = 1_000_000_000
 """Parameters up to which `auto` fits float weights to a text: minutes on two cores. Beyond, it has to be asked for."""
@@ -57,7 +57,9 @@ class ExportPlan:
         """Disk for what is removed again, and what a mix may take on top of the smallest layout."""
         needed = extra_disk(self.architecture, self.text) if self.text else 0
         if self.mix:
-            needed += self.mix.spare + 2 * states_bytes(self.architecture.spec, len(self.mix.weights))
+            needed += self.mix.spare
+        if self.mix and not quantizer(self.recipe.quantizer).needs_importance:
+            needed += 2 * states_bytes(self.architecture.spec, len(self.mix.weights))
         return needed
 
 
@@ -95,8 +97,8 @@ def make_plan(
             remedy="Add --quantize gptq, or --quantize rtn to have it rounded, or leave --head-bits out",
         )
     text = None
-    if quantizer(recipe.quantizer).needs_inputs or budget is not None or integers:
-        text = CalibrationSource(calibration, seed)
+    if needs_text(recipe.quantizer) or budget is not None or integers:
+        text = CalibrationSource(calibration, seed, own=quantizer(recipe.quantizer).needs_importance)
     elif calibration is not None:
         raise unused_text()
     mix = plan_mix(architecture, recipe, budget) if budget else None

@@ -256,6 +256,7 @@ class _Gptq:
     name = "gptq"
     title = "GPTQ"
     needs_inputs = True
+    needs_importance = False
 
     def writes(self, fmt: Format) -> bool:
         return isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
@@ -266,7 +267,7 @@ class _Gptq:
     def quantize(
         self, weight: Floats, fmt: Format, statistics: Statistics | None, *, name: str, half_scales: bool
     ) -> StoredWeight:
-        if statistics is None:
+        if statistics is None or statistics.hessian is None:
             raise QuantizationError(
                 "GPTQ needs to know the inputs of a layer", where=name, remedy="Pass statistics of calibration text"
             )

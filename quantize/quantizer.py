@@ -27,8 +27,10 @@ StoredWeight = QuantizedWeight | LpbqWeight | ChannelWeight
 class Statistics:
     """What calibration text shows of the inputs X [tokens, columns] of a linear layer."""
 
-    hessian: Floats
-    """X^T X, float32 [columns, columns]."""
+    hessian: Floats | None = None
+    """X^T X, float32 [columns, columns]; for a quantizer that needs inputs."""
+    mean_squares: Floats | None = None
+    """Of X over the tokens, float32 [columns]; for a quantizer that needs importance."""
 
 
 class Quantizer(Protocol):
@@ -47,6 +49,11 @@ class Quantizer(Protocol):
         """Whether `quantize` needs statistics. Then the model runs layer by layer on a calibration text; experts, which
         few tokens reach, are rounded."""
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether `quantize` needs the mean squares of inputs, and no more. Then a short text passes through the float
+        model once, before the first weight is quantized; experts are rounded."""
+
     def writes(self, fmt: Format) -> bool:
         """Whether it can write a format. It is asked for weights of 4 bits; those of 8 are rounded whatever it says."""
 
@@ -59,10 +66,10 @@ class Quantizer(Protocol):
         """Decide the codes.
 
         Args:
-            weight: float32 [rows, columns]. Without statistics it may be some rows of a larger weight, on one of
-                several threads; codes must not depend on how rows are divided.
+            weight: float32 [rows, columns]. Unless the quantizer `needs_inputs`, it may be some rows of a larger
+                weight, on one of several threads; codes must not depend on how rows are divided.
             fmt: one that it writes; the result has this format.
-            statistics: of the inputs, where `needs_inputs`; else None.
+            statistics: of the inputs, where `needs_inputs` or `needs_importance`; else None.
             name: the weight's, for error messages.
             half_scales: scales will be stored in float16.
 

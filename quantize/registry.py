@@ -31,6 +31,10 @@ class Known:
 
 QUANTIZERS = {
     ROUNDING: Known("edgephi.quantize.round_to_nearest:RTN", "rounded to nearest"),
+    "weighted": Known(
+        "edgephi.quantize.by_importance:BY_IMPORTANCE",
+        "rounded, errors counted by what a short text shows of the inputs, which takes seconds or minutes",
+    ),
     FITTING: Known(
         "edgephi.quantize.gptq:GPTQ", "every layer is fitted to calibration text, which takes minutes or hours"
     ),
@@ -56,6 +60,12 @@ def quantizer(name: str) -> Quantizer:
     return found
 
 
-def may_need_inputs(word: str) -> bool:
+def needs_text(word: str) -> bool:
+    """Whether a quantizer needs a calibration text."""
+    chosen = quantizer(word)
+    return chosen.needs_inputs or chosen.needs_importance
+
+
+def may_need_text(word: str) -> bool:
     """Whether what `--quantize` names could need a calibration text; `auto` may come to."""
-    return word == AUTO or quantizer(word).needs_inputs
+    return word == AUTO or needs_text(word)

@@ -3,6 +3,8 @@
 Codes c = q - zero point approximate a block w by s * c. For given codes the best scale in squared error is
 s = <w, c> / <c, c> (linear least squares), and it leaves <w, w> - <w, c>^2 / <c, c>. A candidate scale is therefore
 judged by <w, c>^2 / <c, c> alone: what counts is the codes it rounds to, not the candidate itself.
+
+Where columns differ in importance d, squared errors count d times, and the same holds with <a, b> = sum of d a b.
 """
 
 from __future__ import annotations
@@ -36,29 +38,46 @@ DIVISORS = (8.0, 7.0, 7.5, 8.5, 9.0)
 STEPS = (14.0, 15.0, 16.0, 17.0)
 STEPS_WITHOUT_CLIPPING = (14.0, 14.5, 15.0)
 LARGEST_CLIPPED_BLOCK = 32
+# Where importance is known, clipping falls where it does little, and more candidates pay.
+STEPS_BY_IMPORTANCE = (12.5, 13.5, 14.5, 15.5, 16.5, 17.5)
+# How often, then, neighbours of the best zero point are tried, and the scale that suits the best codes.
+SEARCHES_BY_IMPORTANCE = 2
 
 
 class _Chunk:
     """Blocks in work, as [block_size, blocks]: ufuncs then loop over blocks, and a block's sums run along axis 0.
 
     `low` is the code minus zero point of the smallest stored code, i.e. minus the zero point. `scratch` is like the
-    weights, and `products` has half as many rows.
+    weights, and `products` has half as many rows. `importance` [block_size, blocks of a row], or None: all columns
+    count alike.
     """
 
-    def __init__(self, weights: Floats, codes: Floats, scratch: Floats, products: Floats, span: int) -> None:
+    def __init__(
+        self,
+        weights: Floats,
+        codes: Floats,
+        scratch: Floats,
+        products: Floats,
+        span: int,
+        importance: Floats | None = None,
+    ) -> None:
         blocks = weights.shape[1]
         self.weights, self.codes, self.span = weights, codes, np.float32(span)
-        self._scratch, self._products = scratch, products
+        self._scratch, self._products, self.importance = scratch, products, importance
         self.best_score = np.full(blocks, -1, np.float32)
         self.best_scale = np.zeros(blocks, np.float32)
         self.best_low = np.zeros(blocks, np.float32)
         self.best_fit = np.zeros(blocks, np.float32)
 
+    def weighted(self, importance: Floats) -> _Chunk:
+        """The same blocks and buffers, nothing found yet, and columns that count differently."""
+        return _Chunk(self.weights, self.codes, self._scratch, self._products, int(self.span), importance)
+
     def consider(self, scale: Floats, low: Floats) -> None:
         """Keeps a candidate in the blocks where its codes, with their own best scale, beat the best so far."""
         _round(self.weights, scale, low, self.span, self.codes)
-        product, square = self._dot(self.weights, self.codes), _squares(self.codes)
-        fit = product / np.maximum(square, np.float32(1))
+        product, square = self._products_with_codes(self.weights)
+        fit = product / square
         score = fit * product
         better = score > self.best_score
         for best, new in (
@@ -83,7 +102,7 @@ class _Chunk:
     def error(self, scale: Floats, low: Floats) -> Floats:
         """Writes the codes; returns the squared error they have with their best scale."""
         step, product = self._step(scale, low)
-        return self._dot(self._scratch, self._scratch) - product * step
+        return column_dots(self._scratch, self._scratch, self._products) - product * step
 
     def _step(self, scale: Floats, low: Floats) -> tuple[Floats, Floats]:
         """Writes the codes and what they leave; returns how far their best scale is from this one, and that times its
@@ -94,15 +113,30 @@ class _Chunk:
         _round(self.weights, scale, low, self.span, self.codes)
         np.multiply(self.codes, scale, out=self._scratch)
         np.subtract(self.weights, self._scratch, out=self._scratch)
-        product = self._dot(self._scratch, self.codes)
-        return np.divide(product, np.maximum(_squares(self.codes), np.float32(1))), product
+        product, square = self._products_with_codes(self._scratch)
+        return np.divide(product, square), product
 
-    def _dot(self, a: Floats, b: Floats) -> Floats:
-        return column_dots(a, b, self._products)
+    def _products_with_codes(self, values: Floats) -> tuple[Floats, Floats]:
+        """<values, codes>, which may overwrite `scratch`, and <codes, codes>, 1 for codes of 0."""
+        if self.importance is None:
+            return column_dots(values, self.codes, self._products), np.maximum(_squares(self.codes), np.float32(1))
+        counted = self._scratch
+        blocks = (len(values), -1, self.importance.shape[1])
+        np.multiply(values.reshape(blocks), self.importance[:, None], out=counted.reshape(blocks))
+        product = column_dots(counted, self.codes, self._products)
+        np.multiply(self.codes.reshape(blocks), self.importance[:, None], out=self._scratch.reshape(blocks))
+        square = column_dots(self._scratch, self.codes, self._products)
+        square[square == 0] = 1
+        return product, square
 
 
 def round_to_nearest(
-    weight: Floats, fmt: BlockFormat, name: str = "weight", *, half_scales: bool = False
+    weight: Floats,
+    fmt: BlockFormat,
+    name: str = "weight",
+    *,
+    half_scales: bool = False,
+    importance: Floats | None = None,
 ) -> QuantizedWeight:
     """Quantizes a weight block by block, minimizing each block's squared error.
 
@@ -120,6 +154,8 @@ def round_to_nearest(
         fmt: the format to store.
         name: the weight's name for error messages.
         half_scales: scales will be stored in float16; codes are then chosen for what that leaves of very small ones.
+        importance: how much the squared error of each column counts, positive float32 [columns] between 2**-40 and
+            2**40; None: all alike. Only for 4 bits.
 
     Raises:
         WeightError: not a float32 matrix, empty, or holding NaN or an infinity.
@@ -137,6 +173,10 @@ def round_to_nearest(
     scales = np.empty((rows, blocks), np.float32)
     zero_points = None if fmt.symmetric else np.empty((rows, -(-blocks * fmt.bits // 8)), np.uint8)
 
+    counts: Floats | None = None
+    if importance is not None:
+        counts = np.empty((fmt.block_size, blocks), np.float32)
+        _load(importance[None], counts)
     step = min(rows, max(1, CHUNK_ELEMENTS // (blocks * fmt.block_size)))
     work, rounded, scratch = np.empty((3, fmt.block_size * step * blocks), np.float32)
     products = np.empty(work.size // 2, np.float32)
@@ -148,7 +188,7 @@ def round_to_nearest(
         _load(part, w)
         exponent, ends = _normalize(w, name)
         chunk = _Chunk(w, c, t, products[: w.size // 2].reshape(-1, count), fmt.largest_code)
-        scale, low = _quantize(chunk, fmt, *ends)
+        scale, low = _quantize(chunk, fmt, *ends) if counts is None else _quantize_by(counts, chunk, fmt, *ends)
         found = np.ldexp(scale, exponent) + np.float32(0)  # no -0, which a block of zeros has on some processors
         if half_scales:
             _store_coarse_scales(chunk, found, low, exponent)
@@ -236,6 +276,31 @@ def _quantize(chunk: _Chunk, fmt: BlockFormat, low_end: Floats, high_end: Floats
     return chunk.refit(chunk.best_scale, chunk.best_low), chunk.best_low
 
 
+def _quantize_by(
+    importance: Floats, chunk: _Chunk, fmt: BlockFormat, low_end: Floats, high_end: Floats
+) -> tuple[Floats, Floats]:
+    """As `_quantize` for 4 bits, errors weighted; begins with what that finds, so no block is worse for it.
+
+    Args:
+        importance: [block_size, blocks of a row].
+    """
+    _quantize(chunk, fmt, low_end, high_end)
+    weighted = chunk.weighted(importance)
+    weighted.consider(chunk.best_scale, chunk.best_low)
+    if not fmt.symmetric:
+        low_end, high_end = np.minimum(low_end, np.float32(0)), np.maximum(high_end, np.float32(0))
+        for steps in STEPS_BY_IMPORTANCE:
+            scale = np.divide(high_end - low_end, np.float32(steps))
+            weighted.consider(scale, _balanced_low(low_end, scale, steps, chunk.span))
+    for _ in range(SEARCHES_BY_IMPORTANCE):
+        scale, low = weighted.best_fit.copy(), weighted.best_low.copy()
+        weighted.consider(scale, low)
+        if not fmt.symmetric:
+            for moved in (low - 1, low + 1):
+                weighted.consider(scale, np.clip(moved, -chunk.span, np.float32(0)))
+    return weighted.refit(weighted.best_scale, weighted.best_low), weighted.best_low
+
+
 def _store_coarse_scales(chunk: _Chunk, scale: Floats, low: Floats, exponent: NDArray[np.int32]) -> None:
     """Move scales [blocks] that float16 holds coarsely to one of the two steps next to them, and round anew."""
     coarse = np.flatnonzero(is_coarse(scale))
@@ -277,6 +342,7 @@ class _RoundToNearest:
     name = "rtn"
     title = "rounded to nearest"
     needs_inputs = False
+    needs_importance = False
 
     def writes(self, fmt: Format) -> bool:
         return True

@@ -51,12 +51,14 @@ def pack_decoder(
     journal: Journal,
     threads: int,
     report: Report,
+    importance: Mapping[str, Float32] | None = None,
 ) -> None:
     """Fill the data file, every weight by the quantizer that the layout names for it.
 
     Args:
         layout: what it has no place for is used and not written (an embedding that lies in another file).
         tokens: calibration text, int64 [sequences, length]; needed where a quantizer needs inputs.
+        importance: see `pack_weights`.
 
     Raises:
         EdgephiError: see `pack_weights` and `pack_fitted`.
@@ -66,7 +68,7 @@ def pack_decoder(
         for name, weight in architecture.weights.items()
         if (name in layout.matrices or name in layout.vectors) and not is_fitted(weight, layout)
     }
-    pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report)
+    pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report, importance)
     if any(is_fitted(weight, layout) for weight in architecture.weights.values()):
         assert tokens is not None
         data = DataFile(path)
@@ -154,7 +156,7 @@ def fit_layer(
         hessian, cross = _statistics(graph, name, hidden, exact, values)
         target = compensate(exact[name], hessian, cross, name=name)
         del cross
-        packed = quantize_matrix(target, matrix, Statistics(hessian), name=name)
+        packed = quantize_matrix(target, matrix, Statistics(hessian=hessian), name=name)
         values[name] = matrix.after_rounding(packed.values())
         del hessian, target
         yield name, packed

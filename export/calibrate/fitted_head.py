@@ -65,6 +65,6 @@ def pack_head(
         values = read_slice(weight, tensors, start, stop)
         require_finite(values, tensors[0])
         target = compensate(values, hessian, cross, name=HEAD)
-        packed = quantize_matrix(target, matrix, Statistics(hessian), name=HEAD)
+        packed = quantize_matrix(target, matrix, Statistics(hessian=hessian), name=HEAD)
         write_stored(packed, matrix, row, data, tensors[0], half)
     report(weight_source_bytes(weight))

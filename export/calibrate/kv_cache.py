@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from edgephi.bundle import CalibrationText, KvCacheChoice
 from edgephi.errors import EngineError, TokenizerError, one_line
 from edgephi.export.calibrate.bundle_layers import BundleLayers, Values, Window
-from edgephi.export.calibrate.text import CalibrationSource, describe_text, sequence_length
+from edgephi.export.calibrate.text import OWN, CalibrationSource, describe_text, own_tokens, sequence_length
 from edgephi.export.graph.builder import KvScales
 from edgephi.export.graph.decoder import write_graph
 from edgephi.export.graph.variants import Variant
@@ -28,7 +27,6 @@ from edgephi.export.options import KvCache
 from edgephi.export.spec import DecoderSpec
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.weights.layout import Layout
-from edgephi.tokenizer.encoder import open_tokenizer
 
 Float64 = NDArray[np.float64]
 
@@ -42,7 +40,7 @@ other texts: 0.005 to 0.007 with it, 0.005 to 0.013 without; on random tokens in
 FITTED, HELD_OUT = 4, 2
 """Windows of text. The scales are fitted to the first, and to one of random tokens, so that rare ones were seen too;
 the others tell what int8 changes."""
-TEXT = "sample_text.txt"
+_OTHERWISE = "Export with --kv-cache float, or calibrate with a text of yours: --calibration FILE"
 ROWS = 128
 """Of logits, compared at once."""
 FLOOR = 1e-2
@@ -71,14 +69,15 @@ def kv_tokens(
     """The tokens to calibrate a model's cache on: those of its weights, or a text of edgephi's.
 
     Args:
-        source, calibrated: what weights were calibrated on, int64 [sequences, length]; None: they were not.
+        source, calibrated: what weights were calibrated on, int64 [sequences, length]; None: they were not. Of
+            edgephi's text there is more here than there.
 
     Raises:
         TokenizerError: the tokenizer does not read edgephi's text.
     """
     length, count = sequence_length(spec), FITTED + HELD_OUT
-    if source is None or calibrated is None:
-        ids, text = np.array(_encode(tokenizer), np.int64), "edgephi's own, in several languages"
+    if source is None or calibrated is None or (source.own and source.file is None):
+        ids, text = own_tokens(tokenizer, _OTHERWISE), OWN
     else:
         ids, text = calibrated.ravel(), describe_text(source, calibrated).text
     windows = np.resize(ids, (count, length))  # again from the beginning where there are fewer
@@ -86,24 +85,6 @@ def kv_tokens(
     known = min(tokenizer.vocabulary_size, spec.vocabulary_size)
     drawn = np.random.default_rng(0).integers(0, known, (1, length))
     return Tokens(np.concatenate([windows[~is_held_out], drawn]), windows[is_held_out], f"{text}, and random tokens")
-
-
-def _encode(tokenizer: TokenizerFiles) -> list[int]:
-    def refuse(said: str) -> TokenizerError:
-        return TokenizerError(
-            f"the tokenizer {said}, edgephi's own calibration text",
-            remedy="Export with --kv-cache float, or calibrate with a text of yours: --calibration FILE",
-        )
-
-    text = files("edgephi").joinpath(TEXT).read_text(encoding="utf-8")
-    _, encoder = open_tokenizer(tokenizer.tokenizer_json, "tokenizer.json", TokenizerError, "Export the model again")
-    try:
-        ids = encoder.encode(text, refuse)
-    finally:
-        encoder.close()
-    if not ids:
-        raise refuse("makes no tokens of")
-    return ids
 
 
 def why_float(asked: KvCache, variant: Variant) -> str | None:

@@ -129,6 +129,22 @@ class LayerGraph:
         ranges = np.stack([low, high], axis=2).reshape(-1, 4)
         return result, dict(zip((*self._recorded, CACHED), ranges, strict=True))
 
+    def run_with_squares(self, hidden: Float32, weights: Mapping[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
+        """As `run`, and for every linear layer, by its weight's name, the mean square of what it multiplies.
+
+        Mean squares are float32 [columns], over the tokens of all sequences. Errors are those of `run`.
+        """
+        result = np.empty_like(hidden)
+        places = list(dict.fromkeys(self._recorded.values()))
+        totals: list[NDArray[np.float64]] = []
+        for number, (after, *inputs) in enumerate(self._each([HIDDEN_OUT, *places], hidden, weights)):
+            result[number] = after
+            squares = [np.square(values, dtype=np.float64).sum(axis=0) for values in inputs]
+            totals = [total + more for total, more in zip(totals, squares, strict=True)] if totals else squares
+        tokens = hidden.shape[0] * hidden.shape[1]
+        means = dict(zip(places, ((total / tokens).astype(np.float32) for total in totals), strict=True))
+        return result, {weight: means[place] for weight, place in self._recorded.items()}
+
     def inputs(self, linear: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
         """What a linear layer, given by its weight's name, multiplies: float32 [length, columns] of every sequence.
 

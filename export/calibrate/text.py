@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,15 @@ from edgephi.tokenizer.encoder import open_tokenizer
 
 SEQUENCES, LENGTH = 32, 256
 """8,192 tokens."""
+OWN_SEQUENCES = 4
+"""Of edgephi's own text: 1,024 tokens."""
 TEXT_LIMIT = 64 * 2**20
 TOKENS_FILE = "calibration.npy"
 SAMPLING_FOLDER = "calibration"
 _NAME_TEXT = "Name a file of UTF-8 text"
 SELF = "the model's own, sampled"
+OWN = "edgephi's own, in several languages"
+OWN_FILE = "sample_text.txt"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class CalibrationSource:
     file: Path | None
     """UTF-8 text; None: the model writes it."""
     seed: int
+    own: bool = False
+    """Without a file, edgephi's own short text instead of the model's: what needs little need not wait for that."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the model writes the text."""
+        return self.file is None and not self.own
 
     def digest(self) -> str:
         """Of everything here that decides which tokens are used.
@@ -42,7 +54,9 @@ class CalibrationSource:
         Raises:
             SourceError: the file cannot be read.
         """
-        return f"seed {self.seed}" if self.file is None else hashlib.sha256(_read(self.file).encode()).hexdigest()
+        if self.file is None:
+            return OWN if self.own else f"seed {self.seed}"
+        return hashlib.sha256(_read(self.file).encode()).hexdigest()
 
 
 def sequence_length(spec: DecoderSpec) -> int:
@@ -52,7 +66,7 @@ def sequence_length(spec: DecoderSpec) -> int:
 
 def extra_disk(architecture: Architecture, source: CalibrationSource) -> int:
     """Bytes that are written beside the bundle and removed again."""
-    return sampling_layout(architecture, sequence_length(architecture.spec))[2].bytes if source.file is None else 0
+    return sampling_layout(architecture, sequence_length(architecture.spec))[2].bytes if source.sampled else 0
 
 
 def calibration_tokens(
@@ -65,10 +79,11 @@ def calibration_tokens(
 ) -> NDArray[np.int64]:
     """Tokens to calibrate on, int64 [sequences, length]; an interrupted export finds its own again in `folder`.
 
-    Of a file these are its first 8,192, or as many whole sequences as it has.
+    Of a file these are its first 8,192, or as many whole sequences as it has; of edgephi's own text its first 1,024.
 
     Raises:
         SourceError: the file cannot be read.
+        TokenizerError: the tokenizer does not read the text.
         UsageError: it is shorter than one sequence.
         EngineError: the model cannot be sampled.
     """
@@ -77,7 +92,10 @@ def calibration_tokens(
         kept = _kept(folder / TOKENS_FILE, length, architecture.spec.vocabulary_size)
         if kept is not None:
             return kept
-    if source.file is None:
+    if source.file is None and source.own:
+        ids = own_tokens(tokenizer, "Calibrate with a text of yours: --calibration FILE")
+        tokens = np.resize(ids, (OWN_SEQUENCES, length))  # again from the beginning where there are fewer
+    elif source.file is None:
         known = min(tokenizer.vocabulary_size, architecture.spec.vocabulary_size)
         tokens = sample_text(architecture, known, (SEQUENCES, length), source.seed, folder / SAMPLING_FOLDER, threads)
     else:
@@ -108,10 +126,10 @@ def forget_tokens(folder: Path) -> None:
 def describe_text(source: CalibrationSource, tokens: NDArray[np.int64]) -> CalibrationText:
     """The manifest's record."""
     return CalibrationText(
-        text=SELF if source.file is None else source.file.name,
+        text=source.file.name if source.file is not None else OWN if source.own else SELF,
         tokens=tokens.size,
         sha256=hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
-        seed=source.seed if source.file is None else None,
+        seed=source.seed if source.sampled else None,
     )
 
 
@@ -137,6 +155,30 @@ def _encode(tokenizer: TokenizerFiles, file: Path, length: int) -> NDArray[np.in
             remedy="Take a longer text, a few pages of what the model is used for",
         )
     return np.array(ids[: sequences * length], np.int64).reshape(sequences, length)
+
+
+def own_tokens(tokenizer: TokenizerFiles, otherwise: str) -> NDArray[np.int64]:
+    """Those of edgephi's own text, int64 [tokens].
+
+    Args:
+        otherwise: what to do where it cannot be read, for messages.
+
+    Raises:
+        TokenizerError: the tokenizer does not read it.
+    """
+
+    def refuse(said: str) -> TokenizerError:
+        return TokenizerError(f"the tokenizer {said}, edgephi's own calibration text", remedy=otherwise)
+
+    text = files("edgephi").joinpath(OWN_FILE).read_text(encoding="utf-8")
+    _, encoder = open_tokenizer(tokenizer.tokenizer_json, "tokenizer.json", TokenizerError, "Export the model again")
+    try:
+        ids = encoder.encode(text, refuse)
+    finally:
+        encoder.close()
+    if not ids:
+        raise refuse("makes no tokens of")
+    return np.array(ids, np.int64)
 
 
 def require_text_file(file: Path) -> None:

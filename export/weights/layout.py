@@ -91,6 +91,11 @@ class StoredMatrix:
         """Whether the codes are decided on calibration text."""
         return self.number_format is not None and not self.repacked and quantizer(self.quantizer).needs_inputs
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether the codes depend on the mean squares of inputs."""
+        return self.number_format is not None and not self.repacked and quantizer(self.quantizer).needs_importance
+
     def before_rounding(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values as they are quantized, so that their scales are those that are stored."""
         return np.ldexp(values, self.scale_exponent) if self.scale_exponent else values

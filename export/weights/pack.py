@@ -5,7 +5,7 @@ Weights whose quantizer needs inputs are not written here: `export/calibrate/fit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,7 +62,13 @@ class _Slice:
 
 
 def pack_weights(
-    architecture: Architecture, layout: Layout, path: Path, journal: Journal | None, threads: int, report: Report
+    architecture: Architecture,
+    layout: Layout,
+    path: Path,
+    journal: Journal | None,
+    threads: int,
+    report: Report,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
     """Fill the data file, group by group; groups the journal holds, and whose bytes are still those, stay as they are.
 
@@ -70,13 +76,14 @@ def pack_weights(
         journal: learns of every group (a layer, the embedding, the head) once it is written; None: nobody goes on from
             this file.
         report: told the source bytes of every finished slice, from the threads that finished them.
+        importance: mean squares of inputs, by the weights whose quantizers need them.
 
     Raises:
         WeightError: NaN or infinite values, naming tensor and file.
         OutputError: the disk is full.
         SourceError: a file ends early.
     """
-    data = DataFile(path, hashed=journal is not None)
+    data, means = DataFile(path, hashed=journal is not None), importance or {}
     try:
         if journal is not None and journal.continues:
             data.clear_gaps(layout)
@@ -85,7 +92,10 @@ def pack_weights(
         progress = _Groups(architecture, layout, data, journal, threads)
         report(progress.bytes_before)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
-            jobs = [pool.submit(_pack_slice, piece, layout, data, progress, report) for piece in progress.pending]
+            jobs = [
+                pool.submit(_pack_slice, piece, layout, data, progress, report, means.get(piece.weight.name))
+                for piece in progress.pending
+            ]
             try:
                 done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             finally:  # an error or Ctrl-C: leaving the pool must not mean finishing the rest
@@ -153,7 +163,15 @@ def _matrix_slices(architecture: Architecture) -> Iterator[_Slice]:
                 yield _Slice(weight, row, tensors, start, stop)
 
 
-def _pack_slice(job: _Slice, layout: Layout, data: DataFile, progress: _Groups, report: Report) -> None:
+def _pack_slice(
+    job: _Slice,
+    layout: Layout,
+    data: DataFile,
+    progress: _Groups,
+    report: Report,
+    mean_squares: NDArray[np.float32] | None,
+) -> None:
+    statistics = None if mean_squares is None else Statistics(mean_squares=mean_squares)
     tensor, matrix, half = job.tensors[0], layout.matrices[job.weight.name], layout.half
     if matrix.repacked:
         write_stored(_repacked(job, matrix), matrix, job.row, data, tensor, half)
@@ -161,19 +179,25 @@ def _pack_slice(job: _Slice, layout: Layout, data: DataFile, progress: _Groups, 
         # one weight that has to be read as a whole is in memory at a time, however many threads there are
         with progress.whole_weight if mixes_rows(job.weight) else nullcontext():
             for row, values in _values(job):
-                _write_values(values, matrix, row, data, tensor, half)
+                _write_values(values, matrix, row, data, tensor, half, statistics)
     progress.finish(job)
     report(job.source_bytes)
 
 
 def _write_values(
-    values: NDArray[np.float32], matrix: StoredMatrix, row: int, data: DataFile, tensor: TensorRef, half: str | None
+    values: NDArray[np.float32],
+    matrix: StoredMatrix,
+    row: int,
+    data: DataFile,
+    tensor: TensorRef,
+    half: str | None,
+    statistics: Statistics | None,
 ) -> None:
     if matrix.format is None:
         require_finite(values, tensor)
         data.write(matrix.codes, row, to_half(values, matrix.codes.dtype, tensor))
     else:
-        write_stored(_quantized(values, matrix, tensor), matrix, row, data, tensor, half)
+        write_stored(_quantized(values, matrix, tensor, statistics), matrix, row, data, tensor, half)
 
 
 def _values(job: _Slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -194,9 +218,11 @@ def _repacked(job: _Slice, matrix: StoredMatrix) -> QuantizedWeight:
     return repack(job.tensors[0], job.start, job.stop, matrix.offsets, scale_type)
 
 
-def _quantized(values: NDArray[np.float32], matrix: StoredMatrix, tensor: TensorRef) -> StoredWeight:
+def _quantized(
+    values: NDArray[np.float32], matrix: StoredMatrix, tensor: TensorRef, statistics: Statistics | None
+) -> StoredWeight:
     try:
-        return quantize_matrix(values, matrix, name=tensor.name)
+        return quantize_matrix(values, matrix, statistics, name=tensor.name)
     except WeightError as error:
         raise WeightError(error.what, where=f"{tensor.name} in {tensor.file}", remedy=error.remedy) from error
 
@@ -208,7 +234,7 @@ def quantize_matrix(
 
     Args:
         values: float32 [rows, columns].
-        statistics: of the inputs, where `matrix.needs_inputs`.
+        statistics: of the inputs, where `matrix.needs_inputs` or `matrix.needs_importance`.
         name: the weight's, for error messages.
     """
     fmt = matrix.number_format

@@ -11,7 +11,7 @@ from edgephi.export.weights.repack import REPACKED, repackable_types
 from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.lpbq import LpbqFormat
 from edgephi.quantize.quantizer import Format
-from edgephi.quantize.registry import AUTO, ROUNDING, quantizer
+from edgephi.quantize.registry import AUTO, ROUNDING, needs_text, quantizer
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 
@@ -114,12 +114,12 @@ def decided_by(recipe: Recipe, weight: Weight, fmt: Format | None) -> str:
     """The name of the quantizer that decides the codes of a weight in this format.
 
     The recipe's quantizer decides linear weights and the head where they have 4 bits, in formats that it writes. What
-    has 8 bits is rounded, which is good enough; so are experts where the quantizer needs inputs, for each is reached by
+    has 8 bits is rounded, which is good enough; so are experts where the quantizer needs a text, for each is reached by
     few tokens.
     """
     chosen = quantizer(recipe.quantizer)
     four_bits = isinstance(fmt, LpbqFormat) or (isinstance(fmt, BlockFormat) and fmt.bits == 4)
-    meant = weight.role == "linear" or weight.name == HEAD or (weight.role == "expert" and not chosen.needs_inputs)
+    meant = weight.role == "linear" or weight.name == HEAD or (weight.role == "expert" and not needs_text(chosen.name))
     return chosen.name if fmt is not None and four_bits and meant and chosen.writes(fmt) else ROUNDING
 
 

@@ -271,7 +271,7 @@ def test_gptq_on_a_text_names_the_text(checkpoint: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"calibration": "text.txt", "quantize": "rtn"}, "only GPTQ"),
+        ({"calibration": "text.txt", "quantize": "rtn"}, "only rounded by importance, GPTQ and a budget"),
         ({"quantize": "gptq", "precision": "int8"}, "int4 bundles"),
         ({"quantize": "gptq", "via": "optimum"}, "only rounded"),
         ({"quantize": "gptq", "seed": -1}, "seed"),

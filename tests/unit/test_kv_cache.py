@@ -176,7 +176,7 @@ def test_what_cannot_be_measured_is_float_for_auto_and_an_error_for_int8(
     def breaks_off(*_: object) -> list[int]:
         raise TokenizerError("the tokenizer breaks off at this text", remedy="Take another")
 
-    monkeypatch.setattr(kv_cache, "_encode", breaks_off)
+    monkeypatch.setattr(kv_cache, "own_tokens", breaks_off)
     choice = edgephi.export(checkpoint, tmp_path / "auto", quantize="rtn").recipe.kv_cache
     assert choice is not None and choice.picked == "float"
     assert "could not be measured" in choice.reason and "breaks off" in choice.reason

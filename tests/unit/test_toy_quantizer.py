@@ -40,6 +40,7 @@ class MeanMagnitude:
     name = "toy"
     title = "scaled by mean magnitudes"
     needs_inputs = False
+    needs_importance = False
 
     def writes(self, fmt: Format) -> bool:
         return isinstance(fmt, BlockFormat) and (fmt.bits, fmt.symmetric) == (4, False) and fmt.block_size <= 64
@@ -158,7 +159,9 @@ def test_it_is_refused_where_it_cannot_write(checkpoint: Path, tmp_path: Path) -
     refused: dict[str, dict[str, Any]] = {
         "scaled by mean magnitudes makes int4 bundles": {"precision": "int8"},
         "the quantizer toy does not write 4-bit blocks of 128": {"block_size": 128},
-        "only GPTQ, the fitted toy and a budget need a calibration text": {"calibration": checkpoint / "config.json"},
+        "only rounded by importance, GPTQ, the fitted toy and a budget need a calibration text": {
+            "calibration": checkpoint / "config.json"
+        },
         "optimum's graph is for the CPU, and its weights are only rounded": {"via": "optimum"},
     }
     for sentence, arguments in refused.items():
@@ -173,6 +176,6 @@ def test_it_is_refused_where_it_cannot_write(checkpoint: Path, tmp_path: Path) -
 
 
 def test_the_words_are_those_of_the_registry(checkpoint: Path, tmp_path: Path) -> None:
-    assert quantizer_words() == ("auto", "rtn", "gptq", "toy", "toy-fitted")
+    assert quantizer_words() == ("auto", "rtn", "weighted", "gptq", "toy", "toy-fitted")
     with pytest.raises(UsageError, match="toys"):
         edgephi.export(checkpoint, tmp_path / "bundle", quantize="toys")

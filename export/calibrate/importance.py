@@ -1,0 +1,188 @@
+"""What linear layers get and what rounding them costs, from one pass of a short text through the float model.
+
+Importance is the mean square of every input channel, see `quantize/by_importance.py`. Where formats are to be chosen,
+each weight is also tried alone in one format, on the beginnings of the text's sequences: the error of the hidden
+states behind its layer is taken for what it costs. It is not followed through the later layers, as
+`sensitivity.py` does; that is why this takes a fraction of the time, and what it misses stands in docs/quantization.md.
+The other formats of a weight are put in proportion by the weighted error of its codes.
+
+In memory: one layer in float32 and once more decoded, and the hidden states of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgephi.export.calibrate.float_model import up_to_head
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities
+from edgephi.export.journal import Journal, write_refusal
+from edgephi.export.spec import HEAD, Architecture
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.pack import Report, weight_source_bytes
+from edgephi.export.weights.transforms import read_weight
+from edgephi.quantize.by_importance import column_importance
+from edgephi.quantize.formats import BlockFormat
+from edgephi.quantize.round_to_nearest import round_to_nearest
+from edgephi.quantize.workers import worker_pool
+
+Float32 = NDArray[np.float32]
+
+TRIED_TOKENS = 64
+"""Of each sequence: attention needs those before, and none after."""
+SAMPLED_ROWS = 128
+"""Of a weight, by which its formats are compared."""
+IMPORTANCE_FILE = "importance.npz"
+MEASURE = "relative error of the hidden states behind its layer, caused by each weight alone"
+_SQUARES, _ERRORS = "squares ", "errors "
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one pass found, by weight."""
+
+    importance: Mapping[str, Float32]
+    """Mean squares of the inputs, float32 [columns]."""
+    errors: Sensitivities
+    """For each format of `LADDER` what it costs, in proportion; of the weights that were tried."""
+
+
+def observe(
+    architecture: Architecture,
+    names: Collection[str],
+    tried: Collection[str],
+    tokens: NDArray[np.int64],
+    folder: Path,
+    journal: Journal,
+    report: Report,
+) -> Observed:
+    """Run a text through the float model and measure. What an interrupted export measured to the end is used again.
+
+    Results do not depend on the number of threads: sequences pass on one thread each, and are added up in order.
+
+    Args:
+        names: linear weights, and the head perhaps, whose inputs are of interest.
+        tried: weights whose formats are to be chosen.
+        tokens: int64 [sequences, length].
+        folder: where the result is kept until the export ends.
+        report: told the source bytes of every weight that was tried.
+
+    Raises:
+        WeightError: a weight holds NaN or infinite values.
+        EngineError: onnxruntime cannot run a layer.
+        OutputError: the disk is full.
+    """
+    kept = _kept(folder, journal, names, tried)
+    if kept is not None:
+        report(sum(weight_source_bytes(architecture.weights[name]) for name in tried))
+        return kept
+    hidden = embed(architecture, tokens)
+    importance: dict[str, Float32] = {}
+    errors: dict[str, tuple[float, ...]] = {}
+    for layer in range(architecture.spec.layers):
+        weights = layer_weights(architecture, layer)
+        values = {name: read_weight(weight) for name, weight in weights.items()}
+        graph = LayerGraph(architecture, layer, tokens.shape[1])
+        after, squares = graph.run_with_squares(hidden, values)
+        importance.update({name: squares[name] for name in weights if name in names})
+        here = {name: column_importance(squares[name], name) for name in weights if name in tried}
+        if here:
+            errors.update(_errors(architecture, layer, values, here, hidden, after))
+            report(sum(weight_source_bytes(weights[name]) for name in here))
+        hidden = after
+    if HEAD in names:
+        with up_to_head(architecture) as inputs:
+            total = sum(np.square(inputs(states), dtype=np.float64).sum(axis=0) for states in hidden)
+        importance[HEAD] = np.asarray(total / tokens.size, np.float32)
+    observed = Observed(importance, errors)
+    _keep(observed, folder, journal)
+    return observed
+
+
+def _errors(
+    architecture: Architecture,
+    layer: int,
+    values: Mapping[str, Float32],
+    importance: Mapping[str, Float32],
+    hidden: Float32,
+    after: Float32,
+) -> dict[str, tuple[float, ...]]:
+    """For each weight and format the squared error over the squared size of a token's hidden states, mean over tokens;
+    three digits, so that no other processor chooses another format."""
+    length = min(TRIED_TOKENS, hidden.shape[1])
+    graph = LayerGraph(architecture, layer, length)
+    before, expected = np.ascontiguousarray(hidden[:, :length]), after[:, :length]
+    size = np.maximum(np.square(expected).sum(axis=-1, dtype=np.float64), np.finfo(np.float32).tiny)
+    found = {}
+    for name, columns in importance.items():
+        tried = {**values, name: _in_slices(values[name], columns, name)}
+        difference = np.square(graph.run(before, tried) - expected).sum(axis=-1, dtype=np.float64)
+        error = float((difference / size).mean())
+        losses = _losses(values[name], columns, name)
+        followed = losses[FOLLOWED] or 1.0
+        found[name] = tuple(float(f"{error * loss / followed:.3g}") for loss in losses)
+    return found
+
+
+def _in_slices(weight: Float32, importance: Float32, name: str) -> Float32:
+    """The weight as the followed format holds it, slices of rows side by side."""
+    result = np.empty_like(weight)
+
+    def round_rows(start: int) -> None:
+        part = slice(start, start + 512)
+        result[part] = round_to_nearest(weight[part], LADDER[FOLLOWED], name, importance=importance).values()
+
+    with worker_pool() as pool:
+        list(pool.map(round_rows, range(0, len(weight), 512)))
+    return result
+
+
+def _losses(weight: Float32, importance: Float32, name: str) -> list[float]:
+    """Weighted squared error of some rows in each format."""
+    rows = np.unique(np.linspace(0, len(weight) - 1, SAMPLED_ROWS).astype(np.int64))
+    sample = np.ascontiguousarray(weight[rows])
+
+    def loss(fmt: BlockFormat) -> float:
+        columns = importance if fmt.bits == 4 else None
+        left = round_to_nearest(sample, fmt, name, importance=columns).values() - sample
+        return float((np.square(left, dtype=np.float64) * importance).sum())
+
+    return [loss(fmt) for fmt in LADDER]
+
+
+def _keep(observed: Observed, folder: Path, journal: Journal) -> None:
+    arrays: dict[str, NDArray[np.generic]] = {_SQUARES + name: each for name, each in observed.importance.items()}
+    arrays |= {_ERRORS + name: np.array(each) for name, each in observed.errors.items()}
+    try:
+        np.savez(folder / IMPORTANCE_FILE, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise write_refusal(error, folder) from error
+    journal.add_files(IMPORTANCE_FILE, folder, IMPORTANCE_FILE)
+
+
+def _kept(folder: Path, journal: Journal, names: Collection[str], tried: Collection[str]) -> Observed | None:
+    """What an interrupted export measured; None: nothing, or of other weights."""
+    if not journal.holds_files(IMPORTANCE_FILE, folder, IMPORTANCE_FILE):
+        return None
+    try:
+        with np.load(folder / IMPORTANCE_FILE, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError):
+        return None
+    importance = {name.removeprefix(_SQUARES): each for name, each in arrays.items() if name.startswith(_SQUARES)}
+    errors = {
+        name.removeprefix(_ERRORS): tuple(map(float, each)) for name, each in arrays.items() if name.startswith(_ERRORS)
+    }
+    if set(importance) != set(names) or set(errors) != set(tried):
+        return None
+    return Observed(importance, errors)
+
+
+def forget_importance(folder: Path) -> None:
+    """Remove what is not part of the bundle."""
+    (folder / IMPORTANCE_FILE).unlink()

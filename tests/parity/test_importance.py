@@ -1,0 +1,140 @@
+"""One pass of a text: mean squares against NumPy, errors against a whole layer, and exports that use both."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edgephi
+from edgephi.bundle import read_manifest
+from edgephi.errors import UsageError
+from edgephi.export.calibrate import importance, layer
+from edgephi.export.calibrate.importance import IMPORTANCE_FILE, Observed, observe
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER
+from edgephi.export.checkpoint.safetensors import open_folder
+from edgephi.export.families import describe
+from edgephi.export.graph.builder import DATA_FILE
+from edgephi.export.journal import JOURNAL, Journal
+from edgephi.export.options import ExportOptions
+from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.transforms import read_weight
+from edgephi.quantize.by_importance import column_importance
+from edgephi.quantize.round_to_nearest import round_to_nearest
+from tests.tiny_phi import PHI_3, tiny_phi
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_phi(tmp_path_factory.mktemp("importance") / "checkpoint", PHI_3)
+
+
+def tokens_of(source: Path) -> NDArray[np.int64]:
+    return np.random.default_rng(1).integers(0, describe(open_folder(source)).spec.vocabulary_size, (3, 20))
+
+
+def observed(source: Path, folder: Path) -> Observed:
+    architecture = describe(open_folder(source))
+    linear = [name for name, weight in architecture.weights.items() if weight.role == "linear"]
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder / JOURNAL, "key")
+    names = [*linear, *(name for name in architecture.weights if name == "head.weight")]
+    return observe(architecture, names, linear, tokens_of(source), folder, journal, lambda count: None)
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel", "phi3-longrope-short"])
+def test_what_a_pass_finds_is_what_numpy_finds(case: str, fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / case
+    found = observed(source, tmp_path / "found")
+    architecture, tokens = describe(open_folder(source)), tokens_of(source)
+    hidden = embed(architecture, tokens)
+    for number in range(architecture.spec.layers):
+        weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, number).items()}
+        graph = LayerGraph(architecture, number, tokens.shape[1])
+        after = graph.run(hidden, weights)
+        for name in weights:
+            if name not in found.errors:
+                continue
+            inputs = np.concatenate(list(graph.inputs(name, hidden, weights))).astype(np.float64)
+            assert found.importance[name] == pytest.approx((inputs**2).mean(axis=0), rel=1e-4, abs=1e-9)
+            columns = column_importance(found.importance[name])
+            rounded = round_to_nearest(weights[name], LADDER[FOLLOWED], importance=columns).values()
+            left = (graph.run(hidden, {**weights, name: rounded}) - after).astype(np.float64)
+            error = ((left**2).sum(axis=-1) / (after.astype(np.float64) ** 2).sum(axis=-1)).mean()
+            assert found.errors[name][FOLLOWED] == pytest.approx(error, rel=0.01)
+            assert found.errors[name][-1] < found.errors[name][FOLLOWED] / 20
+        hidden = after
+
+
+def test_a_pass_that_ended_is_not_repeated(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = observed(checkpoint, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(importance, "embed", None)
+        again = observed(checkpoint, tmp_path)
+    assert again.errors == first.errors and again.importance.keys() == first.importance.keys()
+    assert all(np.array_equal(again.importance[name], each) for name, each in first.importance.items())
+    (tmp_path / IMPORTANCE_FILE).write_bytes(b"cut off")
+    assert observed(checkpoint, tmp_path).errors == first.errors
+
+
+def data_hash(bundle: Path) -> str:
+    return sha256((bundle / DATA_FILE).read_bytes()).hexdigest()
+
+
+def test_an_export_says_what_it_did_and_threads_change_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(chr(0x4E00 + 3 + index % 57) for index in range(900)), encoding="utf-8")
+    arguments = {"quantize": "weighted", "calibration": text, "bits": 6.2}
+    edgephi.export(checkpoint, tmp_path / "two", **arguments)
+    recipe = read_manifest(tmp_path / "two").recipe
+    assert recipe.quantize is not None and recipe.quantize.picked == "rounded by importance"
+    assert recipe.budget is not None and recipe.budget.measure == importance.MEASURE
+    assert recipe.calibration is not None and recipe.calibration.text == "mine.txt"
+    methods = {group.bits: group.method for group in recipe.weights if group.weights == "linear"}
+    assert "mean squares" in methods[4]
+    assert not (tmp_path / "two" / IMPORTANCE_FILE).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "worker_threads", lambda: 1)
+        edgephi.export(checkpoint, tmp_path / "one", **arguments)
+    assert data_hash(tmp_path / "one") == data_hash(tmp_path / "two")
+
+
+def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(chr(0x4E00 + 3 + index % 57) for index in range(900)), encoding="utf-8")
+    arguments = {"quantize": "weighted", "calibration": text, "head_bits": 4}
+    edgephi.export(checkpoint, tmp_path / "whole", **arguments)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("edgephi.export.pipeline.pack_decoder", interrupt)
+        edgephi.export(checkpoint, tmp_path / "resumed", **arguments)
+    monkeypatch.setattr(importance, "embed", None)  # nothing passes through the model again
+    edgephi.export(checkpoint, tmp_path / "resumed", **arguments)
+    assert data_hash(tmp_path / "resumed") == data_hash(tmp_path / "whole")
+
+
+def test_without_a_file_the_text_is_edgephis_own(tmp_path: Path) -> None:
+    source = tiny_phi(tmp_path / "checkpoint", PHI_3, ascii_text=True)
+    calibration = edgephi.export(source, tmp_path / "bundle", quantize="weighted").recipe.calibration
+    assert calibration is not None and (calibration.tokens, calibration.seed) == (1024, None)
+    assert calibration.text == "edgephi's own, in several languages"
+
+
+def test_what_it_is_not_built_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="NPU's weights are not rounded by importance"):
+        ExportOptions("source", "output", quantize="weighted", devices=("snapdragon-x-elite",)).validate()
+    with pytest.raises(UsageError, match="rounded by importance makes int4 bundles"):
+        ExportOptions("source", "output", quantize="weighted", precision="int8").validate()
