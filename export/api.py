@@ -52,11 +52,12 @@ def export_model(
             fp16 and fp32 store everything in that type.
         block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
-        quantize: for int4. rtn rounds everything to nearest; gptq fits every layer to calibration text that passes
-            through the model layer by layer (experts are rounded). auto carries over what the source holds in 4-bit
-            blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it holds in 5
-            to 8 bits gets 8, and the rest is rounded. Where there is nothing to carry over it is gptq for models of up
-            to a billion parameters, which takes minutes, or when `calibration` is given; else rtn.
+        quantize: for int4. rtn rounds everything to nearest; weighted rescales and rounds after a short text has shown
+            which input channels count, in seconds or minutes; gptq fits every layer to calibration text that passes
+            through the model layer by layer (both round experts to nearest). auto carries over what the source holds
+            in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it
+            holds in 5 to 8 bits gets 8, and the rest is rounded. Where there is nothing to carry over it is gptq for
+            models of up to a billion parameters, which takes minutes, or when `calibration` is given; else rtn.
         bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
             4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
             that are carried over stay what they are.
@@ -64,8 +65,8 @@ def export_model(
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for gptq, a budget and w4a16, of which the first 8,192 tokens count; None: the model
-            samples its own.
+        calibration: UTF-8 text for weighted, gptq, a budget and w4a16, of which the first 8,192 tokens count; None: the
+            model samples its own, and weighted takes 1,024 tokens of edgephi's.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/weights/rotation.py`);
             what the source holds in 4 bits is then quantized anew.

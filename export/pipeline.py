@@ -77,7 +77,9 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         if tokens is not None and quantizer(recipe.quantizer).needs_importance:
             open_weights = mix.weights if mix else ()
             known = {name for name, matrix in layout.matrices.items() if matrix.needs_importance} | set(open_weights)
-            seen = observe(architecture, known, open_weights, tokens, folder, journal, job.report)
+            seen = observe(
+                architecture, known, open_weights, tokens, folder, journal, job.report, rescale=plan.rescales
+            )
         if mix and tokens is not None:
             measured = (
                 seen.errors
@@ -106,8 +108,8 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             for one in variants
             for rows, file in one.files.items()
         ]
-        importance = seen.importance if seen else None
-        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report, importance)
+        treatments = seen.treatments if seen else None
+        pack_decoder(architecture, layout, tokens, folder / DATA_FILE, journal, job.threads, job.report, treatments)
         for graph in graphs:
             graph.result()
         kv_cache = settle_kv_cache(

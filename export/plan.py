@@ -51,6 +51,8 @@ class ExportPlan:
     """None: nothing is calibrated."""
     mix: Mix | None
     lora: Lora | None = None
+    rescales: bool = False
+    """Whether factors of channels move between weights; see `export/weights/rescaling.py`."""
 
     @property
     def aside_bytes(self) -> int:
@@ -104,6 +106,11 @@ def make_plan(
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     adapted = plan_lora(architecture, lora, lora_layers, checkpoint.config_where)
+    # an adapter was trained for inputs as they are published; a rotation has spread already what stands out
+    rescales = quantizer(recipe.quantizer).needs_importance and lora is None and recipe.rotation_seed is None
+    if rescales and recipe.decision is not None:
+        decision = replace(recipe.decision, picked=f"{recipe.decision.picked}, channels rescaled")
+        recipe = replace(recipe, decision=decision)
     variants = plan_variants(devices, architecture.spec, layout, recipe, adapted.weights if adapted else frozenset())
     return ExportPlan(
         checkpoint,
@@ -117,6 +124,7 @@ def make_plan(
         text,
         mix,
         adapted,
+        rescales,
     )
 
 

@@ -24,6 +24,7 @@ from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.layout import Layout, StoredMatrix
 from edgephi.export.weights.pack import Report, pack_weights, quantize_matrix, weight_source_bytes
+from edgephi.export.weights.rescaling import Treatment
 from edgephi.export.weights.stored import read_values, write_stored
 from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize.gptaq import compensate
@@ -51,14 +52,14 @@ def pack_decoder(
     journal: Journal,
     threads: int,
     report: Report,
-    importance: Mapping[str, Float32] | None = None,
+    treatments: Mapping[str, Treatment] | None = None,
 ) -> None:
     """Fill the data file, every weight by the quantizer that the layout names for it.
 
     Args:
         layout: what it has no place for is used and not written (an embedding that lies in another file).
         tokens: calibration text, int64 [sequences, length]; needed where a quantizer needs inputs.
-        importance: see `pack_weights`.
+        treatments: see `pack_weights`.
 
     Raises:
         EdgephiError: see `pack_weights` and `pack_fitted`.
@@ -68,7 +69,7 @@ def pack_decoder(
         for name, weight in architecture.weights.items()
         if (name in layout.matrices or name in layout.vectors) and not is_fitted(weight, layout)
     }
-    pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report, importance)
+    pack_weights(replace(architecture, weights=others), layout, path, journal, threads, report, treatments)
     if any(is_fitted(weight, layout) for weight in architecture.weights.values()):
         assert tokens is not None
         data = DataFile(path)

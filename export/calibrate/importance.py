@@ -1,6 +1,7 @@
 """What linear layers get and what rounding them costs, from one pass of a short text through the float model.
 
-Importance is the mean square of every input channel, see `quantize/by_importance.py`. Where formats are to be chosen,
+Importance is the mean square of every input channel, see `quantize/by_importance.py`; factors of channels that follow
+from it are found in `export/weights/rescaling.py`. Where formats are to be chosen,
 each weight is also tried alone in one format, on the beginnings of the text's sequences: the error of the hidden
 states behind its layer is taken for what it costs. It is not followed through the later layers, as
 `sensitivity.py` does; that is why this takes a fraction of the time, and what it misses stands in docs/quantization.md.
@@ -12,7 +13,7 @@ In memory: one layer in float32 and once more decoded, and the hidden states of 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import HEAD, Architecture
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.pack import Report, weight_source_bytes
+from edgephi.export.weights.rescaling import Treatment, rescale_layer
 from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize.by_importance import column_importance
 from edgephi.quantize.formats import BlockFormat
@@ -39,15 +41,16 @@ SAMPLED_ROWS = 128
 """Of a weight, by which its formats are compared."""
 IMPORTANCE_FILE = "importance.npz"
 MEASURE = "relative error of the hidden states behind its layer, caused by each weight alone"
-_SQUARES, _ERRORS = "squares ", "errors "
+_PARTS, _ERRORS = ("mean_squares", "columns", "rows"), "errors"
+"""Words before a weight's name in that file."""
 
 
 @dataclass(frozen=True)
 class Observed:
     """What one pass found, by weight."""
 
-    importance: Mapping[str, Float32]
-    """Mean squares of the inputs, float32 [columns]."""
+    treatments: Mapping[str, Treatment]
+    """What is done to a weight before it is quantized; vectors may be among them."""
     errors: Sensitivities
     """For each format of `LADDER` what it costs, in proportion; of the weights that were tried."""
 
@@ -60,6 +63,8 @@ def observe(
     folder: Path,
     journal: Journal,
     report: Report,
+    *,
+    rescale: bool,
 ) -> Observed:
     """Run a text through the float model and measure. What an interrupted export measured to the end is used again.
 
@@ -71,6 +76,7 @@ def observe(
         tokens: int64 [sequences, length].
         folder: where the result is kept until the export ends.
         report: told the source bytes of every weight that was tried.
+        rescale: whether channels may be rescaled.
 
     Raises:
         WeightError: a weight holds NaN or infinite values.
@@ -82,15 +88,18 @@ def observe(
         report(sum(weight_source_bytes(architecture.weights[name]) for name in tried))
         return kept
     hidden = embed(architecture, tokens)
-    importance: dict[str, Float32] = {}
+    treatments: dict[str, Treatment] = {}
     errors: dict[str, tuple[float, ...]] = {}
     for layer in range(architecture.spec.layers):
         weights = layer_weights(architecture, layer)
         values = {name: read_weight(weight) for name, weight in weights.items()}
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         after, squares = graph.run_with_squares(hidden, values)
-        importance.update({name: squares[name] for name in weights if name in names})
-        here = {name: column_importance(squares[name], name) for name in weights if name in tried}
+        wanted = {name: squares[name] for name in weights if name in names}
+        found = rescale_layer(architecture.spec, layer, values, wanted) if rescale else {}
+        found |= {name: _with_squares(found.get(name, Treatment()), each) for name, each in wanted.items()}
+        treatments |= found
+        here = {name: found[name] for name in weights if name in tried}
         if here:
             errors.update(_errors(architecture, layer, values, here, hidden, after))
             report(sum(weight_source_bytes(weights[name]) for name in here))
@@ -98,17 +107,23 @@ def observe(
     if HEAD in names:
         with up_to_head(architecture) as inputs:
             total = sum(np.square(inputs(states), dtype=np.float64).sum(axis=0) for states in hidden)
-        importance[HEAD] = np.asarray(total / tokens.size, np.float32)
-    observed = Observed(importance, errors)
+        treatments[HEAD] = Treatment(np.asarray(total / tokens.size, np.float32))
+    observed = Observed(treatments, errors)
     _keep(observed, folder, journal)
     return observed
+
+
+def _with_squares(treatment: Treatment, squares: Float32) -> Treatment:
+    if treatment.columns is not None:
+        squares = squares / np.square(treatment.columns)
+    return replace(treatment, mean_squares=squares)
 
 
 def _errors(
     architecture: Architecture,
     layer: int,
     values: Mapping[str, Float32],
-    importance: Mapping[str, Float32],
+    treatments: Mapping[str, Treatment],
     hidden: Float32,
     after: Float32,
 ) -> dict[str, tuple[float, ...]]:
@@ -119,11 +134,13 @@ def _errors(
     before, expected = np.ascontiguousarray(hidden[:, :length]), after[:, :length]
     size = np.maximum(np.square(expected).sum(axis=-1, dtype=np.float64), np.finfo(np.float32).tiny)
     found = {}
-    for name, columns in importance.items():
-        tried = {**values, name: _in_slices(values[name], columns, name)}
+    for name, treatment in treatments.items():
+        assert treatment.mean_squares is not None
+        columns, meant = column_importance(treatment.mean_squares, name), treatment.apply(values[name])
+        tried = {**values, name: treatment.undo(_in_slices(meant, columns, name))}
         difference = np.square(graph.run(before, tried) - expected).sum(axis=-1, dtype=np.float64)
         error = float((difference / size).mean())
-        losses = _losses(values[name], columns, name)
+        losses = _losses(meant, columns, name)
         followed = losses[FOLLOWED] or 1.0
         found[name] = tuple(float(f"{error * loss / followed:.3g}") for loss in losses)
     return found
@@ -156,8 +173,13 @@ def _losses(weight: Float32, importance: Float32, name: str) -> list[float]:
 
 
 def _keep(observed: Observed, folder: Path, journal: Journal) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {_SQUARES + name: each for name, each in observed.importance.items()}
-    arrays |= {_ERRORS + name: np.array(each) for name, each in observed.errors.items()}
+    arrays: dict[str, NDArray[np.generic]] = {
+        f"{part} {name}": values
+        for name, treatment in observed.treatments.items()
+        for part in _PARTS
+        if (values := getattr(treatment, part)) is not None
+    }
+    arrays |= {f"{_ERRORS} {name}": np.array(each) for name, each in observed.errors.items()}
     try:
         np.savez(folder / IMPORTANCE_FILE, allow_pickle=False, **arrays)
     except OSError as error:
@@ -174,13 +196,18 @@ def _kept(folder: Path, journal: Journal, names: Collection[str], tried: Collect
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError):
         return None
-    importance = {name.removeprefix(_SQUARES): each for name, each in arrays.items() if name.startswith(_SQUARES)}
-    errors = {
-        name.removeprefix(_ERRORS): tuple(map(float, each)) for name, each in arrays.items() if name.startswith(_ERRORS)
-    }
-    if set(importance) != set(names) or set(errors) != set(tried):
+    parts: dict[str, dict[str, Float32]] = {}
+    errors: dict[str, tuple[float, ...]] = {}
+    for key, each in arrays.items():
+        part, _, name = key.partition(" ")
+        if part == _ERRORS:
+            errors[name] = tuple(map(float, each))
+        elif part in _PARTS:
+            parts.setdefault(name, {})[part] = each
+    with_squares = {name for name, given in parts.items() if "mean_squares" in given}
+    if with_squares != set(names) or set(errors) != set(tried):
         return None
-    return Observed(importance, errors)
+    return Observed({name: Treatment(**given) for name, given in parts.items()}, errors)
 
 
 def forget_importance(folder: Path) -> None:

@@ -24,6 +24,7 @@ from edgephi.export.weights.data_file import DataFile
 from edgephi.export.weights.half_range import require_half_vector, to_half
 from edgephi.export.weights.layout import Layout, StoredMatrix, StoredTensor
 from edgephi.export.weights.repack import repack
+from edgephi.export.weights.rescaling import Treatment
 from edgephi.export.weights.stored import write_stored
 from edgephi.export.weights.transforms import mixes_rows, read_slice, read_weight
 from edgephi.quantize.formats import QuantizedWeight
@@ -68,7 +69,7 @@ def pack_weights(
     journal: Journal | None,
     threads: int,
     report: Report,
-    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    treatments: Mapping[str, Treatment] | None = None,
 ) -> None:
     """Fill the data file, group by group; groups the journal holds, and whose bytes are still those, stay as they are.
 
@@ -76,24 +77,24 @@ def pack_weights(
         journal: learns of every group (a layer, the embedding, the head) once it is written; None: nobody goes on from
             this file.
         report: told the source bytes of every finished slice, from the threads that finished them.
-        importance: mean squares of inputs, by the weights whose quantizers need them.
+        treatments: what is done to weights before they are quantized, by name.
 
     Raises:
         WeightError: NaN or infinite values, naming tensor and file.
         OutputError: the disk is full.
         SourceError: a file ends early.
     """
-    data, means = DataFile(path, hashed=journal is not None), importance or {}
+    data, treated = DataFile(path, hashed=journal is not None), treatments or {}
     try:
         if journal is not None and journal.continues:
             data.clear_gaps(layout)
-        _write_vectors(architecture, layout, data, report)
+        _write_vectors(architecture, layout, data, report, treated)
         _write_rope(architecture, layout, data)
         progress = _Groups(architecture, layout, data, journal, threads)
         report(progress.bytes_before)
         with ThreadPoolExecutor(threads, thread_name_prefix="edgephi-pack") as pool:
             jobs = [
-                pool.submit(_pack_slice, piece, layout, data, progress, report, means.get(piece.weight.name))
+                pool.submit(_pack_slice, piece, layout, data, progress, report, treated.get(piece.weight.name))
                 for piece in progress.pending
             ]
             try:
@@ -169,9 +170,9 @@ def _pack_slice(
     data: DataFile,
     progress: _Groups,
     report: Report,
-    mean_squares: NDArray[np.float32] | None,
+    treatment: Treatment | None,
 ) -> None:
-    statistics = None if mean_squares is None else Statistics(mean_squares=mean_squares)
+    statistics = None if treatment is None else Statistics(mean_squares=treatment.mean_squares)
     tensor, matrix, half = job.tensors[0], layout.matrices[job.weight.name], layout.half
     if matrix.repacked:
         write_stored(_repacked(job, matrix), matrix, job.row, data, tensor, half)
@@ -179,7 +180,8 @@ def _pack_slice(
         # one weight that has to be read as a whole is in memory at a time, however many threads there are
         with progress.whole_weight if mixes_rows(job.weight) else nullcontext():
             for row, values in _values(job):
-                _write_values(values, matrix, row, data, tensor, half, statistics)
+                treated = values if treatment is None else treatment.apply(values, row)
+                _write_values(treated, matrix, row, data, tensor, half, statistics)
     progress.finish(job)
     report(job.source_bytes)
 
@@ -244,11 +246,15 @@ def quantize_matrix(
     return quantizer(matrix.quantizer).quantize(meant, fmt, statistics, name=name, half_scales=half_scales)
 
 
-def _write_vectors(architecture: Architecture, layout: Layout, data: DataFile, report: Report) -> None:
+def _write_vectors(
+    architecture: Architecture, layout: Layout, data: DataFile, report: Report, treatments: Mapping[str, Treatment]
+) -> None:
     for name, stored in layout.vectors.items():
         weight = architecture.weights.get(name)
         if weight is not None:
             values, tensor = read_weight(weight), weight.parts[0].tensor
+            if name in treatments:
+                values = treatments[name].apply(values)
             converted = to_half(values, stored.dtype, tensor, half=layout.half)
             if layout.half is not None or stored.dtype == "float16":
                 require_half_vector(weight, values, layout.half)

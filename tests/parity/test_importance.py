@@ -6,8 +6,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx.numpy_helper import to_array
+from safetensors.numpy import load_file
 
 import edgephi
 from edgephi.bundle import read_manifest
@@ -37,13 +40,13 @@ def tokens_of(source: Path) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, describe(open_folder(source)).spec.vocabulary_size, (3, 20))
 
 
-def observed(source: Path, folder: Path) -> Observed:
+def observed(source: Path, folder: Path, *, rescale: bool = False) -> Observed:
     architecture = describe(open_folder(source))
     linear = [name for name, weight in architecture.weights.items() if weight.role == "linear"]
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / JOURNAL, "key")
     names = [*linear, *(name for name in architecture.weights if name == "head.weight")]
-    return observe(architecture, names, linear, tokens_of(source), folder, journal, lambda count: None)
+    return observe(architecture, names, linear, tokens_of(source), folder, journal, lambda count: None, rescale=rescale)
 
 
 @pytest.mark.parametrize("case", ["llama-gqa", "phi-parallel", "phi3-longrope-short"])
@@ -60,8 +63,10 @@ def test_what_a_pass_finds_is_what_numpy_finds(case: str, fixtures: Path, tmp_pa
             if name not in found.errors:
                 continue
             inputs = np.concatenate(list(graph.inputs(name, hidden, weights))).astype(np.float64)
-            assert found.importance[name] == pytest.approx((inputs**2).mean(axis=0), rel=1e-4, abs=1e-9)
-            columns = column_importance(found.importance[name])
+            squares = found.treatments[name].mean_squares
+            assert squares == pytest.approx((inputs**2).mean(axis=0), rel=1e-4, abs=1e-9)
+            assert squares is not None
+            columns = column_importance(squares)
             rounded = round_to_nearest(weights[name], LADDER[FOLLOWED], importance=columns).values()
             left = (graph.run(hidden, {**weights, name: rounded}) - after).astype(np.float64)
             error = ((left**2).sum(axis=-1) / (after.astype(np.float64) ** 2).sum(axis=-1)).mean()
@@ -71,14 +76,51 @@ def test_what_a_pass_finds_is_what_numpy_finds(case: str, fixtures: Path, tmp_pa
 
 
 def test_a_pass_that_ended_is_not_repeated(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = observed(checkpoint, tmp_path)
+    first = observed(checkpoint, tmp_path, rescale=True)
     with monkeypatch.context() as patch:
         patch.setattr(importance, "embed", None)
-        again = observed(checkpoint, tmp_path)
-    assert again.errors == first.errors and again.importance.keys() == first.importance.keys()
-    assert all(np.array_equal(again.importance[name], each) for name, each in first.importance.items())
+        again = observed(checkpoint, tmp_path, rescale=True)
+    assert again.errors == first.errors and again.treatments.keys() == first.treatments.keys()
+    for name, treatment in first.treatments.items():
+        for part, values in vars(treatment).items():
+            assert np.array_equal(getattr(again.treatments[name], part), values), (name, part)
     (tmp_path / IMPORTANCE_FILE).write_bytes(b"cut off")
-    assert observed(checkpoint, tmp_path).errors == first.errors
+    assert observed(checkpoint, tmp_path, rescale=True).errors == first.errors
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "llama-bias", "phi-parallel", "phi3-gqa-partial", "phi-qk", "phimoe"])
+def test_rescaled_channels_leave_the_float_model_as_it_is(case: str, fixtures: Path, tmp_path: Path) -> None:
+    source = fixtures / case
+    architecture, tokens = describe(open_folder(source)), tokens_of(source)
+    found = observed(source, tmp_path / "found", rescale=True).treatments
+    moved = [each for each in found.values() if each.columns is not None]
+    assert moved and all(np.abs(np.log(each.columns)).max() > 0.01 for each in moved)  # type: ignore[arg-type]
+    hidden = embed(architecture, tokens)
+    for number in range(architecture.spec.layers):
+        weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, number).items()}
+        treated = {name: found[name].apply(each) if name in found else each for name, each in weights.items()}
+        graph = LayerGraph(architecture, number, tokens.shape[1])
+        after = graph.run(hidden, weights)
+        assert np.abs(graph.run(hidden, treated) - after).max() < 1e-4 * np.abs(after).max()
+        for name, each in weights.items():
+            if name in found and each.ndim == 2:
+                assert np.allclose(found[name].undo(treated[name]), each, rtol=1e-5)
+                halves = [found[name].apply(each[part], part.start) for part in (slice(0, 7), slice(7, len(each)))]
+                assert np.array_equal(np.concatenate(halves), treated[name])
+        hidden = after
+
+
+def test_adapters_and_rotations_keep_channels_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(chr(0x4E00 + 3 + index % 57) for index in range(900)), encoding="utf-8")
+    gains = load_file(checkpoint / "model.safetensors")["model.layers.0.input_layernorm.weight"]
+    kept = {}
+    for name, more in (("plain", {}), ("lora", {"lora": 4})):
+        edgephi.export(checkpoint, tmp_path / name, quantize="weighted", calibration=text, **more)
+        graph = onnx.load(tmp_path / name / "model.onnx").graph
+        (found,) = (one for one in graph.initializer if one.name == "model.layers.0.input_layernorm.weight")
+        kept[name] = bool(np.array_equal(to_array(found, str(tmp_path / name)), gains))
+    assert kept == {"plain": False, "lora": True}
 
 
 def data_hash(bundle: Path) -> str:
@@ -93,7 +135,7 @@ def test_an_export_says_what_it_did_and_threads_change_nothing(
     arguments = {"quantize": "weighted", "calibration": text, "bits": 6.2}
     edgephi.export(checkpoint, tmp_path / "two", **arguments)
     recipe = read_manifest(tmp_path / "two").recipe
-    assert recipe.quantize is not None and recipe.quantize.picked == "rounded by importance"
+    assert recipe.quantize is not None and recipe.quantize.picked == "rounded by importance, channels rescaled"
     assert recipe.budget is not None and recipe.budget.measure == importance.MEASURE
     assert recipe.calibration is not None and recipe.calibration.text == "mine.txt"
     methods = {group.bits: group.method for group in recipe.weights if group.weights == "linear"}
