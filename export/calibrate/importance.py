@@ -115,7 +115,7 @@ def observe(
 
 def _with_squares(treatment: Treatment, squares: Float32) -> Treatment:
     if treatment.columns is not None:
-        squares = squares / np.square(treatment.columns)
+        squares = np.asarray(squares / np.square(treatment.columns), np.float32)
     return replace(treatment, mean_squares=squares)
 
 
