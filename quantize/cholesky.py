@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.quantize.workers import COLUMNS, product
+from edgephi.quantize.workers import COLUMNS, multiply, product
 
 Floats = NDArray[np.float32]
 
@@ -47,21 +47,26 @@ def _subtract_gram(pool: ThreadPoolExecutor, rest: Floats, below: Floats) -> Non
 
     def piece(start: int) -> None:
         part = slice(start, start + COLUMNS)
-        rest[start:, part] -= below[:, start:].T @ below[:, part]
+        rest[start:, part] -= multiply(below[:, start:], below[:, part], transposed=True)
 
     list(pool.map(piece, range(0, len(rest), COLUMNS)))
 
 
-def solve(pool: ThreadPoolExecutor, lower: Floats, inverses: list[Floats], right: Floats) -> None:
-    """Replace right [n, m] by X with L L^T X = right; `lower` and `inverses` are what `factor` made."""
+def solve(lower: Floats, inverses: list[Floats], right: Floats) -> None:
+    """Replace right [n, m] by X with L L^T X = right, on the calling thread.
+
+    Args:
+        lower, inverses: what `factor` made.
+        right: contiguous.
+    """
     starts = [number * BLOCK for number in range(len(inverses))]
     for start, inverse in zip(starts, inverses, strict=True):
         rows = slice(start, start + len(inverse))
-        rest = right[rows] - product(pool, lower[rows, :start], right[:start]) if start else right[rows]
-        right[rows] = product(pool, inverse, rest)
+        rest = right[rows] - multiply(lower[rows, :start], right[:start]) if start else right[rows]
+        right[rows] = multiply(inverse, rest)
     for start, inverse in reversed(list(zip(starts, inverses, strict=True))):
         stop = start + len(inverse)
         rest = right[start:stop]
         if stop < len(lower):
-            rest = rest - product(pool, lower[stop:, start:stop].T, right[stop:])
-        right[start:stop] = product(pool, inverse.T, rest)
+            rest = rest - multiply(lower[stop:, start:stop], right[stop:], transposed=True)
+        right[start:stop] = multiply(inverse, rest, transposed=True)

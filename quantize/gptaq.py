@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgephi.errors import QuantizationError
 from edgephi.quantize.cholesky import factor, solve
-from edgephi.quantize.workers import product, worker_pool
+from edgephi.quantize.workers import multiply, worker_pool
 
 Floats = NDArray[np.float32]
 
@@ -21,8 +21,8 @@ STRENGTH = 0.5
 """How much of the way from W to V is gone."""
 DAMPING = 0.1
 """Added to the diagonal of the Hessian, as a fraction of its mean."""
-ROWS = 4096
-"""Of the weight, solved for together."""
+ROWS = 1024
+"""Of the weight, solved for together by one thread."""
 
 
 def compensate(
@@ -60,10 +60,13 @@ def compensate(
             raise QuantizationError(
                 "the Hessian has no inverse", where=name, remedy="Calibrate with more text, or with other text"
             ) from error
-        for start in range(0, len(weight), ROWS):
+
+        def piece(start: int) -> None:
             part = weight[start : start + ROWS]
-            change = product(pool, cross, np.ascontiguousarray(part.T))
-            solve(pool, lower, inverses, change)
+            change = multiply(cross, np.ascontiguousarray(part.T))
+            solve(lower, inverses, change)
             change *= np.float32(strength)
             np.add(part, change.T, out=found[start : start + ROWS])
+
+        list(pool.map(piece, range(0, len(weight), ROWS)))
     return found

@@ -11,7 +11,7 @@ Scale, zero point and codes of a block: `quantize/gptq_block.py`. What was found
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from edgephi.errors import QuantizationError, WeightError
 from edgephi.quantize.cholesky import factor
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
-from edgephi.quantize.gptq_block import BlockLoss, Grid, fit_block, search_grid
+from edgephi.quantize.gptq_block import BlockLoss, Grid, blocks_together, fit_block, search_grid
 from edgephi.quantize.lpbq import LpbqFormat, LpbqWeight, quantize_lpbq
 from edgephi.quantize.quantizer import Format, Statistics, StoredWeight
 from edgephi.quantize.refine import refine
-from edgephi.quantize.workers import COLUMNS, product, worker_pool
+from edgephi.quantize.workers import multiply, worker_pool
 
 Floats = NDArray[np.float32]
 Order = list[NDArray[np.int64]]
@@ -34,8 +34,8 @@ DAMPING = 0.1
 PASSES = 4
 """Over all codes, by `refine`."""
 
-ROWS = 4096
-"""Rows worked on together (50 MB an array at 3,072 columns), a multiple of what one thread multiplies."""
+ROWS = 512
+"""Rows that one thread works on together: 16 MB for each of its arrays at 8,192 columns."""
 
 LARGEST_WEIGHT = float(2.0**60)
 
@@ -56,7 +56,7 @@ def gptq(
     block; codes are stored in place. Columns whose input was always 0 are rounded to nearest.
 
     The result does not depend on the number of threads, neither BLAS's nor the ones it works with. Besides the result
-    this needs about 12 bytes for each element of the Hessian, and 20 for each element of 4,096 rows of the weight.
+    this needs about 12 bytes for each element of the Hessian, and for each thread 20 for each element of 512 rows.
 
     Args:
         weight: float32 [rows, columns].
@@ -77,11 +77,14 @@ def gptq(
     codes = np.full((rows, blocks * fmt.block_size), fmt.default_zero_point, np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = np.full((rows, blocks), fmt.default_zero_point, np.uint8)
-    for part, found, grids in _fit(weight, hessian, fmt, damping, passes, name, half=half_scales):
+
+    def take(part: slice, found: Floats, grids: list[Grid]) -> None:
         for number, grid in enumerate(grids):
             block = slice(number * fmt.block_size, min((number + 1) * fmt.block_size, columns))
             codes[part, block] = (found[block] - grid.low).T
             scales[part, number], zeros[part, number] = grid.scale, -grid.low
+
+    _fit(weight, hessian, fmt, damping, passes, name, take, half=half_scales)
     packed = pack_nibbles(codes.reshape(rows, blocks, fmt.block_size))
     return QuantizedWeight(fmt, columns, packed, scales, None if fmt.symmetric else pack_nibbles(zeros))
 
@@ -106,10 +109,13 @@ def gptq_lpbq(
     _check(weight, hessian, symmetric, name)
     rounded = quantize_lpbq(weight, fmt, name=name)
     codes, block_scales, channels = rounded.codes, rounded.block_scales, rounded.channel_scales
-    for part, found, grids in _fit(weight, hessian, symmetric, damping, passes, name, channels):
+
+    def take(part: slice, found: Floats, grids: list[Grid]) -> None:
         codes[part] = found.T
         for number, grid in enumerate(grids):
             block_scales[part, number] = np.rint(grid.scale / channels[part])
+
+    _fit(weight, hessian, symmetric, damping, passes, name, take, channels)
     return LpbqWeight(codes, block_scales, channels)
 
 
@@ -120,13 +126,16 @@ def _fit(
     damping: float,
     passes: int,
     name: str,
+    take: Callable[[slice, Floats, list[Grid]], None],
     units: Floats | None = None,
     *,
     half: bool = False,
-) -> Iterator[tuple[slice, Floats, list[Grid]]]:
-    """Rows of the weight, their codes minus zero point [columns, rows], and the grid of every block.
+) -> None:
+    """Fit all rows; rows do not know of each other, so that threads work on pieces of them.
 
     Args:
+        take: given rows of the weight, their codes minus zero point [columns, rows], and the grid of every block; by
+            several threads, each for rows of its own.
         units: of block scales, float32 [rows]; see `Grid`.
         half: see `Grid`.
     """
@@ -138,13 +147,16 @@ def _fit(
     with worker_pool() as pool:
         upper, variance = _factor(pool, hessian, np.concatenate(order), added, name)
         single = hessian.astype(np.float32, copy=False)
-        for start in range(0, rows, ROWS):
+
+        def piece(start: int) -> None:
             part = slice(start, min(start + ROWS, rows))
             unit = None if units is None else units[part]
-            found, error, grids = _quantize_rows(pool, weight[part], order, upper, variance, fmt, unit, half=half)
+            found, error, grids = _quantize_rows(weight[part], order, upper, variance, fmt, unit, half=half)
             for _ in range(passes):
-                refine(pool, error, found, grids, single, more, fmt.block_size, span)
-            yield part, found, grids
+                refine(error, found, grids, single, more, fmt.block_size, span)
+            take(part, found, grids)
+
+        list(pool.map(piece, range(0, rows, ROWS)))
 
 
 def _check(weight: Floats, hessian: NDArray[np.floating], fmt: BlockFormat, name: str) -> None:
@@ -191,7 +203,7 @@ def _factor(
     # the Cholesky factor of the reversed matrix, reversed, is upper triangular
     backwards = order[::-1]
     # in float32: damping is far above its rounding, and a wide layer's Hessian is what takes most memory
-    lower = hessian[np.ix_(backwards, backwards)].astype(np.float32, copy=False)
+    lower = np.ascontiguousarray(hessian[np.ix_(backwards, backwards)], np.float32)
     lower[np.diag_indices_from(lower)] += np.float32(damping)
     try:
         factor(pool, lower)
@@ -202,11 +214,22 @@ def _factor(
     diagonal = np.diagonal(lower).copy()
     np.fill_diagonal(lower, 0)
     lower /= diagonal
-    return lower[::-1, ::-1], np.square(diagonal / diagonal.max())[::-1]
+    _reverse(lower.reshape(-1))
+    return lower, np.square(diagonal / diagonal.max())[::-1]
+
+
+def _reverse(values: Floats) -> None:
+    """In place: both axes of a matrix when it is given as a vector."""
+    half, step = len(values) // 2, 1 << 20
+    for start in range(0, half, step):
+        stop = min(start + step, half)
+        front = values[start:stop].copy()
+        back = values[len(values) - stop : len(values) - start]
+        values[start:stop] = back[::-1]
+        back[...] = front[::-1]
 
 
 def _quantize_rows(
-    pool: ThreadPoolExecutor,
     weight: Floats,
     order: Order,
     upper: Floats,
@@ -221,33 +244,30 @@ def _quantize_rows(
     codes, error = np.empty((2, columns, rows), np.float32)
     passed_on = np.empty((columns, rows), np.float32)  # the errors again, in the order they were made
     grids: list[Grid] = [Grid(np.zeros(0, np.float32), np.zeros(0, np.float32))] * len(order)
-    done = 0
-    for block in order:
+    done = together = 0
+    passed: Floats = np.zeros((0, rows), np.float32)
+    for number, block in enumerate(order):
         stop = done + len(block)
+        if number % blocks_together(fmt.block_size) == 0:
+            # what the errors so far pass on to several blocks: a product of few rows runs at half the speed
+            together = done
+            last = together + sum(map(len, order[number : number + blocks_together(fmt.block_size)]))
+            if together:
+                passed = multiply(upper[:together, together:last], passed_on[:together], transposed=True)
+            else:
+                passed = np.zeros((last, rows), np.float32)
         original = np.ascontiguousarray(weight[:, block].T)
-        target = product(pool, upper[:done, done:stop].T, passed_on[:done])
-        target += original
+        target = original + passed[done - together : stop - together]
+        if done > together:
+            target += upper[together:done, done:stop].T @ passed_on[together:done]
         loss = BlockLoss(variance[done:stop], upper[done:stop, done:stop])
-        grid = _search(pool, target, loss, fmt, unit, half=half)
+        grid = search_grid(target, loss, fmt, unit, half=half)
         found = fit_block(original, target, loss, grid, np.float32(fmt.largest_code))
         codes[block] = found
         error[block] = passed_on[done:stop] = original - found * grid.scale
         grids[int(block.min()) // fmt.block_size] = grid
         done = stop
     return codes, error, grids
-
-
-def _search(
-    pool: ThreadPoolExecutor, target: Floats, loss: BlockLoss, fmt: BlockFormat, unit: Floats | None, *, half: bool
-) -> Grid:
-    def piece(start: int) -> Grid:
-        part = slice(start, start + COLUMNS)
-        return search_grid(target[:, part], loss, fmt, None if unit is None else unit[part], half=half)
-
-    grids = list(pool.map(piece, range(0, target.shape[1], COLUMNS)))
-    return Grid(
-        np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.low for grid in grids]), unit, half
-    )
 
 
 class _Gptq:

@@ -27,6 +27,14 @@ EXACT_DIVISOR = (8.0,)
 TOGETHER = 16
 """Columns whose errors reach each other one by one; those after them get the sum, by a matrix product."""
 
+COLUMNS_TOGETHER = 128
+"""Columns of several blocks that get what the errors of all others pass on in one product."""
+
+
+def blocks_together(block_size: int) -> int:
+    """Blocks in `COLUMNS_TOGETHER`, at least one."""
+    return max(1, COLUMNS_TOGETHER // block_size)
+
 
 @dataclass
 class Grid:

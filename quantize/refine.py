@@ -7,16 +7,13 @@ the sum of e H e^T over the rows e of W - Q larger. Codes: Behdin et al. 2023, "
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
-from edgephi.quantize.gptq_block import TOGETHER, Floats, Grid
-from edgephi.quantize.workers import product
+from edgephi.quantize.gptq_block import TOGETHER, Floats, Grid, blocks_together
+from edgephi.quantize.workers import multiply
 
 
 def refine(
-    pool: ThreadPoolExecutor,
     error: Floats,
     codes: Floats,
     grids: list[Grid],
@@ -36,13 +33,20 @@ def refine(
         block_size: columns of a block; the last may have fewer.
         span: largest stored code.
     """
-    for number, grid in enumerate(grids):
-        part = slice(number * block_size, min((number + 1) * block_size, len(error)))
-        gradient = product(pool, hessian[part], error)
-        gradient += damping * error[part]
-        inner = hessian[part, part].copy()
-        inner[np.diag_indices_from(inner)] += damping
-        _refine_block(error[part], codes[part], grid, gradient, inner, span)
+    columns, step = len(error), blocks_together(block_size)
+    for first in range(0, len(grids), step):
+        start, end = first * block_size, min((first + step) * block_size, columns)
+        gradient = multiply(hessian[start:end], error)
+        gradient += damping * error[start:end]
+        for number in range(first, min(first + step, len(grids))):
+            part = slice(number * block_size, min((number + 1) * block_size, columns))
+            inner = hessian[part, part].copy()
+            inner[np.diag_indices_from(inner)] += damping
+            before = error[part].copy()
+            within = slice(part.start - start, part.stop - start)
+            _refine_block(error[part], codes[part], grids[number], gradient[within], inner, span)
+            if part.stop < end:
+                gradient[within.stop :] += hessian[part.stop : end, part] @ (error[part] - before)
 
 
 def _refine_block(error: Floats, codes: Floats, grid: Grid, gradient: Floats, inner: Floats, span: np.float32) -> None:

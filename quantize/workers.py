@@ -1,6 +1,6 @@
 """Matrix products on all cores whose bytes do not depend on how many there are.
 
-A BLAS library cuts a product into as many pieces as it has threads, and other pieces round differently. Here it has one
+A library cuts a product into as many pieces as it has threads, and other pieces round differently. Here it has one
 thread, and the pieces, always the same ones, go to threads of ours.
 """
 
@@ -10,14 +10,22 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgephi.ort import open_session, session_options
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Floats = NDArray[np.float32]
 
 COLUMNS = 1024
 """Of the right factor, in one piece."""
+IR_VERSION, OPSET = 10, 21
 TILE = 512
 """Columns of a Gram matrix in one piece."""
 
@@ -37,13 +45,37 @@ def worker_threads() -> int:
     return min(8, cores)
 
 
+def multiply(left: Floats, right: Floats, *, transposed: bool = False) -> Floats:
+    """left @ right on the calling thread; float32 [m, n] of [m, k], or [k, m] where it is transposed, and [k, n].
+
+    onnxruntime's product: of 128 x 3,072 and 3,072 x 512 values an AMD EPYC (Zen 5) makes 219 GFLOP/s with it, and 127
+    with NumPy's OpenBLAS. Worth it from some 64 rows and columns on.
+    """
+    result: Floats = _gemm(transposed).run(None, {"left": left, "right": right})[0]
+    return result
+
+
+@cache
+def _gemm(transposed: bool) -> InferenceSession:
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Gemm", ["left", "right"], ["product"], transA=int(transposed))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("left", "right")]
+    outputs = [helper.make_tensor_value_info("product", TensorProto.FLOAT, [None, None])]
+    graph = helper.make_graph([node], "product", inputs, outputs)
+    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
+    options = session_options(threads=1, spinning=False, arena=False)
+    remedy = "Report this with the versions of onnxruntime and onnx"
+    return open_session(model.SerializeToString(), options, where="matrix product", remedy=remedy)
+
+
 def product(pool: ThreadPoolExecutor, left: Floats, right: Floats) -> Floats:
     """left @ right, float32 [m, n] of [m, k] and [k, n]."""
     result = np.empty((len(left), right.shape[1]), np.float32)
 
     def piece(start: int) -> None:
         part = slice(start, start + COLUMNS)
-        np.matmul(left, right[:, part], out=result[:, part])
+        result[:, part] = multiply(left, right[:, part])
 
     list(pool.map(piece, range(0, right.shape[1], COLUMNS)))
     return result
@@ -55,7 +87,8 @@ def add_gram(pool: ThreadPoolExecutor, total: Floats, rows: Floats, others: Floa
     def tile(start: int) -> None:
         part = slice(start, start + TILE)
         first = start if others is None else 0
-        total[part, first:] += rows[:, part].T @ (rows if others is None else others)[:, first:]
+        right = (rows if others is None else others)[:, first:]
+        total[part, first:] += multiply(rows[:, part], right, transposed=True)
 
     list(pool.map(tile, range(0, len(total), TILE)))
 

@@ -44,9 +44,8 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
     Raises:
         UsageError: no such published model.
     """
-    from edgephi.export.calibrate.fit import fit_layer
-    from edgephi.export.calibrate.layer import LayerGraph, layer_weights
-    from edgephi.export.calibrate.streams import LayerInputs
+    from edgephi.export.calibrate.fit import Passage, fit_layer
+    from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
     from edgephi.export.families import describe
     from edgephi.export.families.naming import Blueprint
     from edgephi.export.spec import Checkpoint
@@ -74,11 +73,13 @@ def measure(model: str, block_size: int, sequences: int, length: int) -> LayerCo
         wall, cpu = time.perf_counter(), time.process_time()
 
     graph = LayerGraph(architecture, 0, length)
-    exact, inputs = dict(values), LayerInputs(hidden, hidden + np.float32(0.05) * np.roll(hidden, 1, axis=0))
-    for name, _ in fit_layer(graph, inputs, exact, values, matrices):
+    drifted = hidden + np.float32(0.05) * np.roll(hidden, 1, axis=0)
+    exact, passage = dict(values), Passage(start_of(hidden), start_of(drifted))
+    del hidden, drifted
+    for name, _ in fit_layer(graph, passage, exact, values, matrices):
         finish(name.split(".")[2])
-    graph.run(inputs.float, exact)
-    graph.run(inputs.quantized, values)
+    graph.finish(passage.float, exact)
+    graph.finish(passage.quantized, values)
     finish("next layer's input")
     return LayerCost(tuple(steps), peak_resident_bytes(), architecture.spec.layers)
 

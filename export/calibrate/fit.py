@@ -9,14 +9,14 @@ decoded, the statistics of one linear layer, and the hidden states of both model
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.calibrate.fitted_head import pack_head
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
 from edgephi.export.calibrate.streams import LayerInputs, gather
 from edgephi.export.journal import Journal
 from edgephi.export.spec import HEAD, Architecture, Weight
@@ -109,7 +109,15 @@ def pack_fitted(
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         linear = [name for name, weight in weights.items() if is_fitted(weight, layout)]
         exact = {name: read_weight(weight) for name, weight in weights.items()}
-        values = dict(exact)
+        # what is rounded counts with what is stored of it
+        values = {
+            name: _as_stored(values, layout.matrices[name], name)
+            if weights[name].role in ("linear", "expert") and name not in linear
+            else values
+            for name, values in exact.items()
+        }
+        passage = Passage(start_of(hidden.float), start_of(hidden.quantized))
+        del hidden  # so that it goes when the layer has used it
         tensors = [tensor for name in linear for tensor in layout.matrices[name].tensors]
         if data.holds(tensors, journal.done.get(group(layer))):
             for name in linear:
@@ -117,16 +125,13 @@ def pack_fitted(
                 report(weight_source_bytes(weights[name]))
         else:
             matrices = {name: layout.matrices[name] for name in linear}
-            for name, packed in fit_layer(graph, hidden, exact, values, matrices):
+            for name, packed in fit_layer(graph, passage, exact, values, matrices):
                 write_stored(packed, matrices[name], 0, data, weights[name].parts[0].tensor, layout.half)
                 # scales lose some bits where they are stored
                 values[name] = read_values(data, matrices[name])
                 report(weight_source_bytes(weights[name]))
             journal.add(group(layer), data.written(tensors))
-        for name, weight in weights.items():
-            if weight.role in ("linear", "expert") and name not in linear:
-                values[name] = _as_stored(values[name], layout.matrices[name], name)
-        hidden = LayerInputs(graph.run(hidden.float, exact), graph.run(hidden.quantized, values))
+        hidden = LayerInputs(graph.finish(passage.float, exact), graph.finish(passage.quantized, values))
     if HEAD in architecture.weights and is_fitted(architecture.weights[HEAD], layout):
         tensors = list(layout.matrices[HEAD].tensors)
         if data.holds(tensors, journal.done.get(HEAD)):
@@ -136,39 +141,48 @@ def pack_fitted(
             journal.add(HEAD, data.written(tensors))
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How far all sequences have come in a layer: of each the values known, by name; see `LayerGraph.inputs`."""
+
+    float: list[dict[str, Float32]]
+    """In the float model."""
+    quantized: list[dict[str, Float32]]
+    """In the model that is quantized so far."""
+
+
 def fit_layer(
     graph: LayerGraph,
-    hidden: LayerInputs,
-    exact: Mapping[str, Float32],
+    passage: Passage,
+    exact: dict[str, Float32],
     values: dict[str, Float32],
     matrices: Mapping[str, StoredMatrix],
 ) -> Iterator[tuple[str, StoredWeight]]:
     """Quantize linear weights of one layer, each to what it multiplies once those before it are quantized.
 
     Args:
-        exact: all weights of the layer, float.
+        passage: at the layer's start; goes on to the last of these weights.
+        exact: all weights of the layer, float; those that are not needed any more are removed.
         values: the same; those that were quantized are replaced by what they decode to.
         matrices: how the weights to quantize are stored, by name, in the order in which the layer uses them.
 
     Raises:
-        EngineError, WeightError, QuantizationError: see `LayerGraph.run` and `Quantizer.quantize`.
+        EngineError, WeightError, QuantizationError: see `LayerGraph.inputs` and `Quantizer.quantize`.
     """
+    last = next(reversed(list(matrices)), None)
     for name, matrix in matrices.items():
-        hessian, cross = _statistics(graph, name, hidden, exact, values)
+        ours = graph.inputs(name, passage.quantized, values)
+        # no quantized weight concerns the float model, so its way through the layer can end here
+        theirs = graph.inputs(name, passage.float, exact, to_the_end=name == last)
+        hessian, cross = gather(zip(ours, theirs, strict=True), exact[name].shape[1])
+        for passed in set(values) - graph.pending(name):
+            exact.pop(passed), values.pop(passed)
         target = compensate(exact[name], hessian, cross, name=name)
         del cross
         packed = quantize_matrix(target, matrix, Statistics(hessian=hessian), name=name)
         values[name] = matrix.after_rounding(packed.values())
         del hessian, target
         yield name, packed
-
-
-def _statistics(
-    graph: LayerGraph, name: str, hidden: LayerInputs, exact: Mapping[str, Float32], values: Mapping[str, Float32]
-) -> tuple[Float32, Float32]:
-    """Hessian A^T A and drift A^T (X - A) of a linear layer's inputs: A in the quantized model, X in the float one."""
-    pairs = zip(graph.inputs(name, hidden.quantized, values), graph.inputs(name, hidden.float, exact), strict=True)
-    return gather(pairs, exact[name].shape[1])
 
 
 def _as_stored(values: Float32, matrix: StoredMatrix, name: str) -> Float32:

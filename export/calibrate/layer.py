@@ -6,15 +6,16 @@ to be computed with; float and quantized weights take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.errors import EngineError, library_errors
+from edgephi.export.calibrate.graph_slice import GraphSlices
 from edgephi.export.families.rope import rope_table
 from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, single_layer
@@ -40,6 +41,11 @@ def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
     return {name: weight for name, weight in architecture.weights.items() if name.startswith(prefix)}
 
 
+def start_of(hidden: Float32) -> list[dict[str, Float32]]:
+    """What is known of every sequence before a layer: its hidden states, of float32 [sequences, length, hidden]."""
+    return [{HIDDEN_IN: sequence[None]} for sequence in hidden]
+
+
 class RecordingBuilder(GraphBuilder):
     """Weights become inputs of the graph, and what a linear layer multiplies is remembered."""
 
@@ -63,7 +69,7 @@ class RecordingBuilder(GraphBuilder):
 
 
 class LayerGraph:
-    """An open session on one layer.
+    """One layer, to be run whole or from one linear layer to the next.
 
     Args:
         architecture: the whole decoder.
@@ -85,18 +91,14 @@ class LayerGraph:
         emit = RecordingBuilder(self._layout, recipe)
         inputs, outputs = emit_layer(emit, part.spec)
         self._recorded = {self._outside(weight): str(value.name) for weight, value in emit.linear_inputs.items()}
-        self._used = set(emit.ports)
         ranges = _emit_ranges(emit)
         # two linear layers that multiply the same (a parallel decoder's) share an output
         read = list({value.name: value for value in emit.linear_inputs.values()}.values())
         for value in read:
             value.type = ir.TensorType(emit.float)
         model = emit.model([*inputs, *emit.ports.values()], [*outputs, *read, ranges])
-        # Sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing. An
-        # arena keeps the largest of everything it ever held.
-        options = session_options(threads=1, spinning=False, arena=False)
-        graph = ir.to_proto(model).SerializeToString()
-        self._session = open_session(graph, options, where=f"layers.{layer}", remedy=_OTHERWISE, refusal=_FAILED)
+        self._slices = GraphSlices(ir.to_proto(model), HIDDEN_IN, HIDDEN_OUT)
+        self._sessions: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
 
     def run(self, hidden: Float32, weights: Mapping[str, Float32]) -> Float32:
         """Hidden states after the layer, float32 [sequences, length, hidden].
@@ -109,8 +111,8 @@ class LayerGraph:
             EngineError: the run fails, or gives values that are not finite.
         """
         result = np.empty_like(hidden)
-        for number, (after,) in enumerate(self._each([HIDDEN_OUT], hidden, weights)):
-            result[number] = after
+        for number, (after,) in enumerate(self._each(start_of(hidden), [HIDDEN_OUT], weights)):
+            result[number] = after[0]
         return result
 
     def run_with_ranges(self, hidden: Float32, weights: Mapping[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
@@ -122,8 +124,8 @@ class LayerGraph:
         result = np.empty_like(hidden)
         low = np.full((len(self._recorded) + 1, 2), np.inf, np.float32)
         high = -low
-        for number, (after, seen) in enumerate(self._each([HIDDEN_OUT, RANGES], hidden, weights)):
-            result[number] = after
+        for number, (after, seen) in enumerate(self._each(start_of(hidden), [HIDDEN_OUT, RANGES], weights)):
+            result[number] = after[0]
             np.minimum(low, seen[:, 0::2], out=low)
             np.maximum(high, seen[:, 1::2], out=high)
         ranges = np.stack([low, high], axis=2).reshape(-1, 4)
@@ -137,67 +139,116 @@ class LayerGraph:
         result = np.empty_like(hidden)
         places = list(dict.fromkeys(self._recorded.values()))
         totals: list[NDArray[np.float64]] = []
-        for number, (after, *inputs) in enumerate(self._each([HIDDEN_OUT, *places], hidden, weights)):
-            result[number] = after
-            squares = [np.square(values, dtype=np.float64).sum(axis=0) for values in inputs]
+        for number, (after, *inputs) in enumerate(self._each(start_of(hidden), [HIDDEN_OUT, *places], weights)):
+            result[number] = after[0]
+            squares = [np.square(values[0], dtype=np.float64).sum(axis=0) for values in inputs]
             totals = [total + more for total, more in zip(totals, squares, strict=True)] if totals else squares
         tokens = hidden.shape[0] * hidden.shape[1]
         means = dict(zip(places, ((total / tokens).astype(np.float32) for total in totals), strict=True))
         return result, {weight: means[place] for weight, place in self._recorded.items()}
 
-    def inputs(self, linear: str, hidden: Float32, weights: Mapping[str, Float32]) -> Iterator[Float32]:
+    def inputs(
+        self,
+        linear: str,
+        known: list[dict[str, Float32]],
+        weights: Mapping[str, Float32],
+        *,
+        to_the_end: bool = False,
+    ) -> Iterator[Float32]:
         """What a linear layer, given by its weight's name, multiplies: float32 [length, columns] of every sequence.
 
-        Nothing behind that layer is computed. Arguments and errors are those of `run`.
+        Computed from what is known, and nothing twice: of every sequence `known` then holds that input and what the
+        rest of the layer needs beside it. Linear layers are asked for in the order in which the layer uses them.
+
+        Args:
+            known: of every sequence values by their name in the graph, as `start_of` makes them; replaced.
+            weights: as for `run`; only those between what is known and this layer count.
+            to_the_end: compute the hidden states behind the layer too, and keep nothing but these.
         """
-        for (values,) in self._each([self._recorded[linear]], hidden, weights):
-            yield values
+        value = self._recorded[linear]
+        kept = [HIDDEN_OUT] if to_the_end else self._slices.carried(value)
+        wanted = list(dict.fromkeys([value, *kept]))
+        missing = [name for name in wanted if name not in known[0]]
+        for number, found in enumerate(self._each(known, missing, weights) if missing else [()] * len(known)):
+            have = known[number] | dict(zip(missing, found, strict=True))
+            known[number] = {name: have[name] for name in kept}
+            yield have[value][0]
+
+    def pending(self, linear: str) -> set[str]:
+        """The weights, by canonical name, that count for what lies behind the input of a linear layer."""
+        read = self._slices.read(self._slices.carried(self._recorded[linear]))
+        layout = self._layout
+        tensors = {name: stored.name for name, stored in layout.vectors.items()}
+        tensors |= {name: matrix.codes.name for name, matrix in layout.matrices.items()}
+        for stack, experts in self._stacks.items():
+            tensors |= {expert.name: layout.stacks[stack].codes.name for expert in experts}
+        return {self._outside(name) for name, tensor in tensors.items() if tensor in read}
+
+    def finish(self, known: list[dict[str, Float32]], weights: Mapping[str, Float32]) -> Float32:
+        """The hidden states behind the layer, as `run`, from what `inputs` left; `known` is empty then."""
+        found = [values.get(HIDDEN_OUT) for values in known]
+        if any(values is None for values in found):
+            found = [after for (after,) in self._each(known, [HIDDEN_OUT], weights)]
+        known.clear()
+        return np.concatenate([values for values in found if values is not None])
 
     def _each(
-        self, outputs: Sequence[str], hidden: Float32, weights: Mapping[str, Float32]
+        self, known: Sequence[Mapping[str, Float32]], outputs: Sequence[str], weights: Mapping[str, Float32]
     ) -> Iterator[tuple[Float32, ...]]:
-        """Outputs for every sequence in turn, without their batch axis; as many are computed at a time as there are
-        threads."""
-        import onnxruntime as ort
+        """Outputs for every sequence in turn; as many are computed at a time as there are threads."""
+        session = self._session(known[0], outputs)
+        names = {value.name for value in session.get_inputs()}
+        feeds = {name: values for name, values in self._feeds(weights, names).items() if name in names}
 
-        feeds = self._feeds(weights)
-        options = ort.RunOptions()
-        options.only_execute_path_to_fetches = True
-
-        def one(sequence: Float32) -> tuple[Float32, ...]:
+        def one(given: Mapping[str, Float32]) -> tuple[Float32, ...]:
+            values = {name: value for name, value in given.items() if name in names}
             with library_errors(_FAILED, where=f"layers.{self._layer}", remedy=_OTHERWISE):
-                found: list[Float32] = self._session.run(outputs, {HIDDEN_IN: sequence[None], **feeds}, options)
+                found: list[Float32] = session.run(list(outputs), feeds | values)
             if not all(np.isfinite(values).all() for values in found):
                 raise EngineError(
                     "hidden states are not finite",
                     where=f"layers.{self._layer}",
                     remedy="Check the checkpoint, or calibrate with other text",
                 )
-            return tuple(values.reshape(-1, values.shape[-1]) for values in found)
+            return tuple(found)
 
         step = worker_threads()
         with ThreadPoolExecutor(step, "edgephi-layer") as pool:
-            for start in range(0, len(hidden), step):
-                yield from pool.map(one, hidden[start : start + step])
+            for start in range(0, len(known), step):
+                yield from pool.map(one, known[start : start + step])
+
+    def _session(self, known: Mapping[str, Float32], outputs: Sequence[str]) -> Any:
+        key = tuple(sorted(known)), tuple(outputs)
+        if key not in self._sessions:
+            # Sequences run side by side, each on one thread: how a product is cut, and so rounded, depends on nothing.
+            # An arena keeps the largest of everything it ever held.
+            options = session_options(threads=1, spinning=False, arena=False)
+            graph = self._slices.between(key[0], key[1]).SerializeToString()
+            where = f"layers.{self._layer}"
+            self._sessions[key] = open_session(graph, options, where=where, remedy=_OTHERWISE, refusal=_FAILED)
+        return self._sessions[key]
 
     def _outside(self, name: str) -> str:
         """The layer's own name of a weight that is called `layers.0. …` within the graph."""
         return f"layers.{self._layer}.{name.removeprefix('layers.0.')}"
 
-    def _feeds(self, weights: Mapping[str, Float32]) -> dict[str, NDArray[np.generic]]:
+    def _feeds(self, weights: Mapping[str, Float32], used: Collection[str]) -> dict[str, NDArray[np.generic]]:
+        """What the graph asks for besides hidden states; of the weights those that are used."""
         spec, layout = self._spec, self._layout
         cos, sin = rope_table(spec.rope, 0, self._length)
         tables = {"cos_cache": cos, "sin_cache": sin}
         feeds: dict[str, NDArray[np.generic]] = {}
         for name, stored in layout.vectors.items():
-            feeds[stored.name] = np.ascontiguousarray(tables[name] if name in tables else weights[self._outside(name)])
+            if stored.name in used:
+                values = tables[name] if name in tables else weights[self._outside(name)]
+                feeds[stored.name] = np.ascontiguousarray(values)
         for name, matrix in layout.matrices.items():
-            feeds[matrix.codes.name] = weights[self._outside(name)]
+            if matrix.codes.name in used:
+                feeds[matrix.codes.name] = weights[self._outside(name)]
         for stack, experts in self._stacks.items():
-            feeds[layout.stacks[stack].codes.name] = np.stack(
-                [weights[self._outside(expert.name)] for expert in experts]
-            )
-        feeds = {name: values for name, values in feeds.items() if name in self._used}
+            codes = layout.stacks[stack].codes.name
+            if codes in used:
+                feeds[codes] = np.stack([weights[self._outside(expert.name)] for expert in experts])
         empty = np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32)
         past = "past_key_values.0"
         mask = np.ones((1, self._length), np.int64)

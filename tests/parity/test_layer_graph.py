@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.spec import Architecture
@@ -64,7 +64,8 @@ def test_layers_that_multiply_the_same_report_the_same(fixtures: Path) -> None:
     hidden = embed(architecture, np.arange(24).reshape(2, 12) % architecture.spec.vocabulary_size)
     weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
     graph = LayerGraph(architecture, 0, 12)
-    qkv, up = (list(graph.inputs(f"layers.0.{name}.weight", hidden, weights)) for name in ("qkv", "up"))
+    known = start_of(hidden)
+    qkv, up = (list(graph.inputs(f"layers.0.{name}.weight", known, weights)) for name in ("qkv", "up"))
     np.testing.assert_array_equal(qkv, up)
 
 
@@ -76,7 +77,8 @@ def test_the_inputs_reported_are_what_each_weight_multiplies(fixtures: Path) -> 
     graph = LayerGraph(architecture, 0, 12)
     after = graph.run(hidden, weights)
     linear = ("qkv", "o", "gate_up", "down")
-    inputs = {name: np.stack(list(graph.inputs(f"layers.0.{name}.weight", hidden, weights))) for name in linear}
+    known = start_of(hidden)
+    inputs = {name: np.stack(list(graph.inputs(f"layers.0.{name}.weight", known, weights))) for name in linear}
     assert {name: values.shape for name, values in inputs.items()} == {
         "qkv": (2, 12, spec.hidden_size),
         "o": (2, 12, spec.query_size),
@@ -90,3 +92,36 @@ def test_the_inputs_reported_are_what_each_weight_multiplies(fixtures: Path) -> 
     np.testing.assert_allclose(
         inputs["qkv"], normed * weights["layers.0.input_norm.weight"], rtol=0, atol=1e-5 * float(np.abs(normed).max())
     )
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("to_the_end", (False, True))
+def test_a_layer_in_pieces_gives_what_it_gives_whole(case: str, to_the_end: bool, fixtures: Path) -> None:
+    reference = np.load(fixtures / case / "reference.npz")
+    architecture, tokens = describe(open_folder(fixtures / case)), reference["input_ids"]
+    hidden = embed(architecture, tokens)
+    weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
+    linear = [name for name, weight in layer_weights(architecture, 0).items() if weight.role == "linear"]
+    graph = LayerGraph(architecture, 0, tokens.shape[1])
+    known = start_of(hidden)
+    for name in linear:
+        for values in graph.inputs(name, known, weights, to_the_end=to_the_end and name == linear[-1]):
+            assert values.shape == (tokens.shape[1], weights[name].shape[1])
+    after = graph.finish(known, weights)
+    assert distance(after, graph.run(hidden, weights)) < 1e-5
+
+
+def test_no_piece_of_a_layer_is_computed_twice(fixtures: Path) -> None:
+    architecture = describe(open_folder(fixtures / "llama-gqa"))
+    hidden = embed(architecture, np.arange(24).reshape(2, 12) % architecture.spec.vocabulary_size)
+    weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
+    graph = LayerGraph(architecture, 0, 12)
+    whole = graph.run(hidden, weights)
+    known = start_of(hidden)
+    for linear in ("qkv", "o", "gate_up", "down"):
+        for values in graph.inputs(f"layers.0.{linear}.weight", known, weights):
+            assert np.isfinite(values).all()
+        weights = {name: weights[name] for name in graph.pending(f"layers.0.{linear}.weight") if name in weights}
+        assert f"layers.0.{linear}.weight" in weights
+    assert list(weights) == ["layers.0.down.weight"]
+    assert distance(graph.finish(known, weights), whole) < 1e-5
