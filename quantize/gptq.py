@@ -31,8 +31,9 @@ Order = list[NDArray[np.int64]]
 
 DAMPING = 0.1
 """Added to the diagonal of the Hessian, as a fraction of its mean: what calibration did not see shall not count 0."""
-PASSES = 4
-"""Over all codes, by `refine`."""
+PASSES = 1
+"""Over all codes, by `refine`. SmolLM2 with its channels rescaled, 4,088 predictions of WikiText-2: KL divergence 0.170
+without, 0.160 with one, 0.165 with two and 0.162 with four, each of which takes as long as GPTQ itself."""
 
 ROWS = 512
 """Rows that one thread works on together: 16 MB for each of its arrays at 8,192 columns."""
