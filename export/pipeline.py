@@ -11,7 +11,7 @@ from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.importance import Observed, forget_importance, observe
 from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, why_float
 from edgephi.export.calibrate.sensitivity import forget_sensitivities, measure_sensitivities
-from edgephi.export.calibrate.text import calibration_tokens, describe_text, forget_tokens
+from edgephi.export.calibrate.text import OWN_SEQUENCES, calibration_tokens, describe_text, forget_tokens
 from edgephi.export.graph.block_sparse import prefill_chunk
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
@@ -58,6 +58,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         asdict(layout),
         asdict(mix.budget) if mix else None,
         text.digest() if text else None,
+        plan.rescales,
     )
     bytes_needed = layout.bytes + GRAPH_ALLOWANCE + plan.aside_bytes
     with (
@@ -74,11 +75,18 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         job.expect(source_bytes(architecture) + tried + kv_work)
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         seen: Observed | None = None
-        if tokens is not None and quantizer(recipe.quantizer).needs_importance:
+        if tokens is not None and (plan.rescales or quantizer(recipe.quantizer).needs_importance):
             open_weights = mix.weights if mix else ()
-            known = {name for name, matrix in layout.matrices.items() if matrix.needs_importance} | set(open_weights)
+            known = {name for name, matrix in layout.matrices.items() if matrix.needs_text} | set(open_weights)
             seen = observe(
-                architecture, known, open_weights, tokens, folder, journal, job.report, rescale=plan.rescales
+                architecture,
+                known,
+                open_weights,
+                tokens[:OWN_SEQUENCES],
+                folder,
+                journal,
+                job.report,
+                rescale=plan.rescales,
             )
         if mix and tokens is not None:
             measured = (

@@ -106,8 +106,10 @@ def make_plan(
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     adapted = plan_lora(architecture, lora, lora_layers, checkpoint.config_where)
-    # an adapter was trained for inputs as they are published; a rotation has spread already what stands out
-    rescales = quantizer(recipe.quantizer).needs_importance and lora is None and recipe.rotation_seed is None
+    # an adapter was trained for inputs as they are published; a rotation has spread already what stands out; the NPU's
+    # scales are each row's
+    meant = needs_text(recipe.quantizer) and recipe.decision is not None
+    rescales = meant and lora is None and recipe.rotation_seed is None and not integers
     if rescales and recipe.decision is not None:
         decision = replace(recipe.decision, picked=f"{recipe.decision.picked}, channels rescaled")
         recipe = replace(recipe, decision=decision)

@@ -74,7 +74,7 @@ def pack_decoder(
         assert tokens is not None
         data = DataFile(path)
         try:
-            pack_fitted(architecture, layout, tokens, data, journal, report)
+            pack_fitted(architecture, layout, tokens, data, journal, report, treatments)
         finally:
             data.close()
 
@@ -86,6 +86,7 @@ def pack_fitted(
     data: DataFile,
     journal: Journal,
     report: Report,
+    treatments: Mapping[str, Treatment] | None = None,
 ) -> None:
     """Quantize the weights whose quantizer needs inputs and write them to their places.
 
@@ -95,6 +96,7 @@ def pack_fitted(
     Args:
         tokens: int64 [sequences, length].
         report: told the source bytes of every finished weight.
+        treatments: see `pack_weights`; together they leave the float model what it is.
 
     Raises:
         WeightError, QuantizationError: a weight or its statistics cannot be used.
@@ -109,6 +111,8 @@ def pack_fitted(
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         linear = [name for name, weight in weights.items() if is_fitted(weight, layout)]
         exact = {name: read_weight(weight) for name, weight in weights.items()}
+        for name in weights.keys() & (treatments or {}).keys():
+            exact[name] = (treatments or {})[name].apply(exact[name])
         # what is rounded counts with what is stored of it
         values = {
             name: _as_stored(values, layout.matrices[name], name)

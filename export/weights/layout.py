@@ -92,6 +92,11 @@ class StoredMatrix:
         return self.number_format is not None and not self.repacked and quantizer(self.quantizer).needs_inputs
 
     @property
+    def needs_text(self) -> bool:
+        """Whether a calibration text has a say in its codes."""
+        return self.needs_inputs or self.needs_importance
+
+    @property
     def needs_importance(self) -> bool:
         """Whether the codes depend on the mean squares of inputs."""
         return self.number_format is not None and not self.repacked and quantizer(self.quantizer).needs_importance
