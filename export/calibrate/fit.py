@@ -179,7 +179,7 @@ def fit_layer(
         # no quantized weight concerns the float model, so its way through the layer can end here
         theirs = graph.inputs(name, passage.float, exact, to_the_end=name == last)
         hessian, cross = gather(zip(ours, theirs, strict=True), exact[name].shape[1])
-        for passed in set(values) - graph.pending(name):
+        for passed in set(values) - graph.pending(passage.quantized):
             exact.pop(passed), values.pop(passed)
         target = compensate(exact[name], hessian, cross, name=name)
         del cross

@@ -23,12 +23,12 @@ class GraphSlices:
         self._makers = {name: number for number, node in enumerate(model.graph.node) for name in node.output if name}
         self._computed = _computed_from(model.graph.node, start)
 
-    def carried(self, value: str) -> list[str]:
-        """What the rest of the graph needs of all that leads up to a value, and the value itself, in order.
+    def carried(self, value: str, known: Collection[str]) -> list[str]:
+        """What the rest of the graph needs of all that leads up to a value and to known ones, and the value itself.
 
         What does not depend on hidden states (positions, lengths) is not among it: that is computed again.
         """
-        before = self._needed([value], ())
+        before = self._needed([value, *known], ())
         rest = self._needed([self._end], ()) - before
         nodes = self._model.graph.node
         needed = {name for number in rest for name in nodes[number].input if name in self._computed}

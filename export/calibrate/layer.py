@@ -166,7 +166,7 @@ class LayerGraph:
             to_the_end: compute the hidden states behind the layer too, and keep nothing but these.
         """
         value = self._recorded[linear]
-        kept = [HIDDEN_OUT] if to_the_end else self._slices.carried(value)
+        kept = [HIDDEN_OUT] if to_the_end else self._slices.carried(value, known[0])
         wanted = list(dict.fromkeys([value, *kept]))
         missing = [name for name in wanted if name not in known[0]]
         for number, found in enumerate(self._each(known, missing, weights) if missing else [()] * len(known)):
@@ -174,9 +174,9 @@ class LayerGraph:
             known[number] = {name: have[name] for name in kept}
             yield have[value][0]
 
-    def pending(self, linear: str) -> set[str]:
-        """The weights, by canonical name, that count for what lies behind the input of a linear layer."""
-        read = self._slices.read(self._slices.carried(self._recorded[linear]))
+    def pending(self, known: Sequence[Mapping[str, Float32]]) -> set[str]:
+        """The weights, by canonical name, that still count for the layer's end."""
+        read = self._slices.read(known[0])
         layout = self._layout
         tensors = {name: stored.name for name, stored in layout.vectors.items()}
         tensors |= {name: matrix.codes.name for name, matrix in layout.matrices.items()}

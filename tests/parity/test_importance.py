@@ -17,7 +17,7 @@ from edgephi.bundle import read_manifest
 from edgephi.errors import UsageError
 from edgephi.export.calibrate import importance, layer
 from edgephi.export.calibrate.importance import IMPORTANCE_FILE, Observed, observe
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
 from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
@@ -62,7 +62,7 @@ def test_what_a_pass_finds_is_what_numpy_finds(case: str, fixtures: Path, tmp_pa
         for name in weights:
             if name not in found.errors:
                 continue
-            inputs = np.concatenate(list(graph.inputs(name, hidden, weights))).astype(np.float64)
+            inputs = np.concatenate(list(graph.inputs(name, start_of(hidden), weights))).astype(np.float64)
             squares = found.treatments[name].mean_squares
             assert squares == pytest.approx((inputs**2).mean(axis=0), rel=1e-4, abs=1e-9)
             assert squares is not None

@@ -111,17 +111,26 @@ def test_a_layer_in_pieces_gives_what_it_gives_whole(case: str, to_the_end: bool
     assert distance(after, graph.run(hidden, weights)) < 1e-5
 
 
-def test_no_piece_of_a_layer_is_computed_twice(fixtures: Path) -> None:
-    architecture = describe(open_folder(fixtures / "llama-gqa"))
+@pytest.mark.parametrize(
+    ("case", "linear", "last"),
+    [
+        ("llama-gqa", ("qkv", "o", "gate_up", "down"), ["down.weight"]),
+        ("phi-parallel", ("qkv", "o", "up", "down"), ["o.weight", "o.bias", "down.weight", "down.bias"]),
+    ],
+)
+def test_no_piece_of_a_layer_is_computed_twice(
+    case: str, linear: tuple[str, ...], last: list[str], fixtures: Path
+) -> None:
+    architecture = describe(open_folder(fixtures / case))
     hidden = embed(architecture, np.arange(24).reshape(2, 12) % architecture.spec.vocabulary_size)
     weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, 0).items()}
     graph = LayerGraph(architecture, 0, 12)
     whole = graph.run(hidden, weights)
     known = start_of(hidden)
-    for linear in ("qkv", "o", "gate_up", "down"):
-        for values in graph.inputs(f"layers.0.{linear}.weight", known, weights):
+    for name in linear:
+        for values in graph.inputs(f"layers.0.{name}.weight", known, weights):
             assert np.isfinite(values).all()
-        weights = {name: weights[name] for name in graph.pending(f"layers.0.{linear}.weight") if name in weights}
-        assert f"layers.0.{linear}.weight" in weights
-    assert list(weights) == ["layers.0.down.weight"]
+        weights = {name: weights[name] for name in graph.pending(known) if name in weights}
+        assert f"layers.0.{name}.weight" in weights
+    assert sorted(weights) == sorted(f"layers.0.{name}" for name in last)
     assert distance(graph.finish(known, weights), whole) < 1e-5

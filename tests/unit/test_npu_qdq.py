@@ -11,7 +11,7 @@ import pytest
 
 import edgephi
 from edgephi.errors import UnsupportedModelError, UsageError
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.npu.decoder import npu_decoder, stages
@@ -58,7 +58,7 @@ def test_ranges_are_those_of_what_linear_layers_multiply_and_give(
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         weights = {name: read_weight(weight) for name, weight in layer_weights(architecture, layer).items()}
         for name in (f"layers.{layer}.{module}.weight" for module in ("qkv", "o", "gate_up", "down")):
-            taken = np.concatenate(list(graph.inputs(name, hidden, weights)))
+            taken = np.concatenate(list(graph.inputs(name, start_of(hidden), weights)))
             for values, found in (
                 (taken, encodings.linear[name].input),
                 (taken @ weights[name].T, encodings.linear[name].output),

@@ -143,7 +143,7 @@ def test_every_slice_of_a_weight_and_every_layer_is_the_toys(checkpoint: Path, t
 def test_one_that_needs_inputs_gets_them_and_the_manifest_names_the_text(checkpoint: Path, tmp_path: Path) -> None:
     edgephi.export(checkpoint, tmp_path / "bundle", quantize="toy-fitted", head_bits=4)
     recipe = read_manifest(tmp_path / "bundle").recipe
-    assert recipe.quantize is not None and recipe.quantize.picked == "the fitted toy"
+    assert recipe.quantize is not None and recipe.quantize.picked == "the fitted toy, channels rescaled"
     assert recipe.calibration is not None and recipe.calibration.tokens > 0
     methods = {group.weights: group.method for group in recipe.weights}
     assert methods["linear"] == methods["head"] == "scaled by the mean magnitude"
