@@ -9,6 +9,7 @@ from typing import Literal
 from edgephi.bundle import Manifest, NpuNumerics
 from edgephi.errors import SourceError
 from edgephi.export.calibrate.sensitivity import Elsewhere
+from edgephi.export.decide import Effort
 from edgephi.export.lora import LoraLayers
 from edgephi.export.options import ExportOptions, KvCache, Progress
 from edgephi.export.output import check_apart, check_output
@@ -25,6 +26,7 @@ def export_model(
     block_size: int = 32,
     accuracy_level: int = 4,
     quantize: str = "auto",
+    effort: Effort | None = None,
     bits: float | None = None,
     target_size: str | int | None = None,
     revision: str | None = None,
@@ -53,11 +55,13 @@ def export_model(
         block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
         quantize: for int4. rtn rounds everything to nearest; weighted rescales and rounds after a short text has shown
-            which input channels count, in seconds or minutes; gptq fits every layer to calibration text that passes
-            through the model layer by layer (both round experts to nearest). auto carries over what the source holds
-            in 4-bit blocks of 32 (GGUF's Q4_0, Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it
-            holds in 5 to 8 bits gets 8, and the rest is rounded. Where there is nothing to carry over it is gptq for
-            models of up to a billion parameters, which takes minutes, or when `calibration` is given; else rtn.
+            which inputs count; gptq fits every layer to calibration text that passes through the model layer by layer
+            (experts are rounded by both). auto carries over what the source holds in 4-bit blocks of 32 (GGUF's Q4_0,
+            Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it holds in 5 to 8 bits gets 8, and the
+            rest is rounded. Where there is nothing to carry over, `effort` decides.
+        effort: of auto with float weights. fast: weighted. balanced, the default: weighted, with 4 or 8 bits and a
+            block size for every weight, in the bytes of llama.cpp's Q4_K_M. best: gptq in these bytes. Rotated weights
+            and those for an NPU are fitted up to a billion parameters by balanced, and always by best.
         bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
             4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
             that are carried over stay what they are.

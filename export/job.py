@@ -43,10 +43,18 @@ class Job:
         self._on_progress = on_progress
         self._total, self._done, self._lock = 0, 0, Lock()
         self._phase: ExportPhase = "exporting"
+        self._method = ""
+        self._seconds: float | None = None
 
-    def expect(self, total: int) -> None:
-        """Say how many bytes of the source there are to report, before the first is."""
-        self._total = total
+    def expect(self, total: int, method: str = "", seconds: float | None = None) -> None:
+        """Say how many bytes of the source there are to report, before the first is.
+
+        Args:
+            total: these bytes.
+            method, seconds: see `Progress`.
+        """
+        self._total, self._method, self._seconds = total, method, seconds
+        self.report(0)
 
     def report(self, count: int) -> None:
         """Add bytes of the source that are done, from any thread, and tell the caller of the export."""
@@ -54,7 +62,7 @@ class Job:
             return
         with self._lock:
             self._done += count
-            self._on_progress(Progress(self._done, self._total, self._phase))
+            self._on_progress(Progress(self._done, self._total, self._phase, self._method, self._seconds))
 
     def begin(self, phase: ExportPhase) -> None:
         """Say what the work is from here on."""

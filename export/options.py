@@ -29,6 +29,7 @@ from edgephi.export.calibrate.budget import Budget
 from edgephi.export.calibrate.sensitivity import Elsewhere
 from edgephi.export.calibrate.text import require_text_file
 from edgephi.export.checkpoint.source import require_revision
+from edgephi.export.decide import Effort
 from edgephi.export.graph.variants import require_devices
 from edgephi.export.lora import LARGEST_RANK, LoraLayers
 from edgephi.export.weights.recipe import Precision, Recipe, make_recipe, require_written
@@ -56,6 +57,10 @@ class Progress:
     total: int
     phase: ExportPhase = "exporting"
     """compiling: for an NPU, which takes most of the time."""
+    method: str = ""
+    """What becomes of the weights; empty where they are only rounded or kept."""
+    expected_seconds: float | None = None
+    """What that will take on this machine, said before it begins; None: it is not known, or not worth saying."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class ExportOptions:
     block_size: int = 32
     accuracy_level: int = 4
     quantize: str = AUTO
+    effort: Effort | None = None
     bits: float | None = None
     target_size: str | int | None = None
     revision: str | None = None
@@ -155,6 +161,8 @@ class ExportOptions:
             raise wrong("measure_elsewhere", self.measure_elsewhere, "a function of names and tokens")
         require_choice("precision", self.precision, get_args(Precision))
         require_choice("quantize", self.quantize, quantizer_words())
+        if self.effort is not None:
+            require_choice("effort", self.effort, get_args(Effort))
         require_choice("via", self.via, get_args(Exporter))
         require_choice("kv_cache", self.kv_cache, get_args(KvCache))
         require_choice("lora_layers", self.lora_layers, get_args(LoraLayers))
@@ -273,11 +281,12 @@ class ExportOptions:
         """Options that graphs traced by optimum have."""
         self._require_float_cache("optimum's")
         plain = self.budget is None and self.calibration is None and self.head_bits == 8 and not self.rotate
+        plain = plain and self.effort is None
         if set(self.devices) != {"cpu"} or self.quantize not in (AUTO, ROUNDING) or not plain:
             raise UsageError(
                 "optimum's graph is for the CPU, and its weights are only rounded",
-                remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration and --quantize "
-                "out, or --via",
+                remedy="Leave --device, --rotate, --bits, --target-size, --head-bits, --calibration, --effort and "
+                "--quantize out, or --via",
             )
         if self.precision == "fp16":
             raise UsageError("a traced graph computes in float32", remedy="Choose --precision int4, int8 or fp32")

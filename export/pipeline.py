@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
 from edgephi.export.calibrate.budget import choose_layout
+from edgephi.export.calibrate.estimate import expected_seconds, machine_speed
 from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.calibrate.importance import Observed, forget_importance, observe
 from edgephi.export.calibrate.kv_cache import kv_tokens, settle_kv_cache, why_float
@@ -22,11 +23,14 @@ from edgephi.export.job import resume_key, start_job
 from edgephi.export.manifest import make_manifest
 from edgephi.export.options import ExportOptions
 from edgephi.export.output import GRAPH_ALLOWANCE
-from edgephi.export.plan import make_plan
+from edgephi.export.plan import ExportPlan, make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
 from edgephi.export.weights.pack import source_bytes, weight_source_bytes
 from edgephi.quantize.registry import quantizer
+
+WORTH_SAYING = 50_000_000
+"""Parameters from which an export takes long enough to say how long."""
 
 
 def export_own_graphs(options: ExportOptions) -> Manifest:
@@ -46,6 +50,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         budget=options.budget,
         calibration=options.calibration_file,
         seed=options.seed,
+        effort=options.effort,
         lora=options.lora,
         lora_layers=options.lora_layers,
     )
@@ -72,7 +77,8 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             write_long_rope_adapter(folder / LONG_ROPE_ADAPTER)
         tried = sum(weight_source_bytes(architecture.weights[name]) for name in mix.weights) if mix else 0
         kv_work = 0 if why_float(options.kv_cache, variants[0]) else source_bytes(architecture)
-        job.expect(source_bytes(architecture) + tried + kv_work)
+        told = options.on_progress is not None
+        job.expect(source_bytes(architecture) + tried + kv_work, *_expectation(plan, told=told))
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         seen: Observed | None = None
         if tokens is not None and (plan.rescales or quantizer(recipe.quantizer).needs_importance):
@@ -138,3 +144,21 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         calibration = describe_text(text, tokens) if text and tokens is not None else None
         entries = tuple(one.entry_with(kv_cache) for one in variants)
         return job.finish(make_manifest(job, plan, layout, calibration=calibration, graphs=entries, kv_cache=kv_cache))
+
+
+def _expectation(plan: ExportPlan, *, told: bool) -> tuple[str, float | None]:
+    """What becomes of the weights, and how long that takes where somebody is told."""
+    decision = plan.recipe.decision
+    if decision is None or plan.text is None:
+        return "", None
+    if not told or plan.parameters < WORTH_SAYING:
+        return decision.picked, None
+    seconds = expected_seconds(
+        plan.architecture,
+        quantizer(plan.recipe.quantizer),
+        samples=plan.text.sampled,
+        mixes=plan.mix is not None,
+        rescales=plan.rescales,
+        speed=machine_speed(),
+    )
+    return decision.picked, seconds

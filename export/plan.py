@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.bundle import TokenizerFacts
+from edgephi.bundle import NpuNumerics, TokenizerFacts
 from edgephi.errors import UsageError
 from edgephi.export.calibrate.budget import Budget, Mix, plan_mix
 from edgephi.export.calibrate.fitted_head import with_own_head
 from edgephi.export.calibrate.sensitivity import states_bytes
 from edgephi.export.calibrate.text import CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
+from edgephi.export.decide import Effort, decide, rescales
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants
 from edgephi.export.lora import Lora, LoraLayers, plan_lora
 from edgephi.export.options import unused_text
-from edgephi.export.spec import Architecture, Checkpoint, Weight
+from edgephi.export.spec import Architecture, Checkpoint
 from edgephi.export.tokenizer.files import TokenizerFiles, require_vocabulary
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.layout import Layout, plan_storage
-from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
-from edgephi.export.weights.repack import repackable_types
+from edgephi.export.weights.recipe import Recipe
 from edgephi.export.weights.rotation import rotate_architecture
-from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, needs_text, quantizer
-
-FITTED_UP_TO = 1_000_000_000
-"""Parameters up to which `auto` fits float weights to a text: minutes on two cores. Beyond, it has to be asked for."""
+from edgephi.quantize.registry import AUTO, needs_text, quantizer
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,15 @@ def make_plan(
     budget: Budget | None,
     calibration: Path | None,
     seed: int,
-    integers: bool = False,
+    effort: Effort | None = None,
+    npu: NpuNumerics | None = None,
     lora: int | None = None,
     lora_layers: LoraLayers = "all",
 ) -> ExportPlan:
     """Open a source and decide. The arguments are those of `edgephi.export_model`.
 
     Args:
-        integers: for w4a16, into which nothing is repacked and whose ranges need a text.
+        npu: of graphs for an NPU; into w4a16 nothing is repacked, and its ranges need a text.
 
     Raises:
         EdgephiError: the source cannot be used, or the arguments do not fit it.
@@ -92,7 +90,8 @@ def make_plan(
     if recipe.head is not None:
         architecture = with_own_head(architecture)
     tokenizer = read_tokenizer(checkpoint, architecture)
-    recipe = decide(recipe, architecture, calibration is not None, repack=not integers)
+    integers = npu == "w4a16"
+    recipe, budget = decide(recipe, architecture, effort or "balanced", budget, npu=npu, adapters=lora is not None)
     if recipe.head is not None and recipe.quantize == AUTO:
         raise UsageError(
             "a head in 4 bits is fitted to calibration text, and auto would fit nothing here",
@@ -106,13 +105,6 @@ def make_plan(
     mix = plan_mix(architecture, recipe, budget) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     adapted = plan_lora(architecture, lora, lora_layers, checkpoint.config_where)
-    # an adapter was trained for inputs as they are published; a rotation has spread already what stands out; the NPU's
-    # scales are each row's
-    meant = needs_text(recipe.quantizer) and recipe.decision is not None
-    rescales = meant and lora is None and recipe.rotation_seed is None and not integers
-    if rescales and recipe.decision is not None:
-        decision = replace(recipe.decision, picked=f"{recipe.decision.picked}, channels rescaled")
-        recipe = replace(recipe, decision=decision)
     variants = plan_variants(devices, architecture.spec, layout, recipe, adapted.weights if adapted else frozenset())
     return ExportPlan(
         checkpoint,
@@ -126,52 +118,7 @@ def make_plan(
         text,
         mix,
         adapted,
-        rescales,
-    )
-
-
-def decide(recipe: Recipe, architecture: Architecture, text_given: bool, *, repack: bool = True) -> Recipe:
-    """The recipe with the decision about its int4 weights, `auto` settled.
-
-    `auto` keeps the 4-bit blocks of the source, if it has any. Else it fits where that takes minutes or a text is
-    given, and rounds what is left.
-
-    Args:
-        repack: whether what is in 4 bits could stay as it is.
-    """
-    if recipe.linear is None or recipe.linear.bits != 4:
-        return recipe
-    if recipe.asked != AUTO:
-        return replace(recipe, decision=Decision(_title(recipe, architecture), "asked for"))
-    linear = [weight for weight in architecture.weights.values() if weight.role in ("linear", "expert")]
-    if repack and repacks_any(recipe, architecture):
-        return replace(recipe, decision=_repacked(linear))
-    if any(weight.role == "linear" for weight in linear) and (text_given or architecture.parameters <= FITTED_UP_TO):
-        fitted = replace(recipe, quantize=FITTING)
-        reason = "the source holds float weights, and of all ways measured it loses least at a size"
-        if not repack:
-            reason = "no source has the NPU's scales of two levels, and of all ways measured it loses least"
-        return replace(fitted, decision=Decision(_title(fitted, architecture), reason))
-    reason = f"the quick way; --quantize {FITTING} loses less and takes hours on a large model"
-    return replace(recipe, decision=Decision(_title(recipe, architecture), reason))
-
-
-def _title(recipe: Recipe, architecture: Architecture) -> str:
-    """What the recipe's quantizer does to the model, and that experts are rounded where it leaves them."""
-    chosen = quantizer(recipe.quantizer)
-    expert = next((weight for weight in architecture.weights.values() if weight.role == "expert"), None)
-    if expert is None or decided_by(recipe, expert, expert_format(recipe, architecture.spec)) == chosen.name:
-        return chosen.title
-    return f"{chosen.title}, experts {quantizer(ROUNDING).title}"
-
-
-def _repacked(linear: Sequence[Weight]) -> Decision:
-    count = sum(1 for weight in linear if repackable_types(weight))
-    if count == len(linear):
-        return Decision("carried over", "the source holds every linear weight in 4-bit blocks of 32")
-    return Decision(
-        f"carried over, the rest {quantizer(ROUNDING).title}",
-        f"the source holds {count} of {len(linear)} linear weights in 4-bit blocks of 32",
+        rescales(recipe, npu=npu, adapters=lora is not None),
     )
 
 

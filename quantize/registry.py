@@ -15,6 +15,8 @@ AUTO = "auto"
 """No quantizer: `export/plan.py` chooses one, or keeps what the source holds in 4 bits."""
 ROUNDING = "rtn"
 """Takes every weight that the chosen quantizer leaves: those of 8 bits, and experts where it needs inputs."""
+WEIGHTED = "weighted"
+"""What `auto` takes for float weights unless it is given much time."""
 FITTING = "gptq"
 """What `auto` takes where it has the time: of all ways measured it loses least at a size."""
 
@@ -31,7 +33,7 @@ class Known:
 
 QUANTIZERS = {
     ROUNDING: Known("edgephi.quantize.round_to_nearest:RTN", "rounded to nearest"),
-    "weighted": Known(
+    WEIGHTED: Known(
         "edgephi.quantize.by_importance:BY_IMPORTANCE",
         "rounded, errors counted by what a short text shows of the inputs, which takes seconds or minutes",
     ),

@@ -155,9 +155,8 @@ def compiled_bytes(graphs: tuple[Path, ...], target: HexagonTarget, folder: Path
 
 
 def _plan(source: str, recipe: Recipe, numerics: NpuNumerics) -> ExportPlan:
-    integers = numerics == "w4a16"
     return make_plan(
-        source, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0, integers=integers
+        source, recipe, revision=None, devices=("cpu",), budget=None, calibration=None, seed=0, npu=numerics
     )
 
 

@@ -11,7 +11,7 @@ import typer
 
 from edgephi.devices.providers import graph_devices
 from edgephi.errors import printable
-from edgephi.quantize.registry import AUTO, FITTING, QUANTIZERS, ROUNDING, quantizer_words
+from edgephi.quantize.registry import AUTO, QUANTIZERS, quantizer_words
 
 if TYPE_CHECKING:
     from edgephi.bundle import NpuFacts
@@ -26,7 +26,7 @@ Quantize = Annotated[
     typer.Option(
         help=f"For int4. {' '.join(f'{name}: {known.about}.' for name, known in QUANTIZERS.items())} auto: 4-bit "
         "blocks of 32 in the source (GGUF) are carried over as they are, and what it holds beside them in 5 to 8 "
-        f"bits gets 8; without any, {FITTING} up to a billion parameters, else {ROUNDING}.",
+        "bits gets 8; without any, --effort decides.",
     ),
 ]
 
@@ -50,6 +50,14 @@ def export(
         ),
     ] = 4,
     quantize: Quantize = AUTO,
+    effort: Annotated[
+        Literal["fast", "balanced", "best"] | None,
+        typer.Option(
+            help="Of --quantize auto with float weights. fast: weighted. balanced (default): weighted, each weight in "
+            "4 or 8 bits, together in the size of llama.cpp's Q4_K_M. best: gptq in that size.",
+            show_default=False,
+        ),
+    ] = None,
     bits: Annotated[
         float | None,
         typer.Option(
@@ -185,6 +193,7 @@ def export(
             block_size=block_size,
             accuracy_level=accuracy_level,
             quantize=quantize,
+            effort=effort,
             bits=bits,
             target_size=target_size,
             revision=revision,
@@ -248,6 +257,16 @@ def _npu_facts(npu: NpuFacts) -> list[str]:
     ]
 
 
+def about(seconds: float) -> str:
+    """95 → "about 2 minutes"; an estimate has no more digits."""
+    if seconds < 50:
+        return f"about {max(10 * round(seconds / 10), 10)} seconds"
+    minutes = max(round(seconds / 60), 1)
+    return (
+        f"about {minutes} minute{'s' if minutes > 1 else ''}" if minutes < 90 else f"about {seconds / 3600:.0f} hours"
+    )
+
+
 @contextmanager
 def exporting() -> Iterator[Callable[[Progress], None]]:
     """A bar on the terminal, in bytes of the source; yields what an export tells its progress to.
@@ -259,7 +278,15 @@ def exporting() -> Iterator[Callable[[Progress], None]]:
 
     try:
         with byte_progress("exporting") as advance_to:
-            yield lambda progress: advance_to(progress.done, progress.total)
+            said: set[str] = set()
+
+            def tell(progress: Progress) -> None:
+                if progress.expected_seconds is not None and progress.method not in said:
+                    said.add(progress.method)
+                    typer.echo(f"{progress.method}: {about(progress.expected_seconds)} on this machine", err=True)
+                advance_to(progress.done, progress.total)
+
+            yield tell
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last whole layer", err=True)
         raise

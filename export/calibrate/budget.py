@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgephi.errors import UsageError
 from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
-from edgephi.export.spec import Architecture, Weight
+from edgephi.export.spec import Architecture, DecoderSpec, Weight
 from edgephi.export.weights.layout import Allocator, Layout, place_matrix, plan_storage
 from edgephi.export.weights.recipe import Recipe
 from edgephi.export.weights.repack import repackable_types
@@ -82,6 +82,45 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
 def stored_bytes(weight: Weight, fmt: BlockFormat, recipe: Recipe) -> int:
     """Codes, scales and zero points of a weight in a format."""
     return sum(tensor.bytes for tensor in place_matrix(Allocator(), weight.name, weight, fmt, recipe).tensors)
+
+
+LLAMA_CPP_BITS = {"Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625, "Q5_0": 5.5, "Q5_1": 6.0, "Q8_0": 8.5}
+"""Stored bits a weight of GGUF's types."""
+LLAMA_CPP_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp takes where rows are no whole blocks of 256."""
+
+
+def llama_cpp_bytes(architecture: Architecture) -> int:
+    """Bytes of all matrices in llama.cpp's Q4_K_M, by the rules of its llama-quant.cpp.
+
+    Q6_K for the head (or the embedding that serves as one), and for v and down in half of the layers; Q5_K for q, k and
+    v where they are one matrix; Q4_K for the rest.
+    """
+    total = 0.0
+    for name, weight in architecture.weights.items():
+        if weight.role == "vector":
+            continue
+        rows, columns = weight.shape
+        for kind, share in _llama_cpp_types(architecture.spec, name):
+            stored = kind if columns % 256 == 0 else LLAMA_CPP_FALLBACK[kind]
+            total += share * rows * columns * LLAMA_CPP_BITS[stored] / 8
+    return int(total)
+
+
+def _llama_cpp_types(spec: DecoderSpec, name: str) -> list[tuple[str, float]]:
+    """Types of a matrix, each with its share of the rows."""
+    if not name.startswith("layers."):
+        tied_or_head = name.startswith("head") or (name.startswith("embed") and spec.tied_embedding)
+        return [("Q6_K" if tied_or_head else "Q4_K", 1.0)]
+    _, layer, module = name.removesuffix(".weight").split(".", 2)
+    number, eighth = int(layer), spec.layers // 8
+    more = number < eighth or number >= 7 * spec.layers // 8 or (number - eighth) % 3 == 2
+    if module == "qkv" and spec.family.startswith("phi3"):
+        return [("Q5_K", 1.0)]
+    if module == "qkv":
+        values = spec.kv_size / (spec.query_size + 2 * spec.kv_size)
+        return [("Q4_K", 1 - values), ("Q6_K" if more else "Q4_K", values)]
+    return [("Q6_K" if more and module.endswith("down") else "Q4_K", 1.0)]
 
 
 def describe_names(names: Iterable[str]) -> str:

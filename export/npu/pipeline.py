@@ -63,7 +63,8 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
         budget=None,
         calibration=options.calibration_file,
         seed=options.seed,
-        integers=numerics == "w4a16",
+        effort=options.effort,
+        npu=numerics,
     )
     architecture, recipe, text = plan.architecture, plan.recipe, plan.text
     decoder = npu_decoder(architecture, target)
