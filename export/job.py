@@ -54,7 +54,8 @@ class Job:
             method, seconds: see `Progress`.
         """
         self._total, self._method, self._seconds = total, method, seconds
-        self.report(0)
+        if seconds is not None:
+            self.report(0)
 
     def report(self, count: int) -> None:
         """Add bytes of the source that are done, from any thread, and tell the caller of the export."""

@@ -213,6 +213,11 @@ class ExportOptions:
             raise UsageError("a head in 4 bits is for int4 bundles", remedy="Leave --head-bits out, or --precision")
         if self.bits is not None and self.target_size is not None:
             raise UsageError("bits and a target size are two budgets", remedy="Give one of --bits and --target-size")
+        if self.effort is not None and (self.quantize != AUTO or self.precision != "int4"):
+            raise UsageError(
+                "an effort says how long auto may take for int4 weights",
+                remedy="Leave --effort out, or --quantize and --precision",
+            )
         self._require_lora()
         if self.measure_elsewhere is not None and self.budget is None:
             raise UsageError(

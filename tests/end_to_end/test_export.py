@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest, sha256_of
 from edgephi.errors import EdgephiError, OutputError, TokenizerError, UsageError, WeightError
 from edgephi.export import output as output_module
+from edgephi.export.calibrate.text import SELF
 from edgephi.export.weights.recipe import Precision
 from tests.decoding import genai_tokens
 
@@ -220,22 +222,28 @@ def test_every_failure_is_one_of_ours(checkpoint: Path, tmp_path: Path) -> None:
 # --- auto ------------------------------------------------------------------------------------------------------------
 
 
-def test_float_weights_are_fitted_unless_there_are_too_many_of_them(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = edgephi.export(checkpoint, tmp_path / "small").recipe
-    assert small.quantize is not None and small.calibration is not None
-    assert (small.quantize.asked, small.quantize.picked) == ("auto", "GPTQ")
-    monkeypatch.setattr("edgephi.export.plan.FITTED_UP_TO", 1000)
-    large = edgephi.export(checkpoint, tmp_path / "large").recipe
-    assert large.quantize is not None and large.calibration is None
-    assert (large.quantize.asked, large.quantize.picked) == ("auto", "rounded to nearest")
-    assert "--quantize gptq" in large.quantize.reason
+def test_the_effort_decides_what_becomes_of_float_weights(checkpoint: Path, tmp_path: Path) -> None:
+    found = {}
+    for effort in (None, "fast", "balanced", "best"):
+        recipe = edgephi.export(checkpoint, tmp_path / str(effort), effort=effort).recipe
+        assert recipe.quantize is not None and recipe.quantize.asked == "auto" and recipe.calibration is not None
+        found[effort] = recipe.quantize.picked, recipe.calibration.text == SELF
+        assert f"effort {effort or 'balanced'}" in recipe.quantize.reason
+    assert found[None] == found["balanced"]
+    assert found["fast"] == found["balanced"] == ("rounded by importance, channels rescaled", False)
+    assert found["best"] == ("GPTQ, channels rescaled", True)
     # who brings a text wants it used
-    text = tmp_path / "checkpoint" / "letters.txt"
+    text = tmp_path / "None" / "letters.txt"
     text.write_text("thequickbrownfoxjumpsoverthelazydog" * 40, encoding="utf-8")
-    fitted = edgephi.export(checkpoint, tmp_path / "fitted", calibration=text).recipe
-    assert fitted.quantize is not None and fitted.quantize.picked == "GPTQ"
+    used = edgephi.export(checkpoint, tmp_path / "text", calibration=text).recipe.calibration
+    assert used is not None and used.text == "letters.txt"
+
+
+@pytest.mark.parametrize("options", [{"quantize": "gptq"}, {"precision": "int8"}, {"via": "optimum"}])
+def test_an_effort_is_for_auto_and_for_int4(checkpoint: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--effort"):
+        edgephi.export(checkpoint, tmp_path / "out", effort="best", **options)
+    assert not (tmp_path / "out").exists()
 
 
 # --- GPTQ ------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
 from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.decide import decide
 from edgephi.export.families import describe
-from edgephi.export.plan import decide
 from edgephi.export.weights.recipe import make_recipe
 from edgephi.export.weights.rotation import rotate_architecture
 from tests.decoding import Decoder, distance
@@ -40,9 +40,8 @@ def test_rotated_weights_are_not_carried_over_and_the_manifest_says_that_they_ar
     recipe = read_manifest(folder).recipe
     assert recipe.rotation_seed == 7
     assert recipe.quantize is not None and recipe.quantize.picked == "rounded to nearest"
-    auto = decide(
-        make_recipe("int4", 32, 4, "auto", 7), rotate_architecture(describe(open_gguf(smollm2_gguf)), 7), False
-    )
+    rotated = rotate_architecture(describe(open_gguf(smollm2_gguf)), 7)
+    auto, _ = decide(make_recipe("int4", 32, 4, "auto", 7), rotated, "balanced", None)
     assert auto.quantize == "gptq", "with nothing to carry over, auto fits"
     shown = CliRunner().invoke(app, ["inspect", str(folder)]).output
     assert "residual stream and values, seed 7" in shown

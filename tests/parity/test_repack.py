@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgephi.export.checkpoint.gguf import open_gguf
+from edgephi.export.decide import decide
 from edgephi.export.families import describe
-from edgephi.export.plan import decide
 from edgephi.export.spec import Checkpoint
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.recipe import make_recipe
@@ -126,8 +126,8 @@ def test_means_are_pooled_where_the_cpu_s_graph_has_no_newer_operator(
 def test_auto_fits_where_blocks_cannot_stay_what_they_are(fixtures: Path, tmp_path: Path) -> None:
     """An NPU's w4a16 has scales of two levels, which no file holds."""
     stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", tmp_path / "a.gguf", "Q4_1")))
-    picked = [decide(RECIPE, stored, False, repack=repack).quantize for repack in (True, False)]
-    assert picked == ["auto", "gptq"]
+    picked = [decide(RECIPE, stored, "balanced", None, npu=npu)[0].quantize for npu in (None, "float16", "w4a16")]
+    assert picked == ["auto", "auto", "gptq"]
 
 
 def test_the_manifest_counts_what_is_repacked_and_what_gets_8_bits(fixtures: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_manifest_counts_what_is_repacked_and_what_gets_8_bits(fixtures: Pat
     def said(types: dict[str, str]) -> tuple[str, str]:
         file = tmp_path / f"{len(types)}.gguf"
         stored = describe(open_gguf(write_gguf(fixtures / "llama-gqa", file, "Q4_1", other_types=types)))
-        choice = quantization_choice(plan_storage(stored, RECIPE), decide(RECIPE, stored, False))
+        choice = quantization_choice(plan_storage(stored, RECIPE), decide(RECIPE, stored, "balanced", None)[0])
         assert choice is not None
         return choice.picked, choice.reason
 

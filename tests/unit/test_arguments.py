@@ -46,6 +46,7 @@ EXPORT = {
     "block_size": ["32", 32.0, None, True],
     "accuracy_level": ["4", 1.5],
     "quantize": ["awq", None, True],
+    "effort": ["great", 3, ["best"]],
     "bits": ["4.5", True],
     "target_size": [1.5, True, ["1MB"]],
     "revision": [3, b"main"],
