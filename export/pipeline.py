@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from edgephi.bundle import LONG_ROPE_ADAPTER, Manifest
+from edgephi.errors import UsageError
 from edgephi.export.calibrate.budget import choose_layout
 from edgephi.export.calibrate.estimate import expected_seconds, machine_speed
 from edgephi.export.calibrate.fit import pack_decoder
@@ -54,6 +55,11 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         lora=options.lora,
         lora_layers=options.lora_layers,
     )
+    if options.measure_elsewhere is not None and (plan.rescales or quantizer(plan.recipe.quantizer).needs_importance):
+        raise UsageError(
+            "what weights cost is found here in one pass, and nothing of it can be measured elsewhere",
+            remedy="Leave --scheduler out, or add --quantize rtn",
+        )
     architecture, recipe, layout, variants = plan.architecture, plan.recipe, plan.layout, plan.variants
     mix, text = plan.mix, plan.text
     key = resume_key(

@@ -76,3 +76,13 @@ def test_what_cannot_be_measured_elsewhere_is_refused(
     with pytest.raises(ClusterError, match="worker the desk: these are other weights than the ones meant"):
         edgephi.export(checkpoint, tmp_path / "out", quantize="rtn", bits=7, measure_elsewhere=elsewhere)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantize", ["weighted", "gptq"])
+def test_what_is_found_in_one_pass_is_not_spread(quantize: str, checkpoint: Path, tmp_path: Path) -> None:
+    def elsewhere(*given: object) -> dict[str, list[float]]:
+        raise AssertionError("asked")
+
+    with pytest.raises(UsageError, match="--quantize rtn"):
+        edgephi.export(checkpoint, tmp_path / "out", quantize=quantize, bits=7, measure_elsewhere=elsewhere)
+    assert not (tmp_path / "out").exists()
