@@ -60,8 +60,9 @@ def export_model(
             Q4_1, Q4_K), provided that `block_size` is 32; beside these, what it holds in 5 to 8 bits gets 8, and the
             rest is rounded. Where there is nothing to carry over, `effort` decides.
         effort: of auto with float weights. fast: weighted. balanced, the default: weighted, with 4 or 8 bits and a
-            block size for every weight, in the bytes of llama.cpp's Q4_K_M. best: gptq in these bytes. Rotated weights
-            and those for an NPU are fitted up to a billion parameters by balanced, and always by best.
+            block size for every weight, in the bytes of llama.cpp's Q4_K_M. best: gptq in these bytes, with twice the
+            text. Rotated weights and those for an NPU are fitted up to a billion parameters by balanced, and always by
+            best.
         bits: a budget for int4: stored bits of all matrices over published parameters. Every linear weight then gets
             4 or 8 bits and a block size of its own, by what each costs the float model on the calibration text; those
             that are carried over stay what they are.
@@ -69,8 +70,8 @@ def export_model(
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for weighted, gptq, a budget and w4a16, of which the first 8,192 tokens count; None: the
-            model samples its own, and weighted takes 1,024 tokens of edgephi's.
+        calibration: UTF-8 text for weighted, gptq, a budget and w4a16, of which the first 8,192 tokens count (16,384
+            for best); None: the model samples its own, and weighted takes 1,024 tokens of edgephi's.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/weights/rotation.py`);
             what the source holds in 4 bits is then quantized anew.

@@ -162,6 +162,7 @@ def _expectation(plan: ExportPlan, *, told: bool) -> tuple[str, float | None]:
     seconds = expected_seconds(
         plan.architecture,
         quantizer(plan.recipe.quantizer),
+        plan.text.sequences,
         samples=plan.text.sampled,
         mixes=plan.mix is not None,
         rescales=plan.rescales,

@@ -11,7 +11,7 @@ from edgephi.errors import UsageError
 from edgephi.export.calibrate.budget import Budget, Mix, plan_mix
 from edgephi.export.calibrate.fitted_head import with_own_head
 from edgephi.export.calibrate.sensitivity import states_bytes
-from edgephi.export.calibrate.text import CalibrationSource, extra_disk
+from edgephi.export.calibrate.text import LONG_SEQUENCES, SEQUENCES, CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.decide import Effort, decide, rescales
 from edgephi.export.families import describe
@@ -99,7 +99,8 @@ def make_plan(
         )
     text = None
     if needs_text(recipe.quantizer) or budget is not None or integers:
-        text = CalibrationSource(calibration, seed, own=quantizer(recipe.quantizer).needs_importance)
+        sequences = LONG_SEQUENCES if effort == "best" else SEQUENCES
+        text = CalibrationSource(calibration, seed, sequences, own=quantizer(recipe.quantizer).needs_importance)
     elif calibration is not None:
         raise unused_text()
     mix = plan_mix(architecture, recipe, budget) if budget else None

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from edgephi.export.calibrate.sensitivity import TOKENS
-from edgephi.export.calibrate.text import LENGTH, OWN_SEQUENCES, SEQUENCES
+from edgephi.export.calibrate.text import LENGTH, OWN_SEQUENCES
 from edgephi.export.spec import Architecture
 from edgephi.quantize.quantizer import Quantizer
 from edgephi.quantize.workers import multiply, worker_pool, worker_threads
@@ -43,12 +43,20 @@ def machine_speed() -> float:
 
 
 def expected_seconds(
-    architecture: Architecture, quantizer: Quantizer, *, samples: bool, mixes: bool, rescales: bool, speed: float
+    architecture: Architecture,
+    quantizer: Quantizer,
+    sequences: int,
+    *,
+    samples: bool,
+    mixes: bool,
+    rescales: bool,
+    speed: float,
 ) -> float:
     """From the calibration text to the last weight; what follows, such as the KV cache's scales, is not counted.
 
     Args:
         quantizer: of the linear weights.
+        sequences: of the text that layers are fitted to.
         samples: the model writes its text.
         mixes: every weight gets a format of its own.
         rescales: channels are rescaled.
@@ -56,7 +64,7 @@ def expected_seconds(
     """
     shapes = [weight.shape for weight in architecture.weights.values() if weight.role == "linear"]
     linear = float(sum(rows * columns for rows, columns in shapes))
-    long, short = SEQUENCES * LENGTH, OWN_SEQUENCES * LENGTH
+    long, short = sequences * LENGTH, OWN_SEQUENCES * LENGTH
     operations = 2.0 * linear * short if quantizer.needs_importance or rescales else 0.0
     nanoseconds = NANOSECONDS_TO_READ * architecture.parameters
     if samples:

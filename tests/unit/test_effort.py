@@ -60,7 +60,7 @@ def test_estimates_grow_with_the_work_and_shrink_with_the_machine() -> None:
     def minutes(architecture: Architecture, name: str, speed: float) -> float:
         fits = name == "gptq"
         how = {"samples": fits, "mixes": True, "rescales": True}
-        return expected_seconds(architecture, quantizer(name), speed=speed, **how) / 60
+        return expected_seconds(architecture, quantizer(name), 32, speed=speed, **how) / 60
 
     assert minutes(mini, "weighted", 3e11) < minutes(large, "weighted", 3e11)
     assert minutes(mini, "weighted", 3e11) < minutes(mini, "gptq", 3e11) < minutes(mini, "gptq", 1e11)
