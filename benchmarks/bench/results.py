@@ -6,11 +6,12 @@ document; a new optional field does not change it. Times are seconds, energies j
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgephi.errors import BundleError
 from edgephi.files import read_file
@@ -50,8 +51,25 @@ JUDGED: dict[Group, tuple[Metric, ...]] = {
 }
 """The figures a comparison gives a verdict on; the others say why."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST, LEAST = 1e100, 1e-100
+"""Magnitudes of a number that is not 0: what is beyond them was not measured, and ratios of such numbers overflow."""
+
+
+def _plausible(value: float) -> float:
+    if value and not LEAST <= abs(value) <= MOST:
+        raise ValueError(f"a magnitude from {LEAST:g} to {MOST:g} is plausible")
+    return value
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_plausible)]
+Share = Annotated[Finite, Field(ge=0)]
+Whole = Annotated[int, Field(ge=-(2**63), le=2**63)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
 
 
 class StrictData(BaseModel):
@@ -70,6 +88,14 @@ class Figure(StrictData):
     low: Finite = Field(description="first quartile")
     high: Finite = Field(description="third quartile")
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Figure:
+        slack = 1e-9 * max(map(abs, self.values))  # quartiles are interpolated
+        order = [min(self.values) - slack, self.low, self.median, self.high, max(self.values) + slack]
+        if sorted(order) != order:
+            raise ValueError("median and quartiles are not those of the values")
+        return self
+
 
 class CaseResult(StrictData):
     """One case of the workload."""
@@ -77,9 +103,9 @@ class CaseResult(StrictData):
     name: str
     group: Group
     category: str = Field(description="of the workload's prompts, or the group's name")
-    depth: int = Field(ge=0, description="tokens already in the KV cache, not measured")
-    prompt_tokens: int = Field(ge=0)
-    new_tokens: int = Field(ge=0, description="generated in each repetition, the first included")
+    depth: Count = Field(description="tokens already in the KV cache, not measured")
+    prompt_tokens: Count
+    new_tokens: Count = Field(description="generated in each repetition, the first included")
     templated: bool = Field(description="whether the prompt went through the chat template")
     prompt_sha256: str | None = Field(description="of the ids of depth and prompt, int64 little-endian")
     tokens_sha256: str | None = Field(description="of the generated ids")
@@ -88,9 +114,16 @@ class CaseResult(StrictData):
     )
     reason: str | None = Field(default=None, description="why there are no figures")
     noisy: bool = Field(default=False, description="other processes were busy in every attempt at some repetition")
-    repeated: int = Field(default=0, ge=0, description="repetitions thrown away because other processes were busy")
+    repeated: Count = Field(default=0, description="repetitions thrown away because other processes were busy")
     others_cpu_share: Share | None = Field(default=None, description="of all processors, the most in a counted run")
     figures: dict[Metric, Figure] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _rates_are_above_zero(self) -> CaseResult:
+        for metric in HIGHER_IS_BETTER & self.figures.keys():
+            if min(self.figures[metric].values) <= 0 or self.figures[metric].low <= 0:
+                raise ValueError(f"{metric} is not above 0")
+        return self
 
 
 class Ceiling(StrictData):
@@ -110,10 +143,10 @@ class Roofline(StrictData):
     bandwidth: Ceiling = Field(description="bytes read from memory")
     int8: Ceiling = Field(description="operations of a plain int8 product, two for each multiplication")
     matmul_nbits: Ceiling = Field(description="operations of the product in blocks that quantized layers use")
-    weight_bytes: int = Field(ge=0, description="a decode step reads, the KV cache apart")
-    cache_bytes_per_token: int = Field(ge=0, description="a decode step reads of every token in the KV cache")
-    token_operations: int = Field(ge=0, description="integer operations of a prompt's token, the head apart")
-    head_operations: int = Field(ge=0, description="of the head for one row")
+    weight_bytes: Count = Field(description="a decode step reads, the KV cache apart")
+    cache_bytes_per_token: Count = Field(description="a decode step reads of every token in the KV cache")
+    token_operations: Count = Field(description="integer operations of a prompt's token, the head apart")
+    head_operations: Count = Field(description="of the head for one row")
 
 
 class Derived(StrictData):
@@ -140,10 +173,10 @@ class BundleFacts(StrictData):
     name: str = Field(description="name of the folder, without its path")
     sha256: str = Field(description="of paths and SHA-256 of its files, as the manifest lists them")
     family: str
-    parameters: int
+    parameters: Count
     precision: str
-    accuracy_level: int | None
-    stored_bytes: int
+    accuracy_level: Whole | None
+    stored_bytes: Count
     source: str
 
 
@@ -162,7 +195,7 @@ class Conditions(StrictData):
     power_mode: str | None = Field(description="platform profile, governor, or power scheme")
     temperature_start_c: Finite | None = Field(description="of the hottest zone")
     temperature_end_c: Finite | None
-    throttle_events: int | None = Field(description="thermal throttling counted during the run")
+    throttle_events: Whole | None = Field(description="thermal throttling counted during the run")
     others_cpu_share: Share | None = Field(description="of all processors, other processes, over the run")
     energy: EnergyConditions
 
@@ -178,8 +211,8 @@ class QualityCheck(StrictData):
     """Whether the model answered as its quality contract records, before anything was timed."""
 
     contract: Literal["held", "not recorded"]
-    golden_tokens: int = Field(ge=0)
-    near_ties: int = Field(ge=0, description="tokens that flipped where two logits were nearly equal")
+    golden_tokens: Count
+    near_ties: Count = Field(description="tokens that flipped where two logits were nearly equal")
 
 
 class WorkloadFacts(StrictData):
@@ -188,10 +221,10 @@ class WorkloadFacts(StrictData):
     name: str
     description: str
     sha256: str = Field(description="of the TOML file and its texts")
-    warmups: int
-    repetitions: int
-    pause_s: float
-    seed: int
+    warmups: Count
+    repetitions: Count
+    pause_s: Finite
+    seed: Whole
 
 
 class Reading(StrictData):
@@ -207,14 +240,14 @@ class Report(StrictData):
 
     format: Literal[1] = 1
     edgephi: str
-    created: str = Field(description="UTC, ISO 8601")
+    created: Annotated[str, AfterValidator(_moment)] = Field(description="UTC, ISO 8601")
     seconds: Finite
     device: str = Field(description="that was asked for")
     provider: str = Field(description="execution provider that was proved to run it, by its short name")
     profile: str | None = Field(description="device profile that decided")
     hardware: str | None = Field(description="the provider's device; null: the processor")
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
-    threads: int = Field(description="0: not stated, of a hosted device")
+    threads: Count = Field(description="0: not stated, of a hosted device")
     bundle: BundleFacts
     machine: Machine
     versions: dict[str, str]

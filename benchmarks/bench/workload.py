@@ -34,7 +34,7 @@ class Method(StrictData):
     warmups: int = Field(default=1, ge=1, le=100, description="uncounted runs of every case; the first sets the tokens")
     repetitions: int = Field(default=5, ge=1, le=200)
     pause_s: float = Field(default=0.0, ge=0, le=600, description="after every run")
-    seed: int = Field(default=1, ge=0, description="of the order of cases")
+    seed: int = Field(default=1, ge=0, le=2**63, description="of the order of cases")
     others_cpu_limit: float = Field(
         default=0.1, ge=0, le=1, description="share of all processors beyond which a run is done again"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -226,6 +227,48 @@ def test_a_report_of_another_form_is_refused(change: dict[str, object], named: s
         read_report(path)
     with pytest.raises(BundleError, match="edgephi bench"):
         read_report(tmp_path / "missing.json")
+
+
+def _changed(place: str, value: object) -> str:
+    """The document of a report, a number in it changed."""
+    document = json.loads(as_json(full()))
+    *keys, last = place.split(".")
+    inner = document
+    for key in keys:
+        inner = inner[int(key) if key.isdigit() else key]
+    inner[last] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("created", "yesterday"),
+        ("workload.pause_s", 10**400),
+        ("bundle.stored_bytes", 10**400),
+        ("cases.0.depth", 10**400),
+        ("cases.0.prompt_tokens", -1),
+        ("cases.0.figures.prefill_tokens_per_s.median", 0),
+        ("cases.0.figures.prefill_tokens_per_s.high", 1e308),
+        ("cases.0.figures.prefill_tokens_per_s.values", [5e-324, 110, 1e308]),
+        ("cases.0.figures.prefill_tokens_per_s.values", [0.0, 130.0]),
+    ],
+)
+def test_numbers_that_nobody_measured_are_refused(place: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(_changed(place, value))
+    with pytest.raises(BundleError, match=re.escape(place.split(".figures")[0])):
+        read_report(path)
+
+
+def test_a_prompt_of_no_tokens_has_no_place_on_the_axis() -> None:
+    prompts = [case(f"p{n}", "prefill", {"prefill_tokens_per_s": [10.0]}, prompt_tokens=n) for n in (0, 8, 16)]
+    assert [chart.title for chart in charts(report(*prompts))] == ["Prefill"]
+
+
+def test_a_picture_is_a_document_whatever_the_names_hold() -> None:
+    drawn = picture(everything("\x1b[31m<b>\x00\x0c"))
+    assert drawn is not None and "x1b[31m" in "".join(ET.fromstring(drawn).itertext())
 
 
 def test_history_is_of_one_bundle_on_one_machine_and_survives_a_torn_line(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def charts(report: Report) -> Iterator[Chart]:
         return [case for case in report.cases if case.group == group]
 
     prefill = of("prefill")
-    at_start = _points([case for case in prefill if case.depth == 0], "prefill_tokens_per_s", _length)
+    at_start = _points(
+        [case for case in prefill if case.depth == 0 and case.prompt_tokens], "prefill_tokens_per_s", _length
+    )
     if len(at_start) > 1:
         yield line_chart("Prefill", "prompt tokens", "tokens/s", [("", at_start)], log_x=True)
     if len({case.depth for case in prefill}) > 1:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from edgephi.errors import printable
+
 PLOT_HEIGHT = 200
 NARROWEST = 250
 """Pixels across on a phone: labels that overlap at this width are left out."""
@@ -156,7 +158,7 @@ def document(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'role="img">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{escape(printable(title))}</title>",
         f"<style>{style}</style>",
         '<rect width="100%" height="100%" class="ground"/>',
     ]
@@ -195,4 +197,4 @@ def text_width(words: str) -> float:
 def text(x: str, y: float, words: str, *, anchor: str = "middle", kind: str = "") -> str:
     """A line of text; `kind` is a class of `STYLE`."""
     named = f' class="{kind}"' if kind else ""
-    return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(words)}</text>'
+    return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(printable(words))}</text>'
