@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgephi.commands.bench_lab import lab
-from edgephi.commands.bench_options import numbers_of, seconds_of
+from edgephi.commands.bench_options import checked_label, numbers_of, seconds_of, threads_of
 from edgephi.commands.bench_reports import compare, history, table
 from edgephi.commands.options import Bundle, Device, Json, Prefill, bundle_folder, model_names
 from edgephi.errors import UsageError
@@ -147,7 +147,8 @@ def run(
         chosen = of_lists(numbers_of("-p", prompts), numbers_of("-n", new), numbers_of("-d", depths))
     if repetitions is not None:
         chosen = with_repetitions(chosen, repetitions)
-    counts: list[int | None] = [*numbers_of("-t", threads)] or [None]
+    label = checked_label(label)
+    counts: list[int | None] = [*threads_of(threads)] or [None]
     places = [output if output is None or len(counts) == 1 else output / f"threads-{count}" for count in counts]
     for place in places:
         if place is not None:

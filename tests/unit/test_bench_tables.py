@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from edgephi.benchmarks.bench.report.headline import headlines
 from edgephi.benchmarks.bench.report.history import append
+from edgephi.benchmarks.bench.report.league import read_reports
 from edgephi.benchmarks.bench.report.rows import SQL_COLUMNS
 from edgephi.benchmarks.bench.report.trend import Wanted, read_since, sparkline
 from edgephi.benchmarks.bench.results import Machine, Report
@@ -102,6 +103,26 @@ def test_a_table_puts_the_best_first_and_workloads_apart(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"no report\.json"):
         command("bench", "table", tmp_path / "empty")
+
+
+def test_every_report_has_a_name_of_its_own(tmp_path: Path) -> None:
+    paths = saved(
+        tmp_path, a=speeds(10, label="x"), b=speeds(20, label="x"), c=speeds(30, label="x (2)"), d=speeds(40, label="x")
+    )
+    named = read_reports(paths)
+    assert [name for name, _ in named] == ["x", "x (2)", "x (2) (2)", "x (3)"]
+    (section,) = json.loads(command("bench", "table", *paths, "--json").stdout)
+    assert [one["figures"]["decode"] for one in section["reports"]] == [40.5, 30.375, 20.25, 10.125]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--label", "x" * 121], ["--label", "\udcff"], ["-t", "5000"], ["-t", "2,0"]],
+    ids=["long", "bytes", "many", "none"],
+)
+def test_an_option_that_no_report_can_hold_is_refused_first(options: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=options[0]):
+        command("bench", "run", tmp_path, *options)
 
 
 def test_csv_has_every_figure_and_no_formula(tmp_path: Path) -> None:

@@ -55,14 +55,16 @@ def read_reports(paths: Sequence[Path]) -> list[Named]:
             found += inside
         else:
             found.append(path)
-    names: dict[str, int] = {}
-    reports = []
+    reports: dict[str, Report] = {}
     for path in found:
         report = read_report(path)
-        name = report_name(report, path)
-        names[name] = names.get(name, 0) + 1
-        reports.append((name if names[name] == 1 else f"{name} ({names[name]})", report))
-    return reports
+        name = plain = report_name(report, path)
+        number = 1
+        while name in reports:
+            number += 1
+            name = f"{plain} ({number})"
+        reports[name] = report
+    return list(reports.items())
 
 
 def version(report: Report) -> str:
