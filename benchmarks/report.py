@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgephi.benchmarks import arguments
+from edgephi.devices.cpu_features import cpu_name
 from edgephi.errors import EdgephiError, OutputError, UsageError
 
 
@@ -55,21 +56,12 @@ def machine() -> dict[str, str]:
     import psutil
 
     return {
-        "cpu": _processor(),
+        "cpu": cpu_name(),
         "cores": f"{psutil.cpu_count(logical=False) or '?'} physical, {os.cpu_count() or '?'} logical",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def library_versions(*names: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from edgephi.benchmarks.report import circumstances
 from edgephi.devices import cpu_features as cpu_features_module
 from edgephi.devices import detect
 from edgephi.devices.cpu_features import cpu_features, cpu_name
@@ -74,6 +75,12 @@ def cores(*numbers: tuple[str, str]) -> str:
 def test_an_arm_processor_is_named_by_its_cores(tmp_path: Path, cpuinfo: str, name: str) -> None:
     """References: Linux, arch/arm64/include/asm/cputype.h."""
     assert cpu_name(machine(tmp_path, cpuinfo)) == name
+
+
+@linux
+def test_reports_of_measurements_name_it_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features_module, "_read_cpuinfo", lambda root: cores(("0x51", "0x001")))
+    assert circumstances()["cpu"] == "Qualcomm Oryon"
 
 
 def test_elsewhere_the_system_names_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
