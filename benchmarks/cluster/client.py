@@ -194,14 +194,14 @@ class Cluster:
                 remedy=self._words.again,
             )
         try:
-            answer: Answer = one.future.result(timeout=CONNECT_S)
+            answer: object = one.future.result(timeout=CONNECT_S)
         except TimeoutError:
             raise
         except KilledWorker as error:
             return {"reason": f"workers that measured it were lost {error.allowed_failures + 1} times"}
         except Exception as error:  # as where a worker has no edgephi
             return {"reason": f"a worker failed: {type(error).__name__}: {one_line(error)}"}
-        return answer
+        return answer if isinstance(answer, dict) else {"reason": f"a worker sent no answer, but {answer!r:.200}"}
 
     def _stop(self, client: Client, left: list[_Sent]) -> None:
         """Let `keep` ask for what is known of unfinished jobs, and end them."""

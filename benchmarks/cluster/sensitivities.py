@@ -71,7 +71,13 @@ def measured_on_workers(address: str, options: dict[str, Any], tell: Callable[[s
                         where=address,
                         remedy="Mend what the reason names on that machine, then repeat the command",
                     )
-                found |= {name: tuple(errors) for name, errors in measured["sensitivities"].items()}
+                if set(costs := measured.get("sensitivities", {})) != set(shares[job.name]):
+                    raise ClusterError(
+                        f"a worker measured other weights than {job.name.replace('-', ' ')}",
+                        where=address,
+                        remedy="Install the same edgephi on both machines, then repeat the command",
+                    )
+                found |= {name: tuple(errors) for name, errors in costs.items()}
         return {name: found[name] for name in names}
 
     return elsewhere

@@ -77,6 +77,12 @@ def score_on_workers(
                     where=address,
                     remedy="Mend what the reason names on that machine, then repeat the command",
                 )
+            if not _fit(scored, [cut[index] for index in jobs[job.name]]):
+                raise ClusterError(
+                    f"a worker sent scores of {job.name.replace('-', ' ')} that are none of these windows",
+                    where=address,
+                    remedy="Install the same edgephi on both machines, then repeat the command",
+                )
             found[job.name] = scored
             for _ in jobs[job.name]:
                 advance()
@@ -114,6 +120,19 @@ def score_share(bundle: str, against: str | None, windows: list[list[int]]) -> d
         "layer_ratios": [[layer.tolist() for layer in layers] for layers in found.layer_ratios],
         "hidden_size": facts.hidden_size,
     }
+
+
+def _fit(answer: dict[str, Any], cut: Sequence[TokenIds]) -> bool:
+    """Whether there is a score of every prediction of these windows: a missing one would change figures in silence."""
+    try:
+        windows = [WindowScores.from_lists(lists) for lists in answer["scores"]["windows"]]
+    except (KeyError, TypeError, ValueError, AssertionError):
+        return False
+    shapes = [
+        {part.shape for part in (one.loss, one.reference_loss, one.kl, one.agrees) if part is not None}
+        for one in windows
+    ]
+    return shapes == [{(len(ids) - 1,)} for ids in cut]
 
 
 def _together(answers: Sequence[dict[str, Any]]) -> Scores:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,3 +245,22 @@ def test_cells_that_no_worker_can_measure_wait_until_the_time_is_used_up(
     assert "no worker has the resource edgephi-cpu now; its cells wait for one" in shown.stderr
     assert "no worker has the resource edgephi-npu now" in shown.stderr
     assert "the time budget is used up; the same command goes on" in shown.stderr
+
+
+@pytest.mark.parametrize("sent", [None, 7, ["reason"], "report"])
+def test_what_is_no_answer_is_a_reason(monkeypatch: pytest.MonkeyPatch, sent: object) -> None:
+    future = SimpleNamespace(
+        status="finished", key="k", add_done_callback=lambda call: call(future), result=lambda **_: sent
+    )
+    desk = SimpleNamespace(
+        submit=lambda *_, **__: future,
+        scheduler_info=lambda **_: {"workers": {"w": {"resources": {"r": 1}}}},
+        close=lambda **_: None,
+        status="closed",
+    )
+    monkeypatch.setattr(client, "connect", lambda address: desk)
+    monkeypatch.setattr(client.uuid, "uuid4", lambda: SimpleNamespace(hex=""))
+    future.key = "edgephi-j-"
+    cluster = client.Cluster("tcp://x:1", len, client.Words("cell", "cells", "Again"), print)
+    ((job, answer),) = cluster.run([client.Job("j", "r")], lambda job: None, lambda job, budget: {})
+    assert job.name == "j" and "sent no answer" in answer["reason"]

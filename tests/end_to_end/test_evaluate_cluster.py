@@ -98,6 +98,17 @@ def test_shares_put_together_are_what_one_process_scores(four_bits: Path, fixtur
     assert len(whole.layer_ratios) == WINDOWS
 
 
+def test_scores_of_other_windows_are_not_taken(four_bits: Path, text: Path) -> None:
+    cut = list(tokenize([four_bits], text, 2 * LENGTH).reshape(2, LENGTH))
+    scores = spread.score_share(str(four_bits), None, [ids.tolist() for ids in cut])
+    assert spread._fit({"scores": scores}, cut)
+    fewer = {"windows": scores["windows"][:1]}
+    shorter = {"windows": [one | {"loss": one["loss"][:-1]} for one in scores["windows"]]}
+    for wrong in (fewer, shorter, {}, {"windows": [{}, {}]}, {"windows": [{**scores["windows"][0], "loss": "x"}] * 2}):
+        assert not spread._fit({"scores": wrong}, cut), wrong
+    assert not spread._fit({}, cut)
+
+
 def lists(scores: Scores) -> tuple[object, ...]:
     ratios = [[layer.tolist() for layer in layers] for layers in scores.layer_ratios]
     return scores.against, scores.kv_cache, [window.as_lists() for window in scores.windows], ratios

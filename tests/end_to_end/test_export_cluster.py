@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import edgephi
 from edgephi.benchmarks.cluster import sensitivities
-from edgephi.benchmarks.cluster.client import RESOURCE, count_workers
+from edgephi.benchmarks.cluster.client import RESOURCE, Job, count_workers
 from edgephi.benchmarks.cluster.sensitivities import measure_share, measured_on_workers
 from edgephi.bundle import contents_sha256, read_manifest
 from edgephi.errors import ClusterError, UsageError
@@ -86,3 +87,15 @@ def test_what_is_found_in_one_pass_is_not_spread(quantize: str, checkpoint: Path
     with pytest.raises(UsageError, match="--quantize rtn"):
         edgephi.export(checkpoint, tmp_path / "out", quantize=quantize, bits=7, measure_elsewhere=elsewhere)
     assert not (tmp_path / "out").exists()
+
+
+def test_costs_of_other_weights_are_not_taken(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, object]] = [{"sensitivities": {"b": [1.0]}}, {"sensitivities": {}}, {}]
+    for answer in answers:
+        job = Job("weights-1-of-1", RESOURCE)
+        fake = SimpleNamespace(run=lambda *given, job=job, answer=answer: (one for one in [(job, answer)]))
+        monkeypatch.setattr(sensitivities, "Cluster", lambda *given, fake=fake: fake)
+        monkeypatch.setattr(sensitivities, "count_workers", lambda *given: 1)
+        elsewhere = measured_on_workers("tcp://x:1", {"source": checkpoint}, print)
+        with pytest.raises(ClusterError, match="a worker measured other weights than weights 1 of 1"):
+            elsewhere(["a"], np.zeros((1, 4), np.int64))

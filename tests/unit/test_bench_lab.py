@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,8 +19,9 @@ from edgephi.benchmarks.bench.lab.execute import Outcome
 from edgephi.benchmarks.bench.lab.plan import Cell, Lab, Setting, read_lab
 from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
 from edgephi.benchmarks.bench.results import Report
-from edgephi.benchmarks.cluster.client import place
+from edgephi.benchmarks.cluster.client import Job, place
 from edgephi.errors import BundleError, OutputError, UsageError
+from edgephi.export.lock import locked
 from tests.bench_reports import case, report
 
 LAB = Lab(bundles=("a", "b"), workloads=("quick",))
@@ -77,6 +80,30 @@ def test_a_crash_that_leaves_half_a_file_means_measuring_again(tmp_path: Path) -
     (tmp_path / "cells" / "cell-3" / "report.json").write_text('{"format"')
     partial_file(tmp_path, CELLS[0]).write_text("{")
     assert states(tmp_path) == ["done", "done", "done", "waiting"]
+    assert [one.state for one in run_lab(LAB, CELLS, tmp_path, Simulated())] == ["done"] * 4
+
+
+def test_what_was_known_before_the_end_does_not_replace_a_whole_report(tmp_path: Path) -> None:
+    run_lab(LAB, CELLS, tmp_path, Simulated())
+    partial_file(tmp_path, CELLS[0]).write_text(measured(5, stopped="the run did not end").model_dump_json())
+    second = Simulated()
+    assert [one.state for one in run_lab(LAB, CELLS, tmp_path, second)] == ["done"] * 4
+    assert second.begun == [] and not partial_file(tmp_path, CELLS[0]).exists()
+
+
+def test_a_second_command_does_not_measure_into_the_same_folder(tmp_path: Path) -> None:
+    second = Simulated()
+    with locked(tmp_path / "lab.lock"), pytest.raises(OutputError, match="measures into this folder"):
+        run_lab(LAB, CELLS, tmp_path, second)
+    assert second.begun == []
+    run_lab(LAB, CELLS, tmp_path, second)
+    assert not (tmp_path / "lab.lock").exists()
+
+
+def test_a_reason_that_cannot_be_read_stops_no_lab(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "cell-1.failed.json").write_text("[" * 1000)
+    assert states(tmp_path) == ["waiting", "failed", "waiting", "waiting"]
     assert [one.state for one in run_lab(LAB, CELLS, tmp_path, Simulated())] == ["done"] * 4
 
 
@@ -197,6 +224,41 @@ def test_a_bundle_on_a_workers_machine_is_in_that_systems_words() -> None:
 
     assert there("D:\\models") == r"D:\models\phi" and there("/srv/models") == "/srv/models/phi"
     assert there(None) == str(Path("/models/phi"))
+
+
+@pytest.mark.parametrize(
+    "lists", ["bundles = ['a', './a']\nworkloads = ['quick']", "bundles = ['a']\nworkloads = ['w.toml', './w.toml']"]
+)
+def test_one_thing_named_in_two_ways_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: str) -> None:
+    monkeypatch.setattr(plan, "read_manifest", lambda folder: None)
+    monkeypatch.setattr(plan, "bundle_facts", lambda folder, manifest: SimpleNamespace(sha256="c"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "w.toml").write_text("description = 'x'\n[load]\n")
+    (tmp_path / "lab.toml").write_text(lists)
+    with pytest.raises(UsageError, match="two cells are the same: a, "):
+        read_lab(tmp_path / "lab.toml")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, "no report of this version"),
+        ({"report": "<b>"}, "no report of this version"),
+        ({"report": {"format": 2}}, "no report of this version"),
+        ({"report": measured(10, label="another").model_dump(mode="json")}, "the report of something else: another"),
+        ({"reason": ["no", "text"]}, r"\['no', 'text'\]"),
+    ],
+)
+def test_what_a_worker_sends_is_looked_at(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], words: str) -> None:
+    executor = DaskExecutor("tcp://desk:8786", lambda cell: Path(cell.name), lambda words: None)
+    monkeypatch.setattr(executor, "_hashes", {CELLS[0].bundle.resolve(): "b" * 64})
+    job = Job("cell-0", "edgephi-cpu")
+    monkeypatch.setattr(executor, "_cluster", SimpleNamespace(run=lambda *given: (one for one in [(job, answer)])))
+    ((cell, outcome),) = executor.run(CELLS, lambda cell: None)
+    assert cell == CELLS[0] and outcome.report is None and re.search(words, outcome.reason or "")
+    answer = {"report": measured(10, label=cell.title).model_dump(mode="json")}
+    ((cell, outcome),) = executor.run(CELLS, lambda cell: None)
+    assert outcome.report is not None and outcome.reason is None
 
 
 def test_a_missing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:

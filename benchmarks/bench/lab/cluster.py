@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from edgephi.benchmarks.bench.lab.execute import Outcome, Outcomes, request
 from edgephi.benchmarks.bench.lab.plan import Cell
 from edgephi.benchmarks.bench.lab.worker import measure_cell, unfinished
@@ -17,6 +19,7 @@ from edgephi.benchmarks.cluster.worker import RUNTIME
 from edgephi.benchmarks.report import library_versions
 from edgephi.bundle import contents_sha256, read_manifest
 from edgephi.files import replace_file
+from edgephi.records import first_problem
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,7 +52,7 @@ class DaskExecutor:
         jobs = [Job(cell.name, cell.resource) for cell in cells]
         with closing(self._cluster.run(jobs, lambda job: begin(self._cells[job.name]), self._order)) as answers:
             for job, answer in answers:
-                yield self._cells[job.name], _outcome(answer)
+                yield self._cells[job.name], self._outcome(self._cells[job.name], answer)
 
     def _order(self, job: Job, budget_s: float | None) -> dict[str, Any]:
         cell = self._cells[job.name]
@@ -65,14 +68,19 @@ class DaskExecutor:
             "versions": library_versions(*RUNTIME),
         }
 
+    def _outcome(self, cell: Cell, answer: Answer) -> Outcome:
+        if "reason" in answer:
+            return Outcome(None, str(answer["reason"]))
+        try:
+            report = Report.model_validate(answer.get("report"))
+        except ValidationError as error:
+            return Outcome(None, f"a worker sent no report of this version: {first_problem(error)}")
+        if report.bundle.sha256 != self._hashes[cell.bundle.resolve()] or report.label != cell.title[:120]:
+            return Outcome(None, f"a worker sent the report of something else: {report.label}, {report.bundle.name}")
+        return Outcome(report)
+
     def _keep_unfinished(self, client: Client, names: Collection[str]) -> None:
         answers = client.run(unfinished, workers=at_work(client), on_error="ignore")
         for name, report in ((name, text) for known in answers.values() for name, text in known.items()):
             if name in names:
                 replace_file(self._partial(self._cells[name]), report.encode(), "Free space on the disk")
-
-
-def _outcome(answer: Answer) -> Outcome:
-    if "reason" in answer:
-        return Outcome(None, answer["reason"])
-    return Outcome(Report.model_validate(answer["report"]))

@@ -138,7 +138,7 @@ def _cells(lab: Lab, path: Path, installed: Callable[[str], Path | None]) -> lis
     bundles = [_folder(name, path, installed) for name in lab.bundles]
     hashes = {folder: bundle_facts(folder, read_manifest(folder)).sha256 for folder in bundles}
     versions = library_versions(*LIBRARIES)
-    cells = []
+    cells: dict[str, Cell] = {}
     for workload, folder, asked_device, setting in product(workloads, bundles, lab.devices, lab.settings):
         machine = None if isinstance(asked_device, str) else asked_device
         device = asked_device if isinstance(asked_device, str) else asked_device.device
@@ -161,8 +161,15 @@ def _cells(lab: Lab, path: Path, installed: Callable[[str], Path | None]) -> lis
             setting.name,
         )
         plain = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.")[:30] for word in words)
-        cells.append(Cell(f"{plain}-{key}", folder, workload, device, setting, lab.repetitions, machine))
-    return cells
+        cell = Cell(f"{plain}-{key}", folder, workload, device, setting, lab.repetitions, machine)
+        if cell.name in cells:
+            raise UsageError(
+                f"two cells are the same: {cell.title}, and {cells[cell.name].title}",
+                where=path,
+                remedy="Name each bundle and each workload once; a copy or another spelling is the same one",
+            )
+        cells[cell.name] = cell
+    return list(cells.values())
 
 
 def _folder(name: str, path: Path, installed: Callable[[str], Path | None]) -> Path:

@@ -4,6 +4,7 @@ OUTPUT/cells/NAME/report.json …       a cell's report, whole or stopped
 OUTPUT/cells/NAME.partial.json        while it is measured
 OUTPUT/cells/NAME.failed.json         why it could not be measured
 OUTPUT/lab.json, table.csv, table.md  the states and figures of all cells, written anew after each
+OUTPUT/lab.lock                       while a command measures into the folder
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,8 @@ from edgephi.benchmarks.bench.report.output import write_report
 from edgephi.benchmarks.bench.report.rows import as_csv
 from edgephi.benchmarks.bench.results import Report, read_report
 from edgephi.benchmarks.report import markdown_table
-from edgephi.errors import BundleError
+from edgephi.errors import BundleError, EdgephiError, OutputError
+from edgephi.export.lock import locked
 from edgephi.files import read_json_object, replace_file, unwritable
 
 REMEDY = "Name another --output"
@@ -85,44 +87,56 @@ def run_lab(
         tell: given a line when a cell begins and ends.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another command measures into it.
         KeyboardInterrupt: it was interrupted; what was measured is kept.
     """
     started = clock()
-    try:
-        (output / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise unwritable(problem, output, REMEDY) from problem
-    _adopt(output, cells)
-    states = read_states(output, cells)
-    waiting = [one.cell for one in states if one.state != "done"]
-    done = len(cells) - len(waiting)
-    numbers: dict[str, int] = {}
-    if done:
-        tell(f"{done} of {len(cells)} cells were done before")
-
-    def begin(cell: Cell) -> float | None:
-        left = None if budget_s is None else budget_s - (clock() - started)
-        if left is not None and left <= 0:
-            raise OutOfTime
-        number = numbers.setdefault(cell.name, done + len(numbers) + 1)  # a cell whose worker is awaited begins again
-        tell(f"{number} of {len(cells)}  {cell.title}")
-        return min((limit for limit in (left, lab.cell_seconds) if limit is not None), default=None)
-
-    try:
-        with closing(executor.run(waiting, begin)) as outcomes:
-            for cell, outcome in outcomes:
-                _keep(output, cell, outcome)
-                (state,) = read_states(output, [cell])
-                tell(f"    {cell.title}: {_sentence(state)}")
-                _write_tables(output, lab, read_states(output, cells))
-    except OutOfTime:
-        tell("the time budget is used up; the same command goes on with the cells that are left")
-    finally:
+    with ExitStack() as held:
+        try:
+            (output / "cells").mkdir(parents=True, exist_ok=True)
+            # two commands would measure the same cells at once, and disturb each other
+            held.enter_context(locked(output / "lab.lock", _measured_elsewhere))
+        except OSError as problem:
+            raise unwritable(problem, output, REMEDY) from problem
         _adopt(output, cells)
         states = read_states(output, cells)
-        _write_tables(output, lab, states)
-    return states
+        waiting = [one.cell for one in states if one.state != "done"]
+        done = len(cells) - len(waiting)
+        numbers: dict[str, int] = {}
+        if done:
+            tell(f"{done} of {len(cells)} cells were done before")
+
+        def begin(cell: Cell) -> float | None:
+            left = None if budget_s is None else budget_s - (clock() - started)
+            if left is not None and left <= 0:
+                raise OutOfTime
+            # a cell whose worker is awaited begins again
+            number = numbers.setdefault(cell.name, done + len(numbers) + 1)
+            tell(f"{number} of {len(cells)}  {cell.title}")
+            return min((limit for limit in (left, lab.cell_seconds) if limit is not None), default=None)
+
+        try:
+            with closing(executor.run(waiting, begin)) as outcomes:
+                for cell, outcome in outcomes:
+                    _keep(output, cell, outcome)
+                    (state,) = read_states(output, [cell])
+                    tell(f"    {cell.title}: {_sentence(state)}")
+                    _write_tables(output, lab, read_states(output, cells))
+        except OutOfTime:
+            tell("the time budget is used up; the same command goes on with the cells that are left")
+        finally:
+            _adopt(output, cells)
+            states = read_states(output, cells)
+            _write_tables(output, lab, states)
+        return states
+
+
+def _measured_elsewhere(holder: str, path: Path) -> EdgephiError:
+    return OutputError(
+        f"another command{holder} measures into this folder",
+        where=path.parent,
+        remedy="Wait until it ends, or name another --output",
+    )
 
 
 def _keep(output: Path, cell: Cell, outcome: Outcome) -> None:
@@ -165,11 +179,19 @@ def _state(output: Path, cell: Cell) -> CellState:
         return CellState(cell, "done", None, report)
     failed = _failed_file(output, cell)
     if failed.is_file():
-        record = read_json_object(failed, limit=2**20, error=BundleError, remedy=f"Delete {failed.name}")
-        return CellState(cell, "failed", str(record.get("reason")), report)
+        return CellState(cell, "failed", _reason(failed), report)
     if report is not None:
         return CellState(cell, "partial", report.stopped, report)
     return CellState(cell, "waiting")
+
+
+def _reason(path: Path) -> str:
+    """One that cannot be read stops no lab: its cell is tried again in any case."""
+    try:
+        record = read_json_object(path, limit=2**20, error=BundleError, remedy="Measure again")
+    except BundleError:
+        return "why cannot be read any more"
+    return str(record.get("reason"))
 
 
 def _report(path: Path) -> Report | None:
@@ -186,7 +208,8 @@ def _adopt(output: Path, cells: Sequence[Cell]) -> None:
         partial = partial_file(output, cell)
         if partial.is_file():
             report = _report(partial)
-            if report is not None:
+            whole = _report(output / "cells" / cell.name / "report.json")
+            if report is not None and (whole is None or whole.stopped is not None):  # else a crash left the file late
                 write_report(output / "cells" / cell.name, report, force=True)
             partial.unlink(missing_ok=True)
 
