@@ -52,6 +52,9 @@ def main() -> None:
     except CannotError as error:
         print(f"no emulated Arm64 here: {error}", file=sys.stderr)
         raise SystemExit(CANNOT) from None
+    except OSError as error:
+        print(f"the interpreter cannot be made: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     print(folder / "python")
 
 

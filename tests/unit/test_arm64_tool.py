@@ -59,6 +59,17 @@ def test_another_machine_is_told_what_is_missing(
     assert message.startswith("no emulated Arm64 here: ") and said in message
 
 
+def test_a_folder_that_cannot_be_made_is_said(
+    debian: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(debian["fetch_system"].__globals__, "debian_sources", lambda: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["arm64.py", str(tmp_path / "file" / "made")])
+    with pytest.raises(SystemExit) as ended:
+        debian["main"]()
+    assert ended.value.code == 1 and "cannot be made: " in capsys.readouterr().err
+
+
 def test_a_mirror_that_does_not_answer_ends_it_with_apts_words(
     debian: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
