@@ -62,6 +62,11 @@ def test_names_from_strangers_stay_text() -> None:
     assert [line.count("|") for line in table] == [3]  # a column for its name, and one for the only figure
 
 
+def test_a_name_does_not_turn_what_follows_it() -> None:
+    shown = page(everything("tiny\u202e\x1b[31m"))
+    assert not any(character in shown for character in "\u202e\x1b") and "tiny\\u202e" in shown
+
+
 def test_what_was_not_measured_says_so_and_why() -> None:
     text = markdown(full())
     assert "not measured" in text and "not measured (there is no meter)" in text

@@ -69,6 +69,7 @@ def test_more_than_two_reports_are_compared_with_the_first(tmp_path: Path) -> No
     rows = list(csv.DictReader(io.StringIO(command("bench", "compare", *paths, "--csv").stdout)))
     decode = next(row for row in rows if row["report"] == "b" and row["metric"] == "decode_tokens_per_s")
     assert float(decode["ratio"]) == float(decode["second"]) / float(decode["first"]) == pytest.approx(0.8)
+    assert {row["noisy"] for row in rows} == {"false"}
     with pytest.raises(UsageError, match="one report only"):
         command("bench", "compare", paths[0])
     with pytest.raises(UsageError, match="2 threads and 4 threads"):

@@ -21,6 +21,7 @@ from edgephi.benchmarks.bench.report.table import (
     with_spread,
 )
 from edgephi.benchmarks.bench.results import Ceiling, Group, Metric, Report
+from edgephi.errors import printable
 
 # names in a report may come from a stranger: what slipped through escaping could still neither run nor fetch
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -42,30 +43,35 @@ def page(report: Report) -> str:
     derived = [(one.name, f"{one.value:,.3g}", one.formula) for one in report.derived]
     body = [
         "<header>",
-        f"<h1>{escape(report.bundle.name)} <span>{escape(report.workload.name)}</span></h1>",
-        f"<p>{escape(report.workload.description)}</p>",
-        f'<ul class="chips">{"".join(f"<li>{escape(words)}</li>" for words in _chips(report))}</ul>',
+        f"<h1>{_text(report.bundle.name)} <span>{_text(report.workload.name)}</span></h1>",
+        f"<p>{_text(report.workload.description)}</p>",
+        f'<ul class="chips">{"".join(f"<li>{_text(words)}</li>" for words in _chips(report))}</ul>',
         "</header><main>",
-        *(f'<p class="caution">{escape(words)}</p>' for words in cautions(report)),
+        *(f'<p class="caution">{_text(words)}</p>' for words in cautions(report)),
         *_tiles(report),
         *(['<section class="charts" aria-label="Charts">', *drawn, "</section>"] if drawn else []),
         *(_table(HEADINGS[_group(header)], header, rows) for header, rows in tables(report)),
-        f'<p class="small">{escape(spread_and_gaps(report))}</p>',
+        f'<p class="small">{_text(spread_and_gaps(report))}</p>',
         *([_table("Derived", ("figure", "value", "how"), derived, "wide words")] if derived else []),
     ]
     if remarks := notes(report):
-        body += ["<h2>Without figures</h2>", "<ul>", *(f"<li>{escape(remark)}</li>" for remark in remarks), "</ul>"]
-    terms = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(report)]
+        body += ["<h2>Without figures</h2>", "<ul>", *(f"<li>{_text(remark)}</li>" for remark in remarks), "</ul>"]
+    terms = [f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts(report)]
     body += ["<h2>Conditions</h2>", '<dl class="facts">', *terms, "</dl>"]
     head = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f"<title>{escape(heading)}</title>",
+        f"<title>{_text(heading)}</title>",
         f"<style>{SHEET}\n{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style></head><body>",
     ]
     return "\n".join([*head, *body, "</main></body></html>\n"])
+
+
+def _text(words: str) -> str:
+    """Words as text of HTML, without characters that would turn the direction of what follows them."""
+    return escape(printable(" ".join(words.split())))
 
 
 def _chips(report: Report) -> Iterator[str]:
@@ -95,12 +101,12 @@ def _tile(report: Report, name: str, origin: Origin) -> str:
         half = in_unit(metric, (figure.high - figure.low) / 2)
         value, spread = with_spread(in_unit(metric, origin.value), half)
     parts = [
-        f'<span class="name">{escape(title)}</span>',
-        f"<strong>{escape(value)} <small>{escape(unit)}</small></strong>",
-        f"<span>{f'± {escape(spread)} · ' if spread else ''}{escape(origin.of)}</span>",
+        f'<span class="name">{_text(title)}</span>',
+        f"<strong>{_text(value)} <small>{_text(unit)}</small></strong>",
+        f"<span>{f'± {_text(spread)} · ' if spread else ''}{_text(origin.of)}</span>",
     ]
     if share := _share(report, origin):
-        parts.append(f"<span>{escape(share)}</span>")
+        parts.append(f"<span>{_text(share)}</span>")
     noisy = origin.case is not None and origin.case.noisy
     return f"<li{' class=noisy' if noisy else ''}>{''.join(parts)}{'<em>noisy</em>' if noisy else ''}</li>"
 
@@ -126,11 +132,11 @@ def _group(header: Sequence[str]) -> Group:
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "wide") -> str:
     """A table in a box of its own that scrolls, by keyboard too; `kind` is its classes."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
     lines = []
     for first, *rest in rows:
-        cells = "".join(f"<td{' class=none' if words == NOT_MEASURED else ''}>{escape(words)}</td>" for words in rest)
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+        cells = "".join(f"<td{' class=none' if words == NOT_MEASURED else ''}>{_text(words)}</td>" for words in rest)
+        lines.append(f'<tr><th scope="row">{_text(first)}</th>{cells}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    box = f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(title)}, table">{table}</div>'
-    return f"<h2>{escape(title)}</h2>{box}"
+    box = f'<div class="{kind}" tabindex="0" role="region" aria-label="{_text(title)}, table">{table}</div>'
+    return f"<h2>{_text(title)}</h2>{box}"

@@ -111,8 +111,7 @@ def as_csv(reports: Sequence[Named]) -> str:
         for case in report.cases:
             about = (case.name, case.group, case.depth, case.prompt_tokens, case.new_tokens, case.state)
             for figures in _figures(case):
-                cells = (*facts, *about, str(case.noisy).lower(), *figures)
-                writer.writerow([_no_formula(cell) if isinstance(cell, str) else cell for cell in cells])
+                writer.writerow(map(_cell, (*facts, *about, case.noisy, *figures)))
     return text.getvalue()
 
 
@@ -121,7 +120,7 @@ def table_csv(rows: Sequence[Mapping[str, object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([list(rows[0])] if rows else [])
-    writer.writerows([_no_formula(cell) if isinstance(cell, str) else cell for cell in row.values()] for row in rows)
+    writer.writerows([_cell(cell) for cell in row.values()] for row in rows)
     return text.getvalue()
 
 
@@ -189,5 +188,10 @@ def _figures(case: CaseResult) -> Iterator[tuple[str, float | str, float | str, 
         yield "", "", "", "", 0
 
 
-def _no_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _cell(value: object) -> object:
+    """No formula, and truth values as JSON has them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value

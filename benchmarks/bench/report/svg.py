@@ -133,7 +133,7 @@ def inline(chart: Chart) -> str:
     drawn = f'<svg role="img" aria-label="{label}" height="{PLOT_HEIGHT}">{chart.body}</svg>'
     names = "".join(
         f'<li><svg width="12" height="12" aria-hidden="true"><circle cx="6" cy="6" r="4" {_dot(index)}/>'
-        f"</svg>{escape(name)}</li>"
+        f"</svg>{escape(printable(name))}</li>"
         for index, name in enumerate(chart.names)
     )
     return f'<figure class="chart">{caption}{drawn}{f"<ul>{names}</ul>" if names else ""}</figure>'
