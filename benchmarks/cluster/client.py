@@ -102,6 +102,8 @@ class Cluster:
             ClusterError: the scheduler cannot be reached, or went away.
             UsageError: Dask is not installed, or the address is none.
         """
+        if not jobs:
+            return
         client = connect(self._address)
         sent: dict[str, _Sent] = {}
         try:
@@ -224,6 +226,7 @@ def connect(address: str) -> Client:
     """
     try:
         from distributed import Client
+        from distributed.comm import parse_address, parse_host_port
     except ImportError as error:
         raise UsageError("Dask is not installed", remedy=f"Run {install_extra('cluster')}") from error
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]:
@@ -231,6 +234,8 @@ def connect(address: str) -> Client:
     if address.startswith("tls:"):
         _require_certificates(address)
     try:
+        # first: a client that fails on an address waits and writes a traceback when it is collected
+        parse_host_port(parse_address(address)[1])
         return Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ClusterError(

@@ -71,7 +71,7 @@ def lab(
     def tell(words: str) -> None:
         stderr().print(printable(words), soft_wrap=True)
 
-    address = scheduler or described.scheduler
+    address = described.scheduler if scheduler is None else scheduler
     elsewhere = [cell.device_name for cell in cells if cell.machine is not None]
     if address is None and elsewhere and not dry_run:
         raise UsageError(

@@ -264,3 +264,19 @@ def test_what_is_no_answer_is_a_reason(monkeypatch: pytest.MonkeyPatch, sent: ob
     cluster = client.Cluster("tcp://x:1", len, client.Words("cell", "cells", "Again"), print)
     ((job, answer),) = cluster.run([client.Job("j", "r")], lambda job: None, lambda job, budget: {})
     assert job.name == "j" and "sent no answer" in answer["reason"]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://", ""])
+def test_an_address_without_a_port_is_refused_before_dask_waits(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("distributed.Client", None)
+    lab = write_lab(tmp_path, [bundle], 1, "scheduler = 'tcp://127.0.0.1:9'")
+    with pytest.raises(UsageError, match="missing port number"):
+        command("bench", lab, "--scheduler", address)
+
+
+def test_where_nothing_is_left_no_scheduler_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "connect", lambda address: pytest.fail("it was asked"))
+    cluster = client.Cluster("tcp://127.0.0.1:9", len, client.Words("cell", "cells", "Again"), print)
+    assert list(cluster.run([], lambda job: None, lambda job, budget: {})) == []
