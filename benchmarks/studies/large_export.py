@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -26,7 +27,9 @@ from edgephi.benchmarks.child_cost import ChildCost, run_and_measure
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, run, write_json
 from edgephi.bundle import read_manifest
 from edgephi.errors import OutputError, UsageError
+from edgephi.export.decide import Effort
 from edgephi.export.families.published import PUBLISHED
+from edgephi.quantize.registry import quantizer_words
 
 SHARD_BYTES = 5_000_000_000
 BLOCK_VALUES = 1 << 22
@@ -36,7 +39,7 @@ WRAPPER = """
 import json, os, sys
 from pathlib import Path
 import edgephi
-edgephi.export(sys.argv[1], sys.argv[2], precision=sys.argv[3], block_size=int(sys.argv[4]), quantize="rtn")
+edgephi.export(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 io = Path("/proc/self/io")
 counts = dict(line.split(": ") for line in io.read_text().splitlines()) if io.exists() else {}
 Path("io.json").write_text(json.dumps({key: int(value) for key, value in counts.items()}))
@@ -142,10 +145,10 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def measure(checkpoint: Path, scratch: Path, precision: str, block_size: int) -> tuple[ChildCost, dict[str, int], Path]:
+def measure(checkpoint: Path, scratch: Path, options: dict[str, object]) -> tuple[ChildCost, dict[str, int], Path]:
     """Export in a process of its own; its cost, its /proc/self/io counts (Linux) and the bundle."""
     output = scratch / "exported"
-    arguments = (str(checkpoint), str(output), precision, str(block_size))
+    arguments = (str(checkpoint), str(output), json.dumps(options))
     cost = run_and_measure((sys.executable, "-c", WRAPPER, *arguments), folder=scratch, environment=os.environ)
     return cost, json.loads((scratch / "io.json").read_text(encoding="utf-8")), output
 
@@ -161,6 +164,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than published")
     parser.add_argument("--precision", default="int4", choices=("int4", "int8", "fp16", "fp32"))
     parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--quantize", default="rtn", choices=quantizer_words(), help="for int4 (rtn)")
+    parser.add_argument("--effort", choices=get_args(Effort), help="of --quantize auto")
     parser.add_argument("--json", type=arguments.new_file, help="write all numbers here")
     options = parser.parse_args()
     rows, records = [], []
@@ -170,7 +175,10 @@ def main() -> None:
             scratch = Path(scratch_name)
             (scratch / "checkpoint").mkdir()
             weights = make_checkpoint(name, scratch / "checkpoint", options.layers)
-            cost, io, output = measure(scratch / "checkpoint", scratch, options.precision, options.block_size)
+            how = {name: getattr(options, name) for name in ("precision", "block_size", "quantize", "effort")}
+            if options.precision != "int4":
+                how["quantize"] = "auto"
+            cost, io, output = measure(scratch / "checkpoint", scratch, how)
             manifest = read_manifest(output)
         share = cost.cpu_seconds / cost.seconds / cores if cost.cpu_seconds is not None else None
         cut = f", {options.layers} layers" if options.layers else ""
@@ -204,7 +212,16 @@ def main() -> None:
     facts = circumstances("numpy")
     print(in_one_line(facts))
     if options.json:
-        write_json(options.json, {"machine": facts, "precision": options.precision, "runs": records})
+        write_json(
+            options.json,
+            {
+                "machine": facts,
+                "precision": options.precision,
+                "quantize": options.quantize,
+                "effort": options.effort,
+                "runs": records,
+            },
+        )
 
 
 if __name__ == "__main__":
