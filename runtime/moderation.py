@@ -141,9 +141,15 @@ class Moderation:
         return worst
 
     def check_prompt(self, messages: str | Sequence[Message]) -> Blocked | None:
-        """What is not allowed in a prompt: the texts of all its messages together, those of the assistant left out."""
+        """What is not allowed in a prompt: the texts of all its messages together, those of the assistant left out.
+
+        Raises:
+            UsageError: neither a text nor a list of messages.
+        """
         if isinstance(messages, str):
             return self.check(messages, "prompt")
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+            raise wrong("messages", messages, "a text, or messages such as {'role': 'user', 'content': 'Hi'}")
         said = [text for message in messages if message.get("role") != "assistant" for text in _texts(message)]
         return self.check("\n".join(said), "prompt")
 

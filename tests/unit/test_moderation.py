@@ -66,6 +66,9 @@ def test_all_messages_but_the_assistants_are_a_prompt() -> None:
     )
     parts = [{"type": "text", "text": "kill"}, {"type": "image_url"}]
     assert moderation.check_prompt([{"role": "user", "content": parts}, {"role": "user", "content": "hm"}]) is not None
+    for bad in (None, 3, ["kill"], [["role", "user"]]):
+        with pytest.raises(UsageError, match="messages"):
+            moderation.check_prompt(bad)  # type: ignore[arg-type]
 
 
 def test_sentences_are_judged_before_they_are_given_out() -> None:
