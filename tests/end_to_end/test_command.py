@@ -59,7 +59,7 @@ def test_demo_answers_tokyo_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: 
     assert answer.startswith("> What is the capital of Japan?\nThe capital of Japan is Tokyo")
     for row in ("ran on", "CPUExecutionProvider", "time to first token", "decode", "bundle", "peak memory"):
         assert row in table
-    (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (bundle,) = tmp_path.glob("demo-*")
     made = (bundle / "edgephi.json").stat().st_mtime_ns
     # what it ends with works when it is copied
     program, *words = shlex.split(first.stdout.splitlines()[-1].partition(": ")[2])
@@ -85,7 +85,7 @@ def test_demo_answers_tokyo_and_reuses_its_bundle(smollm2_gguf: Path, tmp_path: 
 def test_demo_replaces_a_damaged_bundle(smollm2_gguf: Path, tmp_path: Path) -> None:
     arguments = ("demo", "--weights", smollm2_gguf, "--max-new-tokens", 4)
     assert edgephi(*arguments, EDGEPHI_CACHE=str(tmp_path)).returncode == 0
-    (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (bundle,) = tmp_path.glob("demo-*")
     graph = bundle / "model.onnx"
     graph.write_bytes(b"\0" * graph.stat().st_size)
     assert edgephi(*arguments, EDGEPHI_CACHE=str(tmp_path)).returncode == 0
@@ -95,7 +95,7 @@ def test_demo_replaces_a_bundle_with_damaged_weights_or_of_other_weights(smollm2
     arguments = ("demo", "--weights", smollm2_gguf, "--max-new-tokens", 12)
     environment = {"EDGEPHI_CACHE": str(tmp_path), "EDGEPHI_PREPACKED": "never"}
     assert "Tokyo" in edgephi(*arguments, **environment).stdout
-    (bundle,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (bundle,) = tmp_path.glob("demo-*")
     with (bundle / "model.onnx.data").open("r+b") as data:
         data.seek(40_000_000)
         data.write(bytes(20_000_000))
