@@ -56,7 +56,7 @@ def fast_cores(allowed: Collection[int], root: Path = Path("/")) -> int | None:
         return None
     try:
         return len({(topology / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip() for cpu in fast_cpus})
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
@@ -92,7 +92,7 @@ def fast_cores_of(information: bytes, allowed: Collection[int]) -> int | None:
 
 def _linux_fast(allowed: Collection[int], topology: Path, intel: Path) -> set[int]:
     try:
-        return _cpu_list(intel.read_text()) & set(allowed)
+        return _listed(intel.read_text(), allowed)
     except (OSError, ValueError):  # no hybrid processor of Intel's
         pass
     try:
@@ -103,8 +103,8 @@ def _linux_fast(allowed: Collection[int], topology: Path, intel: Path) -> set[in
     return {cpu for cpu, value in capacity.items() if value >= FAST_FROM * most}
 
 
-def _cpu_list(text: str) -> set[int]:
-    """`0-3,8` (Documentation/admin-guide/cputopology.rst).
+def _listed(text: str, allowed: Collection[int]) -> set[int]:
+    """Which CPUs of a set are in a list like `0-3,8` (Documentation/admin-guide/cputopology.rst).
 
     Raises:
         ValueError: it is no such list.
@@ -112,7 +112,8 @@ def _cpu_list(text: str) -> set[int]:
     found: set[int] = set()
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
-        found |= set(range(int(first), int(last if dash else first) + 1))
+        start, stop = int(first), int(last if dash else first)
+        found |= {cpu for cpu in allowed if start <= cpu <= stop}
     return found
 
 

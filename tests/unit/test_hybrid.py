@@ -117,3 +117,16 @@ def test_macos_counts_them(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("edgephi.devices.cpu_features.sysctl", lambda key: said.get(key, ""))
     assert hybrid.fast_cores(range(10)) == cores
+
+
+@LINUX
+def test_a_list_without_end_takes_no_memory(tmp_path: Path) -> None:
+    root = with_intel(machine(tmp_path, ALDER_LAKE), f"0-11,100-{2**40}")
+    assert hybrid.fast_cores(range(20), root) == 6
+
+
+@LINUX
+def test_siblings_that_are_no_text(tmp_path: Path) -> None:
+    root = with_intel(machine(tmp_path, ALDER_LAKE), "0-11")
+    (root / "sys/devices/system/cpu/cpu3/topology/thread_siblings_list").write_bytes(b"\xff\xfe")
+    assert hybrid.fast_cores(range(20), root) is None
