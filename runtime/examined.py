@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import sys
 from contextlib import suppress
@@ -24,6 +25,8 @@ from edgephi.errors import OutputError
 
 RULES = ("contents.py", "genai_config.py", "graph_file.py", "files.py", "records.py")
 """Files of `edgephi/` that say what is refused."""
+MARK = re.compile(r"[0-9a-f]{64}")
+"""What marks are called; nothing else is ever removed."""
 KEPT = 64
 """Marks; those used longest ago go first."""
 
@@ -60,7 +63,8 @@ def remember(manifest: Manifest) -> None:
         mark = _mark(manifest)
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mark.touch(mode=0o600)
-        marks = sorted(mark.parent.iterdir(), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+        marks = [path for path in mark.parent.iterdir() if MARK.fullmatch(path.name)]
+        marks.sort(key=lambda path: path.lstat().st_mtime_ns, reverse=True)
         for old in marks[KEPT:]:
             old.unlink(missing_ok=True)
 

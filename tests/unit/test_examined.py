@@ -137,3 +137,14 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "file"))
     load(bundle, "cpu").close()
     assert not was_examined(read_manifest(bundle))
+
+
+def test_only_marks_are_removed_where_there_are_too_many(bundle: Path, tmp_path: Path) -> None:
+    """EDGEPHI_CACHE may name a folder in which somebody keeps files in a folder of this name."""
+    own = tmp_path / "cache" / "examined"
+    own.mkdir(parents=True)
+    for index in range(module.KEPT + 5):
+        (own / f"report {index}.csv").write_text("mine")
+    load(bundle, "cpu").close()
+    assert len(list(own.glob("*.csv"))) == module.KEPT + 5
+    assert was_examined(read_manifest(bundle))
