@@ -155,8 +155,8 @@ class Model(TakesAdapters):
         self.template: ChatTemplate | None = read_template(self.folder, wait=False)
         with ExitStack() as opened:
             opened.callback(self._close_template)
+            opened.callback(opening.abandon)  # before it starts: Ctrl-C may strike when its thread runs already
             opening.start()
-            opened.callback(opening.abandon)
             self.tokenizer = Tokenizer(self.folder)
             opened.callback(self.tokenizer.close)
             self.grammars = Grammars(self.tokenizer, self.stop_ids, config.vocab_size)

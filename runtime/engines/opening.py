@@ -7,6 +7,7 @@ works without Python's lock. The other engines are opened in the caller's thread
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 from edgephi.errors import EngineError
@@ -21,7 +22,7 @@ BESIDE = "onnx"
 
 
 class EngineOpening:
-    """An engine on its way. Call `start`, then `result` once or `abandon`; the latter after a result closes it.
+    """An engine on its way. Call `start`, then `result` once or `abandon`, at any time; after a result it closes it.
 
     Args:
         request: the bundle and where it runs.
@@ -46,6 +47,7 @@ class EngineOpening:
         self._thread: threading.Thread | None = None
         self._engine: Engine | None = None
         self._error: BaseException | None = None
+        self._abandoned = False
 
     def start(self) -> None:
         """Find or write the packed weights; then begin to load the model, beside the caller where that is possible.
@@ -71,7 +73,10 @@ class EngineOpening:
             import onnxruntime  # noqa: F401 - here, so that the thread has nothing to do for which it needs Python
 
             self._thread = threading.Thread(target=self._open, name="edgephi-open")
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # the system gives this user no more threads: `result` opens it
+                self._thread = None
 
     def result(self) -> Engine:
         """The engine, when it is open.
@@ -91,15 +96,19 @@ class EngineOpening:
         return self._engine
 
     def abandon(self) -> None:
-        """Close the engine, as soon as it is open."""
+        """Close the engine, as soon as it is open; its own thread does so where Ctrl-C ends the waiting for it."""
+        self._abandoned = True
         if self._thread is not None:
-            self._thread.join()
+            with suppress(RuntimeError):  # Ctrl-C struck before it began
+                self._thread.join()
         if self._engine is not None:
             self._engine.close()
 
     def _open(self) -> None:
         try:
             self._engine = self._module.open_engine(self._request)
+            if self._abandoned:
+                self._engine.close()
         except BaseException as error:  # the caller's, who asks for the result
             self._error = error
 

@@ -70,3 +70,67 @@ def test_an_engine_that_nobody_waits_for_is_closed(
     with pytest.raises(EngineError, match="closed"):
         opened[0].require_open()
     assert not [thread for thread in threading.enumerate() if thread.name == "edgephi-open"]
+
+
+def test_where_no_thread_can_be_started_the_caller_opens_the_engine(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "edgephi-open":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with load(bundle, "cpu") as model:
+        assert model.generate("a", max_new_tokens=1).result().new_tokens == 1
+
+
+@pytest.mark.parametrize("where", ["start", "join"])
+def test_an_engine_is_closed_when_ctrl_c_strikes_while_its_thread_begins_or_is_waited_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    opened, may_open, real, real_step = [], threading.Event(), onnx.open_engine, getattr(threading.Thread, where)
+
+    def open_engine(request: Any) -> Any:
+        assert may_open.wait(30)
+        opened.append(real(request))
+        return opened[-1]
+
+    def step(thread: threading.Thread, *given: Any) -> None:
+        if thread.name != "edgephi-open":
+            real_step(thread, *given)
+            return
+        if where == "start":
+            real_step(thread)
+            may_open.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx, "open_engine", open_engine)
+    monkeypatch.setattr(threading.Thread, where, step)
+    with pytest.raises(KeyboardInterrupt):
+        load(bundle, "cpu")
+    monkeypatch.undo()
+    may_open.set()
+    for thread in threading.enumerate():
+        if thread.name == "edgephi-open":
+            thread.join(30)
+    with pytest.raises(EngineError, match="closed"):
+        opened[0].require_open()
+
+
+def test_the_tokenizer_s_error_wins_and_the_engine_s_leaves_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: Any) -> Any:
+        raise MemoryError
+
+    def broken(folder: Path) -> Any:
+        raise TokenizerError("broken", remedy="None")
+
+    monkeypatch.setattr(onnx, "open_engine", refuse)
+    monkeypatch.setattr("edgephi.runtime.model.Tokenizer", broken)
+    with pytest.raises(TokenizerError):
+        load(bundle, "cpu")
+    assert not [thread for thread in threading.enumerate() if thread.name == "edgephi-open"]
