@@ -5,36 +5,40 @@ changes what a model answers a little. So it is made when somebody asks for it, 
 later loads use what is there.
 
 An entry is one like those of `runtime/prepacked/cache.py`: the graph and its packed weights, whose bytes and whose
-bundle are checked in the same way; beside them lies what was measured.
+bundle are checked in the same way; beside them lies what was measured, which is checked too.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from edgephi.bundle import Manifest, read_unchanged
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.memory import available_bytes
 from edgephi.errors import EngineError, OutputError, library_errors
 from edgephi.ort import open_session, session_options
-from edgephi.records import Strict
+from edgephi.records import Finite, Strict
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.integers.graph import candidates, write_integers
 from edgephi.runtime.integers.measure import largest_activations, measure_gain, measure_loss, pieces_of
 from edgephi.runtime.integers.model_file import GraphFile, read_model, write_model
 from edgephi.runtime.prepacked.cache import (
+    FILES,
     GRAPH,
-    RECORD,
     WEIGHTS,
     discard,
     entry_key,
     is_usable,
     pack,
+    read_small,
+    recorded_hashes,
     require_space,
     write_entry,
 )
@@ -44,6 +48,8 @@ FOLDER = "integers"
 """In the user's cache."""
 MEASURED = "measured.json"
 MEASURED_LIMIT = 2**12
+WRITTEN = FILES | {MEASURED}
+"""Files of an entry."""
 MADE = 1
 """Changes when an entry of the same bundle would hold something else."""
 MOST_LOSS = 0.01
@@ -62,14 +68,14 @@ BLOCKS = "Load the bundle with prefill='blocks'"
 class Measured(Strict):
     """measured.json: what was found on this machine when the entry was made."""
 
-    loss_blocks: float
+    loss_blocks: Finite
     """Kullback-Leibler divergence from the same weights with activations in float, nats for each token, of the
     bundle's graph."""
-    loss_integers: float
+    loss_integers: Finite
     """The same of the integer graph."""
-    gain: float
+    gain: Finite = Field(ge=0)
     """How many times as fast a piece of a prompt is computed."""
-    products: int
+    products: int = Field(ge=1)
     """Linear layers that are integer products."""
 
 
@@ -126,18 +132,23 @@ def find_or_make(
     try:
         root = cache_folder() / FOLDER
         entry = root / entry_key(manifest, graph, kleidiai=kleidiai, integers=MADE)
-        is_there = entry.is_dir()
+        is_there = os.path.lexists(entry)
     except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
         if asked == "integers":
             raise
         return Prefill("blocks", f"there is no cache: {error}")
     if is_there:
-        measured = _measured(entry)
-        if measured is not None and is_usable(folder, manifest, entry, every_byte=every_byte):
-            return _found(entry, measured, asked)
+        if is_usable(folder, manifest, entry, every_byte=every_byte, files=WRITTEN):
+            measured = _measured(entry)
+            if measured is not None:
+                return _found(entry, measured, asked)
         if not discard(entry):
+            if asked == "auto":
+                return Prefill("blocks", "the cache's integers are damaged, and cannot be removed")
             raise OutputError(
-                "the cache's integer weights are damaged and in use", where=entry, remedy="Close other programs"
+                "the cache's integer weights are damaged, and cannot be removed",
+                where=entry,
+                remedy="Close programs that use them, or remove the folder yourself",
             )
     if asked == "auto":
         what = "damaged, and removed" if is_there else "not made on this machine"
@@ -158,25 +169,35 @@ def find_or_make(
             entry,
             lambda source, target: _make(folder, manifest, source, target, threads, kleidiai=kleidiai),
             every_byte=every_byte,
+            files=WRITTEN,
         )
+        measured = _measured(entry)
+        if measured is None:
+            raise OSError("another process removed them")
+        return _found(entry, measured, asked)
     except OSError as error:
-        raise OutputError(
-            f"the integer weights could not be written: {error.strerror or error}",
-            where=root,
-            remedy="Free disk space, or name another folder with EDGEPHI_CACHE",
-        ) from error
-    measured = _measured(entry)
-    assert measured is not None, "it was just written"
-    return _found(entry, measured, asked)
+        raise _not_written(error, root) from error
+
+
+def _not_written(error: OSError, root: Path) -> OutputError:
+    return OutputError(
+        f"the integer weights could not be written: {error.strerror or error}",
+        where=root,
+        remedy="Free disk space, or name another folder with EDGEPHI_CACHE",
+    )
 
 
 def entry_digest(folder: Path) -> str:
-    """What tells the integers of one entry from those of another: the hashes its record has."""
+    """What tells the integers of one entry from those of another: the hashes of graph and weights in its record.
+
+    Raises:
+        EngineError: the entry was removed since it was found.
+    """
     import hashlib
     import json
 
-    files = json.loads((folder / RECORD).read_bytes())["files"]
-    return hashlib.sha256(json.dumps({name: one["sha256"] for name, one in sorted(files.items())}).encode()).hexdigest()
+    hashes = recorded_hashes(folder)
+    return hashlib.sha256(json.dumps({name: hashes.get(name) for name in sorted(FILES)}).encode()).hexdigest()
 
 
 def _why_not(manifest: Manifest, graph: str | None) -> str | None:
@@ -202,9 +223,7 @@ def _found(entry: Path, measured: Measured, asked: PrefillChoice) -> Prefill:
 
 def _measured(entry: Path) -> Measured | None:
     try:
-        if (entry / MEASURED).stat().st_size > MEASURED_LIMIT:
-            return None
-        return Measured.model_validate_json((entry / MEASURED).read_bytes())
+        return Measured.model_validate_json(read_small(entry / MEASURED, MEASURED_LIMIT))
     except (OSError, ValidationError):
         return None
 
@@ -214,6 +233,7 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
 
     Raises:
         EngineError: this bundle or this machine gains nothing, or loses too much.
+        OutputError: the folder cannot be written.
     """
     refusal = "prompts cannot be computed by integers"
     digest = next(file.sha256 for file in manifest.files if file.path == source.name)
@@ -226,11 +246,15 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
         found = candidates(model, data)
         if not found.linears:
             raise EngineError(f"{refusal}: the graph has no linear layer that is known", where=source, remedy=BLOCKS)
-        calibration, held_out = pieces_of(_tokens(folder, manifest.model.vocabulary_size))
+        tokens = _tokens(folder, manifest.model.vocabulary_size)
+        calibration, held_out = pieces_of(tokens, manifest.model.context_length)
         largest = largest_activations(_read(stored), found, folder, calibration)
-        with (unpacked / WEIGHTS).open("wb") as stream:
-            write_integers(model, found, largest, data, WEIGHTS, stream)
-        (unpacked / GRAPH).write_bytes(write_model(model))
+        try:
+            with (unpacked / WEIGHTS).open("wb") as stream:
+                write_integers(model, found, largest, data, WEIGHTS, stream)
+            (unpacked / GRAPH).write_bytes(write_model(model))
+        except OSError as error:
+            raise _not_written(error, target.parent) from error
         packs_soundly = pack(unpacked / GRAPH, target, kleidiai=kleidiai)
         if not packs_soundly:
             raise EngineError(f"{refusal}: packed weights compute something else", where=source, remedy=BLOCKS)
@@ -242,7 +266,7 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
     for name in (WEIGHTS, GRAPH):
         (unpacked / name).unlink()
     unpacked.rmdir()
-    if not loss.integers <= loss.blocks + MOST_LOSS:
+    if not (isfinite(loss.blocks) and loss.integers <= loss.blocks + MOST_LOSS):
         raise EngineError(
             f"{refusal}: the divergence from activations in float is {loss.integers:.4f}, "
             f"more than {MOST_LOSS} above the {loss.blocks:.4f} of blocks",

@@ -38,11 +38,12 @@ class Loss:
     integers: float
 
 
-def pieces_of(tokens: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+def pieces_of(tokens: Sequence[int], context_length: int) -> tuple[list[list[int]], list[list[int]]]:
     """Pieces to calibrate with, and to compare with; a text that is too short is read again."""
-    wanted = 2 * PIECES * PIECE
+    length = min(PIECE, context_length)
+    wanted = 2 * PIECES * length
     repeated = (list(tokens) * -(-wanted // len(tokens)))[:wanted]
-    pieces = [repeated[start : start + PIECE] for start in range(0, wanted, PIECE)]
+    pieces = [repeated[start : start + length] for start in range(0, wanted, length)]
     return pieces[0::2], pieces[1::2]
 
 
@@ -133,7 +134,8 @@ def _divergence(
 def _log_probabilities(session: InferenceSession, piece: Sequence[int]) -> NDArray[np.float32]:
     """[tokens / EVERY, vocabulary]"""
     feeds: dict[str, Any] = feeds_of(session, piece)
-    feeds[LOGIT_ROWS] = np.arange(EVERY - 1, len(piece), EVERY, dtype=np.int64)
+    first = min(EVERY, len(piece)) - 1
+    feeds[LOGIT_ROWS] = np.arange(first, len(piece), EVERY, dtype=np.int64)
     logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0].astype(np.float32)
     logits -= logits.max(-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -37,8 +38,8 @@ from edgephi.devices.cache import cache_folder
 from edgephi.devices.cpu_features import cpu_features, cpu_name
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import runtime_wheels
-from edgephi.errors import BundleError, OutputError, UsageError, library_errors
-from edgephi.files import unreadable
+from edgephi.errors import BundleError, EngineError, OutputError, UsageError, library_errors
+from edgephi.files import is_link, unreadable
 from edgephi.ort import open_session, session_options
 from edgephi.records import Sha256, Strict
 from edgephi.runtime.prepacked.proof import same_answers
@@ -94,9 +95,15 @@ class _Known(Strict):
 class _Record(Strict):
     """entry.json."""
 
+    entry: str = Field("", description="its folder's name: one that lies in another's place is not used")
     bundle: str = Field(description="where it was")
     files: dict[str, _File]
     copies: tuple[tuple[_Known, ...], ...] = Field(description="the weights of bundles this was made of, or equals")
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 by file name."""
+        return {name: file.sha256 for name, file in self.files.items()}
 
 
 def prepacking(asked: Prepacking | None) -> Prepacking:
@@ -146,7 +153,7 @@ def prepack(
     try:
         root = cache_folder() / "prepacked"
         entry = root / entry_key(manifest, graph, kleidiai=kleidiai)
-        is_there = entry.is_dir()
+        is_there = os.path.lexists(entry)
     except (OutputError, OSError) as error:  # a user without a home, or a cache that is closed to him
         if mode == "now":
             raise
@@ -156,7 +163,7 @@ def prepack(
             return Prepacked(entry, "found in the cache")
         if not discard(entry):
             return Prepacked(None, "the cache's copy is damaged and in use")
-    elif mode == "auto" and entry.with_suffix(UNSOUND).exists():
+    elif mode == "auto" and os.path.lexists(entry.with_suffix(UNSOUND)):
         return Prepacked(None, DIFFERS)
     elif mode == "auto" and not _seen_before(entry):
         return Prepacked(None, "the first load; the second one writes it")
@@ -179,13 +186,18 @@ def prepack(
     return Prepacked(entry, "written by this load")
 
 
-def is_usable(folder: Path, manifest: Manifest, entry: Path, *, every_byte: bool) -> bool:
+def is_usable(
+    folder: Path, manifest: Manifest, entry: Path, *, every_byte: bool, files: frozenset[str] = FILES
+) -> bool:
     """Whether an entry is what was written, and was made of this bundle.
+
+    Args:
+        files: that were written into it.
 
     Raises:
         BundleError: the bundle's weights are not those of its manifest, or cannot be read.
     """
-    if not _is_sound(entry, every_byte):
+    if not _is_sound(entry, every_byte, files):
         return False
     try:
         _require_same(folder, manifest, entry, every_byte)
@@ -197,7 +209,7 @@ def is_usable(folder: Path, manifest: Manifest, entry: Path, *, every_byte: bool
 def entry_key(manifest: Manifest, graph: str, **more: object) -> str:
     """Of everything that decides the bytes, and what they mean to the machine that reads them."""
     facts = {
-        "made": 2,  # earlier entries were not held against the bytes they were made of
+        "made": 3,  # earlier entries did not say whose place they are for
         "files": sorted((file.path, file.bytes, file.sha256) for file in manifest.files),
         "graph": graph,
         "system": (sys.platform, platform.machine()),
@@ -215,37 +227,67 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _is_sound(entry: Path, every_byte: bool) -> bool:
+def _is_sound(entry: Path, every_byte: bool, files: frozenset[str]) -> bool:
     try:
-        if (entry / RECORD).stat().st_size > RECORD_LIMIT:
-            return False
-        record = _Record.model_validate_json((entry / RECORD).read_bytes())
-        if record.files.keys() != FILES:
+        record = _read_record(entry)
+        if record.files.keys() != files or record.entry != entry.name:
             return False
         touched = False
         for name, expected in record.files.items():
-            path, stat = entry / name, (entry / name).lstat()
-            if path.is_symlink() or stat.st_size != expected.bytes:
+            path, found = entry / name, (entry / name).lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size != expected.bytes:
                 return False
-            moved = (stat.st_mtime_ns, stat.st_ctime_ns) != (expected.mtime_ns, expected.ctime_ns)
+            moved = (found.st_mtime_ns, found.st_ctime_ns) != (expected.mtime_ns, expected.ctime_ns)
             touched |= moved
-            if (every_byte or moved or stat.st_size <= HASH_AT_LOAD_UP_TO) and sha256_of(path) != expected.sha256:
+            if (every_byte or moved or found.st_size <= HASH_AT_LOAD_UP_TO) and sha256_of(path) != expected.sha256:
                 return False
-        if touched:  # restored from a backup, say; it need not be hashed again the next time
-            hashes = {name: file.sha256 for name, file in record.files.items()}
-            _write_record(entry, record.bundle, hashes, record.copies)
-        with suppress(OSError):
-            os.utime(entry / RECORD)  # when it was used last
     except (OSError, ValidationError):
         return False
+    with suppress(OSError):  # a cache that is not to be written, in an image for example, is read all the same
+        if touched:  # restored from a backup, say; it need not be hashed again the next time
+            _write_record(entry, entry.name, record.bundle, record.hashes, record.copies)
+        os.utime(entry / RECORD)  # when it was used last
     return True
+
+
+def _read_record(entry: Path) -> _Record:
+    """Raises OSError or ValidationError: there is no record."""
+    return _Record.model_validate_json(read_small(entry / RECORD, RECORD_LIMIT))
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The bytes of a file that was written beside an entry's weights.
+
+    Raises:
+        OSError: it is missing, no regular file, or larger.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        raise OSError(f"{path} is not a regular file of at most {limit:,} bytes")
+    return path.read_bytes()
+
+
+def recorded_hashes(entry: Path) -> Mapping[str, str]:
+    """SHA-256 of an entry's files, by name.
+
+    Raises:
+        EngineError: the entry was removed or damaged since it was found.
+    """
+    try:
+        return _read_record(entry).hashes
+    except (OSError, ValidationError) as error:
+        raise EngineError(
+            "the cache's weights were removed or changed while they were loaded",
+            where=entry,
+            remedy="Load the bundle again",
+        ) from error
 
 
 def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: bool) -> None:
     """Raises BundleError unless the bundle's weights are those the entry was made of; a copy is hashed once."""
     mine = _weights(folder, manifest)
     try:
-        record = _Record.model_validate_json((entry / RECORD).read_bytes())
+        record = _read_record(entry)
     except (OSError, ValidationError):
         record = None
     if record is not None and mine in record.copies:
@@ -253,9 +295,8 @@ def _require_same(folder: Path, manifest: Manifest, entry: Path, every_byte: boo
     if not every_byte:
         _require_hashes(folder, manifest)
     if record is not None and mine == _weights(folder, manifest):
-        hashes = {name: file.sha256 for name, file in record.files.items()}
         with suppress(OSError):  # the next load hashes again
-            _write_record(entry, record.bundle, hashes, (mine, *record.copies)[:KNOWN_COPIES])
+            _write_record(entry, entry.name, record.bundle, record.hashes, (mine, *record.copies)[:KNOWN_COPIES])
 
 
 def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
@@ -266,9 +307,9 @@ def _weights(folder: Path, manifest: Manifest) -> tuple[_Known, ...]:
 
 def _identity(path: Path) -> _Known:
     path = path.resolve()
-    stat = path.stat()
-    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-    return _Known(path=str(path), bytes=stat.st_size, number=stat.st_ino, **times)
+    found = path.stat()
+    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    return _Known(path=str(path), bytes=found.st_size, number=found.st_ino, **times)
 
 
 def _require_hashes(folder: Path, manifest: Manifest) -> None:
@@ -307,11 +348,12 @@ def write_entry(
     write: Callable[[Path, Path], bool],
     *,
     every_byte: bool,
+    files: frozenset[str] = FILES,
 ) -> bool:
     """Write an entry beside its place and rename it; entries it takes the place of go first.
 
     Args:
-        write: writes `FILES`, of the graph that is the first argument, into the folder that is the second; False: they
+        write: writes `files`, of the graph that is the first argument, into the folder that is the second; False: they
             are of no use.
 
     Returns:
@@ -337,14 +379,14 @@ def write_entry(
             raise changed(folder)
         if not sound:
             return False
-        for name in FILES:
+        for name in files:
             with (scratch / name).open("rb+") as stream:
                 os.fsync(stream.fileno())  # a record that outlives the data would vouch for zeros
-        _write_record(scratch, bundle, {name: sha256_of(scratch / name) for name in FILES}, (mine,))
+        _write_record(scratch, entry.name, bundle, {name: sha256_of(scratch / name) for name in files}, (mine,))
         try:
             scratch.rename(entry)
         except OSError:
-            if not (entry.is_dir() and _is_sound(entry, every_byte=False)):  # else another process was faster
+            if not (entry.is_dir() and _is_sound(entry, False, files)):  # else another process was faster
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -366,16 +408,19 @@ def pack(graph: Path, target: Path, *, kleidiai: bool) -> bool:
         return_freed_memory()  # as much as two plain loads would hold
 
 
-def _write_record(entry: Path, bundle: str, hashes: Mapping[str, str], copies: tuple[tuple[_Known, ...], ...]) -> None:
+def _write_record(
+    folder: Path, name: str, bundle: str, hashes: Mapping[str, str], copies: tuple[tuple[_Known, ...], ...]
+) -> None:
+    """Write the record of the entry `name`, whose files are in `folder`."""
     files = {}
-    for name, digest in sorted(hashes.items()):
-        stat = (entry / name).stat()
-        files[name] = _File(bytes=stat.st_size, sha256=digest, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
-    beside = entry / f".{RECORD}.new"
-    beside.write_text(
-        _Record(bundle=bundle, files=files, copies=copies).model_dump_json(indent=2), encoding="utf-8", newline="\n"
-    )
-    beside.replace(entry / RECORD)
+    for file, digest in sorted(hashes.items()):
+        found = (folder / file).stat()
+        times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+        files[file] = _File(bytes=found.st_size, sha256=digest, **times)
+    beside = folder / f".{RECORD}.new"
+    record = _Record(entry=name, bundle=bundle, files=files, copies=copies)
+    beside.write_text(record.model_dump_json(indent=2), encoding="utf-8", newline="\n")
+    beside.replace(folder / RECORD)
 
 
 def _make_room(root: Path, bundle: str) -> None:
@@ -384,7 +429,7 @@ def _make_room(root: Path, bundle: str) -> None:
     for path in root.iterdir():
         if path.name.startswith("."):
             if _age(path) > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         elif path.is_dir():
             entries.append(path)
     entries.sort(key=lambda path: _age(path / RECORD))
@@ -395,7 +440,7 @@ def _make_room(root: Path, bundle: str) -> None:
 
 def _bundle_of(entry: Path) -> str | None:
     try:
-        return _Record.model_validate_json((entry / RECORD).read_bytes()).bundle
+        return _read_record(entry).bundle
     except (OSError, ValidationError):
         return None
 
@@ -407,8 +452,16 @@ def discard(entry: Path) -> bool:
         entry.rename(aside)
     except OSError:
         return False
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not is_link(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def _age(path: Path) -> float:

@@ -6,6 +6,7 @@ The reference for what a model computes is the same bundle with its prompts comp
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,13 @@ from typer.testing import CliRunner
 
 import edgephi
 from edgephi.commands.app import app
-from edgephi.errors import EngineError, UsageError
+from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.integers import cache as module
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.cache import MEASURED
 from edgephi.runtime.model import Model, load
+from edgephi.runtime.prepacked import cache as prepacked
 from edgephi.runtime.prepacked.cache import FILES, RECORD
 from tests.lora import TINY, random_adapter
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
@@ -216,17 +218,130 @@ def test_a_saved_cache_says_which_prefill_made_it(bundle: Path, made: Path, tmp_
         model.engine.restore(file, LENGTH + 8)
 
 
+def copy_of(made: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An entry in a cache of its own."""
+    shutil.copytree(made, cache)
+    monkeypatch.setenv("EDGEPHI_CACHE", str(cache))
+    (entry,) = (cache / "integers").iterdir()
+    return entry
+
+
 def test_a_damaged_entry_is_not_used(bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for damage in ("model.onnx", MEASURED):
-        cache = tmp_path / damage
-        shutil.copytree(made, cache)
-        monkeypatch.setenv("EDGEPHI_CACHE", str(cache))
-        (entry,) = (cache / "integers").iterdir()
+        entry = copy_of(made, tmp_path / damage, monkeypatch)
         path = entry / damage
         path.write_bytes(path.read_bytes()[:-40])
         with load(bundle, "cpu") as model:
             assert "damaged, and removed" in model.prefill.why
         assert not entry.exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("gain", "NaN"), ("gain", "1e308"), ("loss_integers", "5.0")])
+def test_what_was_measured_is_compared_with_its_hash(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    path = copy_of(made, tmp_path / "cache", monkeypatch) / MEASURED
+    facts = json.loads(path.read_bytes()) | {key: float(value)}
+    path.write_text(json.dumps(facts))
+    with load(bundle, "cpu") as model:
+        assert "damaged, and removed" in model.prefill.why
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize("name", [RECORD, MEASURED])
+def test_a_pipe_in_an_entry_is_not_waited_for(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = copy_of(made, tmp_path / "cache", monkeypatch) / name
+    path.unlink()
+    os.mkfifo(path)
+    with load(bundle, "cpu") as model:
+        assert "damaged, and removed" in model.prefill.why
+
+
+@pytest.mark.parametrize("by", ["copy", "link"])
+def test_an_entry_of_another_bundle_is_not_used(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Weights of the same shapes compute other answers, and nothing else would show it."""
+    entry = copy_of(made, tmp_path / "cache", monkeypatch)
+    lenient(monkeypatch)
+    edgephi.export(tiny_phi(tmp_path / "source", PHI_4_MINI, CONTEXT, seed=1, ascii_text=True), tmp_path / "other")
+    load(tmp_path / "other", "cpu", prefill="integers").close()
+    (other,) = (path for path in entry.parent.iterdir() if path != entry)
+    shutil.rmtree(entry)
+    if by == "copy":
+        shutil.copytree(other, entry)
+    else:
+        entry.symlink_to(other, target_is_directory=True)
+    with load(bundle, "cpu") as model:
+        assert "damaged, and removed" in model.prefill.why
+    assert not os.path.lexists(entry)
+    assert {path.name for path in other.iterdir()} == FILES | {RECORD, MEASURED}
+
+
+def test_what_lies_in_the_place_of_an_entry_is_replaced(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = copy_of(made, tmp_path / "cache", monkeypatch)
+    shutil.rmtree(entry)
+    entry.write_text("a file")
+    lenient(monkeypatch)
+    with load(bundle, "cpu", prefill="integers") as model:
+        assert model.prefill.by == "integers"
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
+
+
+def test_an_entry_in_a_cache_that_cannot_be_written_is_used(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy has other times of change, as in a container's image, and the record cannot be renewed."""
+    entry = copy_of(made, tmp_path / "cache", monkeypatch)
+
+    def refuse(*given: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(prepacked, "_write_record", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with load(bundle, "cpu", prepacked="never") as model:
+        assert model.prefill.by == "integers"
+    (entry / MEASURED).unlink()
+    with load(bundle, "cpu", prepacked="never") as model:
+        assert "damaged, and cannot be removed" in model.prefill.why
+    with pytest.raises(OutputError, match="cannot be removed"):
+        load(bundle, "cpu", prepacked="never", prefill="integers")
+
+
+def test_an_entry_that_is_removed_while_it_is_loaded_is_an_error(
+    bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = copy_of(made, tmp_path / "cache", monkeypatch)
+    (entry / RECORD).write_text("{")
+    with pytest.raises(EngineError, match="while they were loaded"):
+        module.entry_digest(entry)
+    (entry / RECORD).unlink()
+    with pytest.raises(EngineError, match="while they were loaded"):
+        module.entry_digest(entry)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(bundle: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    lenient(monkeypatch)
+    monkeypatch.setattr(module, "write_integers", full)
+    with pytest.raises(OutputError, match="No space left"):
+        load(bundle, "cpu", prefill="integers")
+    assert not list((fresh / "integers").iterdir())
+
+
+def test_an_entry_that_vanishes_when_it_is_written_is_an_error(
+    bundle: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient(monkeypatch)
+    monkeypatch.setattr(module, "_measured", lambda entry: None)
+    with pytest.raises(OutputError, match="another process removed them"):
+        load(bundle, "cpu", prefill="integers")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +378,15 @@ def test_the_other_engine_and_float_weights_have_none(
     edgephi.export(tiny_phi(folder / "checkpoint", PHI_4_MINI), folder / "bundle", precision="fp32")
     with pytest.raises(EngineError, match="its weights are floats"):
         load(folder / "bundle", "cpu", prefill="integers")
+
+
+def test_a_context_shorter_than_what_is_measured_at_once(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient(monkeypatch)
+    edgephi.export(tiny_phi(tmp_path / "source", PHI_3, 96, ascii_text=True), tmp_path / "bundle")
+    with load(tmp_path / "bundle", "cpu", prefill="integers") as model:
+        assert model.prefill.by == "integers"
 
 
 def test_generate_says_what_computed_the_prompt(bundle: Path, made: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -238,3 +239,16 @@ def test_float_weights_are_left_alone(tmp_path: Path, cache: Path) -> None:
     edgephi.export(tiny_phi(tmp_path / "checkpoint", PHI_4_MINI), tmp_path / "bundle", precision="fp32")
     assert "float" in why(tmp_path / "bundle", "now")
     assert not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says of a name that is too long that it is not there")
+def test_a_cache_that_the_system_does_not_look_into_costs_nothing_else(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPHI_CACHE", f"/{'x' * 300}")
+    for _ in range(2):
+        with load(bundle, "cpu", prepacked="auto") as model:
+            assert model.prepacked.folder is None
+            assert model.prefill.by == "blocks"
+    with pytest.raises(OutputError):
+        load(bundle, "cpu", prepacked="now")
