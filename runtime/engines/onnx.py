@@ -277,6 +277,7 @@ def open_engine(request: OpenRequest) -> Engine:
             threads=request.threads,
             spinning=request.place.choice.spinning.on,
             packed=True,
+            kleidiai=request.place.choice.may_use_kleidiai,
         )
         facts["prefill"] = f"integers {entry_digest(request.prompts)}"
     return OnnxEngine(
