@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,13 @@ def test_a_pipe_in_an_entry_is_not_waited_for(
         assert "damaged, and removed" in model.prefill.why
 
 
-@pytest.mark.parametrize("by", ["copy", "link"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        "copy",
+        pytest.param("link", marks=pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")),
+    ],
+)
 def test_an_entry_of_another_bundle_is_not_used(
     bundle: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
