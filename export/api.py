@@ -70,8 +70,8 @@ def export_model(
         revision: branch, tag or commit, for a hub id.
         force: replace an existing bundle.
         via: who builds the graph; optimum does for decoders outside edgephi's families (the extra `optimum`).
-        calibration: UTF-8 text for weighted, gptq, a budget and w4a16, of which the first 8,192 tokens count (16,384
-            for best); None: the model samples its own, and weighted takes 1,024 tokens of edgephi's.
+        calibration: UTF-8 text for weighted (the first 1,024 tokens), gptq, a budget and w4a16 (the first 8,192, or
+            16,384 for best); None: the model samples its own, and weighted takes 1,024 tokens of edgephi's.
         seed: of that sampling, and of the rotation.
         rotate: rotate the weights, which leaves the float model's logits as they are (`export/weights/rotation.py`);
             what the source holds in 4 bits is then quantized anew.

@@ -12,18 +12,20 @@ In memory: one layer in float32 and once more decoded, and the hidden states of 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.export.calibrate.float_model import up_to_head
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import LayerGraph, in_range, layer_weights
 from edgephi.export.calibrate.sensitivity import FOLLOWED, LADDER, Sensitivities
 from edgephi.export.journal import Journal, write_refusal
-from edgephi.export.spec import HEAD, Architecture
+from edgephi.export.spec import HEAD, Architecture, Weight
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.pack import Report, weight_source_bytes
 from edgephi.export.weights.rescaling import Treatment, rescale_layer
@@ -83,7 +85,7 @@ def observe(
         EngineError: onnxruntime cannot run a layer.
         OutputError: the disk is full.
     """
-    kept = _kept(folder, journal, names, tried)
+    kept = _kept(architecture, folder, journal, names, tried)
     if kept is not None:
         report(sum(weight_source_bytes(architecture.weights[name]) for name in tried))
         return kept
@@ -107,7 +109,7 @@ def observe(
     if HEAD in names:
         with up_to_head(architecture) as inputs:
             total = sum(np.square(inputs(states), dtype=np.float64).sum(axis=0) for states in hidden)
-        treatments[HEAD] = Treatment(np.asarray(total / tokens.size, np.float32))
+        treatments[HEAD] = Treatment(in_range(total / tokens.size))
     observed = Observed(treatments, errors)
     _keep(observed, folder, journal)
     return observed
@@ -115,7 +117,8 @@ def observe(
 
 def _with_squares(treatment: Treatment, squares: Float32) -> Treatment:
     if treatment.columns is not None:
-        squares = np.asarray(squares / np.square(treatment.columns), np.float32)
+        with np.errstate(over="ignore"):
+            squares = np.minimum(squares / np.square(treatment.columns), np.finfo(np.float32).max)
     return replace(treatment, mean_squares=squares)
 
 
@@ -132,13 +135,13 @@ def _errors(
     length = min(TRIED_TOKENS, hidden.shape[1])
     graph = LayerGraph(architecture, layer, length)
     before, expected = np.ascontiguousarray(hidden[:, :length]), after[:, :length]
-    size = np.maximum(np.square(expected).sum(axis=-1, dtype=np.float64), np.finfo(np.float32).tiny)
+    size = np.maximum(np.square(expected, dtype=np.float64).sum(axis=-1), np.finfo(np.float32).tiny)
     found = {}
     for name, treatment in treatments.items():
         assert treatment.mean_squares is not None
         columns, meant = column_importance(treatment.mean_squares, name), treatment.apply(values[name])
         tried = {**values, name: treatment.undo(_in_slices(meant, columns, name))}
-        difference = np.square(graph.run(before, tried) - expected).sum(axis=-1, dtype=np.float64)
+        difference = np.square(graph.run(before, tried) - expected, dtype=np.float64).sum(axis=-1)
         error = float((difference / size).mean())
         losses = _losses(meant, columns, name)
         followed = losses[FOLLOWED] or 1.0
@@ -187,27 +190,38 @@ def _keep(observed: Observed, folder: Path, journal: Journal) -> None:
     journal.add_files(IMPORTANCE_FILE, folder, IMPORTANCE_FILE)
 
 
-def _kept(folder: Path, journal: Journal, names: Collection[str], tried: Collection[str]) -> Observed | None:
-    """What an interrupted export measured; None: nothing, or of other weights."""
+def _kept(
+    architecture: Architecture, folder: Path, journal: Journal, names: Collection[str], tried: Collection[str]
+) -> Observed | None:
+    """What an interrupted export measured; None: nothing, of other weights, or the file holds something else."""
     if not journal.holds_files(IMPORTANCE_FILE, folder, IMPORTANCE_FILE):
         return None
     try:
         with np.load(folder / IMPORTANCE_FILE, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError):
-        return None
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error):
+        return None  # an array instead of an archive has no `files`
     parts: dict[str, dict[str, Float32]] = {}
     errors: dict[str, tuple[float, ...]] = {}
     for key, each in arrays.items():
         part, _, name = key.partition(" ")
-        if part == _ERRORS:
+        if part == _ERRORS and each.shape == (len(LADDER),) and each.dtype == np.float64:
             errors[name] = tuple(map(float, each))
-        elif part in _PARTS:
+        elif part in _PARTS and name in architecture.weights and each.dtype == np.float32:
+            if each.shape != _shape_of(part, architecture.weights[name]):
+                return None
             parts.setdefault(name, {})[part] = each
+        else:
+            return None
     with_squares = {name for name, given in parts.items() if "mean_squares" in given}
     if with_squares != set(names) or set(errors) != set(tried):
         return None
     return Observed({name: Treatment(**given) for name, given in parts.items()}, errors)
+
+
+def _shape_of(part: str, weight: Weight) -> tuple[int, ...]:
+    """Of the vector that goes with a weight's rows, or with its columns."""
+    return weight.shape[:1] if part == "rows" else weight.shape[1:]
 
 
 def forget_importance(folder: Path) -> None:

@@ -46,6 +46,11 @@ def start_of(hidden: Float32) -> list[dict[str, Float32]]:
     return [{HIDDEN_IN: sequence[None]} for sequence in hidden]
 
 
+def in_range(means: NDArray[np.float64]) -> Float32:
+    """Mean squares in float32; of values beyond 2**64 it holds none, and takes its largest number."""
+    return np.minimum(means, np.finfo(np.float32).max).astype(np.float32)
+
+
 class RecordingBuilder(GraphBuilder):
     """Weights become inputs of the graph, and what a linear layer multiplies is remembered."""
 
@@ -144,7 +149,7 @@ class LayerGraph:
             squares = [np.square(values[0], dtype=np.float64).sum(axis=0) for values in inputs]
             totals = [total + more for total, more in zip(totals, squares, strict=True)] if totals else squares
         tokens = hidden.shape[0] * hidden.shape[1]
-        means = dict(zip(places, ((total / tokens).astype(np.float32) for total in totals), strict=True))
+        means = dict(zip(places, (in_range(total / tokens) for total in totals), strict=True))
         return result, {weight: means[place] for weight, place in self._recorded.items()}
 
     def inputs(

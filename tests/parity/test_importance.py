@@ -10,7 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import edgephi
 from edgephi.bundle import read_manifest
@@ -86,6 +86,61 @@ def test_a_pass_that_ended_is_not_repeated(checkpoint: Path, tmp_path: Path, mon
             assert np.array_equal(getattr(again.treatments[name], part), values), (name, part)
     (tmp_path / IMPORTANCE_FILE).write_bytes(b"cut off")
     assert observed(checkpoint, tmp_path, rescale=True).errors == first.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mean_squares layers.0.qkv.weight", np.ones(128)),
+        ("mean_squares layers.0.qkv.weight", np.ones(64, np.float32)),
+        ("rows layers.0.input_norm.weight", np.ones((1, 128), np.float32)),
+        ("errors layers.0.qkv.weight", np.ones(3)),
+        ("columns layers.9.qkv.weight", np.ones(128, np.float32)),
+        ("something", np.ones(3)),
+        ("mean_squares layers.0.qkv.weight", np.array([{}, 1], object)),
+    ],
+    ids=["other type", "too short", "a matrix", "fewer formats", "no such weight", "other name", "pickled"],
+)
+def test_a_file_that_holds_something_else_is_measured_again(
+    name: str, values: NDArray[np.generic], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Also where the journal vouches for it."""
+    first = observed(checkpoint, tmp_path, rescale=True)
+    file, journal = tmp_path / IMPORTANCE_FILE, Journal(tmp_path / JOURNAL, "key")
+    with np.load(file) as arrays:
+        np.savez(file, **{**arrays, name: values})  # type: ignore[arg-type]
+    journal.add_files(IMPORTANCE_FILE, tmp_path, IMPORTANCE_FILE)
+    again = observed(checkpoint, tmp_path, rescale=True)
+    assert again.errors == first.errors and again.treatments.keys() == first.treatments.keys()
+    squares = again.treatments["layers.0.qkv.weight"].mean_squares
+    assert squares is not None and (squares.dtype, squares.shape) == (np.float32, (128,))
+
+
+@pytest.mark.parametrize("left", [0, 2, 5000, -9])
+def test_a_file_that_was_cut_off_is_measured_again(left: int, checkpoint: Path, tmp_path: Path) -> None:
+    first = observed(checkpoint, tmp_path)
+    file, journal = tmp_path / IMPORTANCE_FILE, Journal(tmp_path / JOURNAL, "key")
+    file.write_bytes(file.read_bytes()[:left])
+    journal.add_files(IMPORTANCE_FILE, tmp_path, IMPORTANCE_FILE)
+    assert observed(checkpoint, tmp_path).errors == first.errors
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_whose_squares_float32_cannot_hold_still_give_errors(tmp_path: Path) -> None:
+    source = tiny_phi(tmp_path / "checkpoint", PHI_3)
+    weights = dict(load_file(source / "model.safetensors"))
+    for name in weights:
+        if name.endswith(("post_attention_layernorm.weight", "o_proj.weight")):
+            weights[name] = weights[name] * np.float32(2.0**66)
+        elif name.endswith("gate_up_proj.weight"):
+            weights[name] = weights[name] * np.float32(2.0**-66)
+    save_file(weights, source / "model.safetensors")
+    found = observed(source, tmp_path / "found", rescale=True)
+    assert np.isfinite(list(found.errors.values())).all()
+    assert min(found.errors["layers.0.o.weight"]) > 0
+    for treatment in found.treatments.values():
+        for values in vars(treatment).values():
+            assert values is None or np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("case", ["llama-gqa", "llama-bias", "phi-parallel", "phi3-gqa-partial", "phi-qk", "phimoe"])
