@@ -29,6 +29,7 @@ def decide(
     *,
     npu: NpuNumerics | None = None,
     adapters: bool = False,
+    whole_blocks: bool = False,
 ) -> tuple[Recipe, Budget | None]:
     """The recipe with the decision about its int4 weights, `auto` settled, and the budget that goes with it.
 
@@ -40,6 +41,7 @@ def decide(
         budget: the user's, which comes first.
         npu: of graphs for an NPU; nothing is repacked for w4a16, and weights are rounded or fitted in one size.
         adapters: the graph takes LoRA, so that no channel is rescaled.
+        whole_blocks: see `plan_mix`.
     """
     if recipe.linear is None or recipe.linear.bits != 4:
         return recipe, budget
@@ -59,7 +61,7 @@ def decide(
         fits = effort == "best" or (effort == "balanced" and small and recipe.rotation_seed is not None)
         recipe = replace(recipe, quantize=FITTING if fits else WEIGHTED)
         reason = f"effort {effort}"
-        if budget is None and effort != "fast" and (budget := _budget(recipe, architecture)) is not None:
+        if budget is None and effort != "fast" and (budget := _budget(recipe, architecture, whole_blocks)):
             reason = f"{reason}, in the size of llama.cpp's Q4_K_M"
     return _with_reason(recipe, architecture, reason, npu, adapters), budget
 
@@ -75,13 +77,13 @@ def rescales(recipe: Recipe, *, npu: NpuNumerics | None, adapters: bool) -> bool
     return npu is None and not adapters and recipe.rotation_seed is None
 
 
-def _budget(recipe: Recipe, architecture: Architecture) -> Budget | None:
+def _budget(recipe: Recipe, architecture: Architecture, whole_blocks: bool) -> Budget | None:
     """What Q4_K_M takes; None: blocks of another size are asked for, or even the smallest mix takes more."""
     if recipe.linear is None or recipe.linear.block_size != 32:
         return None
     budget = Budget(8 * llama_cpp_bytes(architecture) / architecture.parameters, None)
     try:
-        plan_mix(architecture, recipe, budget)
+        plan_mix(architecture, recipe, budget, whole_blocks=whole_blocks)
     except UsageError:
         return None
     return budget

@@ -15,7 +15,7 @@ from edgephi.export.calibrate.text import LONG_SEQUENCES, SEQUENCES, Calibration
 from edgephi.export.checkpoint.source import open_source
 from edgephi.export.decide import Effort, decide, rescales
 from edgephi.export.families import describe
-from edgephi.export.graph.variants import Variant, plan_variants
+from edgephi.export.graph.variants import Variant, plan_variants, takes_whole_blocks_only
 from edgephi.export.lora import Lora, LoraLayers, plan_lora
 from edgephi.export.options import unused_text
 from edgephi.export.spec import Architecture, Checkpoint
@@ -91,7 +91,16 @@ def make_plan(
         architecture = with_own_head(architecture)
     tokenizer = read_tokenizer(checkpoint, architecture)
     integers = npu == "w4a16"
-    recipe, budget = decide(recipe, architecture, effort or "balanced", budget, npu=npu, adapters=lora is not None)
+    whole_blocks = takes_whole_blocks_only(devices)
+    recipe, budget = decide(
+        recipe,
+        architecture,
+        effort or "balanced",
+        budget,
+        npu=npu,
+        adapters=lora is not None,
+        whole_blocks=whole_blocks,
+    )
     if recipe.head is not None and recipe.quantize == AUTO:
         raise UsageError(
             "a head in 4 bits is fitted to calibration text, and auto would fit nothing here",
@@ -103,7 +112,7 @@ def make_plan(
         text = CalibrationSource(calibration, seed, sequences, own=quantizer(recipe.quantizer).needs_importance)
     elif calibration is not None:
         raise unused_text()
-    mix = plan_mix(architecture, recipe, budget) if budget else None
+    mix = plan_mix(architecture, recipe, budget, whole_blocks=whole_blocks) if budget else None
     layout = mix.smallest if mix else plan_storage(architecture, recipe)
     adapted = plan_lora(architecture, lora, lora_layers, checkpoint.config_where)
     variants = plan_variants(devices, architecture.spec, layout, recipe, adapted.weights if adapted else frozenset())

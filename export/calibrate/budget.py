@@ -37,10 +37,15 @@ class Mix:
     smallest: Layout
     spare: int
     """Bytes the budget leaves on top of the smallest layout."""
+    whole_blocks: bool = False
+    """See `plan_mix`."""
 
 
-def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
+def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget, *, whole_blocks: bool = False) -> Mix:
     """Find out which weights are open, and whether the budget can be met.
+
+    Args:
+        whole_blocks: some graph takes no block that is cut off at a row's end.
 
     Raises:
         UsageError: it cannot; names the smallest that can.
@@ -50,13 +55,15 @@ def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget) -> Mix:
         for name, weight in architecture.weights.items()
         if weight.role == "linear" and not (recipe.repacks and repackable_types(weight))
     }
-    sizes = {name: [stored_bytes(weight, fmt, recipe) for fmt in LADDER] for name, weight in open_weights.items()}
-    formats = {name: LADDER[each.index(min(each))] for name, each in sizes.items()}
+    formats = {}
+    for name, weight in open_weights.items():
+        sizes = {fmt: stored_bytes(weight, fmt, recipe) for fmt in _formats(weight, whole_blocks)}
+        formats[name] = min(sizes, key=sizes.__getitem__)
     smallest = plan_storage(architecture, recipe, formats)
     spare = _limit(architecture, budget) - _used(smallest, budget)
     if spare < 0:
         raise _too_small(architecture, budget, smallest, repacked=len(open_weights) < _linear(architecture))
-    return Mix(budget, tuple(open_weights), smallest, spare)
+    return Mix(budget, tuple(open_weights), smallest, spare, whole_blocks)
 
 
 def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: Sensitivities) -> Layout:
@@ -65,6 +72,7 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
         name: [
             StorageOption(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
             for fmt, error in zip(LADDER, errors[name], strict=True)
+            if fmt in _formats(architecture.weights[name], mix.whole_blocks)
         ]
         for name in mix.weights
     }
@@ -77,6 +85,12 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
         if over <= 0 or allowed == least:
             return layout
         allowed = max(least, allowed - over)  # other sizes are padded otherwise
+
+
+def _formats(weight: Weight, whole_blocks: bool) -> tuple[BlockFormat, ...]:
+    """The formats a weight can get; all of them where none has whole blocks, which is refused with the graph."""
+    whole = tuple(fmt for fmt in LADDER if not weight.shape[1] % fmt.block_size)
+    return whole if whole_blocks and whole else LADDER
 
 
 def stored_bytes(weight: Weight, fmt: BlockFormat, recipe: Recipe) -> int:

@@ -126,6 +126,11 @@ def _opset(traits: GraphTraits, spec: DecoderSpec) -> int:
     return OPSET if spec.mlp == "gelu_tanh" and asked < GELU_OPSET else asked
 
 
+def takes_whole_blocks_only(devices: Sequence[str]) -> bool:
+    """Whether one of the devices' graphs takes no block that is cut off at a row's end."""
+    return any(not graph_traits(device).partial_blocks for device in graph_devices() if device in devices)
+
+
 def require_devices(devices: Sequence[str]) -> None:
     """Refuse names of devices that there is no graph for, before a source is fetched.
 

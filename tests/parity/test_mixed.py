@@ -17,8 +17,10 @@ from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.decoder import write_graph
+from edgephi.export.graph.variants import plan_variants
 from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.options import ExportOptions, parse_size
+from edgephi.export.plan import make_plan
 from edgephi.export.spec import Architecture
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.pack import pack_weights, weight_source_bytes
@@ -26,6 +28,7 @@ from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.quantize.formats import BlockFormat
 from tests.decoding import Decoder, build_graph, distance
 from tests.quantized import EIGHT, fake_quantized
+from tests.tiny_phi import PHI_3, tiny_phi
 
 RECIPE = make_recipe("int4", 32, accuracy_level=1)
 PUBLISHED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up"}
@@ -191,3 +194,16 @@ def test_two_budgets_are_an_error() -> None:
 def test_names_are_grouped() -> None:
     names = [f"layers.{layer}.qkv.weight" for layer in (0, 1, 2, 7)] + ["layers.5.down.weight"]
     assert describe_names(names) == "qkv 0-2, 7; down 5"
+
+
+@pytest.mark.parametrize("inner", [480, 1120])
+def test_a_device_that_takes_whole_blocks_only_gets_them(inner: int, tmp_path: Path) -> None:
+    """In blocks of 128, rows of 480 values take least although they are filled up; in 8 bits, rows of 1,120 in 64."""
+    source = tiny_phi(tmp_path / "checkpoint", PHI_3 | {"intermediate_size": inner, "num_hidden_layers": 1}, 64)
+    devices, recipe = ("cpu", "directml"), make_recipe("int4", 32, quantize="auto")
+    for budget in (None, Budget(8.6, None)):
+        plan = make_plan(source, recipe, revision=None, devices=devices, budget=budget, calibration=None, seed=0)
+        assert plan.mix is not None
+        errors = dict.fromkeys(plan.mix.weights, (5.0, 4.0, 3.0, 0.01, 0.01))
+        layout = choose_layout(plan.architecture, plan.recipe, plan.mix, errors)
+        assert len(plan_variants(devices, plan.architecture.spec, layout, plan.recipe)) == 2
