@@ -148,7 +148,8 @@ class Moderation:
         """
         if isinstance(messages, str):
             return self.check(messages, "prompt")
-        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        given: object = messages
+        if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
             raise wrong("messages", messages, "a text, or messages such as {'role': 'user', 'content': 'Hi'}")
         said = [text for message in messages if message.get("role") != "assistant" for text in _texts(message)]
         return self.check("\n".join(said), "prompt")
