@@ -50,6 +50,12 @@ STUDIES: dict[str, list[str]] = {
         "@folder --reference @bundle --text @text --folder @text",
         "@folder --reference @bundle --text @text --folder @new --device ?.toml",
     ],
+    "studies.offgrid": [
+        "? --text @text --folder @new",
+        "@text --text ? --folder @new",
+        "@text --text @text --folder @text",
+        "@text --text @text --folder @new --llama-python ?",
+    ],
     "studies.og_overhead": ["?", "@bundle --json ?/x.json"],
     "studies.quality": [
         "? --reference @bundle --text @text",

@@ -37,6 +37,7 @@ HEAVY = (
     "edgephi.benchmarks.studies.lora_cost",
     "edgephi.benchmarks.studies.npu_build",
     "edgephi.benchmarks.studies.npu_quality",
+    "edgephi.benchmarks.studies.offgrid",
     "edgephi.benchmarks.studies.og_overhead",
     "edgephi.benchmarks.studies.skills",
     "edgephi.benchmarks.studies.server_load",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 LIBRARIES = ("llama-cpp-python",)
 ROWS = 512
 """Tokens that one llama_decode may take: llama.cpp's default for n_ubatch."""
-TYPES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q8_0": 7}
+TYPES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}
 
 
 ERROR = 4
