@@ -131,17 +131,10 @@ class Study:
         Raises:
             EdgephiError: an export or llama.cpp failed, or the text is too short.
         """
-        place = self.folder / model.file.removesuffix(".gguf")
-        result = place / f"{re.sub('[ ,()]+', '-', way).strip('-')}.json"
-        if result.is_file():
-            stored = json.loads(result.read_text(encoding="utf-8"))
-            if stored.pop("windows") != self.windows:
-                raise UsageError(
-                    "the results there are of another number of windows",
-                    where=result,
-                    remedy="Name another --folder, or the same --windows",
-                )
-            return Row(**stored)
+        if (stored := self.stored(model, way)) is not None:
+            return stored
+        result = self._result(model, way)
+        place = result.parent
         place.mkdir(exist_ok=True)
         file = self._file(model)
         expected = self._reference(model, file)
@@ -161,6 +154,28 @@ class Study:
         new.write_text(json.dumps({**asdict(row), "windows": self.windows}, indent=1) + "\n", encoding="utf-8")
         new.replace(result)
         return row
+
+    def stored(self, model: Model, way: str) -> Row | None:
+        """The result of a run before; None: there is none.
+
+        Raises:
+            UsageError: it is of another number of windows.
+        """
+        result = self._result(model, way)
+        if not result.is_file():
+            return None
+        stored = json.loads(result.read_text(encoding="utf-8"))
+        if stored.pop("windows") != self.windows:
+            raise UsageError(
+                "the results there are of another number of windows",
+                where=result,
+                remedy="Name another --folder, or the same --windows",
+            )
+        return Row(**stored)
+
+    def _result(self, model: Model, way: str) -> Path:
+        name = re.sub("[ ,()]+", "-", way).strip("-")
+        return self.folder / model.file.removesuffix(".gguf") / f"{name}.json"
 
     def _file(self, model: Model) -> Path:
         path = self.folder / model.file
@@ -228,6 +243,21 @@ def table(rows: Sequence[Row]) -> str:
     return markdown_table(header, cells, left=(0, 1))
 
 
+def side_by_side(rows: Sequence[Row]) -> str:
+    """KL divergences in Markdown, a column for each model, and in brackets their ratio to Q4_K_M's of that model."""
+    names = list(dict.fromkeys(row.model for row in rows))
+    found = {(row.way, row.model): row.kl_mean for row in rows}
+    cells = []
+    for way in dict.fromkeys(row.way for row in rows):
+        line = []
+        for name in names:
+            kl, peer = found.get((way, name)), found.get((PEER, name))
+            ratio = f" ({kl / peer:.2f})" if kl is not None and peer else ""
+            line.append("–" if kl is None else f"{kl:.2g}{ratio}")
+        cells.append((way, *line))
+    return markdown_table(("KL mean (÷ Q4_K_M's)", *names), cells)
+
+
 def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() and len(part) < 10 for part in parts):
@@ -250,6 +280,7 @@ def main() -> None:
     parser.add_argument(
         "--llama-python", type=arguments.interpreter, metavar="PYTHON", help="interpreter with llama-cpp-python"
     )
+    parser.add_argument("--stored", action="store_true", help="print what is in --folder, and measure nothing")
     given = parser.parse_args()
     if given.windows < 1:
         raise UsageError("there is nothing to score", remedy="Take at least one window")
@@ -259,9 +290,10 @@ def main() -> None:
     with progress("measuring", len(order)) as advance:
         rows = []
         for model, way in order:
-            rows.append(study.row(model, way))
+            row = study.stored(model, way) if given.stored else study.row(model, way)
+            rows += [row] if row else []
             advance()
-    print(table(rows))
+    print(f"{side_by_side(rows)}\n\n{table(rows)}")
     print(f"\n{given.text.name}: {given.windows * (LENGTH - 1):,} predictions; KL in nats.")
     print(in_one_line(circumstances("onnxruntime", "numpy")))
 

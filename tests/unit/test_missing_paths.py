@@ -36,6 +36,7 @@ STUDIES: dict[str, list[str]] = {
     "studies.grammar_cost": ["?", "@folder"],
     "studies.kv_cache": ["? @text", "@bundle ?", "@bundle @text --json ?/x.json"],
     "studies.large_export": ["? --folder @folder", f"{PHI} --folder ?", f"{PHI} --folder @folder --json ?/x.json"],
+    "studies.last_words": ["? --text @text", "@bundle --text ?"],
     "studies.layer_growth": ["--folder ?", "--folder @folder --model ?"],
     "studies.npu_build": [
         "? --folder @folder",

@@ -12,7 +12,18 @@ import pytest
 from numpy.typing import NDArray
 
 from edgephi.benchmarks.off_grid import write_off_grid
-from edgephi.benchmarks.studies.offgrid import CARRIED_OVER, ON_GRID, PEER, WAYS, Row, Study, models, table, ways
+from edgephi.benchmarks.studies.offgrid import (
+    CARRIED_OVER,
+    ON_GRID,
+    PEER,
+    WAYS,
+    Row,
+    Study,
+    models,
+    side_by_side,
+    table,
+    ways,
+)
 from edgephi.errors import UnsupportedModelError, UsageError
 from edgephi.export.checkpoint.gguf import open_gguf
 from tests.decoding import Decoder, build_graph, distance
@@ -75,6 +86,17 @@ def test_a_divergence_stands_beside_that_of_q4_k_m_of_the_same_model() -> None:
     assert cells[0] == ["factors, seed 5", PEER, "0.14", "1.00", "78.9 %", "105.4", "10", "14", "700"]
     assert cells[1][2:4] == ["0.07", "0.50"] and cells[1][7] == "–"
     assert cells[2][3] == "–"
+
+
+def test_models_stand_side_by_side() -> None:
+    half = replace(ROW, way="effort balanced", kl_mean=0.07)
+    other = replace(ROW, model="orders", kl_mean=0.1)
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in side_by_side([ROW, half, other]).splitlines()
+    ]
+    assert cells[0][1:] == ["factors, seed 5", "orders"]
+    assert cells[2][1:] == ["0.14 (1.00)", "0.1 (1.00)"]
+    assert cells[3] == ["effort balanced", "0.07 (0.50)", "–"]
 
 
 def test_a_stored_result_is_read_and_one_of_another_text_length_is_refused(tmp_path: Path) -> None:
