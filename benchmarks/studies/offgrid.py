@@ -237,7 +237,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         ratio = f"{row.kl_mean / peers[row.model]:.2f}" if row.model in peers else "–"
         cpu = "–" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}"
-        quality = (f"{row.kl_mean:.2g}", ratio, f"{100 * row.top1_agreement:.1f} %")
+        quality = (f"{row.kl_mean:#.2g}", ratio, f"{100 * row.top1_agreement:.1f} %")
         cost = (f"{row.bytes / 1e6:.1f}", f"{row.seconds:.0f}", cpu, f"{row.peak_bytes / 1e6:,.0f}")
         cells.append((row.model, row.way, *quality, *cost))
     return markdown_table(header, cells, left=(0, 1))
@@ -253,7 +253,7 @@ def side_by_side(rows: Sequence[Row]) -> str:
         for name in names:
             kl, peer = found.get((way, name)), found.get((PEER, name))
             ratio = f" ({kl / peer:.2f})" if kl is not None and peer else ""
-            line.append("–" if kl is None else f"{kl:.2g}{ratio}")
+            line.append("–" if kl is None else f"{kl:#.2g}{ratio}")
         cells.append((way, *line))
     return markdown_table(("KL mean (÷ Q4_K_M's)", *names), cells)
 

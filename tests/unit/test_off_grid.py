@@ -84,7 +84,7 @@ def test_a_divergence_stands_beside_that_of_q4_k_m_of_the_same_model() -> None:
     alone = replace(half, model="orders")
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table([ROW, half, alone]).splitlines()[2:]]
     assert cells[0] == ["factors, seed 5", PEER, "0.14", "1.00", "78.9 %", "105.4", "10", "14", "700"]
-    assert cells[1][2:4] == ["0.07", "0.50"] and cells[1][7] == "–"
+    assert cells[1][2:4] == ["0.070", "0.50"] and cells[1][7] == "–"
     assert cells[2][3] == "–"
 
 
@@ -95,8 +95,8 @@ def test_models_stand_side_by_side() -> None:
         [cell.strip() for cell in line.strip("|").split("|")] for line in side_by_side([ROW, half, other]).splitlines()
     ]
     assert cells[0][1:] == ["factors, seed 5", "orders"]
-    assert cells[2][1:] == ["0.14 (1.00)", "0.1 (1.00)"]
-    assert cells[3] == ["effort balanced", "0.07 (0.50)", "–"]
+    assert cells[2][1:] == ["0.14 (1.00)", "0.10 (1.00)"]
+    assert cells[3] == ["effort balanced", "0.070 (0.50)", "–"]
 
 
 def test_a_stored_result_is_read_and_one_of_another_text_length_is_refused(tmp_path: Path) -> None:
