@@ -85,7 +85,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="UTF-8 text for weighted (1,024 tokens count), gptq, budgets and w4a16 (8,192; best: 16,384). Without: "
+            help="UTF-8 text for weighted (1,024 tokens), gptq, budgets and w4a16 (8,192; best: 16,384). Without: "
             "the model samples its own; for weighted, a text of edgephi's.",
         ),
     ] = None,
