@@ -170,7 +170,8 @@ def test_a_tool_is_required_by_name(gpt: openai.OpenAI, planted: list[str]) -> N
     if done.choices[0].finish_reason == "tool_calls":
         assert done.choices[0].message.content is None
         calls = done.choices[0].message.tool_calls
-        assert calls is not None and set(json.loads(calls[0].function.arguments)) == {"city"}  # type: ignore[union-attr]
+        # the tool's schema allows other properties too
+        assert calls is not None and "city" in json.loads(calls[0].function.arguments)  # type: ignore[union-attr]
 
 
 def test_json_of_a_schema(gpt: openai.OpenAI, planted: list[str]) -> None:
