@@ -74,26 +74,32 @@ def test_logits_are_the_references_however_the_prompt_is_cut(
 
 
 def test_a_batch_of_mixed_lengths_has_the_references_logits(sparse: Sparse) -> None:
-    sequences = [sparse.begun(cut) for cut in CUTS]
-    side_by_side, errors = threading.Barrier(len(CUTS), timeout=20), list[float]()
-
-    def answer(sequence: OnnxSequence, cut: int) -> None:
+    def answer(sequence: OnnxSequence, cut: int, side_by_side: threading.Barrier, errors: list[float]) -> None:
         for length in range(cut + 1, cut + 1 + TOGETHER):
             side_by_side.wait()
             assert sequence.prefill([sparse.ids[length - 1]], lambda: False)
             errors.append(sparse.error(sequence._logits, length))
 
-    before = sparse.engine.scheduler.statistics.sizes.get(len(CUTS), 0)
-    threads = [threading.Thread(target=answer, args=pair) for pair in zip(sequences, CUTS, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(errors) == len(CUTS) * TOGETHER
-    assert max(errors) < FP32_TOLERANCE
-    assert sparse.engine.scheduler.statistics.sizes.get(len(CUTS), 0) > before, "all of them in one run"
-    for sequence in sequences:
-        sequence.close()
+    def in_one_run() -> int:
+        return sparse.engine.scheduler.statistics.sizes.get(len(CUTS), 0)
+
+    before = in_one_run()
+    for _ in range(10):  # on a busy machine one of the threads may come too late each time
+        sequences = [sparse.begun(cut) for cut in CUTS]
+        barrier, errors = threading.Barrier(len(CUTS), timeout=20), list[float]()
+        pairs = zip(sequences, CUTS, strict=True)
+        threads = [threading.Thread(target=answer, args=(*pair, barrier, errors)) for pair in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for sequence in sequences:
+            sequence.close()
+        assert len(errors) == len(CUTS) * TOGETHER
+        assert max(errors) < FP32_TOLERANCE
+        if in_one_run() > before:
+            break
+    assert in_one_run() > before, "all of them in one run"
 
 
 def test_drafts_and_forks_have_the_references_logits(sparse: Sparse) -> None:

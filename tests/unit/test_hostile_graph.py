@@ -281,7 +281,7 @@ def test_a_graph_that_was_replaced_after_the_check_is_not_run(
             (folder / name).write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(
-        f"edgephi.runtime.{'model' if route == 'load' else 'placement'}.check_bundle", check_and_replace
+        f"edgephi.runtime.{'examined' if route == 'load' else 'placement'}.check_bundle", check_and_replace
     )
     with pytest.raises(BundleError, match="was changed"):
         if route == "load":

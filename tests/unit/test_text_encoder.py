@@ -346,10 +346,10 @@ class TestExport:
             return TokenizerFiles(tokenizer_json(words(pattern)), {}, None, None, (1,), 1, 100)
 
         with pytest.raises(TokenizerError, match="takes more than 2 s for this text, the calibration text"):
-            _encode(files(HOSTILE), text, 16)
+            _encode(files(HOSTILE), text, 32, 16)
         reference = tokenizers.Tokenizer.from_str(tokenizer_json(words(HARMLESS)))
         expected = reference.encode(WORDS, add_special_tokens=False).ids[:512]
-        assert np.array_equal(_encode(files(HARMLESS), text, 16), np.array(expected).reshape(32, 16))
+        assert np.array_equal(_encode(files(HARMLESS), text, 32, 16), np.array(expected).reshape(32, 16))
         assert not children()
 
     def test_a_text_to_evaluate_on_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
