@@ -55,7 +55,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         lora=options.lora,
         lora_layers=options.lora_layers,
     )
-    if options.measure_elsewhere is not None and (plan.rescales or quantizer(plan.recipe.quantizer).needs_importance):
+    if options.measure_elsewhere is not None and plan.observes:
         raise UsageError(
             "what weights cost is found here in one pass, and nothing of it can be measured elsewhere",
             remedy="Leave --scheduler out, or add --quantize rtn",
@@ -87,7 +87,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         job.expect(source_bytes(architecture) + tried + kv_work, *_expectation(plan, told=told))
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
         seen: Observed | None = None
-        if tokens is not None and (plan.rescales or quantizer(recipe.quantizer).needs_importance):
+        if tokens is not None and plan.observes:
             open_weights = mix.weights if mix else ()
             known = {name for name, matrix in layout.matrices.items() if matrix.needs_text} | set(open_weights)
             seen = observe(

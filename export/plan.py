@@ -52,6 +52,11 @@ class ExportPlan:
     """Whether factors of channels move between weights; see `export/weights/rescaling.py`."""
 
     @property
+    def observes(self) -> bool:
+        """Whether one pass of a text shows which inputs count, and with a budget what weights cost."""
+        return self.rescales or quantizer(self.recipe.quantizer).needs_importance
+
+    @property
     def aside_bytes(self) -> int:
         """Disk for what is removed again, and what a mix may take on top of the smallest layout."""
         needed = extra_disk(self.architecture, self.text) if self.text else 0

@@ -103,7 +103,7 @@ def pack_fitted(
         EngineError: onnxruntime cannot run a layer.
         OutputError: the disk is full.
     """
-    spec = architecture.spec
+    spec, treated = architecture.spec, treatments or {}
     start = embed(architecture, tokens)
     hidden = LayerInputs(start, start)
     for layer in range(spec.layers):
@@ -111,8 +111,8 @@ def pack_fitted(
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         linear = [name for name, weight in weights.items() if is_fitted(weight, layout)]
         exact = {name: read_weight(weight) for name, weight in weights.items()}
-        for name in weights.keys() & (treatments or {}).keys():
-            exact[name] = (treatments or {})[name].apply(exact[name])
+        for name in weights.keys() & treated.keys():
+            exact[name] = treated[name].apply(exact[name])
         # what is rounded counts with what is stored of it
         values = {
             name: _as_stored(values, layout.matrices[name], name)

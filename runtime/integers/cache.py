@@ -28,7 +28,7 @@ from edgephi.records import Finite, Strict
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.integers.graph import candidates, write_integers
 from edgephi.runtime.integers.measure import largest_activations, measure_gain, measure_loss, pieces_of
-from edgephi.runtime.integers.model_file import GraphFile, read_model, write_model
+from edgephi.runtime.integers.model_file import read_model, write_model
 from edgephi.runtime.prepacked.cache import (
     FILES,
     GRAPH,
@@ -241,14 +241,14 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
     unpacked = target / "unpacked"
     unpacked.mkdir()
     with library_errors(refusal, where=source, remedy=BLOCKS):
-        model = _read(stored)
+        model = read_model(stored)
         data = np.memmap(_data_file(folder, manifest), np.uint8, "r")
         found = candidates(model, data)
         if not found.linears:
             raise EngineError(f"{refusal}: the graph has no linear layer that is known", where=source, remedy=BLOCKS)
         tokens = _tokens(folder, manifest.model.vocabulary_size)
         calibration, held_out = pieces_of(tokens, manifest.model.context_length)
-        largest = largest_activations(_read(stored), found, folder, calibration)
+        largest = largest_activations(read_model(stored), found, folder, calibration)
         try:
             with (unpacked / WEIGHTS).open("wb") as stream:
                 write_integers(model, found, largest, data, WEIGHTS, stream)
@@ -260,8 +260,8 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
             raise EngineError(f"{refusal}: packed weights compute something else", where=source, remedy=BLOCKS)
         options = session_options(threads=threads, kleidiai=kleidiai, optimizations="none")
         integers = open_session(target / GRAPH, options, where=source, remedy=BLOCKS)
-        loss = measure_loss(_read(stored), folder, integers, held_out)
-        gain = measure_gain(_read(stored), folder, integers, held_out[0], threads, kleidiai=kleidiai)
+        loss = measure_loss(read_model(stored), folder, integers, held_out)
+        gain = measure_gain(read_model(stored), folder, integers, held_out[0], threads, kleidiai=kleidiai)
         del integers, data
     for name in (WEIGHTS, GRAPH):
         (unpacked / name).unlink()
@@ -282,10 +282,6 @@ def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads:
     measured = Measured(loss_blocks=loss.blocks, loss_integers=loss.integers, gain=gain, products=len(found.linears))
     (target / MEASURED).write_text(measured.model_dump_json(indent=2), encoding="utf-8", newline="\n")
     return True
-
-
-def _read(stored: bytes) -> GraphFile:
-    return read_model(stored)
 
 
 def _data_file(folder: Path, manifest: Manifest) -> Path:
