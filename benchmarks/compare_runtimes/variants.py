@@ -11,23 +11,28 @@ from typing import NamedTuple
 
 from edgephi.benchmarks.compare_runtimes.results import Peer
 from edgephi.errors import UsageError
+from edgephi.runtime.integers import PrefillChoice
 
 CHILDREN = Path(__file__).parent / "children"
 PEERS: tuple[Peer, ...] = ("llama.cpp", "builder", "openvino", "transformers")
 
 
 class Variant(NamedTuple):
-    """Arguments of edgephi's export."""
+    """Arguments of edgephi's export, and what computes prompts."""
 
     quantize: str
     block_size: int
     head_bits: int = 8
+    prefill: PrefillChoice = "blocks"
 
 
 VARIANTS: Mapping[str, Variant] = {
     "auto": Variant("auto", 32),
+    "auto-integers": Variant("auto", 32, prefill="integers"),
     "rtn-32": Variant("rtn", 32),
+    "rtn-32-integers": Variant("rtn", 32, prefill="integers"),
     "rtn-128": Variant("rtn", 128),
+    "rtn-128-integers": Variant("rtn", 128, prefill="integers"),
     "rtn-128-head4": Variant("rtn", 128, 4),
     "gptq-32": Variant("gptq", 32),
     "gptq-128": Variant("gptq", 128),
@@ -98,17 +103,17 @@ def contenders(
         if variant not in VARIANTS:
             raise UsageError(f"edgephi has no variant {variant!r}", remedy=f"Choose from {', '.join(VARIANTS)}")
         export = VARIANTS[variant]
-        bundle = folder / f"edgephi-{variant}"
+        bundle = folder / f"edgephi-{variant.removesuffix('-integers')}"
         found.append(
             Contender(
                 f"edgephi {variant}",
                 "edgephi",
                 Path(sys.executable),
                 CHILDREN / "with_edgephi.py",
-                {"folder": str(bundle), "threads": threads},
+                {"folder": str(bundle), "threads": threads, "prefill": export.prefill},
                 bundle,
                 f"quantize {export.quantize}, block {export.block_size}, int{export.head_bits} head; {LAST}, "
-                "in pieces of 256; prepacked weights, mapped",
+                f"in pieces of 256, by {export.prefill}; prepacked weights, mapped",
                 {"EDGEPHI_CACHE": str(folder / f"cache-{variant}")},
             )
         )
