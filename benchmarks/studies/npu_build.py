@@ -4,8 +4,9 @@
 
 Makes the checkpoint with random weights (`benchmarks/studies/large_export.py`), exports it for a chip in a process of
 its own and prints a row for every stage, one for all binaries and one for the whole export. Weights are rounded to
-nearest: what the compiler does depends on their shapes. In w4a16 the time of the export holds that of sampling a text
-for the ranges. `--layers` cuts the model, and the last lines say so.
+nearest: what the compiler does depends on their shapes. In w4a16 the time of the export holds that of measuring the
+ranges, and without `--calibration` that of sampling a text for them. `--layers` cuts the model, and the last lines say
+so.
 
 A build that is interrupted (Ctrl-C, a kill) keeps what it has in `--folder`: the same command goes on behind the last
 binary. Stages then have the time and memory of the run that compiled them, the whole export has those of the last run.
@@ -46,7 +47,7 @@ def end_with_the_caller():
     os._exit(1)
 
 threading.Thread(target=end_with_the_caller, daemon=True).start()
-checkpoint, output, device, block_size, numerics, how = sys.argv[1:]
+checkpoint, output, device, block_size, numerics, how, text = sys.argv[1:]
 edgephi.export(
     checkpoint,
     output,
@@ -55,6 +56,7 @@ edgephi.export(
     quantize="rtn",
     npu_numerics=numerics,
     npu_share_weights=how == "shared",
+    calibration=text or None,
 )
 """
 DONE = "weights_bytes"
@@ -115,22 +117,24 @@ def measure(
     numerics: NpuNumerics,
     *,
     shared: bool = False,
+    text: Path | None = None,
 ) -> Build:
     """Build a model of this shape in a folder of its own, which is removed; an interruption leaves it to go on from.
 
     Args:
         folder: where that is.
         shared: prompt and token graphs share binaries.
+        text: for the ranges of w4a16; None: what the model samples.
 
     Raises:
         EdgephiError: no such model, the disk is too small, or the export fails.
     """
-    asked = f"{model} {layers} {device} {block_size} {numerics} {shared}"
+    asked = f"{model} {layers} {device} {block_size} {numerics} {shared} {text and text.resolve()}"
     scratch = folder.resolve() / f"npu-build-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     continued = scratch.exists()
     scratch.mkdir(exist_ok=True)
     try:
-        build = _build(model, scratch, layers, device, block_size, numerics, shared, continued)
+        build = _build(model, scratch, layers, device, block_size, numerics, shared, text, continued)
     except Exception:
         shutil.rmtree(scratch)
         raise
@@ -146,12 +150,14 @@ def _build(
     block_size: int,
     numerics: NpuNumerics,
     shared: bool,
+    text: Path | None,
     continued: bool,
 ) -> Build:
     checkpoint, output = scratch / "checkpoint", scratch / "exported"
     weights = _checkpoint(model, checkpoint, layers)
     how = "shared" if shared else "separate"
-    command = (sys.executable, "-c", WRAPPER, str(checkpoint), str(output), device, str(block_size), numerics, how)
+    words = (str(checkpoint), str(output), device, str(block_size), numerics, how, str(text.resolve()) if text else "")
+    command = (sys.executable, "-c", WRAPPER, *words)
     shutil.rmtree(output, ignore_errors=True)
     cost = run_and_measure(command, folder=scratch, environment=os.environ)
     manifest = read_manifest(output)
@@ -235,12 +241,13 @@ def main() -> None:
     parser.add_argument("--device", default="snapdragon-x-elite", help="a profile with an NPU")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--numerics", choices=get_args(NpuNumerics), default=DEFAULT_NUMERICS)
+    parser.add_argument("--calibration", type=arguments.file, metavar="FILE", help="text for w4a16's ranges")
     parser.add_argument("--share-weights", action="store_true", help="prompt and token graphs share binaries")
     parser.add_argument("--json", type=arguments.new_file, help="write all numbers here")
     given = parser.parse_args()
     target_of(load_profile(given.device))  # before gigabytes of weights are written
     asked = (given.model, given.folder, given.layers, given.device, given.block_size, given.numerics)
-    build = measure(*asked, shared=given.share_weights)
+    build = measure(*asked, shared=given.share_weights, text=given.calibration)
     facts = circumstances("onnxruntime", "onnxruntime-qnn")
     proven = sum(one.proven for one in build.binaries)
     ran = f"{proven} of {len(build.binaries)} stages run beside the CPU" if proven else "Compiled, not run"

@@ -6,7 +6,7 @@ to be computed with; float and quantized weights take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from edgephi.export.graph.builder import GraphBuilder
 from edgephi.export.graph.layer_graph import HIDDEN_IN, HIDDEN_OUT, MASK, emit_layer, single_layer
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.layout import Layout, StoredTensor, expert_stacks, plan_storage
+from edgephi.export.weights.pack import weight_source_bytes
 from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.ort import open_session, session_options
 from edgephi.quantize.workers import worker_threads
@@ -39,6 +40,13 @@ def layer_weights(architecture: Architecture, layer: int) -> dict[str, Weight]:
     """The weights of one layer, by canonical name."""
     prefix = f"layers.{layer}."
     return {name: weight for name, weight in architecture.weights.items() if name.startswith(prefix)}
+
+
+def layer_bytes(architecture: Architecture, layers: Iterable[int]) -> int:
+    """Bytes of the source that hold the weights of these layers."""
+    return sum(
+        weight_source_bytes(weight) for layer in layers for weight in layer_weights(architecture, layer).values()
+    )
 
 
 def start_of(hidden: Float32) -> list[dict[str, Float32]]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.export.calibrate.layer import CACHED, LayerGraph, layer_weights
+from edgephi.export.calibrate.layer import CACHED, LayerGraph, layer_bytes, layer_weights
 from edgephi.export.spec import Architecture
 from edgephi.export.weights.embedding import embed
+from edgephi.export.weights.pack import Report
 from edgephi.export.weights.transforms import read_weight
+from edgephi.files import replace_file
 
 LARGEST_CODE, LARGEST_CACHED = 65535, 255
 HEAD_ROOM = 1.1
@@ -62,8 +65,38 @@ class Encodings:
     """Of the layers."""
 
 
-def measure_encodings(architecture: Architecture, tokens: NDArray[np.int64]) -> Encodings:
+def find_or_measure(architecture: Architecture, tokens: NDArray[np.int64], path: Path, report: Report) -> Encodings:
+    """The encodings an interrupted export has left in a file; or what `measure_encodings` finds, written there.
+
+    Args:
+        path: of an export whose source, options and text are these.
+
+    Raises:
+        EdgephiError: as `measure_encodings`, and OutputError: the file cannot be written.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    form = TypeAdapter(Encodings)
+    if path.is_file():
+        try:
+            found = form.validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            path.unlink(missing_ok=True)
+        else:
+            report(layer_bytes(architecture, range(architecture.spec.layers)))
+            return found
+    found = measure_encodings(architecture, tokens, report)
+    replace_file(path, form.dump_json(found), "Free disk space, and export again")
+    return found
+
+
+def measure_encodings(
+    architecture: Architecture, tokens: NDArray[np.int64], report: Report = lambda count: None
+) -> Encodings:
     """Pass calibration tokens, int64 [sequences, length], through the float model, one layer in memory at a time.
+
+    Args:
+        report: is told the source bytes of each layer that is done.
 
     Raises:
         WeightError, SourceError: a weight cannot be read.
@@ -80,6 +113,7 @@ def measure_encodings(architecture: Architecture, tokens: NDArray[np.int64]) -> 
         for name, (lowest_in, highest_in, lowest_out, highest_out) in ranges.items():
             taken, given = encoding(lowest_in, highest_in), encoding(lowest_out, highest_out)
             linear[name] = LinearEncodings(taken, given)
+        report(layer_bytes(architecture, [layer]))
     return Encodings(linear, cache)
 
 

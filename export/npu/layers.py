@@ -17,7 +17,7 @@ from edgephi.export.calibrate.fit import pack_decoder
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.journal import Journal
 from edgephi.export.npu.decoder import NpuDecoder
-from edgephi.export.npu.encodings import measure_encodings
+from edgephi.export.npu.encodings import find_or_measure
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import pack_qdq, plan_qdq_storage
 from edgephi.export.npu.static_graph import Stage, stage_graph
@@ -32,6 +32,8 @@ DEFAULT_NUMERICS: NpuNumerics = "w4a16"
 """It loses less: SmolLM2-135M, 8,176 predictions of WikiText-2 on which nothing was chosen, KL divergence to float
 0.063 after GPTQ and 0.105 rounded; float16 0.080 and 0.246. Its KV cache has half the bytes, its binaries a fifth more,
 for two fifths of the weights have 8 bits. Which is faster on a chip is not known."""
+ENCODINGS = "encodings.json"
+"""Beside the layers' weights until they are compiled."""
 Build = Callable[[Stage], "ir.Model"]
 
 
@@ -69,13 +71,13 @@ def pack_layers(
         tokens: calibration text, int64 [sequences, length]; w4a16 needs it, and quantizers that need inputs.
 
     Raises:
-        EdgephiError: as `pack_decoder` and `measure_encodings`.
+        EdgephiError: as `pack_decoder` and `find_or_measure`.
     """
     spec, path, half = decoder.inner.spec, folder / DATA_FILE, _half(recipe)
     if numerics == "w4a16":
         assert tokens is not None
         # the order of a head's channels, which the NPU has changed, is nothing to a range
-        encodings = measure_encodings(decoder.whole, tokens)
+        encodings = find_or_measure(decoder.whole, tokens, folder / ENCODINGS, report)
         pack_qdq(decoder.whole, layout, tokens, path, journal, threads, report)
         return partial(qdq_stage_graph, spec, layout, half, encodings)
     pack_decoder(decoder.whole, layout, tokens, path, journal, threads, report)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgephi.bundle import Manifest, NpuFacts
 from edgephi.devices.hexagon import HexagonTarget, installed_qairt
-from edgephi.export.calibrate.layer import layer_weights
+from edgephi.export.calibrate.layer import layer_bytes
 from edgephi.export.calibrate.text import calibration_tokens, describe_text, extra_disk, forget_tokens
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.job import resume_key, start_job
@@ -26,7 +26,7 @@ from edgephi.export.plan import make_plan
 from edgephi.export.tokenizer.files import write as write_tokenizer
 from edgephi.export.weights.half_range import fit_to_half
 from edgephi.export.weights.layout import Layout, plan_storage
-from edgephi.export.weights.pack import pack_weights, source_bytes, weight_source_bytes
+from edgephi.export.weights.pack import pack_weights, source_bytes
 from edgephi.export.weights.recipe import Recipe
 
 COMPUTES = "the NPU's graphs compute"
@@ -92,8 +92,10 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
         write_tokenizer(plan.tokenizer, folder)
         all_stages = (*planned, tokens_on_cpu) if tokens_on_cpu else planned
         write_pipeline_config(spec, plan.tokenizer, all_stages, target, folder, shared=share_weights)
-        to_compile = sum(_stage_bytes(stage, decoder) for stage in planned)
-        job.expect(source_bytes(architecture) + to_compile)
+        # compiling a stage counts as reading its layers once more: both grow with the weights
+        to_compile = sum(layer_bytes(decoder.inner, stage.layers) for stage in planned)
+        to_measure = layer_bytes(decoder.whole, range(spec.layers)) if numerics == "w4a16" else 0
+        job.expect(source_bytes(architecture) + to_measure + to_compile)
         outer = fit_to_half(decoder.outer, replace(outer, half=COMPUTES))
         inner = fit_to_half(decoder.inner, replace(inner, half=COMPUTES))
         tokens = calibration_tokens(architecture, plan.tokenizer, text, folder, journal, job.threads) if text else None
@@ -108,7 +110,7 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
             target,
             job,
             work,
-            lambda stage: job.report(_stage_bytes(stage, decoder)),
+            lambda stage: job.report(layer_bytes(decoder.inner, stage.layers)),
             shared=share_weights,
         )
         if tokens_on_cpu:
@@ -135,13 +137,6 @@ def export_for_npu(options: ExportOptions, target: HexagonTarget) -> Manifest:
             shares_weights=share_weights,
         )
         return job.finish(make_manifest(job, plan, layout, calibration=calibration, npu=facts))
-
-
-def _stage_bytes(stage: Stage, decoder: NpuDecoder) -> int:
-    """Compiling a stage counts as reading its layers once more: both grow with the weights."""
-    return sum(
-        weight_source_bytes(weight) for layer in stage.layers for weight in layer_weights(decoder.inner, layer).values()
-    )
 
 
 def _write_outer_graphs(decoder: NpuDecoder, layout: Layout, recipe: Recipe, folder: Path) -> None:

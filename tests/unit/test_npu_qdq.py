@@ -11,11 +11,11 @@ import pytest
 
 import edgephi
 from edgephi.errors import UnsupportedModelError, UsageError
-from edgephi.export.calibrate.layer import LayerGraph, layer_weights, start_of
+from edgephi.export.calibrate.layer import LayerGraph, layer_bytes, layer_weights, start_of
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.npu.decoder import npu_decoder, stages
-from edgephi.export.npu.encodings import HEAD_ROOM, Encodings, encoding, measure_encodings
+from edgephi.export.npu.encodings import HEAD_ROOM, Encodings, encoding, find_or_measure, measure_encodings
 from edgephi.export.npu.qdq_graph import qdq_stage_graph
 from edgephi.export.npu.qdq_storage import plan_qdq_storage
 from edgephi.export.spec import Architecture
@@ -47,6 +47,21 @@ def tokens() -> np.ndarray:
 @pytest.fixture(scope="module")
 def encodings(architecture: Architecture, tokens: np.ndarray) -> Encodings:
     return measure_encodings(architecture, tokens)
+
+
+def test_ranges_are_measured_once(architecture: Architecture, tokens: np.ndarray, tmp_path: Path) -> None:
+    told: list[int] = []
+    file = tmp_path / "encodings.json"
+    found = find_or_measure(architecture, tokens, file, told.append)
+    assert len(told) == architecture.spec.layers
+    assert sum(told) == layer_bytes(architecture, range(architecture.spec.layers)) > 0
+    told_again: list[int] = []
+    # another text shows that nothing is computed
+    assert find_or_measure(architecture, tokens[:, ::-1], file, told_again.append) == found
+    assert told_again == [sum(told)]
+    file.write_bytes(file.read_bytes()[:-20])
+    assert find_or_measure(architecture, tokens, file, told.append) == found
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 def test_ranges_are_those_of_what_linear_layers_multiply_and_give(
