@@ -52,7 +52,8 @@ def export_model(
         output: folder to make; it appears whole or not at all.
         precision: int4 and int8 quantize the linear layers in blocks, with an int8 embedding and head;
             fp16 and fp32 store everything in that type.
-        block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256.
+        block_size: input channels that share a scale, for int4 and int8: 16, 32, 64, 128 or 256. Where every weight
+            gets a size of its own (a budget, or an effort above fast), the smallest: 32, 64 or 128.
         accuracy_level: MatMulNBits: 4 computes with int8 activations (fast), 1 with float32 (for comparisons).
         quantize: for int4. rtn rounds everything to nearest; weighted rescales and rounds after a short text has shown
             which inputs count; gptq fits every layer to calibration text that passes through the model layer by layer

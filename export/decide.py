@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgephi.bundle import NpuNumerics
 from edgephi.errors import UsageError
-from edgephi.export.calibrate.budget import Budget, llama_cpp_bytes, plan_mix
+from edgephi.export.calibrate.budget import MIXED_BLOCKS, Budget, llama_cpp_bytes, plan_mix
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
 from edgephi.export.weights.repack import repackable_types
@@ -78,8 +78,8 @@ def rescales(recipe: Recipe, *, npu: NpuNumerics | None, adapters: bool) -> bool
 
 
 def _budget(recipe: Recipe, architecture: Architecture, whole_blocks: bool) -> Budget | None:
-    """What Q4_K_M takes; None: blocks of another size are asked for, or even the smallest mix takes more."""
-    if recipe.linear is None or recipe.linear.block_size != 32:
+    """What Q4_K_M takes; None: a mix has no blocks of the size that is asked for, or even the smallest takes more."""
+    if recipe.linear is None or recipe.linear.block_size not in MIXED_BLOCKS:
         return None
     budget = Budget(8 * llama_cpp_bytes(architecture) / architecture.parameters, None)
     try:

@@ -25,7 +25,7 @@ from edgephi.arguments import (
 from edgephi.bundle import NpuNumerics
 from edgephi.devices.hexagon import HexagonTarget, hexagon_target
 from edgephi.errors import SourceError, UsageError
-from edgephi.export.calibrate.budget import Budget
+from edgephi.export.calibrate.budget import MIXED_BLOCKS, Budget
 from edgephi.export.calibrate.sensitivity import Elsewhere
 from edgephi.export.calibrate.text import require_text_file
 from edgephi.export.checkpoint.source import require_revision
@@ -223,9 +223,12 @@ class ExportOptions:
             raise UsageError(
                 "without a budget no weight is measured, here or elsewhere", remedy="Give --bits or --target-size"
             )
-        if self.budget is not None and (self.precision, self.block_size) != ("int4", 32):
+        if self.budget is not None and self.precision != "int4":
+            raise UsageError("a budget chooses bits itself", remedy="Leave --precision out")
+        if self.budget is not None and self.block_size not in MIXED_BLOCKS:
             raise UsageError(
-                "a budget chooses bits and block sizes itself", remedy="Leave --precision and --block-size out"
+                f"a budget mixes blocks of {', '.join(map(str, MIXED_BLOCKS))}, and --block-size is the smallest",
+                remedy="Choose one of these, or leave --block-size out",
             )
 
     def _require_lora(self) -> None:

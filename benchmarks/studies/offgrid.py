@@ -43,6 +43,8 @@ WAYS: dict[str, tuple[str, ...]] = {
     "effort fast (weighted)": ("--effort", "fast"),
     "effort balanced": ("--effort", "balanced"),
     "effort best": ("--effort", "best"),
+    "effort balanced, blocks of 128": ("--effort", "balanced", "--block-size", "128"),
+    "effort best, blocks of 128": ("--effort", "best", "--block-size", "128"),
     "gptq": ("--quantize", "gptq"),
     "gptq, blocks of 128": ("--quantize", "gptq", "--block-size", "128"),
 }

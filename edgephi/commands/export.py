@@ -41,7 +41,12 @@ def export(
         Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="How linear weights are stored.")
     ] = "int4",
     block_size: Annotated[
-        int, typer.Option(metavar="N", help="Input channels that share a scale: 16, 32, 64, 128 or 256 (int4, int8).")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Input channels that share a scale: 16, 32, 64, 128 or 256 (int4, int8). Where each weight gets a "
+            "size of its own, the smallest.",
+        ),
     ] = 32,
     accuracy_level: Annotated[
         int,

@@ -16,6 +16,9 @@ from edgephi.quantize.allocate import StorageOption, allocate
 from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.registry import FITTING
 
+MIXED_BLOCKS = tuple(sorted({fmt.block_size for fmt in LADDER}))
+"""Block sizes a budget can begin with."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -57,7 +60,7 @@ def plan_mix(architecture: Architecture, recipe: Recipe, budget: Budget, *, whol
     }
     formats = {}
     for name, weight in open_weights.items():
-        sizes = {fmt: stored_bytes(weight, fmt, recipe) for fmt in _formats(weight, whole_blocks)}
+        sizes = {fmt: stored_bytes(weight, fmt, recipe) for fmt in _formats(weight, recipe, whole_blocks)}
         formats[name] = min(sizes, key=sizes.__getitem__)
     smallest = plan_storage(architecture, recipe, formats)
     spare = _limit(architecture, budget) - _used(smallest, budget)
@@ -72,7 +75,7 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
         name: [
             StorageOption(fmt, stored_bytes(architecture.weights[name], fmt, recipe), error)
             for fmt, error in zip(LADDER, errors[name], strict=True)
-            if fmt in _formats(architecture.weights[name], mix.whole_blocks)
+            if fmt in _formats(architecture.weights[name], recipe, mix.whole_blocks)
         ]
         for name in mix.weights
     }
@@ -87,10 +90,14 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
         allowed = max(least, allowed - over)  # other sizes are padded otherwise
 
 
-def _formats(weight: Weight, whole_blocks: bool) -> tuple[BlockFormat, ...]:
-    """The formats a weight can get; all of them where none has whole blocks, which is refused with the graph."""
-    whole = tuple(fmt for fmt in LADDER if not weight.shape[1] % fmt.block_size)
-    return whole if whole_blocks and whole else LADDER
+def _formats(weight: Weight, recipe: Recipe, whole_blocks: bool) -> tuple[BlockFormat, ...]:
+    """The formats a weight can get, with blocks no smaller than the recipe's; all of them where none has whole blocks,
+    which is refused with the graph."""
+    assert recipe.linear is not None
+    least = recipe.linear.block_size
+    formats = tuple(fmt for fmt in LADDER if fmt.block_size >= least)
+    whole = tuple(fmt for fmt in formats if not weight.shape[1] % fmt.block_size)
+    return whole if whole_blocks and whole else formats
 
 
 def stored_bytes(weight: Weight, fmt: BlockFormat, recipe: Recipe) -> int:

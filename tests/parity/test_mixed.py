@@ -140,7 +140,8 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
     names = linear_weights(architecture)
     rng = np.random.default_rng(2)
     table = {
-        name: tuple(scale * np.array([4, 3, 2, 0.02, 0.01])) for name, scale in zip(names, rng.random(9), strict=False)
+        name: tuple(scale * np.array([4, 3, 2, 0.03, 0.02, 0.01]))
+        for name, scale in zip(names, rng.random(9), strict=False)
     }
     smallest = plan_mix(architecture, RECIPE, Budget(None, 10**9)).smallest.bytes
     largest, errors = plan_storage(architecture, RECIPE, dict.fromkeys(names, LADDER[-1])).bytes, []
@@ -154,9 +155,25 @@ def test_every_reachable_budget_is_kept_to_the_byte(fixtures: Path, tmp_path: Pa
     assert layout.bytes == largest
 
 
+@pytest.mark.parametrize(("least", "sizes"), [(64, {64, 128}), (128, {128})])
+def test_no_block_is_smaller_than_the_recipes(least: int, sizes: set[int], fixtures: Path) -> None:
+    architecture, recipe = describe(open_folder(fixtures / "llama-gqa")), make_recipe("int4", least)
+    names = linear_weights(architecture)
+    table = dict.fromkeys(names, (4.0, 3.0, 2.0, 0.03, 0.02, 0.01))
+    smallest = plan_mix(architecture, recipe, Budget(None, 10**9)).smallest.bytes
+    used, found = [], []
+    for size in (smallest, smallest + 10_000, 10**9):
+        layout = choose_layout(architecture, recipe, plan_mix(architecture, recipe, Budget(None, size)), table)
+        used.append(layout.bytes)
+        found += [layout.matrices[name].format for name in names]
+    assert used == sorted(set(used))  # more bytes buy something
+    assert {fmt.block_size for fmt in found if fmt} == sizes
+    assert {fmt.bits for fmt in found if fmt} == {4, 8}
+
+
 def test_bits_count_as_the_manifest_does(fixtures: Path) -> None:
     architecture = describe(open_folder(fixtures / "llama-gqa"))
-    table = dict.fromkeys(linear_weights(architecture), (4.0, 3.0, 2.0, 0.02, 0.01))
+    table = dict.fromkeys(linear_weights(architecture), (4.0, 3.0, 2.0, 0.03, 0.02, 0.01))
     layout = choose_layout(architecture, RECIPE, plan_mix(architecture, RECIPE, Budget(7.5, None)), table)
     used = sum(tensor.bytes for matrix in layout.matrices.values() for tensor in matrix.tensors)
     assert 7.2 < 8 * used / architecture.parameters <= 7.5
@@ -204,6 +221,6 @@ def test_a_device_that_takes_whole_blocks_only_gets_them(inner: int, tmp_path: P
     for budget in (None, Budget(8.6, None)):
         plan = make_plan(source, recipe, revision=None, devices=devices, budget=budget, calibration=None, seed=0)
         assert plan.mix is not None
-        errors = dict.fromkeys(plan.mix.weights, (5.0, 4.0, 3.0, 0.01, 0.01))
+        errors = dict.fromkeys(plan.mix.weights, (5.0, 4.0, 3.0, 0.02, 0.01, 0.01))
         layout = choose_layout(plan.architecture, plan.recipe, plan.mix, errors)
         assert len(plan_variants(devices, plan.architecture.spec, layout, plan.recipe)) == 2

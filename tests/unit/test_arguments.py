@@ -212,7 +212,7 @@ def test_both_names_hand_every_argument_on(source: Path, tmp_path: Path, monkeyp
         ({"seed": -1}, UsageError, "seed is -1"),
         ({"bits": 40}, UsageError, "40 bits a weight"),
         ({"target_size": "5 bananas"}, UsageError, "no size"),
-        ({"bits": 4.5, "block_size": 64}, UsageError, "chooses bits and block sizes itself"),
+        ({"bits": 4.5, "block_size": 16}, UsageError, "mixes blocks of 32, 64, 128"),
         ({"quantize": "gptq", "precision": "int8"}, UsageError, "GPTQ makes int4"),
         ({"head_bits": 4, "precision": "int8"}, UsageError, "head in 4 bits"),
         ({"devices": [NPU], "precision": "fp16"}, UsageError, "int4 weights"),
