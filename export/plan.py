@@ -62,7 +62,7 @@ class ExportPlan:
         needed = extra_disk(self.architecture, self.text) if self.text else 0
         if self.mix:
             needed += self.mix.spare
-        if self.mix and not quantizer(self.recipe.quantizer).needs_importance:
+        if self.mix and not self.observes:
             needed += 2 * states_bytes(self.architecture.spec, len(self.mix.weights))
         return needed
 
