@@ -352,6 +352,13 @@ def test_llama_cpp_also_gets_a_4_bit_source_as_it_is(tmp_path: Path) -> None:
     assert {one.settings["threads"] for one in everybody(tmp_path, file_type=1)} == {2}
 
 
+def test_both_ways_to_compute_prompts_run_one_bundle(tmp_path: Path) -> None:
+    blocks, integers, *_ = everybody(tmp_path, file_type=3, variants=["auto", "auto-integers"])
+    assert (blocks.made, blocks.settings["prefill"]) == (integers.made, "blocks")
+    assert integers.settings["prefill"] == "integers"
+    assert blocks.variables != integers.variables  # `auto` would find in one cache what the other makes
+
+
 def test_a_peer_without_an_interpreter_has_that_as_its_reason(tmp_path: Path) -> None:
     for one in everybody(tmp_path, file_type=1)[1:]:
         tally = Tally(one)

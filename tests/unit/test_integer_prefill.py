@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import edgephi
+from edgephi.benchmarks.compare_runtimes.children.with_edgephi import open_model
 from edgephi.commands.app import app
 from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.adapter import convert_adapter
@@ -144,6 +145,18 @@ def test_predictions_are_close_to_those_of_blocks_and_not_the_same(bundle: Path,
     assert not np.array_equal(one, other)
     assert np.abs(one - other).std() < 0.1 * one.std()
     assert np.corrcoef(one, other)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("prefill", ["blocks", "integers"])
+def test_what_is_compared_with_other_runtimes_is_what_computes_prompts(bundle: Path, made: Path, prefill: str) -> None:
+    opened = open_model({"folder": str(bundle), "threads": 1, "prefill": prefill})
+    rows = opened.logits(prompt(CONTEXT))
+    with load(bundle, "cpu", prefill=prefill, threads=1) as model:  # type: ignore[arg-type]
+        expected = last_logits(model, prompt(CONTEXT))
+    with load(bundle, "cpu", prefill="blocks" if prefill == "integers" else "integers", threads=1) as model:
+        other = last_logits(model, prompt(CONTEXT))
+    assert rows.shape == (CONTEXT, len(expected))
+    assert np.abs(rows[-1] - expected).max() < np.abs(rows[-1] - other).max() / 4
 
 
 def test_a_prompt_answers_alike_from_a_cold_and_from_a_warm_cache(bundle: Path, made: Path) -> None:
