@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgephi.errors import UsageError
-from edgephi.export.calibrate.sensitivity import LADDER, Sensitivities
+from edgephi.export.calibrate.sensitivity import COARSE_EIGHT, LADDER, Sensitivities
 from edgephi.export.spec import Architecture, DecoderSpec, Weight
 from edgephi.export.weights.layout import Allocator, Layout, place_matrix, plan_storage
 from edgephi.export.weights.recipe import Recipe
@@ -95,7 +95,9 @@ def _formats(weight: Weight, recipe: Recipe, whole_blocks: bool) -> tuple[BlockF
     which is refused with the graph."""
     assert recipe.linear is not None
     least = recipe.linear.block_size
-    formats = tuple(fmt for fmt in LADDER if fmt.block_size >= least)
+    formats = tuple(
+        fmt for fmt in LADDER if fmt.block_size >= least and (fmt != COARSE_EIGHT or least == fmt.block_size)
+    )
     whole = tuple(fmt for fmt in formats if not weight.shape[1] % fmt.block_size)
     return whole if whole_blocks and whole else formats
 

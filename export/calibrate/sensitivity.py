@@ -41,16 +41,18 @@ from edgephi.quantize.round_to_nearest import round_to_nearest
 
 Float32 = NDArray[np.float32]
 
+COARSE_EIGHT = BlockFormat(bits=8, block_size=128, symmetric=True)
+"""For mixes without smaller blocks. Beside those of 64 it saves 1.5 % of a weight's bytes and makes mixes no better:
+SmolLM2 off its grid by GPTQ in 106 MB has a KL divergence of 0.051 to 0.053 with it, and 0.048 to 0.052 without."""
 LADDER = (
     BlockFormat(bits=4, block_size=128, symmetric=False),
     BlockFormat(bits=4, block_size=64, symmetric=False),
     BlockFormat(bits=4, block_size=32, symmetric=False),
-    BlockFormat(bits=8, block_size=128, symmetric=True),
+    COARSE_EIGHT,
     BlockFormat(bits=8, block_size=64, symmetric=True),
     BlockFormat(bits=8, block_size=32, symmetric=True),
 )
-"""The formats a weight can get. What the last two lose is to the third as 1 to 130 and 1 to 170. In 8 bits,
-blocks of 128 and of 64 make mixes of the same quality; those of 128 are for models whose blocks are all large."""
+"""The formats a weight can get. What the last two lose is to the third as 1 to 130 and 1 to 170."""
 FOLLOWED, FOLLOWED_IF_EXACT = 2, 0
 """Indices of the format whose error is followed to the end; the other one where blocks of 32 lose nothing."""
 TOKENS = 256
