@@ -32,7 +32,7 @@ from edgephi.runtime.load_arguments import check_load_arguments
 from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
-from edgephi.runtime.prepacked.cache import Prepacking, prepacking
+from edgephi.runtime.prepacked.packing import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message

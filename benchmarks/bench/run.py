@@ -28,7 +28,7 @@ from edgephi.runtime.golden import reproduce
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.model import Model, load
 from edgephi.runtime.place import Place
-from edgephi.runtime.prepacked.cache import prepack, prepacked_files, prepacking
+from edgephi.runtime.prepacked.packing import prepack, prepacked_files, prepacking
 from edgephi.runtime.templates import read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 

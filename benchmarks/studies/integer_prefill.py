@@ -35,7 +35,7 @@ from edgephi.ort import open_session, session_options
 from edgephi.runtime.integers.measure import measure_loss
 from edgephi.runtime.integers.model_file import read_model
 from edgephi.runtime.model import Model, load
-from edgephi.runtime.prepacked.cache import GRAPH
+from edgephi.runtime.prepacked.packing import GRAPH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

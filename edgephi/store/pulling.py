@@ -16,7 +16,7 @@ from edgephi.export.checkpoint.source import require_revision
 from edgephi.export.options import Progress
 from edgephi.files import no_system_errors
 from edgephi.quantize.registry import AUTO, quantizer_words
-from edgephi.runtime.prepacked.cache import Prepacking, prepack, prepacking
+from edgephi.runtime.prepacked.packing import Prepacking, prepack, prepacking
 from edgephi.store.fetching import fetch_demo, fetch_from_hub
 from edgephi.store.library import InstalledModel, PullRecord, find_installed, forget_record, write_record
 from edgephi.store.names import DEMO, KnownModel, as_name, is_path, known_models, name_for, require_name, unknown_source

@@ -16,7 +16,7 @@ from edgephi.errors import EngineError, library_errors
 from edgephi.runtime.config import decode_file
 from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
-from edgephi.runtime.prepacked.cache import SWITCH
+from edgephi.runtime.prepacked.packing import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class OgEngine:
         threads: of one operator. og behaves like one thread unless told.
         rope_switch: longest sequence the graph rotates with its short rope (LongRoPE), or None. The folder then holds
             an adapter that makes the graph take the long one at any length.
-        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked/cache.py`), if there is one.
+        prepacked: the same graph as this processor's kernels read it (`runtime/prepacked/packing.py`), if there is one.
 
     Raises:
         EngineError: og refuses the folder.

@@ -17,7 +17,7 @@ from edgephi.errors import DeviceError, EngineError, one_line
 from edgephi.genai_config import GenaiConfig
 from edgephi.ort import NO_KLEIDIAI
 from edgephi.runtime.config import decode_file
-from edgephi.runtime.prepacked.cache import GRAPH
+from edgephi.runtime.prepacked.packing import GRAPH
 
 if TYPE_CHECKING:
     from edgephi.runtime.place import Place
@@ -47,7 +47,7 @@ def og_config(
     Args:
         folder: a bundle that was checked.
         config: its checked configuration.
-        prepacked: the folder `runtime/prepacked/cache.py` made of the graph.
+        prepacked: the folder `runtime/prepacked/packing.py` made of the graph.
         all_rows: logits for every token, which og needs to verify drafts.
         hashes: SHA-256 of the bundle's files by path; the graph that og gets is held against them once more.
 
@@ -63,7 +63,7 @@ def og_config(
     name = choice.graph.file if all_rows else decode_file(choice.graph)
     graph, expected = folder / name, (hashes or {}).get(name)
     if prepacked is not None:
-        graph, expected = prepacked / GRAPH, None  # runtime/prepacked/cache.py compares it with its own record
+        graph, expected = prepacked / GRAPH, None  # runtime/prepacked/entries.py compares it with its own record
     with _scratch(graph.parent) as (scratch, weights):
         # og's parser knows no \uXXXX, which a path with other letters than ASCII's would be written in
         text = json.dumps(_settings(config, place, threads, weights, prepacked is not None), ensure_ascii=False)

@@ -30,7 +30,7 @@ from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, re
 from edgephi.runtime.integers.cache import entry_digest
 from edgephi.runtime.placement import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
-from edgephi.runtime.prepacked.cache import GRAPH
+from edgephi.runtime.prepacked.packing import GRAPH
 from edgephi.runtime.scheduler import Scheduler, interrupt_behind
 
 Made = TypeVar("Made")

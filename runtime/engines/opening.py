@@ -15,7 +15,7 @@ from edgephi.runtime.engines import engine_for, engines_that
 from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.integers.cache import Prefill, find_or_make
-from edgephi.runtime.prepacked.cache import Prepacked, Prepacking, prepack
+from edgephi.runtime.prepacked.packing import Prepacked, Prepacking, prepack
 
 BESIDE = "onnx"
 """Name of the engine that is opened in a thread of its own."""

@@ -4,7 +4,7 @@ Making it reads all weights, runs the model on a text of edgephi's own, and take
 changes what a model answers a little. So it is made when somebody asks for it, `load(..., prefill="integers")`, and
 later loads use what is there.
 
-An entry is one like those of `runtime/prepacked/cache.py`: the graph and its packed weights, whose bytes and whose
+An entry is one of `runtime/prepacked/entries.py`: the graph and its packed weights, whose bytes and whose
 bundle are checked in the same way; beside them lies what was measured, which is checked too.
 """
 
@@ -29,19 +29,16 @@ from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.integers.graph import candidates, write_integers
 from edgephi.runtime.integers.measure import largest_activations, measure_gain, measure_loss, pieces_of
 from edgephi.runtime.integers.model_file import read_model, write_model
-from edgephi.runtime.prepacked.cache import (
-    FILES,
-    GRAPH,
-    WEIGHTS,
+from edgephi.runtime.prepacked.entries import (
     discard,
     entry_key,
     is_usable,
-    pack,
     read_small,
     recorded_hashes,
     require_space,
     write_entry,
 )
+from edgephi.runtime.prepacked.packing import FILES, GRAPH, WEIGHTS, pack
 from edgephi.runtime.tokenizer import Tokenizer
 
 FOLDER = "integers"

@@ -27,8 +27,9 @@ from edgephi.runtime.integers import cache as module
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.cache import MEASURED
 from edgephi.runtime.model import Model, load
-from edgephi.runtime.prepacked import cache as prepacked
-from edgephi.runtime.prepacked.cache import FILES, RECORD
+from edgephi.runtime.prepacked import entries
+from edgephi.runtime.prepacked.entries import RECORD
+from edgephi.runtime.prepacked.packing import FILES
 from tests.lora import TINY, random_adapter
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
@@ -321,7 +322,7 @@ def test_an_entry_in_a_cache_that_cannot_be_written_is_used(
     def refuse(*given: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(prepacked, "_write_record", refuse)
+    monkeypatch.setattr(entries, "_write_record", refuse)
     monkeypatch.setattr(Path, "rename", refuse)
     with load(bundle, "cpu", prepacked="never") as model:
         assert model.prefill.by == "integers"

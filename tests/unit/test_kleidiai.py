@@ -23,7 +23,7 @@ from edgephi.runtime.engines.genai_settings import og_config
 from edgephi.runtime.integers import cache as integers
 from edgephi.runtime.model import load
 from edgephi.runtime.place import Place, ProviderChoice
-from edgephi.runtime.prepacked import cache
+from edgephi.runtime.prepacked import entries, packing
 from tests.fuzz.inputs import GGUF_FILE, gguf_file
 from tests.fuzz.tree import write_tree
 from tests.unit.test_dispatch import manifest
@@ -114,7 +114,7 @@ def test_the_decision_reaches_both_runtimes(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_packed_weights_of_one_choice_are_not_read_by_the_other() -> None:
-    keys = [cache.entry_key(bundle(weights()), "model.onnx", kleidiai=on) for on in (True, False, False)]
+    keys = [entries.entry_key(bundle(weights()), "model.onnx", kleidiai=on) for on in (True, False, False)]
     assert keys[0] != keys[1] == keys[2]
 
 
@@ -132,7 +132,7 @@ def test_a_bundle_of_carried_over_blocks_says_what_it_was_loaded_with(
 
     write_tree(gguf_file(source), tmp_path / "source")
     edgephi.export(tmp_path / "source" / GGUF_FILE, tmp_path / "bundle")
-    for place in ("runtime.engines.onnx_graph", "runtime.prepacked.cache"):
+    for place in ("runtime.engines.onnx_graph", "runtime.prepacked.packing"):
         monkeypatch.setattr(f"edgephi.{place}.session_options", options)
     monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "cache"))
     for _ in range(2):  # the second load tries to pack the weights, in two more sessions
@@ -144,7 +144,7 @@ def test_a_bundle_of_carried_over_blocks_says_what_it_was_loaded_with(
     monkeypatch.setattr(integers, "MOST_LOSS", float("inf"))
     monkeypatch.setattr("edgephi.runtime.integers.measure.PIECES", 1)
     # rows of these few columns are packed wrongly now and then (`runtime/prepacked/proof.py`)
-    monkeypatch.setattr(integers, "pack", lambda *given, **more: cache.pack(*given, **more) or True)
+    monkeypatch.setattr(integers, "pack", lambda *given, **more: packing.pack(*given, **more) or True)
     asked.clear()
     load(tmp_path / "bundle", "cpu", prepacked="never", prefill="integers").close()
     assert asked == [on] * 4  # two that pack, the bundle's graph, and the one for prompts

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.errors import OutputError, UsageError
 from edgephi.runtime.model import load
-from edgephi.runtime.prepacked import cache as module
-from edgephi.runtime.prepacked.cache import FILES, KEPT, RECORD, WEIGHTS, Prepacking
+from edgephi.runtime.prepacked import entries, packing
+from edgephi.runtime.prepacked.entries import KEPT, RECORD
+from edgephi.runtime.prepacked.packing import FILES, WEIGHTS, Prepacking
 from tests.tiny_phi import PHI_4_MINI, TOKENS, tiny_phi
 
 CONTEXT = 96  # of the short rope
@@ -148,11 +149,11 @@ def test_a_damaged_entry_is_written_again(bundle: Path, tmp_path: Path, name: st
 
 
 def test_large_weights_are_hashed_when_they_were_touched(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HASH_AT_LOAD_UP_TO", 0)
+    monkeypatch.setattr(entries, "HASH_AT_LOAD_UP_TO", 0)
     weights = entry_of(bundle) / WEIGHTS
     hashed: list[str] = []
-    real = module.sha256_of
-    monkeypatch.setattr(module, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    real = entries.sha256_of
+    monkeypatch.setattr(entries, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     assert (why(bundle), hashed) == ("found in the cache", [])
     os.utime(weights)  # as a backup does that brings it back
     assert (why(bundle), hashed) == ("found in the cache", [WEIGHTS])
@@ -171,7 +172,7 @@ def test_another_processor_or_runtime_has_an_entry_of_its_own(
 ) -> None:
     mine = entry_of(bundle)
     other = {"cpu_name": lambda: "another", "cpu_features": lambda: frozenset(("asimd",)), "_version": lambda name: "9"}
-    monkeypatch.setattr(module, changed, other[changed])
+    monkeypatch.setattr(entries, changed, other[changed])
     assert "first load" in why(bundle)
     assert entry_of(bundle) != mine
 
@@ -221,14 +222,14 @@ def test_whoever_comes_second_takes_the_entry_that_is_there(
     theirs = entry_of(bundle)
     aside = cache.parent / "aside"
     theirs.rename(aside)
-    real = module.pack
+    real = packing.pack
 
     def while_another_finishes(graph: Path, target: Path, *, kleidiai: bool) -> bool:
         sound = real(graph, target, kleidiai=kleidiai)
         aside.rename(theirs)
         return sound
 
-    monkeypatch.setattr(module, "pack", while_another_finishes)
+    monkeypatch.setattr(packing, "pack", while_another_finishes)
     inode = (aside / WEIGHTS).stat().st_ino
     assert entry_of(bundle) == theirs
     assert (theirs / WEIGHTS).stat().st_ino == inode

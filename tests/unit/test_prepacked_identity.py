@@ -11,7 +11,7 @@ import pytest
 
 from edgephi.bundle import MANIFEST
 from edgephi.errors import BundleError
-from edgephi.runtime.prepacked import cache as module
+from edgephi.runtime.prepacked import entries, packing
 from tests.unit.test_prepacked import bundle as bundle  # fixtures
 from tests.unit.test_prepacked import cache as cache
 from tests.unit.test_prepacked import entry_of, flip, logits, why
@@ -23,7 +23,7 @@ DATA = "model.onnx.data"
 def large_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model's weights are hashed at every load; here they are left to `verify`, as gigabytes are."""
     monkeypatch.setattr("edgephi.bundle.HASH_AT_LOAD_UP_TO", 100_000)
-    monkeypatch.setattr(module, "HASH_AT_LOAD_UP_TO", 100_000)
+    monkeypatch.setattr(entries, "HASH_AT_LOAD_UP_TO", 100_000)
 
 
 def damaged(bundle: Path, folder: Path) -> Path:
@@ -67,8 +67,8 @@ def test_an_intact_copy_is_hashed_once(bundle: Path, tmp_path: Path, monkeypatch
     entry_of(bundle)
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     hashed: list[Path] = []
-    real = module.sha256_of
-    monkeypatch.setattr(module, "sha256_of", lambda path: hashed.append(path) or real(path))
+    real = entries.sha256_of
+    monkeypatch.setattr(entries, "sha256_of", lambda path: hashed.append(path) or real(path))
     assert [why(copy), why(copy), why(bundle)] == ["found in the cache"] * 3
     assert [path for path in hashed if path.name == DATA] == [copy / DATA]
     os.utime(copy / DATA)
@@ -80,13 +80,13 @@ def test_weights_that_change_while_they_are_packed_are_not_kept(
     bundle: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
-    real = module.pack
+    real = packing.pack
 
     def meanwhile(graph: Path, target: Path, *, kleidiai: bool) -> None:
         flip(mine / DATA, 5000)
         real(graph, target, kleidiai=kleidiai)
 
-    monkeypatch.setattr(module, "pack", meanwhile)
+    monkeypatch.setattr(packing, "pack", meanwhile)
     with pytest.raises(BundleError, match="was changed"):
         why(mine, "now")
     assert not any(path.is_dir() for path in cache.iterdir())
@@ -95,7 +95,7 @@ def test_weights_that_change_while_they_are_packed_are_not_kept(
 def test_an_entry_of_an_earlier_version_is_not_used(bundle: Path, cache: Path) -> None:
     """It was keyed by what a manifest claimed; whatever lies there is poison or chance."""
     entry = entry_of(bundle)
-    record = (entry / module.RECORD).read_text(encoding="utf-8")
-    (entry / module.RECORD).write_text(record.replace('"copies"', '"of_before"'), encoding="utf-8")
+    record = (entry / entries.RECORD).read_text(encoding="utf-8")
+    (entry / entries.RECORD).write_text(record.replace('"copies"', '"of_before"'), encoding="utf-8")
     assert why(bundle) == "written by this load"
     assert (bundle / MANIFEST).is_file()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.bundle import LOGIT_ROWS
 from edgephi.errors import OutputError
-from edgephi.runtime.prepacked import cache as prepacked
+from edgephi.runtime.prepacked import packing
 from edgephi.runtime.prepacked.proof import same_answers
 from tests.tiny_phi import PHI_3, tiny_phi
 
@@ -34,14 +34,14 @@ def test_packed_weights_answer_as_the_bundle_does_or_are_not_used(
             answers.append(model.generate("一三丁", max_new_tokens=12).result().token_ids)
             whys.append(model.prepacked.why)
     assert len(set(answers)) == 1, whys
-    assert whys[2:] in (["written by this load", "found in the cache"], [prepacked.DIFFERS] * 2)
+    assert whys[2:] in (["written by this load", "found in the cache"], [packing.DIFFERS] * 2)
 
 
 def test_packed_weights_that_were_asked_for_and_answer_otherwise_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEPHI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepacked, "same_answers", lambda plain, packed: False)
+    monkeypatch.setattr(packing, "same_answers", lambda plain, packed: False)
     edgephi.export(tiny_phi(tmp_path / "checkpoint", PHI_3), tmp_path / "bundle", quantize="rtn")
     with pytest.raises(OutputError, match="do not compute"):
         edgephi.load(tmp_path / "bundle", prepacked="now")

@@ -20,7 +20,7 @@ from edgephi.bundle import LOGIT_ROWS
 from edgephi.ort import open_session, session_options
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.model import load
-from edgephi.runtime.prepacked.cache import GRAPH
+from edgephi.runtime.prepacked.packing import GRAPH
 from edgephi.runtime.prepacked.proof import feeds_of
 from edgephi.runtime.sampling import Sampling, chooser
 
