@@ -19,7 +19,7 @@ from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
 from edgephi.files import no_system_errors
 from edgephi.runtime.adapters import Adapter, Adapters, TakesAdapters, load_adapters
-from edgephi.runtime.answer import Answer, Prompt, Rules, Stream, answer_once
+from edgephi.runtime.answer import Answer, Prompt, Rules
 from edgephi.runtime.config import read_config
 from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
@@ -35,6 +35,7 @@ from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, mak
 from edgephi.runtime.prepacked.packing import Prepacking, prepacking
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
+from edgephi.runtime.stream import Stream, answer_once
 from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools

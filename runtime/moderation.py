@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Literal, cast, get_args
 
 from edgephi.arguments import require_choice, require_text, wrong
-from edgephi.runtime.answer import Stream
+from edgephi.runtime.stream import Stream
 from edgephi.runtime.templates import Message
 
 Category = Literal["hate", "sexual", "violent", "self_harm"]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from edgephi.arguments import require_text, require_texts, wrong
 from edgephi.errors import PromptError, PromptTooLongError, UsageError
-from edgephi.runtime.answer import Answer, Prompt, Rules, Stream
+from edgephi.runtime.answer import Answer, Prompt, Rules
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
+from edgephi.runtime.stream import Stream
 from edgephi.runtime.templates import Message, user_message
 from edgephi.runtime.tool_formats import assistant_message
 from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools_in

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from edgephi.errors import OutputError, PromptError, UsageError, printable_lines
 
 if TYPE_CHECKING:
-    from edgephi.runtime.answer import Answer, Stream
+    from edgephi.runtime.answer import Answer
     from edgephi.runtime.model import Model
     from edgephi.runtime.sampling import SamplingOptions
+    from edgephi.runtime.stream import Stream
     from edgephi.runtime.templates import Message
 
 # "/usr/bin is what?" is a message; one word alone is a command that was mistyped

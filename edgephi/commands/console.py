@@ -18,7 +18,8 @@ from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.commands.terminal import PlainConsole
-    from edgephi.runtime.answer import Answer, Stream
+    from edgephi.runtime.answer import Answer
+    from edgephi.runtime.stream import Stream
 
 
 def stdout() -> PlainConsole:

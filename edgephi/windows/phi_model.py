@@ -9,11 +9,11 @@ from threading import Lock
 from typing import cast
 
 from edgephi.errors import AdapterError, EdgephiError, PromptTooLongError, UsageError
-from edgephi.runtime.answer import Stream
 from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import moderated
 from edgephi.runtime.sampling import SamplingOptions
 from edgephi.runtime.session import Session
+from edgephi.runtime.stream import Stream
 from edgephi.runtime.templates import Message, user_message
 from edgephi.runtime.tools import ToolLike, result_messages
 from edgephi.windows import text_skills

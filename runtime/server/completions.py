@@ -11,7 +11,6 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgephi.runtime.answer import Stream
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import TokenLogprobs
 from edgephi.runtime.server import sse
@@ -21,6 +20,7 @@ from edgephi.runtime.server.limits import read_json
 from edgephi.runtime.server.openai_chat import StreamOptions, usage
 from edgephi.runtime.server.parameters import ResponseFormat, SamplingParameters, as_given, parse
 from edgephi.runtime.server.service import Answering, Service, finish
+from edgephi.runtime.stream import Stream
 
 
 class CompletionRequest(SamplingParameters):

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from edgephi.runtime.answer import Answer, Stream
+from edgephi.runtime.answer import Answer
 from edgephi.runtime.moderation import NO_MODERATION, HeldText, Moderation
 from edgephi.runtime.sampling import TokenLogprobs
+from edgephi.runtime.stream import Stream
 
 
 @dataclass(frozen=True)

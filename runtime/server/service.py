@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgephi.errors import PromptTooLongError
-from edgephi.runtime.answer import Answer, Stream
+from edgephi.runtime.answer import Answer
 from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import Moderation
 from edgephi.runtime.sampling import TokenLogprobs
@@ -23,6 +23,7 @@ from edgephi.runtime.server.metrics import Metrics
 from edgephi.runtime.server.models import ModelPool, Source
 from edgephi.runtime.server.response_store import ResponseStore
 from edgephi.runtime.server.settings import ServerSettings
+from edgephi.runtime.stream import Stream
 
 Made = TypeVar("Made")
 

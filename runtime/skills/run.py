@@ -11,11 +11,12 @@ from types import TracebackType
 
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError, PromptTooLongError
-from edgephi.runtime.answer import Answer, Stream
+from edgephi.runtime.answer import Answer
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import SamplingOptions, make_sampling
 from edgephi.runtime.skills.prompts import LEAST_PIECE, Prompts, SkillPrompt, read_prompts
+from edgephi.runtime.stream import Stream
 
 WATCH_S = 0.02
 """How often `cancelled` is called."""

@@ -11,7 +11,7 @@ import pytest
 
 import edgephi
 from edgephi.devices.memory import return_freed_memory
-from edgephi.runtime import answer, scheduler
+from edgephi.runtime import scheduler, stream
 from edgephi.runtime.engines import onnx, onnx_sequence, onnx_slots
 from edgephi.runtime.model import Model, load
 from tests.interrupts import struck_in
@@ -73,7 +73,7 @@ def test_ctrl_c_anywhere_in_one_thread_changes_no_answer_of_another(bundle: Path
             for thread in threads:
                 thread.start()
             question = model.generate(asked[seed % len(asked)], max_new_tokens=4)
-            struck += struck_in(question.result, number, answer, onnx, onnx_sequence, onnx_slots, scheduler)
+            struck += struck_in(question.result, number, stream, onnx, onnx_sequence, onnx_slots, scheduler)
             for thread in threads:
                 thread.join(30)
             assert not any(thread.is_alive() for thread in threads), f"somebody waits for ever, place {number}"

@@ -11,10 +11,11 @@ import pytest
 import tokenizers
 
 from edgephi.errors import EngineError
-from edgephi.runtime import answer as module
-from edgephi.runtime.answer import Answer, Prompt, Stream
+from edgephi.runtime import stream as module
+from edgephi.runtime.answer import Answer, Prompt
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Chooser, Sampling
+from edgephi.runtime.stream import Stream
 from edgephi.runtime.tokenizer import Tokenizer
 from tests.interrupts import struck_in
 
