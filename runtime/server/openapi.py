@@ -12,7 +12,7 @@ from edgephi.runtime.server.anthropic import CountRequest, MessagesRequest
 from edgephi.runtime.server.completions import CompletionRequest
 from edgephi.runtime.server.openai_chat import ChatRequest
 from edgephi.runtime.server.parameters import Strict
-from edgephi.runtime.server.responses import ResponsesRequest
+from edgephi.runtime.server.response_request import ResponsesRequest
 from edgephi.runtime.server.small_endpoints import DetokenizeRequest, TokenizeRequest
 
 

@@ -21,7 +21,7 @@ from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.openai_chat import ChatRequest
 from edgephi.runtime.server.openapi import document
 from edgephi.runtime.server.parameters import as_given, parse
-from edgephi.runtime.server.responses import ResponsesRequest
+from edgephi.runtime.server.response_request import ResponsesRequest
 from edgephi.runtime.server.settings import ServerSettings
 from tests.unit.test_openai_parameters import ADD, WRONG
 
