@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edgephi.export.api import export_model as export
     from edgephi.frozen import freeze_support
     from edgephi.runtime.grammar import Lark, Regex
-    from edgephi.runtime.model import Model, load
+    from edgephi.runtime.loading import load
+    from edgephi.runtime.model import Model
 
 # In a clone `export/`, `runtime/` and the others lie beside this folder, where only an editable install or links find
 # them. `python -m edgephi.…` in a clone imports this file, whatever is installed: it finds its subpackages there.

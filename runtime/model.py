@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Unpack, get_args
 
 from edgephi.arguments import require_choice, require_text
-from edgephi.bundle import read_manifest
 from edgephi.devices.memory import return_freed_memory
-from edgephi.devices.providers import require_known_graphs
-from edgephi.errors import BundleError, DeviceError, EngineError, PromptError, PromptTooLongError
-from edgephi.files import no_system_errors
-from edgephi.runtime.adapters import Adapter, Adapters, TakesAdapters, load_adapters
+from edgephi.errors import DeviceError, PromptError, PromptTooLongError
+from edgephi.runtime.adapters import Adapter, Adapters, TakesAdapters
 from edgephi.runtime.answer import Answer, Prompt, Rules
-from edgephi.runtime.config import read_config
-from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import EngineOpening
-from edgephi.runtime.examined import examine
 from edgephi.runtime.grammar import Grammars, ResponseFormat
-from edgephi.runtime.integers import PrefillChoice, prefill_choice
-from edgephi.runtime.load_arguments import check_load_arguments
-from edgephi.runtime.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.placement import Placement, placement, together
-from edgephi.runtime.prefix import Beginnings, Prefix, default_prefix_bytes, make_prefix
-from edgephi.runtime.prepacked.packing import Prepacking, prepacking
+from edgephi.runtime.prefix import Beginnings, Prefix, make_prefix
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.stream import Stream, answer_once
@@ -41,95 +28,6 @@ from edgephi.runtime.tokenizer import Tokenizer
 from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools
 from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools
 from edgephi.runtime.tools import ToolLike, make_tools
-
-
-@no_system_errors(BundleError)
-def load(
-    folder: str | os.PathLike[str],
-    device: str | os.PathLike[str] = "auto",
-    *,
-    fallback: bool = False,
-    threads: int | None = None,
-    spinning: bool | None = None,
-    verify: bool = False,
-    prepacked: Prepacking | None = None,
-    engine: str | None = None,
-    max_parallel: int = 4,
-    prefix_cache_bytes: int | None = None,
-    speculation: bool | None = None,
-    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
-    prefill: PrefillChoice | None = None,
-) -> Model:
-    """Load a bundle.
-
-    Args:
-        folder: what `edgephi export` wrote.
-        device: `auto`, `cpu`, `gpu`, `npu`, or a device profile: a name that `edgephi devices` lists or a .toml file.
-            auto is the first provider of the matching profile that the bundle has a graph and the machine a device
-            for. Simulators and software drivers are used only by a profile that is named.
-        fallback: when the device cannot run the bundle, take the profile's next provider, and say so in every answer.
-        threads: of the CPU; by default the profile's, or one per fast physical core this process may use.
-        spinning: whether CPU threads without work wait actively, which is faster and keeps cores from resting. None: as
-            the profile says, else on mains unless the system saves power. `Model.place.choice.spinning` has why.
-        verify: read and hash every byte of the bundle first, not only the small files.
-        prepacked: on the CPU, weights can be kept in the user's cache (EDGEPHI_CACHE names another) in the form this
-            processor reads, and mapped: a faster load with less memory of its own. `auto` writes them at the second
-            load of a bundle within 30 days, `now` at once, `never` not. None: what EDGEPHI_PREPACKED says, or auto.
-        engine: `onnx` (plain onnxruntime, the CPU), `genai` (onnxruntime-genai, every provider but the NPU's) or `npu`.
-            None: the first of these that runs the bundle on the device.
-        max_parallel: answers that are computed in one run, where the engine can; more can be open at once.
-        prefix_cache_bytes: of keys and values that are kept for prompts that begin alike, where the engine can. None: a
-            sixteenth of the machine's memory, at most 2 GiB; 0: none.
-        speculation: guess tokens from the text so far and verify several in one run, where the engine can. None: where
-            a measurement here shows that it changes no answer. True: also where nearly equal tokens may change places.
-        adapters: LoRA adapters that `edgephi adapter convert` wrote, by the names that answers ask for them by.
-        prefill: what computes prompts on the CPU: the bundle's `blocks`; `integers`, made and measured when first asked
-            for; `auto`, integers where they were made and memory is free. None: as EDGEPHI_PREFILL says, or auto.
-
-    Raises:
-        BundleError: the folder is not an intact bundle.
-        TokenizerError: its tokenizer or chat template cannot be used.
-        DeviceError: the device cannot run the bundle; its `step` says how far it came.
-        EngineError: the runtime refuses it, or prompts are to be computed by integers and cannot.
-        AdapterError: an adapter is not this bundle's or damaged, or the bundle or its engine takes none.
-        OutputError: prepacked is `now` or integers are to be made, and the cache cannot be written.
-        UsageError: an argument of another type, or outside its range.
-    """
-    check_load_arguments(
-        folder, device, fallback, verify, threads, spinning, max_parallel, prefix_cache_bytes, speculation
-    )
-    require_engine(engine)
-    path = Path(folder)
-    packing, prompts_by = prepacking(prepacked), prefill_choice(prefill)
-    manifest = read_manifest(path)
-    require_known_graphs(path, manifest)
-    examine(path, manifest, every_byte=verify)
-    given = load_adapters(adapters, manifest)
-    planned = plan(path, manifest, os.fspath(device), fallback)
-    rejected = planned.rejected
-
-    def open_there(choice: ProviderChoice) -> Model:
-        place, config = verify_placement(path, choice, rejected), read_config(path, manifest)
-        request = OpenRequest(
-            path,
-            manifest,
-            config,
-            place,
-            threads or place.threads,
-            engine=engine,
-            max_parallel=max_parallel,
-            speculation=speculation,
-            prefix_bytes=default_prefix_bytes() if prefix_cache_bytes is None else prefix_cache_bytes,
-        )
-        return Model(request, EngineOpening(request, packing, prompts_by, every_byte=verify), given)
-
-    *first, last = [asked_to_spin(choice, spinning) for choice in planned.choices]
-    for choice in first:
-        try:
-            return open_there(choice)
-        except (DeviceError, EngineError) as error:
-            rejected = (*rejected, str(error))
-    return open_there(last)
 
 
 class Model(TakesAdapters):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgephi.runtime.engines.base import KvSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import NO_MODERATION, Moderator
 from edgephi.runtime.server.app import create_app
 from edgephi.runtime.server.models import Source

@@ -15,7 +15,8 @@ from edgephi.benchmarks.bench.run import prompts_of
 from edgephi.benchmarks.bench.workload import Workload
 from edgephi.benchmarks.report import machine
 from edgephi.bundle import read_manifest
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Sampling, chooser
 
 PROMPT, NEW = 128, 8

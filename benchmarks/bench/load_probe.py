@@ -19,7 +19,8 @@ from edgephi.benchmarks.bench.meters.memory import PeakOfPrivate, held, peak_res
 from edgephi.benchmarks.bench.meters.usage import read_usage
 from edgephi.child import standard_streams
 from edgephi.errors import EdgephiError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Sampling, chooser
 
 PROMPT_TOKENS = 8

@@ -26,7 +26,8 @@ from edgephi.runtime import dispatch
 from edgephi.runtime.config import decode_file, read_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.integers import PrefillChoice
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.place import Place
 from edgephi.runtime.prepacked.packing import prepack, prepacked_files, prepacking
 from edgephi.runtime.templates import read_template, user_message

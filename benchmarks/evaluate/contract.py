@@ -57,7 +57,7 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
     from edgephi.benchmarks.report import library_versions
     from edgephi.bundle import Quality, read_manifest, write_manifest
     from edgephi.runtime.golden import golden_answers
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
 
     if evaluation.text is None or evaluation.figures is None:
         raise UsageError("a quality contract needs figures on a text", remedy="Name a --text as well")
@@ -136,7 +136,7 @@ def check(
     from edgephi.benchmarks.evaluate.evaluation import evaluate
     from edgephi.benchmarks.report import library_versions
     from edgephi.runtime.golden import reproduce
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
 
     quality = require_contract(folder, manifest, text, against, device)
     versions = library_versions(*LIBRARIES)

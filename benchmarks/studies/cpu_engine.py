@@ -33,7 +33,8 @@ from edgephi.benchmarks import arguments
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.errors import EngineError
 from edgephi.runtime.engines.base import SHARED, KvSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 
 PREFIX, QUESTION = 1000, 12
 DEPTHS = (0, 512, 2000)

@@ -18,7 +18,8 @@ from edgephi.benchmarks.bench.cases import Case
 from edgephi.benchmarks.bench.measure import Instruments, measure
 from edgephi.errors import one_line
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from edgephi.benchmarks.report import run
 from edgephi.benchmarks.studies.json_schemas import Schema, schemas
 from edgephi.runtime.answer import Answer
 from edgephi.runtime.grammar import Grammar, Grammars
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.tokenizer import TOKENIZER, Tokenizer
 
 SCHEMAS, MOST_TOKENS, CALLERS = 200, 200, 4

@@ -34,7 +34,8 @@ from edgephi.bundle import read_manifest
 from edgephi.ort import open_session, session_options
 from edgephi.runtime.integers.measure import measure_loss
 from edgephi.runtime.integers.model_file import read_model
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.prepacked.packing import GRAPH
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from edgephi.benchmarks.report import (
 from edgephi.benchmarks.studies.large_export import make_checkpoint
 from edgephi.errors import UsageError
 from edgephi.export.families.published import PUBLISHED
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from edgephi.runtime.adapters import Adapter
 from edgephi.runtime.engines.onnx import OnnxEngine
 from edgephi.runtime.engines.onnx_graph import DecoderGraph, KvPool
 from edgephi.runtime.engines.onnx_sequence import OnnxSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 
 DEPTH = 64
 """Tokens before those that are measured."""

@@ -23,7 +23,8 @@ from typing import Any, cast
 from edgephi.benchmarks.report import circumstances, in_one_line, markdown_table, progress, run, write_json
 from edgephi.errors import PromptTooLongError, SourceError, UsageError
 from edgephi.files import parse_toml, read_argument
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.skills import Kind, Tone, rewrite, summarize, text_to_table
 from edgephi.runtime.skills.facts import invented, missing, names, numbers
 

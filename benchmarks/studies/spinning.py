@@ -29,7 +29,8 @@ from edgephi.benchmarks.report import (
     run,
     write_json,
 )
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 
 PAUSE_S = 0.5
 

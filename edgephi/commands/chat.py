@@ -64,7 +64,7 @@ def chat(
     from edgephi.commands.chat_commands import Conversation
     from edgephi.commands.console import waiting
     from edgephi.runtime.conversation import read_conversation
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
     from edgephi.runtime.sampling import Sampling
 
     sampling: SamplingOptions = {

@@ -37,7 +37,7 @@ def demo(
     from edgephi.bundle import read_manifest
     from edgephi.commands.console import copyable, print_json, print_stream
     from edgephi.devices.memory import peak_resident_bytes
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
     from edgephi.runtime.placement import placement
     from edgephi.store.demo import demo_bundle
     from edgephi.store.names import DEMO

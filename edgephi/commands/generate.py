@@ -74,7 +74,7 @@ def generate(
     from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
     from edgephi.runtime.sampling import Sampling, SamplingOptions
 
     sampling: SamplingOptions = {

@@ -6,12 +6,12 @@ import os
 from functools import wraps
 from typing import Any
 
+from edgephi.runtime.loading import load as load_folder
 from edgephi.runtime.model import Model
-from edgephi.runtime.model import load as load_folder
 from edgephi.store.library import find
 
 
 @wraps(load_folder)
 def load(folder: str | os.PathLike[str], *arguments: Any, **options: Any) -> Model:
-    """As `edgephi.runtime.model.load`, of a folder or of the name of an installed model; nothing is downloaded."""
+    """As `edgephi.runtime.loading.load`, of a folder or of the name of an installed model; nothing is downloaded."""
     return load_folder(find(folder) if isinstance(folder, str) else folder, *arguments, **options)

@@ -18,7 +18,8 @@ import psutil
 
 from edgephi.devices.memory import return_freed_memory
 from edgephi.errors import BundleError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.metrics import Metrics
 from edgephi.runtime.server.settings import ServerSettings

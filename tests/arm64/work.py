@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.devices.cpu_features import cpu_name
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.decoding import Decoder, build_graph
 
 PARITY = ("llama-gqa", "llama-tied", "llama3-rope", "phi3-mha", "phi3-window", "phi3-gqa-partial")

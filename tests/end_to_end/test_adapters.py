@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.errors import AdapterError, EngineError, UsageError
 from edgephi.export.adapter import convert_adapter
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.tool_formats import HERMES
 from tests.end_to_end.test_command import edgephi as command
 from tests.end_to_end.test_command import refused

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgephi.errors import PromptError, PromptTooLongError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edgephi.benchmarks.bench.workload import read_workload
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, EdgephiError, OutputError, QualityError, UsageError
 from edgephi.runtime.golden import golden_answers
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.end_to_end.test_export import TOKENIZER, added_token
 
 WORKLOAD = """

@@ -14,7 +14,7 @@ from edgephi.bundle import GoldenAnswer, Manifest, Quality, describe_file, read_
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, QualityError, UsageError
 from edgephi.runtime.golden import NEAR_TIE, PROMPTS, Flip, reproduce
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 
 WINDOWS = ("--windows", "2", "--window-length", "64")
 

@@ -18,7 +18,8 @@ import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
 from edgephi.commands.console import statistics
 from edgephi.runtime.engines import onnx_sequence as engine_module
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.decoding import Decoder, distance, genai_tokens
 
 SWITCH, CONTEXT = 32, 128  # of the fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and a lighthouse shows ships the way. " * 25
 CLOSE = 1e-3  # of a logit's spread: the same kernels add the same numbers; on one machine they are equal bit for bit

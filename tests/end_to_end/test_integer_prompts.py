@@ -13,7 +13,7 @@ from edgephi.ort import open_session, session_options
 from edgephi.runtime.integers import cache
 from edgephi.runtime.integers.measure import measure_loss
 from edgephi.runtime.integers.model_file import read_model
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.prepacked.packing import GRAPH
 
 WINDOWS, WINDOW, BEGIN = 4, 512, 20_000

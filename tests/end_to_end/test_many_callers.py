@@ -13,7 +13,8 @@ import edgephi
 from edgephi.devices.memory import return_freed_memory
 from edgephi.runtime import scheduler, stream
 from edgephi.runtime.engines import onnx, onnx_sequence, onnx_slots
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.interrupts import struck_in
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 

@@ -8,7 +8,7 @@ import pytest
 
 import edgephi
 from edgephi.errors import BundleError, DeviceError
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.report import placement_report
 from tests.tiny_phi import PHI_3, tiny_phi
 

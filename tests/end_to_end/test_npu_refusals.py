@@ -23,7 +23,7 @@ from edgephi.errors import BundleError, DeviceError, UnsupportedModelError, Usag
 from edgephi.export.npu.compile import compile_stage
 from edgephi.runtime.engines.npu import open_npu
 from edgephi.runtime.engines.npu_checks import Chip
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_3, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

@@ -15,7 +15,7 @@ from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.export.npu import compile_pair
 from edgephi.runtime.engines import npu_checks
 from edgephi.runtime.engines.npu import open_npu
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.end_to_end.test_npu_refusals import X_ELITE, small_graph
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 

@@ -18,7 +18,7 @@ from edgephi.export.npu.pipeline import export_for_npu
 from edgephi.export.options import ExportOptions
 from edgephi.export.plan import make_plan
 from edgephi.export.weights.recipe import make_recipe
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.npu_reference import X_ELITE
 
 WINDOW = 256

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 import edgephi
 from edgephi.runtime.engines.npu import NpuEngine
 from edgephi.runtime.engines.npu_sequence import NpuSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.tiny_phi import PHI_3, copying_phi, cycle
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

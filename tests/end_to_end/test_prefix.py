@@ -11,7 +11,8 @@ import pytest
 
 from edgephi.errors import EngineError, UsageError
 from edgephi.runtime import prefix as prefix_module
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.prefix import Prefix
 
 SYSTEM = "Answer in one short sentence, and be kind to everybody who asks you something, whatever it may be."

@@ -11,7 +11,8 @@ import pytest
 
 import edgephi
 from edgephi.errors import OutputError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.tiny_phi import PHI_3, tiny_phi
 
 SYSTEM = "".join(chr(0x4E00 + token) for token in range(3, 50))

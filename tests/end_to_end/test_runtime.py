@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import edgephi
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, EngineError, PromptError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.placement import placement
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.unit.test_bundle import GRAPH
@@ -250,7 +251,7 @@ def test_a_closed_model_says_so(smollm2_bundle: Path) -> None:
 MEMORY = """
 import gc, json, sys
 import psutil
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 
 def resident():
     gc.collect()

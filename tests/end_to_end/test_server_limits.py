@@ -22,7 +22,8 @@ import httpx
 from starlette.datastructures import Headers
 
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.server.limits import ClientGone, check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
 from edgephi.runtime.server.sse import EventStream

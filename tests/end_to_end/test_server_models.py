@@ -19,7 +19,8 @@ import httpx
 import psutil
 
 import edgephi
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.server import models as server_models
 from tests.serving import Running, serving
 from tests.tiny_phi import PHI_3, tiny_phi

@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 
 from edgephi.errors import GrammarError, PromptError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
 from tests.planted_tools import TEMPLATES, TOOLS, TURNS, add, bundle_with, plant, written
 from tests.unit.test_readme import PROJECT, blocks

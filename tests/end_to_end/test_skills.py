@@ -13,7 +13,8 @@ import pytest
 
 import edgephi
 from edgephi.errors import EngineError, PromptError, PromptTooLongError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.skills import ConversationItem, SkillProgress, rewrite, summarize, text_to_table
 from edgephi.runtime.skills.facts import numbers

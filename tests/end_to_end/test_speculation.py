@@ -9,7 +9,8 @@ from time import process_time
 import pytest
 
 import edgephi
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.tiny_phi import FIRST, copying_phi, cycle
 
 CYCLE = 23

@@ -26,7 +26,8 @@ from edgephi.commands.app import app
 from edgephi.errors import GrammarError, UsageError
 from edgephi.runtime.answer import Answer
 from edgephi.runtime.grammar import ResponseFormat
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.tiny_phi import PHI_3, tiny_phi
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgephi.errors import GrammarError, PromptError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat, calls_grammar, read_calls
 from edgephi.runtime.tools import make_tools
 from tests.planted_tools import TEMPLATES, TOOLS, TURNS, bundle_with, plant, written

@@ -20,7 +20,7 @@ from edgephi.devices.providers import check_options, graph_devices, provider, re
 from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.runtime import probe
 from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.toy_provider import TOY, add_to
 

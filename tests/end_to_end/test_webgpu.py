@@ -23,7 +23,7 @@ from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import DeviceError
 from edgephi.runtime.dispatch import plan, verify_placement
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.placement import Placement
 from tests.end_to_end.test_export import TOKENIZER, added_token
 from tests.tiny_phi import PHI_4_MINI, tiny_phi

@@ -12,7 +12,8 @@ import pytest
 import edgephi
 from edgephi.errors import AdapterError, UsageError
 from edgephi.export.adapter import convert_adapter
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.windows import (
     GenerateStructuredJsonResponseStatus,
     LanguageModel,

@@ -8,7 +8,8 @@ import pytest
 
 import edgephi
 from edgephi.errors import PromptTooLongError, UsageError
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import Side
 from edgephi.runtime.tool_formats import HERMES
 from edgephi.windows import LanguageModel, LanguageModelOptions, LanguageModelResponseStatus, SeverityLevel, use_model

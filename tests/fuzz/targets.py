@@ -116,7 +116,7 @@ def _quantize(case: Case) -> str:
 def _use_bundle(folder: Path, steps: _Steps, doctor: bool) -> None:
     from edgephi.bundle import check_bundle, read_manifest
     from edgephi.commands.inspect import inspect
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
 
     steps("verify")
     check_bundle(folder, read_manifest(folder), every_byte=True)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgephi.runtime.engines.base import KvSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.server import ServerSettings, create_app
 from edgephi.runtime.server.serve import serve

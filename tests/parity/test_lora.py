@@ -22,7 +22,8 @@ from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.recipe import make_recipe
 from edgephi.runtime.engines.onnx import OnnxEngine
 from edgephi.runtime.engines.onnx_sequence import OnnxSequence
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.decoding import Decoder, build_graph_of, distance
 from tests.lora import export_fixture, logits_of, read_peft, write_peft
 from tests.parity.test_gguf import write_gguf

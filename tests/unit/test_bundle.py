@@ -16,7 +16,7 @@ from edgephi.bundle import Manifest, check_bundle, read_manifest, write_manifest
 from edgephi.commands.app import app
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 
 GRAPH = b"\x08\x0a\x3a\x03\x12\x01g"
 """An ONNX model, in protobuf: IR version 10 and a graph called g, without nodes."""
@@ -184,7 +184,7 @@ def test_every_way_to_a_bundles_graphs_refuses_one_for_an_unknown_device(tmp_pat
     from edgephi.benchmarks.evaluate.evaluation import evaluate
     from edgephi.devices.ai_hub.graphs import hub_graphs
     from edgephi.runtime.engines.npu import open_npu
-    from edgephi.runtime.model import load
+    from edgephi.runtime.loading import load
     from edgephi.runtime.placement import placement
     from edgephi.runtime.report import placement_report
 

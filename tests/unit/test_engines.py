@@ -15,7 +15,7 @@ from edgephi.runtime.engines import ENGINES, EngineEntry, engine_for, engines_th
 from edgephi.runtime.engines.base import Abilities, cannot
 from edgephi.runtime.engines.genai import OgEngine
 from edgephi.runtime.engines.npu import NpuEngine
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests import toy_engine
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.unit.test_house import modules_after

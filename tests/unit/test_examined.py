@@ -15,7 +15,7 @@ from edgephi.bundle import MANIFEST, read_manifest, sha256_of
 from edgephi.errors import BundleError
 from edgephi.runtime import examined as module
 from edgephi.runtime.examined import was_examined
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 
 

@@ -20,7 +20,7 @@ import edgephi
 from edgephi.bundle import check_bundle, describe_file, read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import BundleError
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_bundle import edit
 from tests.unit.test_bundle import make_bundle as make_empty_bundle

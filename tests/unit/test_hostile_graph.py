@@ -20,7 +20,7 @@ from edgephi.bundle import check_bundle, read_manifest
 from edgephi.errors import BundleError
 from edgephi.graph_file import check_graph
 from edgephi.ort import session_options
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.placement import placement
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_hostile_bundle import every_route_refuses, put

@@ -26,7 +26,8 @@ from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.integers import cache as module
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.cache import MEASURED
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from edgephi.runtime.prepacked import entries
 from edgephi.runtime.prepacked.entries import RECORD
 from edgephi.runtime.prepacked.packing import FILES

@@ -21,7 +21,7 @@ from edgephi.ort import NO_KLEIDIAI, session_options
 from edgephi.runtime.dispatch import plan
 from edgephi.runtime.engines.genai_settings import og_config
 from edgephi.runtime.integers import cache as integers
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.place import Place, ProviderChoice
 from edgephi.runtime.prepacked import entries, packing
 from tests.fuzz.inputs import GGUF_FILE, gguf_file

@@ -18,7 +18,7 @@ from edgephi.errors import UnsupportedModelError, UsageError
 from edgephi.export.checkpoint.safetensors import open_folder
 from edgephi.export.families import describe
 from edgephi.export.lora import plan_lora
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.lora import logits_of
 from tests.tiny_phi import PHI_3, tiny_phi, write_tokenizer
 

@@ -16,7 +16,8 @@ from edgephi.runtime.engines.base import SHARED
 from edgephi.runtime.engines.onnx import OnnxEngine
 from edgephi.runtime.engines.onnx_sequence import OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slot
-from edgephi.runtime.model import Model, load
+from edgephi.runtime.loading import load
+from edgephi.runtime.model import Model
 from tests.tiny_phi import PHI_3, tiny_phi
 
 PROMPT, OTHER = list(range(3, 43)), list(range(50, 10, -1))

@@ -12,7 +12,7 @@ import pytest
 import edgephi
 from edgephi.errors import EngineError, TokenizerError
 from edgephi.runtime.engines import onnx
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 
 

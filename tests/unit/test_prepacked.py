@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.errors import OutputError, UsageError
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.prepacked import entries, packing
 from edgephi.runtime.prepacked.entries import KEPT, RECORD
 from edgephi.runtime.prepacked.packing import FILES, WEIGHTS, Prepacking

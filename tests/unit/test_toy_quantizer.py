@@ -26,7 +26,7 @@ from edgephi.quantize import registry
 from edgephi.quantize.formats import BlockFormat, QuantizedWeight, pack_nibbles
 from edgephi.quantize.quantizer import Format, Statistics
 from edgephi.quantize.registry import Known, quantizer_words
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from tests.tiny_phi import PHI_3, tiny_phi
 
 Floats = NDArray[np.float32]

@@ -19,7 +19,7 @@ from edgephi.benchmarks.evaluate.graph_logits import GraphLogits
 from edgephi.bundle import LOGIT_ROWS
 from edgephi.ort import open_session, session_options
 from edgephi.runtime.engines.base import KvSequence
-from edgephi.runtime.model import load
+from edgephi.runtime.loading import load
 from edgephi.runtime.prepacked.packing import GRAPH
 from edgephi.runtime.prepacked.proof import feeds_of
 from edgephi.runtime.sampling import Sampling, chooser
