@@ -310,6 +310,18 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     return ((number, value) for number, value in _fields(data) if value is not None)
 
 
+def read_varints(data: memoryview) -> Iterator[int]:
+    """The numbers of a packed field.
+
+    Raises:
+        ValueError: the bytes end within a number, or one has more than 64 bits.
+    """
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        yield value
+
+
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview | None]]:
     """As `read_fields`; fields of 32 and 64 bits have the value None."""
     at, end = 0, len(data)

@@ -1,15 +1,24 @@
-"""What a report about a graph needs to know of it: which node reads which weights, and which only counts.
-
-Source of the field numbers: onnx/onnx, onnx/onnx.proto. Read here because a program that runs models needs no onnx.
-"""
+"""What a report about a graph needs to know of it: which node reads which weights, and which only counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.graph_file import read_fields
+from edgephi.runtime.graph_parts import (
+    INPUT,
+    METADATA,
+    NODE,
+    TENSOR,
+    Node,
+    graph_parts,
+    integer_in,
+    messages_in,
+    read_node,
+    read_tensor,
+    text_in,
+)
 
 ROW_NUMBERS = 9
 """Place of `position_ids` among GroupQueryAttention's inputs (microsoft/onnxruntime, docs/ContribOperators.md)."""
@@ -17,8 +26,6 @@ _COMPARES = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equa
 _FROM_SHAPES = frozenset({"Shape", "Size", "ArgMax", "ArgMin", "NonZero"})
 _WHOLE = frozenset({6, 7, 9})
 """TensorProto's INT32, INT64 and BOOL."""
-_GRAPH, _METADATA = 7, 14
-_NODE, _INITIALIZER, _INPUT = 1, 5, 11
 
 
 @dataclass(frozen=True)
@@ -51,22 +58,22 @@ def read_graph(path: Path) -> GraphFacts:
         ValueError: the file is no graph.
         OSError: it cannot be read.
     """
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     places: dict[str, tuple[int, int]] = {}
     integers: set[str] = set()
     constants: set[str] = set()
-    for number, part in _parts(path):
-        if number == _NODE:
-            nodes.append(_node(part))
-        elif number == _INITIALIZER:
-            name, kind, place = _tensor(part)
-            constants.add(name)
-            if kind in _WHOLE:
-                integers.add(name)
-            if place is not None:
-                places[name] = place
-        elif number == _INPUT and _elements(part) in _WHOLE:
-            integers.add(_text(part, 1))
+    for number, part in graph_parts(path.read_bytes()):
+        if number == NODE:
+            nodes.append(read_node(part))
+        elif number == TENSOR:
+            tensor = read_tensor(part)
+            constants.add(tensor.name)
+            if tensor.dtype in _WHOLE:
+                integers.add(tensor.name)
+            if tensor.place is not None:
+                places[tensor.name] = tensor.place
+        elif number == INPUT and _elements(part) in _WHOLE:
+            integers.add(text_in(part, 1))
     weights, counting, row_numbers = {}, set(), False
     for node in nodes:
         read = [places[name] for name in node.inputs if name in places]
@@ -92,96 +99,28 @@ def read_compiled(path: Path) -> CompiledFacts:
         ValueError: the file is no graph.
         OSError: it cannot be read.
     """
-    nodes = [_node(part) for number, part in _parts(path) if number == _NODE]
-    pairs = [part for number, part in _messages(memoryview(path.read_bytes())) if number == _METADATA]
+    model = path.read_bytes()
+    nodes = [read_node(part) for number, part in graph_parts(model) if number == NODE]
+    contexts = (node.text("ep_cache_context") for node in nodes)
     return CompiledFacts(
         tuple(node.operator for node in nodes),
-        tuple(node.context for node in nodes if node.context is not None),
-        {_text(pair, 1): _text(pair, 2) for pair in pairs},
+        tuple(context for context in contexts if context is not None),
+        {text_in(pair, 1): text_in(pair, 2) for number, pair in messages_in(model) if number == METADATA},
     )
-
-
-@dataclass
-class _Node:
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    name: str = ""
-    operator: str = ""
-    to: int | None = None
-    """The attribute of a cast."""
-    context: str | None = None
-
-
-def _parts(path: Path) -> Iterator[tuple[int, memoryview]]:
-    """(field number, bytes) of the graph's fields that have a length."""
-    for number, graph in _messages(memoryview(path.read_bytes())):
-        if number == _GRAPH:
-            yield from _messages(graph)
-
-
-def _node(data: memoryview) -> _Node:
-    node = _Node()
-    for number, part in _messages(data):
-        if number == 1:
-            node.inputs.append(_string(part))
-        elif number == 2:
-            node.outputs.append(_string(part))
-        elif number == 3:
-            node.name = _string(part)
-        elif number == 4:
-            node.operator = _string(part)
-        elif number == 5:
-            name = _text(part, 1)
-            if name == "to":
-                node.to = _integer(part, 3)
-            elif name == "ep_cache_context":
-                node.context = _text(part, 4)
-    return node
-
-
-def _tensor(data: memoryview) -> tuple[str, int, tuple[int, int] | None]:
-    """Name, type, and offset and length in the data file, where it is there."""
-    facts = {_text(part, 1): _text(part, 2) for number, part in _messages(data) if number == 13}
-    place = (int(facts.get("offset", "0")), int(facts["length"])) if facts else None
-    return _text(data, 8), _integer(data, 2), place
 
 
 def _elements(data: memoryview) -> int:
     """The type of a graph input's elements."""
-    for number, kind in _messages(data):
+    for number, kind in messages_in(data):
         if number == 2:
-            for at, tensor in _messages(kind):
+            for at, tensor in messages_in(kind):
                 if at == 1:
-                    return _integer(tensor, 1)
+                    return integer_in(tensor, 1)
     return 0
 
 
-def _keeps_integers(node: _Node) -> bool:
+def _keeps_integers(node: Node) -> bool:
     """Whether integers stay integers; a cast may make them floats."""
     if node.operator != "Cast":
         return node.operator != "ConstantOfShape"
-    return node.to in _WHOLE
-
-
-def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    return ((number, value) for number, value in read_fields(data) if not isinstance(value, int))
-
-
-def _text(data: memoryview, field_number: int) -> str:
-    found = ""
-    for number, part in _messages(data):
-        if number == field_number:
-            found = _string(part)
-    return found
-
-
-def _integer(data: memoryview, field_number: int) -> int:
-    found = 0
-    for number, value in read_fields(data):
-        if number == field_number and isinstance(value, int):
-            found = value
-    return found
-
-
-def _string(data: memoryview) -> str:
-    return bytes(data).decode("utf-8", "replace")
+    return node.integer("to") in _WHOLE

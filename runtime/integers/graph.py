@@ -16,13 +16,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgephi.runtime.graph_parts import Message, Node, attribute_name
 from edgephi.runtime.integers.model_file import (
     FLOAT,
     INT8,
     UINT8,
     GraphFile,
-    Node,
-    attribute_name,
     float_output,
     integer_attribute,
     small_tensor,
@@ -204,7 +203,7 @@ def _wide_product(linear: BlockLinear, weights: str, block: int) -> Node:
     if linear.bias:
         inputs += ["", "", linear.bias]
     sizes = {"K": linear.columns, "N": linear.rows, "bits": 8, "block_size": block, "accuracy_level": 4}
-    attributes = [integer_attribute(name, size) for name, size in sizes.items()]
+    attributes: list[Message] = [integer_attribute(name, size) for name, size in sizes.items()]
     return Node("MatMulNBits", inputs, linear.node.outputs[:1], linear.node.name, MS, attributes)
 
 

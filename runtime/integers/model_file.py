@@ -1,20 +1,34 @@
 """A decoder's graph as nodes and tensors that can be changed and written again.
 
-Only the fields that are needed are read; what stays as it is, stays bytes. Source of the field numbers: onnx/onnx,
-onnx/onnx.proto; of the wire format: protobuf.dev, "Encoding". Read here because a program that runs models needs no
-onnx.
+What stays as it is, stays bytes. Source of the field numbers: onnx/onnx, onnx/onnx.proto; of the wire format:
+protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.graph_file import read_fields
+from edgephi.runtime.graph_parts import (
+    GRAPH,
+    INPUT,
+    NAME,
+    NODE,
+    OUTPUT,
+    TENSOR,
+    Message,
+    Node,
+    Tensor,
+    graph_parts,
+    read_node,
+    read_tensor,
+    text_in,
+)
 
 FLOAT, UINT8, INT8, INT64, FLOAT16 = 1, 2, 3, 7, 10
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -25,53 +39,15 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     FLOAT16: np.dtype(np.float16),
 }
 """TensorProto's element types, of those that a bundle's graphs have."""
-_NODE, _NAME, _TENSOR, _INPUT, _OUTPUT = 1, 2, 5, 11, 12
-_GRAPH = 7
-
-
-@dataclass
-class Node:
-    operator: str
-    inputs: list[str]
-    outputs: list[str]
-    name: str = ""
-    domain: str = ""
-    attributes: list[bytes] = field(default_factory=list)
-    """AttributeProto."""
-
-    def integer(self, name: str) -> int | None:
-        """The attribute of that name."""
-        for attribute in self.attributes:
-            if attribute_name(attribute) == name:
-                value = dict(read_fields(memoryview(attribute))).get(3, 0)
-                return value if isinstance(value, int) else None
-        return None
-
-
-@dataclass
-class Tensor:
-    """An initializer."""
-
-    name: str
-    dtype: int
-    shape: tuple[int, ...]
-    place: tuple[int, int] | None
-    """Offset and bytes in the data file; None: it lies in the graph."""
-    stored: bytes
-    """TensorProto, as it was."""
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass
 class GraphFile:
     nodes: list[Node]
     tensors: dict[str, Tensor]
-    inputs: list[bytes]
+    inputs: list[Message]
     """ValueInfoProto."""
-    outputs: list[bytes]
+    outputs: list[Message]
     rest: bytes
     """The model's other fields, as they were: versions and opsets."""
 
@@ -89,7 +65,7 @@ class GraphFile:
         return found
 
     def output_names(self) -> list[str]:
-        return [_string(dict(read_fields(memoryview(value)))[1]) for value in self.outputs]
+        return [_value_name(value) for value in self.outputs]
 
     def prune(self) -> None:
         """Leave out the nodes and tensors that no output needs. Inputs stay: callers name them."""
@@ -99,7 +75,7 @@ class GraphFile:
                 needed.update(node.inputs)
                 kept.append(node)
         self.nodes = kept[::-1]
-        inputs = {_string(dict(read_fields(memoryview(value)))[1]) for value in self.inputs}
+        inputs = {_value_name(value) for value in self.inputs}
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if name in needed or name in inputs}
 
 
@@ -109,25 +85,20 @@ def read_model(data: bytes) -> GraphFile:
     Raises:
         ValueError: the bytes are no model, or its tensors have a type that no bundle has.
     """
-    graph, rest = b"", bytearray()
-    for number, value in read_fields(memoryview(data)):
-        if number == _GRAPH and isinstance(value, memoryview):
-            graph = bytes(value)
-        else:
-            rest += _field(number, value)
-    made = GraphFile([], {}, [], [], bytes(rest))
-    for number, value in read_fields(memoryview(graph)):
-        if not isinstance(value, memoryview):
-            continue
-        if number == _NODE:
-            made.nodes.append(_read_node(value))
-        elif number == _TENSOR:
-            tensor = _read_tensor(value)
+    rest = b"".join(_field(number, value) for number, value in read_fields(memoryview(data)) if number != GRAPH)
+    made = GraphFile([], {}, [], [], rest)
+    for number, part in graph_parts(data):
+        if number == NODE:
+            made.nodes.append(read_node(part))
+        elif number == TENSOR:
+            tensor = read_tensor(part)
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"the tensor {tensor.name} has elements of type {tensor.dtype}")
             made.tensors[tensor.name] = tensor
-        elif number == _INPUT:
-            made.inputs.append(bytes(value))
-        elif number == _OUTPUT:
-            made.outputs.append(bytes(value))
+        elif number == INPUT:
+            made.inputs.append(part)
+        elif number == OUTPUT:
+            made.outputs.append(part)
     return made
 
 
@@ -135,19 +106,14 @@ def write_model(model: GraphFile) -> bytes:
     """The model as protobuf."""
     graph = bytearray()
     for node in model.nodes:
-        graph += _field(_NODE, _node_bytes(node))
-    graph += _field(_NAME, b"main_graph")
+        graph += _field(NODE, _node_bytes(node))
+    graph += _field(NAME, b"main_graph")
     for tensor in model.tensors.values():
-        graph += _field(_TENSOR, tensor.stored)
-    for number, values in ((_INPUT, model.inputs), (_OUTPUT, model.outputs)):
+        graph += _field(TENSOR, tensor.stored)
+    for number, values in ((INPUT, model.inputs), (OUTPUT, model.outputs)):
         for value in values:
             graph += _field(number, value)
-    return model.rest + _field(_GRAPH, bytes(graph))
-
-
-def attribute_name(attribute: bytes) -> str:
-    """Of an AttributeProto."""
-    return _string(dict(read_fields(memoryview(attribute))).get(1))
+    return model.rest + _field(GRAPH, bytes(graph))
 
 
 def integer_attribute(name: str, value: int) -> bytes:
@@ -192,15 +158,23 @@ def tensor_values(tensor: Tensor, data: NDArray[np.uint8]) -> NDArray[np.generic
         ValueError: it lies outside the file, or is written in another way than in raw bytes.
     """
     dtype = DTYPES[tensor.dtype]
+    size = prod(tensor.shape) * dtype.itemsize
     if tensor.place is not None:
         offset, length = tensor.place
-        if length != tensor.bytes or offset + length > len(data):
+        if length != size or offset + length > len(data):
             raise ValueError(f"the tensor {tensor.name} does not lie in the data file")
         return data[offset : offset + length].view(dtype).reshape(tensor.shape)
     raw = dict(read_fields(memoryview(tensor.stored))).get(9)
-    if not isinstance(raw, memoryview) or len(raw) != tensor.bytes:
+    if not isinstance(raw, memoryview) or len(raw) != size:
         raise ValueError(f"the tensor {tensor.name} is not written in raw bytes")
     return np.frombuffer(raw, dtype).reshape(tensor.shape)
+
+
+def _value_name(value: Message) -> str:
+    name = text_in(value, 1)
+    if not name:
+        raise ValueError("an input or output of the graph has no name")
+    return name
 
 
 def _element_type(dtype: np.dtype[np.generic]) -> int:
@@ -209,24 +183,6 @@ def _element_type(dtype: np.dtype[np.generic]) -> int:
 
 def _tensor_head(name: str, dtype: int, shape: Iterable[int]) -> bytes:
     return b"".join(_field(1, size) for size in shape) + _field(2, dtype) + _field(8, name.encode())
-
-
-def _read_node(data: memoryview) -> Node:
-    node = Node("", [], [])
-    for number, value in read_fields(data):
-        if number == 1:
-            node.inputs.append(_string(value))
-        elif number == 2:
-            node.outputs.append(_string(value))
-        elif number == 3:
-            node.name = _string(value)
-        elif number == 4:
-            node.operator = _string(value)
-        elif number == 5 and isinstance(value, memoryview):
-            node.attributes.append(bytes(value))
-        elif number == 7:
-            node.domain = _string(value)
-    return node
 
 
 def _node_bytes(node: Node) -> bytes:
@@ -238,37 +194,7 @@ def _node_bytes(node: Node) -> bytes:
     return b"".join(parts)
 
 
-def _read_tensor(data: memoryview) -> Tensor:
-    name, dtype, shape, external = "", 0, list[int](), dict[str, str]()
-    for number, value in read_fields(data):
-        if number == 1:
-            shape += [value] if isinstance(value, int) else _packed(value)
-        elif number == 2 and isinstance(value, int):
-            dtype = value
-        elif number == 8:
-            name = _string(value)
-        elif number == 13 and isinstance(value, memoryview):
-            entry = dict(read_fields(value))
-            external[_string(entry.get(1))] = _string(entry.get(2))
-    if dtype not in DTYPES:
-        raise ValueError(f"the tensor {name} has elements of type {dtype}")
-    place = (int(external.get("offset", "0")), int(external["length"])) if "length" in external else None
-    return Tensor(name, dtype, tuple(shape), place, bytes(data))
-
-
-def _packed(data: memoryview) -> list[int]:
-
-    numbers, value, shift = [], 0, 0
-    for byte in data:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            numbers.append(value)
-            value = shift = 0
-    return numbers
-
-
-def _field(number: int, value: int | bytes | memoryview) -> bytes:
+def _field(number: int, value: int | Message) -> bytes:
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     return _varint(number << 3 | 2) + _varint(len(value)) + bytes(value)
@@ -283,7 +209,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     made.append(value)
     return bytes(made)
-
-
-def _string(value: int | memoryview | None) -> str:
-    return bytes(value).decode("utf-8", "replace") if isinstance(value, memoryview) else ""

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgephi.runtime.graph_facts import read_compiled, read_graph
+from edgephi.runtime.graph_parts import MOST_DIMENSIONS, read_node, read_tensor
 
 
 def external(name: str, kind: int, offset: int, length: int) -> TensorProto:
@@ -78,3 +79,33 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x3a\x7fshort")
     with pytest.raises(ValueError, match="too early"):
         read_graph(tmp_path / "model.onnx")
+
+
+def test_dimensions_are_read_packed_or_one_by_one() -> None:
+    loose = helper.make_tensor("t", TensorProto.FLOAT, [300, 2], [0.0] * 600).SerializeToString()
+    assert read_tensor(memoryview(loose)).shape == (300, 2)
+    assert read_tensor(memoryview(b"\x0a\x03\xac\x02\x02")).shape == (300, 2)
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (external("t", TensorProto.FLOAT, -8, 8).SerializeToString(), "no place"),
+        (external("t", TensorProto.FLOAT, 0, -1).SerializeToString(), "no place"),
+        (external("t", TensorProto.FLOAT, 0, 8).SerializeToString().replace(b"length", b"lenght"), "no place"),
+        (TensorProto(dims=[1] * (MOST_DIMENSIONS + 1)).SerializeToString(), "more dimensions"),
+        (b"\x0a\x64" + b"\x01" * 100, "more dimensions"),
+        (b"\x0a\x0b" + b"\xff" * 11, "64 bits"),
+        (b"\x0a\x02\xff\xff", "too early"),
+    ],
+)
+def test_a_tensor_without_bounds_is_refused(stored: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        read_tensor(memoryview(stored))
+
+
+def test_of_attributes_with_one_name_the_last_counts() -> None:
+    node = helper.make_node("Cast", ["a"], ["b"], to=TensorProto.FLOAT)
+    node.attribute.add(name="to", i=TensorProto.INT64, type=onnx.AttributeProto.INT)
+    read = read_node(memoryview(node.SerializeToString()))
+    assert (read.integer("to"), read.text("to"), read.integer("from")) == (TensorProto.INT64, "", None)
