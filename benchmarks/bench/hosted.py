@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgephi.benchmarks.bench.assemble import NO_CONTRACT
+from edgephi.benchmarks.bench.loading import load_case
 from edgephi.benchmarks.bench.report.output import write_report
 from edgephi.benchmarks.bench.results import (
     BundleFacts,
@@ -163,25 +164,12 @@ def _rate(tokens: int, runs: Sequence[Measurement]) -> Figure:
 
 
 def _load(measured: dict[str, Measurement], bundle: HostedBundle) -> CaseResult:
-    case = CaseResult(
-        name=f"load, warm, {len(bundle.graphs)} graphs",
-        group="load",
-        category="load",
-        depth=0,
-        prompt_tokens=0,
-        new_tokens=0,
-        templated=False,
-        prompt_sha256=None,
-        tokens_sha256=None,
-        state="measured",
-    )
-    loads = [measured[name].warm_load_s for name in bundle.graphs if name in measured]
+    name = f"load, warm, {len(bundle.graphs)} graphs"
+    loads = [measured[graph].warm_load_s for graph in bundle.graphs if graph in measured]
     known = [load for load in loads if load is not None]
     if len(known) < len(bundle.graphs):
-        return case.model_copy(
-            update={"state": "not measured", "reason": "the hub has no warm load of one of its graphs"}
-        )
-    return case.model_copy(update={"figures": {"load_s": figure([sum(known)])}})
+        return load_case(name, {}, reason="the hub has no warm load of one of its graphs")
+    return load_case(name, {"load_s": [sum(known)]})
 
 
 def _layers(measured: dict[str, Measurement]) -> tuple[Derived, ...]:

@@ -8,7 +8,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,45 @@ def _kept(name: str, found: list[CaseResult]) -> Iterator[_Runs]:
     finally:
         if runs.reason is None and not runs.values:
             runs.reason = "the run stopped before it"
-        found.append(_result(name, runs, runs.reason))
+        found.append(
+            load_case(
+                name,
+                runs.values,
+                reason=runs.reason,
+                noisy=runs.noisy,
+                repeated=runs.repeated,
+                others_cpu_share=max(runs.others, default=None),
+            )
+        )
+
+
+def load_case(
+    name: str,
+    values: Mapping[Metric, list[float]],
+    *,
+    reason: str | None = None,
+    noisy: bool = False,
+    repeated: int = 0,
+    others_cpu_share: float | None = None,
+) -> CaseResult:
+    """The row of a report about loads of one kind; one without values was not measured."""
+    return CaseResult(
+        name=name,
+        group="load",
+        category="load",
+        depth=0,
+        prompt_tokens=0,
+        new_tokens=0,
+        templated=False,
+        prompt_sha256=None,
+        tokens_sha256=None,
+        state="measured" if values else "not measured",
+        reason=reason,
+        noisy=noisy,
+        repeated=repeated,
+        others_cpu_share=others_cpu_share,
+        figures={metric: figure(found) for metric, found in values.items()},
+    )
 
 
 def process_probe(folder: Path, device: str) -> Probe:
@@ -203,23 +241,3 @@ def _time(runs: _Runs, probe: Probe, method: Method, repetitions: int) -> None:
 
 def _others(run: dict[str, float | None]) -> float:
     return run.get("others_share") or 0.0
-
-
-def _result(name: str, runs: _Runs, reason: str | None) -> CaseResult:
-    return CaseResult(
-        name=name,
-        group="load",
-        category="load",
-        depth=0,
-        prompt_tokens=0,
-        new_tokens=0,
-        templated=False,
-        prompt_sha256=None,
-        tokens_sha256=None,
-        state="measured" if runs.values else "not measured",
-        reason=reason,
-        noisy=runs.noisy,
-        repeated=runs.repeated,
-        others_cpu_share=max(runs.others, default=None),
-        figures={metric: figure(found) for metric, found in runs.values.items()},
-    )
