@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgephi.commands.answering import checked_sampling, load_model
 from edgephi.commands.options import (
-    ADAPTER,
     AdapterFile,
     Bundle,
     Device,
@@ -25,7 +25,6 @@ from edgephi.commands.options import (
 
 if TYPE_CHECKING:
     from edgephi.commands.chat_commands import Conversation
-    from edgephi.runtime.sampling import SamplingOptions
 
 
 def chat(
@@ -62,34 +61,22 @@ def chat(
     is 1 if a message was refused, while the others are answered.
     """
     from edgephi.commands.chat_commands import Conversation
-    from edgephi.commands.console import waiting
     from edgephi.runtime.conversation import read_conversation
-    from edgephi.runtime.loading import load
-    from edgephi.runtime.sampling import Sampling
 
-    sampling: SamplingOptions = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-    }
-    Sampling(**sampling)  # what is wrong with it is said before the model is loaded
+    sampling = checked_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     resumed = None if resume is None else (read_conversation(resume), resume)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    adapters = None if adapter is None else {ADAPTER: adapter}
-    with waiting(f"loading {folder.absolute().name}"):
-        model = load(
-            folder,
-            device,
-            fallback=fallback,
-            engine=engine,
-            speculation=speculation,
-            adapters=adapters,
-            prefill=prefill,
-        )
+    model, adapter_name = load_model(
+        folder,
+        device,
+        fallback=fallback,
+        engine=engine,
+        speculation=speculation,
+        adapter=adapter,
+        prefill=prefill,
+    )
     with model:
-        named = None if adapter is None else ADAPTER
-        conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed, adapter=named)
+        conversation = Conversation(model, sampling, system, terminal=terminal, resumed=resumed, adapter=adapter_name)
         if terminal:
             _talk(conversation, keep_history)
         elif not _read_all(conversation) and not sys.stdin.isatty():

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from edgephi.commands.answering import checked_sampling, load_model
 from edgephi.commands.options import (
-    ADAPTER,
     AdapterFile,
     Bundle,
     Device,
@@ -71,45 +71,30 @@ def generate(
     --fallback left behind).
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_statistics, print_stream, waiting
+    from edgephi.commands.console import print_json, print_statistics, print_stream
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
-    from edgephi.runtime.loading import load
-    from edgephi.runtime.sampling import Sampling, SamplingOptions
 
-    sampling: SamplingOptions = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-    }
-    Sampling(**sampling)  # what is wrong with it is said before the model is loaded
+    sampling = checked_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     form = None
     if schema is not None:
         form = read_json_object(schema, error=UsageError, remedy="Give a file with a JSON Schema", limit=JSON_LIMIT)
     if prompt == "-":
         read_manifest(folder)  # nobody should type a prompt for a bundle that is not there
         prompt = _read_prompt()
-    adapters = None if adapter is None else {ADAPTER: adapter}
-    with waiting(f"loading {folder.absolute().name}"):
-        model = load(
-            folder,
-            device,
-            fallback=fallback,
-            engine=engine,
-            speculation=speculation,
-            adapters=adapters,
-            prefill=prefill,
-        )
+    model, adapter_name = load_model(
+        folder,
+        device,
+        fallback=fallback,
+        engine=engine,
+        speculation=speculation,
+        adapter=adapter,
+        prefill=prefill,
+    )
     with model:
         templated = model.template is not None and not raw
         ask = model.chat if templated else model.generate
-        stream = ask(
-            prompt,
-            response_format=form,
-            adapter=None if adapter is None else ADAPTER,
-            **sampling,
-        )
+        stream = ask(prompt, response_format=form, adapter=adapter_name, **sampling)
         if as_json:
             answer = stream.result()
             record = {key: value for key, value in vars(answer).items() if key not in NOT_ASKED_FOR}

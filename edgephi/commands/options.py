@@ -108,8 +108,6 @@ Prefill = Annotated[
         show_default=False,
     ),
 ]
-ADAPTER = "adapter"
-"""What a command calls the only one it is given."""
 AdapterFile = Annotated[
     Path | None,
     typer.Option(
