@@ -178,6 +178,18 @@ class DeviceError(EdgephiError):
         self.step: Step = step
 
 
+class NoGraphError(DeviceError):
+    """The bundle has no graph for a device that another export of the model can have one for; step `graph`.
+
+    Args:
+        device: as `edgephi.load` was asked for it; None: it was asked for in other words.
+    """
+
+    def __init__(self, what: str, *, where: object = None, remedy: str, device: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy, step="graph")
+        self.device = device
+
+
 class HubError(EdgephiError):
     """Qualcomm AI Hub cannot be reached or refuses, or a job on its hosted devices failed or takes too long."""
 

@@ -1,11 +1,16 @@
-"""How edgephi was installed, for messages that name a command which works here."""
+"""Commands that work here, for messages: how edgephi was installed, and how this system's shell quotes."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from edgephi.errors import printable
 
 
 def checkout() -> Path | None:
@@ -37,6 +42,12 @@ def install_extra(extra: str | None) -> str:
         # without the folder it was installed from there is nothing better to name than any clone
         return f'pip install "{folder}{name}"' if folder.is_dir() else f'pip install ".{name}", in a clone of edgephi'
     return f'pip install "edgephi{name} @ {url}"'
+
+
+def copyable(*words: object) -> str:
+    """A command that does what it says when it is copied into this system's shell."""
+    texts = [printable(str(word)) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def _origin() -> dict[str, object]:

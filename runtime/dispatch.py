@@ -13,7 +13,7 @@ from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import all_providers, check_options, installed_wheel, provider, providers_of
 from edgephi.devices.providers.base import ANY_KIND, HARDWARE
-from edgephi.errors import DeviceError
+from edgephi.errors import DeviceError, NoGraphError
 from edgephi.runtime.config import decode_file
 from edgephi.runtime.npu_dispatch import npu_choice
 from edgephi.runtime.place import DispatchPlan, Place, ProviderChoice, spinning_off
@@ -46,7 +46,7 @@ def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> Dispa
                 raise
             return DispatchPlan((cpu,), (str(error),))
     else:
-        planned = _of_profile(folder, manifest, load_profile(device), detect(), fallback)
+        planned = _of_profile(folder, manifest, device, detect(), fallback)
     if not fallback:
         return DispatchPlan(planned.choices[:1])
     ends_here = bool(planned.choices) and planned.choices[-1].provider == "cpu"
@@ -81,7 +81,7 @@ def _matching(folder: Path, manifest: Manifest, device: str) -> DispatchPlan:
     wanted = [known.short for known in providers_of(device) or all_providers() if known.short != "cpu"]
     there = [short for short in wanted if manifest.graph_for(short) is not None]
     if device != "auto" and not there:
-        raise _no_graph(folder, manifest, wanted[0])
+        raise _no_graph(folder, manifest, wanted[0], device)
     machine = survey(short for short in there if sys.platform == "win32" or installed_wheel(provider(short)))
     profile = next((match.profile for match in match_profiles(machine) if match.matches), None)
     order: Sequence[str] = profile.decode if profile else ()
@@ -91,16 +91,17 @@ def _matching(folder: Path, manifest: Manifest, device: str) -> DispatchPlan:
     for short in order:
         listed = any(info.provider == provider(short).name and info.is_hardware for info in machine.devices)
         if short == "cpu" or (short in there and (listed or device != "auto")):
-            choices.append(_choice(folder, manifest, short, profile, machine, HARDWARE))
+            choices.append(_choice(folder, manifest, short, device, profile, machine, HARDWARE))
     return DispatchPlan(tuple(choices) or (_cpu(manifest, profile),))
 
 
-def _of_profile(folder: Path, manifest: Manifest, profile: Profile, machine: Machine, fallback: bool) -> DispatchPlan:
+def _of_profile(folder: Path, manifest: Manifest, device: str, machine: Machine, fallback: bool) -> DispatchPlan:
     """For a profile that was named: its providers, whatever the machine is."""
+    profile = load_profile(device)
     choices, rejected = [], []
     for short in profile.decode if fallback else profile.decode[:1]:
         try:
-            choices.append(_choice(folder, manifest, short, profile, machine, ANY_KIND))
+            choices.append(_choice(folder, manifest, short, device, profile, machine, ANY_KIND))
         except DeviceError as error:
             if not fallback:
                 raise
@@ -109,7 +110,13 @@ def _of_profile(folder: Path, manifest: Manifest, profile: Profile, machine: Mac
 
 
 def _choice(
-    folder: Path, manifest: Manifest, short: str, profile: Profile | None, machine: Machine, kinds: tuple[str, ...]
+    folder: Path,
+    manifest: Manifest,
+    short: str,
+    device: str,
+    profile: Profile | None,
+    machine: Machine,
+    kinds: tuple[str, ...],
 ) -> ProviderChoice:
     if profile is not None and manifest.stored_bytes > profile.memory_ceiling(machine):
         raise DeviceError(
@@ -123,7 +130,7 @@ def _choice(
         return _cpu(manifest, profile)
     graph = manifest.graph_for(short)
     if graph is None:
-        raise _no_graph(folder, manifest, short)
+        raise _no_graph(folder, manifest, short, device)
     if profile is None or short not in profile.providers:
         return ProviderChoice(short, graph, kinds=kinds, spinning=spinning_off(short))
     options = profile.provider_options(short, machine)
@@ -161,7 +168,12 @@ def _cpu(manifest: Manifest, profile: Profile | None) -> ProviderChoice:
     )
 
 
-def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:
+def _no_graph(folder: Path, manifest: Manifest, short: str, device: str) -> DeviceError:
+    """The error where a provider has no graph.
+
+    Args:
+        device: as it was asked for.
+    """
     known = provider(short)
     if not known.runs_graphs:
         return DeviceError(
@@ -171,9 +183,9 @@ def _no_graph(folder: Path, manifest: Manifest, short: str) -> DeviceError:
             step="graph",
         )
     asked = known.profile if known.compiled else f"cpu,{short}"
-    return DeviceError(
+    return NoGraphError(
         f"the bundle has no graph for {known.name}, only for " + ", ".join(graph.device for graph in manifest.graphs),
         where=folder,
         remedy=f"Export {manifest.source.name} again with `edgephi export --device {asked}`",
-        step="graph",
+        device=device,
     )

@@ -35,7 +35,7 @@ from edgephi.commands import (
     verify,
 )
 from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
-from edgephi.errors import EdgephiError, UsageError, printable, printable_lines
+from edgephi.errors import EdgephiError, NoGraphError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 
 GET, USE, MAKE, MEASURE, SHIP, MACHINE = (
@@ -153,6 +153,10 @@ def main() -> None:
 
 def _sentence(error: Exception) -> tuple[str, int]:
     """What happened and what to do next, and the exit status."""
+    if isinstance(error, NoGraphError):
+        from edgephi.store.pull_again import name_pull
+
+        return str(name_pull(error)), 1
     if isinstance(error, EdgephiError):
         return str(error), 2 if isinstance(error, UsageError) else 1
     if isinstance(error, OSError):

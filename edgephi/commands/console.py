@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import signal
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -75,12 +72,6 @@ def waiting(what: str) -> Iterator[None]:
         return
     with console.status(Text(what), spinner="line"):
         yield
-
-
-def copyable(*words: object) -> str:
-    """A command that does what it says when it is copied into this system's shell."""
-    texts = [printable(str(word)) for word in words]
-    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def format_bytes(count: int) -> str:

@@ -35,8 +35,9 @@ def demo(
     new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import copyable, print_json, print_stream
+    from edgephi.commands.console import print_json, print_stream
     from edgephi.devices.memory import peak_resident_bytes
+    from edgephi.installed import copyable
     from edgephi.runtime.loading import load
     from edgephi.runtime.placement import placement
     from edgephi.store.demo import demo_bundle

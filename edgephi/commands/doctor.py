@@ -87,14 +87,16 @@ def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
     """Where a bundle of edgephi's runs; of other folders nothing is known."""
     from edgephi.bundle import MANIFEST
     from edgephi.devices.doctor import Finding
-    from edgephi.errors import EdgephiError
+    from edgephi.errors import EdgephiError, NoGraphError
     from edgephi.runtime.report import placement_report
+    from edgephi.store.pull_again import name_pull
 
     if not (folder / MANIFEST).is_file():
         return None, []
     try:
         return placement_report(folder, device), []
-    except EdgephiError as error:
+    except EdgephiError as problem:
+        error = name_pull(problem) if isinstance(problem, NoGraphError) else problem
         return None, [Finding("error", error.what, error.where, error.remedy)]
 
 

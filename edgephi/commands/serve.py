@@ -125,7 +125,7 @@ def serve(
 
     def loader(folder: Path, own: str | None) -> FolderLoader:
         def load_so() -> Model:
-            from edgephi.runtime.loading import load
+            from edgephi.store.loading import load
 
             return load(
                 folder,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgephi.bundle import GENAI_CONFIG, Manifest, changed, check_bundle, read_manifest, write_manifest
 from edgephi.devices.providers import all_providers, provider, providers_of, require_known_graphs
-from edgephi.errors import BundleError, DeviceError, UsageError
+from edgephi.errors import BundleError, DeviceError, NoGraphError, UsageError
 from edgephi.files import unreadable
 from edgephi.genai_config import parse_genai_config
 
@@ -31,7 +31,7 @@ def chosen_devices(folder: Path, manifest: Manifest, asked: Sequence[str]) -> tu
 
     Raises:
         UsageError: a name is none of a device.
-        DeviceError: the bundle has no graph for a device; step `graph`.
+        NoGraphError: the bundle has no graph for a device.
     """
     there = bundle_devices(manifest)
     chosen = set() if asked else set(there)
@@ -44,11 +44,11 @@ def chosen_devices(folder: Path, manifest: Manifest, asked: Sequence[str]) -> tu
                 words = ", ".join(["gpu", "npu", *(known.short for known in all_providers() if known.runs_graphs)])
                 raise UsageError(f"no device {name!r}", remedy=f"Name one of {words}") from error
         if not (fitting := set(members) & set(there)):
-            raise DeviceError(
+            raise NoGraphError(
                 f"the bundle has no graph for {name}, only for {', '.join(there)}",
                 where=folder,
                 remedy="Choose another --device, or export the model for this one",
-                step="graph",
+                device=name if providers_of(name) else provider(name).device_class,
             )
         chosen |= fitting
     return tuple(short for short in there if short in chosen)
