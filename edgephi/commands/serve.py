@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 
     from edgephi.runtime.model import Model
 
+OPTIONS = {
+    "allowed_hosts": "--allow-host",
+    "allowed_origins": "--allow-origin",
+    "answer_s": "--answer-timeout",
+    "drain_s": "--drain",
+    "idle_s": "--idle",
+    "max_tokens": "--max-tokens",
+    "parallel": "--parallel",
+    "port": "--port",
+    "queue": "--queue",
+}
+"""The option of each field of `ServerSettings`."""
+
 
 def serve(
     models: Annotated[
@@ -121,6 +134,7 @@ def serve(
         answer_s=answer_timeout,
         idle_s=idle,
         drain_s=drain,
+        names=OPTIONS,
     )
 
     def loader(folder: Path, own: str | None) -> FolderLoader:

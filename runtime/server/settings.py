@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 
 from edgephi.arguments import require_integer, require_number, wrong
@@ -16,6 +16,7 @@ from edgephi.files import read_text
 
 KEYS_VARIABLE = "EDGEPHI_API_KEYS"
 LEAST_KEY, LONGEST_KEY = 16, 512
+LONGEST_S = 10**8
 MIB = 2**20
 
 
@@ -40,6 +41,7 @@ class ServerSettings:
         pressure_s: how often that is looked at while a model is loaded and idle.
         stored_responses, stored_bytes: of `/v1/responses`; the oldest are forgotten first.
         drain_s: answers under way have so long to finish when the server is told to end.
+        names: what whoever wrote these values calls them, by the field, for errors; no field itself.
 
     Raises:
         UsageError: a value outside its range, or a host that needs keys.
@@ -63,14 +65,18 @@ class ServerSettings:
     stored_responses: int = 1000
     stored_bytes: int = 64 * MIB
     drain_s: float = 30.0
+    names: InitVar[Mapping[str, str] | None] = None
 
-    def __post_init__(self) -> None:
-        for name, least in _INTEGERS.items():
-            if require_integer(name, getattr(self, name)) < least:
-                raise wrong(name, getattr(self, name), f"{least} or more")
-        for name in ("queue_s", "answer_s", "body_s", "idle_s", "pressure_s", "drain_s"):
-            if not 0 <= require_number(name, getattr(self, name)) < 10**8:
-                raise wrong(name, getattr(self, name), "seconds, 0 or more")
+    def __post_init__(self, names: Mapping[str, str] | None) -> None:
+        names = names or {}
+        for field, least in _INTEGERS.items():
+            name, value = names.get(field, field), getattr(self, field)
+            if require_integer(name, value) < least:
+                raise wrong(name, value, f"{least} or more")
+        for field in ("queue_s", "answer_s", "body_s", "idle_s", "pressure_s", "drain_s"):
+            name, value = names.get(field, field), getattr(self, field)
+            if not 0 <= require_number(name, value) < LONGEST_S:
+                raise wrong(name, value, f"seconds, from 0 to less than {LONGEST_S:,}")
         if self.port > 65535:
             raise wrong("port", self.port, "a port from 0 to 65535")
         for key in self.api_keys:
@@ -80,13 +86,15 @@ class ServerSettings:
                     f"an API key of {len(key)} characters cannot be used",
                     remedy=f"Use keys of {LEAST_KEY} to {LONGEST_KEY} letters, digits and signs, without spaces",
                 )
-        for name in self.allowed_hosts:
-            if not re.fullmatch(r"[^\s/:@A-Z]+", name):
-                raise wrong("allowed_hosts", name, "a name in small letters, such as box.lan, without scheme and port")
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"[^\s/:@A-Z]+", host):
+                wanted = "a name in small letters, such as box.lan, without scheme and port"
+                raise wrong(names.get("allowed_hosts", "allowed_hosts"), host, wanted)
         for origin in self.allowed_origins:
             # others never equal what a browser sends, and "null" is the origin of every sandboxed page
             if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+", origin):
-                raise wrong("allowed_origins", origin, "an origin as browsers send it, such as https://example.org")
+                wanted = "an origin as browsers send it, such as https://example.org"
+                raise wrong(names.get("allowed_origins", "allowed_origins"), origin, wanted)
         if not is_loopback(self.host) and not self.api_keys:
             raise UsageError(
                 f"the host {self.host} can be reached from other machines, and there is no API key",

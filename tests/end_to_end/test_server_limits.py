@@ -20,7 +20,9 @@ for package in ("starlette", "uvicorn", "prometheus_client", "httpx"):
 
 import httpx
 from starlette.datastructures import Headers
+from typer.testing import CliRunner
 
+from edgephi.commands.app import app
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
@@ -74,6 +76,21 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
 def test_a_host_that_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"box\.lan"):
         ServerSettings(allowed_hosts=(name,))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--allow-host", "box.lan:80"),
+        ("--allow-origin", "null"),
+        ("--answer-timeout", "inf"),
+        ("--idle", "1e9"),
+        ("--drain", "1e9"),
+    ],
+)
+def test_the_command_names_the_option_that_was_written(option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"^{option} is "):
+        CliRunner().invoke(app, ["serve", str(tmp_path), option, value], catch_exceptions=False)
 
 
 def test_keys_come_from_a_file_that_only_the_owner_reads(tmp_path: Path) -> None:
