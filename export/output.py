@@ -19,8 +19,8 @@ from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.contents import READ_BY_NAME
 from edgephi.errors import EdgephiError, OutputError, SourceError
 from edgephi.export.journal import JOURNAL, Journal, write_refusal
-from edgephi.export.lock import locked
 from edgephi.files import is_link, refuse_path, unreadable
+from edgephi.lock import locked
 
 _NAMES = READ_BY_NAME | {MANIFEST}
 _ENDINGS = (".onnx", ".onnx.data", ".onnx_adapter")

@@ -1,14 +1,10 @@
-"""The package of an app: written beside its place, and renamed when all of it is there."""
+"""The package of an app: a bundle, licences, a bill of materials, and the wheels that run it."""
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,17 +14,14 @@ import edgephi
 from edgephi.bundle import MANIFEST, Manifest, folder_bytes, sha256_of
 from edgephi.devices.providers import provider
 from edgephi.errors import OutputError, SourceError, UsageError
-from edgephi.files import is_link, read_argument, refuse_path, unwritable
+from edgephi.files import is_link, read_argument, refuse_path
 from edgephi.packaging.bill import bill_of_materials
 from edgephi.packaging.bundle_copy import chosen_devices, copy_bundle, open_bundle, reduced_manifest
 from edgephi.packaging.licences import Licence, copy_texts, licence_of, spdx_expression
+from edgephi.packaging.output import BILL, LICENCES, MODEL, PROGRAM, README, REQUIREMENTS, WHEELS, staged
 from edgephi.packaging.requirements import OWN, Wheel, runtime_wheels
 from edgephi.packaging.wheels import fetch_wheels, own_wheel
 
-BILL, REQUIREMENTS, PROGRAM, README = "sbom.cdx.json", "requirements.txt", "program.py", "README.md"
-LICENCES, MODEL, WHEELS = "licences", "model", "wheels"
-RESERVE = 64 * 2**20
-"""Disk left free for everything else on the machine."""
 MODEL_TEXTS = ("license", "licence", "license.txt", "licence.txt", "license.md", "licence.md", "notice", "notice.txt")
 """Names, in small letters, of files that a bundle's folder may hold beside the bundle."""
 
@@ -105,7 +98,7 @@ def package_bundle(
     reduced = reduced_manifest(bundle, manifest, chosen)
     wheels = tuple((wheel, licence_of(wheel.distribution)) for wheel in runtime_wheels(chosen))
     model_texts = _model_texts(bundle, model_licence)  # before gigabytes are copied
-    with _staged(output, bundle, force, reduced.stored_bytes) as folder:
+    with staged(output, bundle, force, reduced.stored_bytes) as folder:
         done = 0
 
         def on_bytes(more: int) -> None:
@@ -145,62 +138,6 @@ def _expression(text: str | None) -> str | None:
     if (expression := spdx_expression(text)) is None:
         raise UsageError(f"SPDX knows no licence {text!r}", remedy="Write it as SPDX does, such as MIT or Apache-2.0")
     return expression
-
-
-@contextmanager
-def _staged(output: Path, bundle: Path, force: bool, needed: int) -> Iterator[Path]:
-    """A new folder beside `output` that takes its place when the block ends well, and goes away otherwise."""
-    try:
-        output = output.absolute()
-        _check_output(output, bundle, force)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-        if free < needed + RESERVE:
-            raise OutputError(
-                f"the bundle takes {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free",
-                where=output.parent,
-                remedy="Free disk space, or choose an --output on another disk",
-            )
-        # in a folder of its own, so that nobody else's is cleared away
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".partial") as scratch:
-            folder = Path(scratch) / "new"
-            folder.mkdir()
-            yield folder
-            _check_output(output, bundle, force)
-            if output.exists():
-                output.rename(Path(scratch) / "old")
-            try:
-                folder.rename(output)
-            except BaseException:
-                if (Path(scratch) / "old").exists():
-                    (Path(scratch) / "old").rename(output)
-                raise
-    except OSError as error:
-        raise unwritable(error, output, "Check the folder and the disk, or choose another --output") from error
-
-
-def _check_output(output: Path, bundle: Path, force: bool) -> None:
-    """Refuse an output that holds something; with `force` a package is replaced, and nothing else."""
-    if bundle.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(bundle.resolve()):
-        raise OutputError(
-            "the output and the bundle are not apart", where=output, remedy="Choose an --output beside the bundle"
-        )
-    if not os.path.lexists(output):
-        return
-    if is_link(output) or not output.is_dir():
-        raise OutputError("the output exists and is no folder", where=output, remedy="Choose another --output")
-    if not any(output.iterdir()):
-        return
-    if not force:
-        raise OutputError(
-            "the output folder exists", where=output, remedy="Choose another --output, or pass --force to replace it"
-        )
-    if not all((output / name).is_file() for name in (BILL, REQUIREMENTS, f"{MODEL}/{MANIFEST}")):
-        raise OutputError(
-            "the output folder holds something that is no package; --force does not delete it",
-            where=output,
-            remedy="Choose another --output, or empty the folder yourself",
-        )
 
 
 def _write_licences(

@@ -151,7 +151,7 @@ def _remove(one: Kept) -> bool:
 
 def _locks(one: Kept) -> Iterator[AbstractContextManager[None]]:
     """Those that whoever is at work on it holds."""
-    from edgephi.export.lock import locked
+    from edgephi.lock import locked
     from edgephi.store.hub_child import UNFINISHED, lock_of_blob
     from edgephi.store.progress_file import held_by, running
 

@@ -20,7 +20,7 @@ from edgephi.bundle import sha256_of
 from edgephi.child import read_arguments, standard_streams
 from edgephi.errors import DownloadError, EdgephiError
 from edgephi.export.checkpoint.hub import HubFile, HubFiles, download, hub_errors, list_files, repository_folder
-from edgephi.export.lock import locked
+from edgephi.lock import locked
 
 UNFINISHED = ".edgephi-unfinished"
 """Ending of a file that is being fetched, in the folder `blobs` of the repository's cache."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from edgephi.errors import OutputError
-from edgephi.export.lock import locked
 from edgephi.files import read_file
+from edgephi.lock import locked
 from edgephi.records import Strict
 from edgephi.store.phases import Readiness, ReadyState
 from edgephi.store.places import make_folders, state_folder, unusable

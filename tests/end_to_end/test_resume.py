@@ -90,7 +90,7 @@ def test_other_arguments_start_anew(smollm2_gguf: Path, smollm2_bundle: Path, tm
 
 def test_two_exports_to_one_output_do_not_mix(smollm2_gguf: Path, tmp_path: Path) -> None:
     lock = tmp_path / ".out.lock"
-    code = "import sys, pathlib, edgephi.export.lock as l\nwith l.locked(pathlib.Path(sys.argv[1])): input()"
+    code = "import sys, pathlib, edgephi.lock as l\nwith l.locked(pathlib.Path(sys.argv[1])): input()"
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE)
     wait_until(lambda: lock.is_file() and bool(lock.read_text(encoding="ascii")), other)
     with pytest.raises(OutputError, match=f"process {other.pid}"):

@@ -21,7 +21,7 @@ from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab,
 from edgephi.benchmarks.bench.results import Report
 from edgephi.benchmarks.cluster.client import Job, place
 from edgephi.errors import BundleError, OutputError, UsageError
-from edgephi.export.lock import locked
+from edgephi.lock import locked
 from tests.bench_reports import case, report
 
 LAB = Lab(bundles=("a", "b"), workloads=("quick",))

@@ -44,6 +44,7 @@ FOUNDATION = {
     "edgephi.files",
     "edgephi.frozen",
     "edgephi.installed",
+    "edgephi.lock",
     "edgephi.ort",
     "edgephi.records",
     "edgephi.graph_file",

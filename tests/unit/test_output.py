@@ -13,8 +13,8 @@ import pytest
 from edgephi.bundle import GENAI_CONFIG, MANIFEST
 from edgephi.errors import OutputError
 from edgephi.export.journal import JOURNAL, Journal
-from edgephi.export.lock import locked
 from edgephi.export.output import staged
+from edgephi.lock import locked
 
 no_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a right on Windows")
 
@@ -217,7 +217,7 @@ CONTENDER = """
 import sys, time
 from pathlib import Path
 from edgephi.errors import OutputError
-from edgephi.export.lock import locked
+from edgephi.lock import locked
 lock, inside = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,6 +7,8 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tomllib
 import zipfile
 from importlib import metadata
@@ -20,6 +22,7 @@ from typer.testing import CliRunner
 from edgephi.bundle import GraphEntry, Manifest, check_bundle, describe_file, read_manifest, write_manifest
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, DeviceError, DownloadError, EdgephiError, OutputError, SourceError, UsageError
+from edgephi.lock import locked
 from edgephi.packaging import assemble
 from edgephi.packaging.assemble import package_bundle
 from edgephi.packaging.licences import licence_of, spdx_expression
@@ -130,6 +133,45 @@ class TestPackage:
             with pytest.raises(OutputError, match="not apart"):
                 package_bundle(bundle, output, force=True)
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["app", "bundle", "mine"]
+
+    @pytest.mark.parametrize("replaces", [False, True])
+    def test_what_a_kill_left_goes_with_the_next_call(self, bundle: Path, tmp_path: Path, replaces: bool) -> None:
+        if replaces:
+            package_bundle(bundle, tmp_path / "app")
+        program = (
+            "import os, sys, pathlib\n"
+            "from edgephi.packaging import assemble\n"
+            "assemble.bill_of_materials = lambda *_: os.kill(os.getpid(), 9)\n"
+            "assemble.package_bundle(*map(pathlib.Path, sys.argv[1:]), force=True)"
+        )
+        killed = subprocess.run([sys.executable, "-c", program, bundle, tmp_path / "app"], check=False)
+        assert killed.returncode != 0 and any(tmp_path.glob(".app.*/new/model"))
+        package_bundle(bundle, tmp_path / "app", force=replaces)
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["app", "bundle"]
+
+    def test_a_package_that_a_killed_call_moved_aside_comes_back(self, bundle: Path, tmp_path: Path) -> None:
+        package_bundle(bundle, tmp_path / "app")
+        aside = tmp_path / ".app.package"
+        (aside / "new").mkdir(parents=True)
+        (tmp_path / "app").rename(aside / "old")
+        with pytest.raises(OutputError, match="the output folder exists"):
+            package_bundle(bundle, tmp_path / "app")
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["app", "bundle"]
+        assert (tmp_path / "app" / "model").is_dir()
+
+    @pytest.mark.parametrize("inside", ["letter.txt", "new/letter.txt", "old/letter.txt"])
+    def test_what_others_have_in_its_place_is_not_deleted(self, bundle: Path, tmp_path: Path, inside: str) -> None:
+        theirs = tmp_path / ".app.package" / inside
+        theirs.parent.mkdir(parents=True)
+        theirs.touch()
+        with pytest.raises(OutputError, match="Move it away"):
+            package_bundle(bundle, tmp_path / "app")
+        assert theirs.exists()
+
+    def test_one_call_at_a_time_writes_an_output(self, bundle: Path, tmp_path: Path) -> None:
+        with locked(tmp_path / ".app.lock"), pytest.raises(OutputError, match="is writing this output"):
+            package_bundle(bundle, tmp_path / "app")
+        package_bundle(bundle, tmp_path / "app")
 
     @pytest.mark.parametrize("output", [".", "..", "/"])
     def test_the_current_folder_is_not_replaced(

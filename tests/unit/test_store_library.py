@@ -13,7 +13,7 @@ import pytest
 
 from edgephi.bundle import folder_bytes
 from edgephi.errors import BundleError, ModelNotInstalledError, OutputError, UsageError
-from edgephi.export.lock import locked
+from edgephi.lock import locked
 from edgephi.store import caches, readiness
 from edgephi.store.hub_child import lock_of_blob
 from edgephi.store.library import PullRecord, find, installed, remove, write_record

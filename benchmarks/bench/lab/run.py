@@ -26,8 +26,8 @@ from edgephi.benchmarks.bench.report.rows import as_csv
 from edgephi.benchmarks.bench.results import Report, read_report
 from edgephi.benchmarks.report import markdown_table
 from edgephi.errors import BundleError, EdgephiError, OutputError
-from edgephi.export.lock import locked
 from edgephi.files import read_json_object, replace_file, unwritable
+from edgephi.lock import locked
 
 REMEDY = "Name another --output"
 

@@ -1,4 +1,4 @@
-"""A lock that the system holds: one export at a time writes to an output, one pull at a time to a model of the store.
+"""A lock that the system holds: one export or package at a time writes to an output, one pull at a time to a model.
 
 The file beside the output only carries the lock; a process that ends, however it ends, gives it back at that moment. A
 process id in a file could not: two exports that find the id of a killed one would both take its place.
@@ -122,7 +122,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _no_lock(what: str, path: Path) -> OutputError:
     return OutputError(
-        f"this file stands where an export keeps its lock, and {what}",
+        f"this file stands where edgephi keeps its lock, and {what}",
         where=path,
         remedy="Remove it, or choose another --output",
     )
