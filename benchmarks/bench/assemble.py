@@ -91,7 +91,7 @@ class SoFar:
             device=self.device,
             provider=choice.provider,
             profile=choice.profile,
-            hardware=_hardware(self.place),
+            hardware=_hardware(self.place, self.manifest),
             providers=self.providers,
             threads=self.threads,
             bundle=bundle_facts(self.folder, self.manifest),
@@ -154,7 +154,11 @@ def bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
     )
 
 
-def _hardware(place: Place) -> str | None:
+def _hardware(place: Place, manifest: Manifest) -> str | None:
+    """The provider's device, in words; None: the processor."""
+    if manifest.npu is not None:  # its graphs are tried when they are opened, so the place names no device
+        simulated = "npu-simulator" in place.choice.kinds
+        return f"NPU of {manifest.npu.target}" + (", simulated on the CPU" if simulated else "")
     if place.device is None:
         return None
     one = place.device

@@ -245,7 +245,7 @@ class Report(StrictData):
     device: str = Field(description="that was asked for")
     provider: str = Field(description="execution provider that was proved to run it, by its short name")
     profile: str | None = Field(description="device profile that decided")
-    hardware: str | None = Field(description="the provider's device; null: the processor")
+    hardware: str | None = Field(description="the provider's device, and whether it was simulated; null: the processor")
     providers: tuple[str, ...] = Field(description="execution providers that took nodes, the one with most nodes first")
     threads: Count = Field(description="0: not stated, of a hosted device")
     bundle: BundleFacts

@@ -56,9 +56,12 @@ def test_json_is_alone_on_standard_output(bundle: Path) -> None:
 def test_bench_measures_it(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox " * 40, encoding="ascii")
     (tmp_path / "little.toml").write_text(WORKLOAD, encoding="utf-8")
-    done = command("bench", bundle, *SIMULATOR, "--workload", tmp_path / "little.toml", "--no-record", "--json")
+    arguments = ("bench", bundle, *SIMULATOR, "--workload", tmp_path / "little.toml", "--no-record", "--json")
+    done = command(*arguments, "--output", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    said = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "ran on: NPU of snapdragon-x-elite, simulated on the CPU: " in said, said
     assert report["provider"] == "qnn" and not [case["reason"] for case in report["cases"] if case["reason"]]
 
 
