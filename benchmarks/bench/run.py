@@ -40,6 +40,8 @@ OnKept = Callable[[Report], None]
 """Given what is known so far, so that a crash does not lose it."""
 
 RUNNING = "the run did not end"
+KEEP_S = 5.0
+"""Seconds after which what is known is kept within a round too: a round of a long workload takes minutes."""
 
 
 def bench(
@@ -63,7 +65,7 @@ def bench(
         label: what the user calls this machine or run.
         pace: the time budget. With one, Ctrl-C gives a report of what was measured, whose `stopped` says so; without,
             it is raised.
-        keep: called after the loads and after every round.
+        keep: called after the loads, after every round, and within one every `KEEP_S` seconds, between two runs.
 
     Raises:
         BundleError: the folder is not an intact bundle.
@@ -154,9 +156,19 @@ def _measure_cases(
             pairs = zip(cases, tallies, strict=True)
             return [schedule.result(case, tally, run.idle_w, resolution) for case, tally in pairs]
 
-        def after_round() -> None:
+        kept = time.monotonic()
+
+        def keep_known() -> None:
+            nonlocal kept
             run.cases = results()
             keep(run.report(RUNNING))
+            kept = time.monotonic()
+
+        def before() -> None:
+            if pace is not None:
+                pace.check()
+            if time.monotonic() - kept >= KEEP_S:
+                keep_known()
 
         began = time.monotonic()
         readings = _readings(model, manifest, cases)
@@ -169,8 +181,8 @@ def _measure_cases(
                     method,
                     tallies=tallies,
                     advance=advance,
-                    before=pace.check if pace else lambda: None,
-                    after_round=after_round,
+                    before=before,
+                    after_round=keep_known,
                     left=left,
                 )
         finally:

@@ -283,6 +283,16 @@ def stopping(monkeypatch: pytest.MonkeyPatch, no_limits: None) -> Callable[[int,
     return stop
 
 
+SIX = """
+description = "Six cases."
+[method]
+warmups = 1
+repetitions = 3
+others_cpu_limit = 1.0
+[[prefill]]
+text = "text.txt"
+lengths = [1, 2, 3, 4, 5, 6]
+"""
 LISTS = ("-p", "4,8", "-n", "3", "-d", "0,6", "--repetitions", "3", "--label", "desk")
 
 
@@ -318,6 +328,34 @@ def test_a_crash_leaves_what_was_known(
     assert report.stopped == "the run did not end"
     assert all(len(case.figures["cpu_share"].values) == 1 for case in report.cases)
     assert "stopped: the run did not end" in command("bench", "table", tmp_path / "r.partial.json").stdout
+
+
+def test_a_crash_in_a_long_round_leaves_its_runs_too(
+    bundle: Path, tmp_path: Path, stopping: Callable[[int, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgephi.benchmarks.bench import run as running
+
+    monkeypatch.setattr(running, "KEEP_S", 0.0)
+    stopping(6 + 6 + 3, RuntimeError("the machine went away"))  # in the second round
+    with pytest.raises(RuntimeError):
+        command("bench", bundle, *LISTS, "--output", tmp_path / "r")
+    cases = read_report(tmp_path / "r.partial.json").cases
+    assert sorted(len(case.figures["cpu_share"].values) for case in cases) == [1, 1, 1, 1, 2, 2]
+
+
+def test_a_cell_that_ctrl_c_reaches_keeps_the_round_in_progress(
+    bundle: Path, tmp_path: Path, stopping: Callable[[int, BaseException], None]
+) -> None:
+    from edgephi.benchmarks.bench.lab.execute import measure
+
+    stopping(6 + 6 + 3, KeyboardInterrupt())
+    partial = tmp_path / "cell.partial.json"
+    (tmp_path / "six.toml").write_text(SIX)
+    (tmp_path / "text.txt").write_text("a text of some words")
+    with pytest.raises(KeyboardInterrupt):
+        measure(str(bundle), str(tmp_path / "six.toml"), "cpu", None, None, None, None, "a cell", str(partial))
+    cases = read_report(partial).cases
+    assert sorted(len(case.figures["cpu_share"].values) for case in cases) == [1, 1, 1, 1, 2, 2]
 
 
 def test_a_time_budget_ends_a_run_and_value_lists_make_a_report_for_each_count_of_threads(

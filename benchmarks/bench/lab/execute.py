@@ -109,6 +109,10 @@ def measure(
 
     chosen = read_workload(workload)
     pace = Pace(budget_s)
+
+    def keep(report: Report) -> None:
+        replace_file(Path(partial), report.model_dump_json().encode(), "Free space on the disk")
+
     report = bench(
         Path(bundle),
         chosen if repetitions is None else with_repetitions(chosen, repetitions),
@@ -117,9 +121,10 @@ def measure(
         spinning=spinning,
         label=label[:120],
         pace=pace,
-        keep=lambda report: replace_file(Path(partial), report.model_dump_json().encode(), "Free space on the disk"),
+        keep=keep,
     )
     if pace.stopped == INTERRUPTED:  # by a terminal's Ctrl-C, which reaches this process as well as the lab
+        keep(report)
         raise KeyboardInterrupt
     found: dict[str, Any] = report.model_dump(mode="json")
     return found
