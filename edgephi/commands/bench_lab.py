@@ -31,6 +31,9 @@ def lab(
             show_default=False,
         ),
     ] = None,
+    record: Annotated[
+        bool, typer.Option(help="Keep the figures of cells measured here for `edgephi bench history`.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the cells and their states.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +51,8 @@ def lab(
     Each cell is measured in a process of its own. DIR has a report for every cell, and table.md, table.csv and lab.json
     for all, written after each. The same command goes on where it was stopped: by Ctrl-C (status 130), by the time
     budget, or by a crash, whose partial reports are kept. Cells that failed are tried again. Other bundles, workloads,
-    settings or versions of libraries are other cells.
+    settings or versions of libraries are other cells. Reports of cells that this machine measured are kept for
+    `edgephi bench history`, those of workers are not.
 
     Exit status 1 when a cell failed. With --json, the document of lab.json: format, lab (the file) and cells, a list of
     name, bundle, workload, device, setting, state ("done", "partial", "failed", "waiting"), reason, seconds, noise
@@ -58,6 +62,7 @@ def lab(
     from edgephi.benchmarks.bench.lab.execute import Executor, LocalExecutor
     from edgephi.benchmarks.bench.lab.plan import read_lab
     from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
+    from edgephi.benchmarks.bench.report.history import append
     from edgephi.commands.bench_options import seconds_of
     from edgephi.commands.console import print_json, stderr
     from edgephi.commands.tables import print_markdown
@@ -84,7 +89,11 @@ def lab(
         states = read_states(folder, cells)
     else:
         kept = partial(partial_file, folder)
-        executor: Executor = LocalExecutor(kept) if address is None else DaskExecutor(address, kept, tell)
+        executor: Executor
+        if address is None:
+            executor = LocalExecutor(kept, append) if record else LocalExecutor(kept)
+        else:
+            executor = DaskExecutor(address, kept, tell)
         try:
             states = run_lab(described, cells, folder, executor, budget_s=budget_s, tell=tell)
         except KeyboardInterrupt:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from edgephi.benchmarks.bench.lab.plan import read_lab
+from edgephi.benchmarks.bench.report.history import read_history
 from edgephi.errors import BundleError
-from tests.end_to_end.test_bench import bundle, command
+from tests.end_to_end.test_bench import bundle, command, history
 
-__all__ = ["bundle"]
+__all__ = ["bundle", "history"]
 
 WORKLOAD = """
 description = "Tiny."
@@ -66,6 +67,10 @@ def test_a_lab_that_is_killed_goes_on_with_the_cells_that_are_left(lab: Path) ->
     assert "1 of 4 cells were done before" in done.stderr
     assert [one["state"] for one in found] == ["done", "failed", "done", "failed"]
     assert "only for cpu" in found[1]["reason"]
+    assert [one.label for one in read_history(None, None).reports] == [
+        "bundle, tiny, cpu, one thread",
+        "bundle, again, cpu, one thread",
+    ]
     with (output / "table.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["label"] for row in rows} == {"bundle, tiny, cpu, one thread", "bundle, again, cpu, one thread"}

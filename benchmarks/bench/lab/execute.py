@@ -44,11 +44,12 @@ class Executor(Protocol):
 class LocalExecutor:
     """A process for each cell on this machine: a crash there ends one cell, not the lab."""
 
-    def __init__(self, partial: Callable[[Cell], Path]) -> None:
+    def __init__(self, partial: Callable[[Cell], Path], record: Callable[[Report], None] = lambda report: None) -> None:
         """Args:
         partial: the file in which a cell's unfinished report is kept while it is measured.
+        record: told every report of this machine, once the lab has kept it.
         """
-        self._partial = partial
+        self._partial, self._record = partial, record
 
     def run(self, cells: Sequence[Cell], begin: Callable[[Cell], float | None]) -> Outcomes:
         """See `Executor`."""
@@ -69,7 +70,9 @@ class LocalExecutor:
             except EdgephiError as error:
                 yield cell, Outcome(None, str(error))
                 continue
-            yield cell, Outcome(Report.model_validate(document))
+            report = Report.model_validate(document)
+            yield cell, Outcome(report)
+            self._record(report)
 
 
 def request(cell: Cell, budget_s: float | None) -> dict[str, Any]:
