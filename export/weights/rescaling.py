@@ -99,6 +99,9 @@ def _factors(weight: Float32, squares: Float32) -> Float64:
     means = squares.astype(np.float64)
     if not sizes.any() or not means.any():
         return np.ones(len(means))
+    # of a channel that the text leaves at zero it says nothing: another text may bring it to the size of any other, and
+    # what counts as unimportant is rounded coarsely and grows what it multiplies
+    means = np.where(means > 0, means, np.median(means[means > 0]))
     ratio = np.maximum(means / means.mean(), LEAST) / np.maximum(sizes / sizes.mean(), LEAST)
     logs = np.log(ratio) / 4
     factors: Float64 = np.clip(np.exp(logs - logs.mean()), 1 / MOST, MOST)

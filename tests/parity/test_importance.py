@@ -24,9 +24,11 @@ from edgephi.export.families import describe
 from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.journal import JOURNAL, Journal
 from edgephi.export.options import ExportOptions
+from edgephi.export.weights import rescaling
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize.by_importance import column_importance
+from edgephi.quantize.formats import BlockFormat
 from edgephi.quantize.round_to_nearest import round_to_nearest
 from tests.tiny_phi import PHI_3, tiny_phi
 
@@ -221,6 +223,31 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(importance, "embed", None)  # nothing passes through the model again
     edgephi.export(checkpoint, tmp_path / "resumed", **arguments)
     assert data_hash(tmp_path / "resumed") == data_hash(tmp_path / "whole")
+
+
+def test_a_channel_that_the_text_leaves_at_zero_may_be_alive_later() -> None:
+    """Rescaling is worth it on the text, and does not make another text worse than if there were none."""
+    fmt, rng = BlockFormat(bits=4, block_size=32, symmetric=False), np.random.default_rng(0)
+    weight = rng.standard_normal((256, 256)) * np.exp(0.5 * rng.standard_normal(256))
+    text = rng.standard_normal((512, 256)) * np.exp(0.8 * rng.standard_normal(256))
+    dead, size = rng.choice(256, 4, replace=False), np.sqrt(np.square(text).mean())
+    weight[:, dead] *= np.sqrt(np.square(weight).mean()) / np.sqrt(np.square(weight[:, dead]).mean(axis=0))
+    later = text.copy()
+    text[:, dead], later[:, dead] = 0, 5 * size * rng.standard_normal((512, 4))
+    squares = np.square(text).mean(axis=0).astype(np.float32)
+    factors = rescaling._factors(weight.astype(np.float32), squares)
+
+    def error(inputs: NDArray[np.float64], scales: NDArray[np.float64]) -> float:
+        meant = (weight * scales).astype(np.float32)
+        columns = column_importance((squares / np.square(scales)).astype(np.float32), "weight")
+        rounded = round_to_nearest(meant, fmt, "weight", importance=columns).values()
+        expected = inputs @ weight.T
+        return float(np.linalg.norm(inputs / scales @ rounded.T - expected) / np.linalg.norm(expected))
+
+    plain = np.ones(256)
+    assert error(text, factors) < 0.8 * error(text, plain)
+    assert error(later, factors) < error(later, plain)
+    assert (1 / factors[dead]).max() < 1.5, "columns of an ordinary size: what they multiply hardly grows"
 
 
 def test_without_a_file_the_text_is_edgephis_own(tmp_path: Path) -> None:
