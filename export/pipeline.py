@@ -147,7 +147,10 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
             forget_importance(folder)
         elif mix and tokens is not None:
             forget_sensitivities(folder)
-        calibration = describe_text(text, tokens) if text and tokens is not None else None
+        calibration = None
+        if text and tokens is not None:
+            fits = seen is None or any(matrix.needs_inputs for matrix in layout.matrices.values())
+            calibration = describe_text(text, tokens if fits else tokens[:OWN_SEQUENCES])
         entries = tuple(one.entry_with(kv_cache) for one in variants)
         return job.finish(make_manifest(job, plan, layout, calibration=calibration, graphs=entries, kv_cache=kv_cache))
 

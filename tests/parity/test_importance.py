@@ -250,6 +250,26 @@ def test_a_channel_that_the_text_leaves_at_zero_may_be_alive_later() -> None:
     assert (1 / factors[dead]).max() < 1.5, "columns of an ordinary size: what they multiply hardly grows"
 
 
+def test_the_record_counts_what_was_looked_at(checkpoint: Path, tmp_path: Path) -> None:
+    characters = "".join(chr(0x4E00 + 3 + index * index % 57) for index in range(6000))
+    found = {}
+    for quantize, count in (("weighted", 6000), ("weighted", 4000), ("gptq", 6000)):
+        text = tmp_path / "mine.txt"
+        text.write_text(characters[:count], encoding="utf-8")
+        output = tmp_path / f"{quantize}-{count}"
+        found[quantize, count] = edgephi.export(checkpoint, output, quantize=quantize, calibration=text).recipe
+    long, short, fitted = (recipe.calibration for recipe in found.values())
+    assert long is not None and long.tokens == importance_tokens(checkpoint)
+    assert long == short, "the text beyond them changes neither the record nor the weights"
+    assert data_hash(tmp_path / "weighted-6000") == data_hash(tmp_path / "weighted-4000")
+    assert fitted is not None and fitted.tokens > long.tokens
+
+
+def importance_tokens(checkpoint: Path) -> int:
+    """Of four sequences, as long as the context allows."""
+    return 4 * min(256, describe(open_folder(checkpoint)).spec.context_length)
+
+
 def test_without_a_file_the_text_is_edgephis_own(tmp_path: Path) -> None:
     source = tiny_phi(tmp_path / "checkpoint", PHI_3, ascii_text=True)
     calibration = edgephi.export(source, tmp_path / "bundle", quantize="weighted").recipe.calibration
