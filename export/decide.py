@@ -12,6 +12,7 @@ from edgephi.export.calibrate.budget import MIXED_BLOCKS, Budget, llama_cpp_byte
 from edgephi.export.spec import Architecture, Weight
 from edgephi.export.weights.recipe import Decision, Recipe, decided_by, expert_format, repacks_any
 from edgephi.export.weights.repack import repackable_types
+from edgephi.export.weights.rescaling import Rule
 from edgephi.quantize.registry import AUTO, FITTING, ROUNDING, WEIGHTED, needs_text, quantizer
 
 Effort = Literal["fast", "balanced", "best"]
@@ -66,15 +67,17 @@ def decide(
     return _with_reason(recipe, architecture, reason, npu, adapters), budget
 
 
-def rescales(recipe: Recipe, *, npu: NpuNumerics | None, adapters: bool) -> bool:
-    """Whether factors of channels move between weights (`export/weights/rescaling.py`) before these are quantized.
+def rescaling_rule(recipe: Recipe, *, npu: NpuNumerics | None, adapters: bool) -> Rule | None:
+    """By which rule factors of channels move between weights before these are quantized; see `rescaling.py`.
 
     An adapter was trained for inputs as they are published, a rotation has spread already what stands out, and an NPU's
     scales are a row's.
     """
     if recipe.decision is None or not needs_text(recipe.quantizer):
-        return False
-    return npu is None and not adapters and recipe.rotation_seed is None
+        return None
+    if npu is not None or adapters or recipe.rotation_seed is not None:
+        return None
+    return "importance" if quantizer(recipe.quantizer).needs_importance else "size"
 
 
 def _budget(recipe: Recipe, architecture: Architecture, whole_blocks: bool) -> Budget | None:
@@ -100,7 +103,7 @@ def _with_reason(
     if expert is not None and decided_by(recipe, expert, expert_format(recipe, architecture.spec)) != chosen.name:
         title = f"{title}, experts {quantizer(ROUNDING).title}"
     decided = replace(recipe, decision=Decision(title, reason))
-    if rescales(decided, npu=npu, adapters=adapters):
+    if rescaling_rule(decided, npu=npu, adapters=adapters):
         decided = replace(recipe, decision=Decision(f"{title}, channels rescaled", reason))
     return decided
 

@@ -69,7 +69,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
         asdict(layout),
         asdict(mix.budget) if mix else None,
         text.digest() if text else None,
-        plan.rescales,
+        plan.rescale,
     )
     bytes_needed = layout.bytes + GRAPH_ALLOWANCE + plan.aside_bytes
     with (
@@ -98,7 +98,7 @@ def export_own_graphs(options: ExportOptions) -> Manifest:
                 folder,
                 journal,
                 job.report,
-                rescale=plan.rescales,
+                rescale=plan.rescale,
             )
         if mix and tokens is not None:
             measured = (
@@ -168,7 +168,7 @@ def _expectation(plan: ExportPlan, *, told: bool) -> tuple[str, float | None]:
         plan.text.sequences,
         samples=plan.text.sampled,
         mixes=plan.mix is not None,
-        rescales=plan.rescales,
+        rescales=plan.rescale is not None,
         speed=machine_speed(),
     )
     return decision.picked, seconds

@@ -13,7 +13,7 @@ from edgephi.export.calibrate.fitted_head import with_own_head
 from edgephi.export.calibrate.sensitivity import states_bytes
 from edgephi.export.calibrate.text import LONG_SEQUENCES, SEQUENCES, CalibrationSource, extra_disk
 from edgephi.export.checkpoint.source import open_source
-from edgephi.export.decide import Effort, decide, rescales
+from edgephi.export.decide import Effort, decide, rescaling_rule
 from edgephi.export.families import describe
 from edgephi.export.graph.variants import Variant, plan_variants, takes_whole_blocks_only
 from edgephi.export.lora import Lora, LoraLayers, plan_lora
@@ -25,6 +25,7 @@ from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.weights.layout import Layout, plan_storage
 from edgephi.export.weights.recipe import Recipe
+from edgephi.export.weights.rescaling import Rule
 from edgephi.export.weights.rotation import rotate_architecture
 from edgephi.quantize.registry import AUTO, needs_text, quantizer
 
@@ -48,13 +49,13 @@ class ExportPlan:
     """None: nothing is calibrated."""
     mix: Mix | None
     lora: Lora | None = None
-    rescales: bool = False
-    """Whether factors of channels move between weights; see `export/weights/rescaling.py`."""
+    rescale: Rule | None = None
+    """By which rule factors of channels move between weights; see `export/weights/rescaling.py`."""
 
     @property
     def observes(self) -> bool:
         """Whether one pass of a text shows which inputs count, and with a budget what weights cost."""
-        return self.rescales or quantizer(self.recipe.quantizer).needs_importance
+        return self.rescale is not None or quantizer(self.recipe.quantizer).needs_importance
 
     @property
     def aside_bytes(self) -> int:
@@ -133,7 +134,7 @@ def make_plan(
         text,
         mix,
         adapted,
-        rescales(recipe, npu=npu, adapters=lora is not None),
+        rescaling_rule(recipe, npu=npu, adapters=lora is not None),
     )
 
 

@@ -28,7 +28,7 @@ from edgephi.export.journal import Journal, write_refusal
 from edgephi.export.spec import HEAD, Architecture, Weight
 from edgephi.export.weights.embedding import embed
 from edgephi.export.weights.pack import Report, weight_source_bytes
-from edgephi.export.weights.rescaling import Treatment, rescale_layer
+from edgephi.export.weights.rescaling import Rule, Treatment, rescale_layer
 from edgephi.export.weights.transforms import read_weight
 from edgephi.quantize.by_importance import column_importance
 from edgephi.quantize.formats import BlockFormat
@@ -66,7 +66,7 @@ def observe(
     journal: Journal,
     report: Report,
     *,
-    rescale: bool,
+    rescale: Rule | None,
 ) -> Observed:
     """Run a text through the float model and measure. What an interrupted export measured to the end is used again.
 
@@ -78,7 +78,7 @@ def observe(
         tokens: int64 [sequences, length].
         folder: where the result is kept until the export ends.
         report: told the source bytes of every weight that was tried.
-        rescale: whether channels may be rescaled.
+        rescale: by which rule channels are rescaled; None: by none.
 
     Raises:
         WeightError: a weight holds NaN or infinite values.
@@ -98,7 +98,7 @@ def observe(
         graph = LayerGraph(architecture, layer, tokens.shape[1])
         after, squares = graph.run_with_squares(hidden, values)
         wanted = {name: squares[name] for name in weights if name in names}
-        found = rescale_layer(architecture.spec, layer, values, wanted) if rescale else {}
+        found = rescale_layer(architecture.spec, layer, values, wanted, rescale) if rescale else {}
         found |= {name: _with_squares(found.get(name, Treatment()), each) for name, each in wanted.items()}
         treatments |= found
         here = {name: found[name] for name in weights if name in tried}

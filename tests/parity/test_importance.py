@@ -42,7 +42,7 @@ def tokens_of(source: Path) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, describe(open_folder(source)).spec.vocabulary_size, (3, 20))
 
 
-def observed(source: Path, folder: Path, *, rescale: bool = False) -> Observed:
+def observed(source: Path, folder: Path, *, rescale: rescaling.Rule | None = None) -> Observed:
     architecture = describe(open_folder(source))
     linear = [name for name, weight in architecture.weights.items() if weight.role == "linear"]
     folder.mkdir(exist_ok=True)
@@ -78,16 +78,16 @@ def test_what_a_pass_finds_is_what_numpy_finds(case: str, fixtures: Path, tmp_pa
 
 
 def test_a_pass_that_ended_is_not_repeated(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = observed(checkpoint, tmp_path, rescale=True)
+    first = observed(checkpoint, tmp_path, rescale="importance")
     with monkeypatch.context() as patch:
         patch.setattr(importance, "embed", None)
-        again = observed(checkpoint, tmp_path, rescale=True)
+        again = observed(checkpoint, tmp_path, rescale="importance")
     assert again.errors == first.errors and again.treatments.keys() == first.treatments.keys()
     for name, treatment in first.treatments.items():
         for part, values in vars(treatment).items():
             assert np.array_equal(getattr(again.treatments[name], part), values), (name, part)
     (tmp_path / IMPORTANCE_FILE).write_bytes(b"cut off")
-    assert observed(checkpoint, tmp_path, rescale=True).errors == first.errors
+    assert observed(checkpoint, tmp_path, rescale="importance").errors == first.errors
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_a_file_that_holds_something_else_is_measured_again(
     name: str, values: NDArray[np.generic], checkpoint: Path, tmp_path: Path
 ) -> None:
     """Also where the journal vouches for it."""
-    first = observed(checkpoint, tmp_path, rescale=True)
+    first = observed(checkpoint, tmp_path, rescale="importance")
     file, journal = tmp_path / IMPORTANCE_FILE, Journal(tmp_path / JOURNAL, "key")
     with np.load(file) as arrays:
         np.savez(file, **{**arrays, name: values})  # type: ignore[arg-type]
     journal.add_files(IMPORTANCE_FILE, tmp_path, IMPORTANCE_FILE)
-    again = observed(checkpoint, tmp_path, rescale=True)
+    again = observed(checkpoint, tmp_path, rescale="importance")
     assert again.errors == first.errors and again.treatments.keys() == first.treatments.keys()
     squares = again.treatments["layers.0.qkv.weight"].mean_squares
     assert squares is not None and (squares.dtype, squares.shape) == (np.float32, (128,))
@@ -137,7 +137,7 @@ def test_values_whose_squares_float32_cannot_hold_still_give_errors(tmp_path: Pa
         elif name.endswith("gate_up_proj.weight"):
             weights[name] = weights[name] * np.float32(2.0**-66)
     save_file(weights, source / "model.safetensors")
-    found = observed(source, tmp_path / "found", rescale=True)
+    found = observed(source, tmp_path / "found", rescale="importance")
     assert np.isfinite(list(found.errors.values())).all()
     assert min(found.errors["layers.0.o.weight"]) > 0
     for treatment in found.treatments.values():
@@ -149,7 +149,7 @@ def test_values_whose_squares_float32_cannot_hold_still_give_errors(tmp_path: Pa
 def test_rescaled_channels_leave_the_float_model_as_it_is(case: str, fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / case
     architecture, tokens = describe(open_folder(source)), tokens_of(source)
-    found = observed(source, tmp_path / "found", rescale=True).treatments
+    found = observed(source, tmp_path / "found", rescale="importance").treatments
     moved = [each for each in found.values() if each.columns is not None]
     assert moved and all(np.abs(np.log(each.columns)).max() > 0.01 for each in moved)  # type: ignore[arg-type]
     hidden = embed(architecture, tokens)
@@ -225,6 +225,16 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(
     assert data_hash(tmp_path / "resumed") == data_hash(tmp_path / "whole")
 
 
+def test_gptqs_columns_get_one_size_whatever_the_text_says() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.standard_normal(64))
+    weight = (rng.standard_normal((512, 64)) * sizes).astype(np.float32)
+    factors = rescaling._factors(weight, rng.random(64).astype(np.float32), "size")
+    found = np.sqrt(np.square(weight * factors).mean(axis=0))
+    assert found.max() / found.min() < 1.001
+    assert np.log(factors).mean() == pytest.approx(0, abs=1e-9)
+
+
 def test_a_channel_that_the_text_leaves_at_zero_may_be_alive_later() -> None:
     """Rescaling is worth it on the text, and does not make another text worse than if there were none."""
     fmt, rng = BlockFormat(bits=4, block_size=32, symmetric=False), np.random.default_rng(0)
@@ -235,7 +245,7 @@ def test_a_channel_that_the_text_leaves_at_zero_may_be_alive_later() -> None:
     later = text.copy()
     text[:, dead], later[:, dead] = 0, 5 * size * rng.standard_normal((512, 4))
     squares = np.square(text).mean(axis=0).astype(np.float32)
-    factors = rescaling._factors(weight.astype(np.float32), squares)
+    factors = rescaling._factors(weight.astype(np.float32), squares, "importance")
 
     def error(inputs: NDArray[np.float64], scales: NDArray[np.float64]) -> float:
         meant = (weight * scales).astype(np.float32)
