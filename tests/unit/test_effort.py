@@ -47,9 +47,10 @@ def test_a_balanced_phi_is_rounded_by_importance_in_that_size() -> None:
     recipe, budget = decide(make_recipe("int4", 32, quantize="auto"), architecture, "balanced", None)
     assert recipe.quantize == "weighted" and budget is not None and budget.bits is not None
     assert budget.bits * architecture.parameters / 8 == pytest.approx(llama_cpp_bytes(architecture))
-    # blocks of another size, or a budget of one's own, are what was asked for
-    _, none = decide(make_recipe("int4", 128, quantize="auto"), architecture, "balanced", None)
+    # blocks that no mix has are what was asked for
+    _, none = decide(make_recipe("int4", 16, quantize="auto"), architecture, "balanced", None)
     assert none is None
+    assert decide(make_recipe("int4", 128, quantize="auto"), architecture, "balanced", None)[1] == budget
     _, none = decide(make_recipe("int4", 32, quantize="auto"), architecture, "fast", None)
     assert none is None
 
