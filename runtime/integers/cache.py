@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from edgephi.bundle import Manifest, read_unchanged
+from edgephi.bundle import Manifest
 from edgephi.devices.cache import cache_folder
 from edgephi.devices.memory import available_bytes
-from edgephi.errors import EngineError, OutputError, library_errors
-from edgephi.ort import open_session, session_options
-from edgephi.records import Finite, Strict
+from edgephi.errors import EngineError, OutputError
 from edgephi.runtime.integers import PrefillChoice
-from edgephi.runtime.integers.graph import candidates, write_integers
-from edgephi.runtime.integers.measure import largest_activations, measure_gain, measure_loss, pieces_of
-from edgephi.runtime.integers.model_file import read_model, write_model
+from edgephi.runtime.integers.make import BLOCKS, MEASURED, REFUSAL, Measured, make, not_written
 from edgephi.runtime.prepacked.entries import (
     discard,
     entry_key,
@@ -38,42 +32,20 @@ from edgephi.runtime.prepacked.entries import (
     require_space,
     write_entry,
 )
-from edgephi.runtime.prepacked.packing import FILES, GRAPH, WEIGHTS, pack
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.prepacked.packing import FILES, GRAPH, WEIGHTS
 
 FOLDER = "integers"
 """In the user's cache."""
-MEASURED = "measured.json"
 MEASURED_LIMIT = 2**12
 WRITTEN = FILES | {MEASURED}
 """Files of an entry."""
 MADE = 1
 """Changes when an entry of the same bundle would hold something else."""
-MOST_LOSS = 0.01
-"""Divergence beyond that of the bundle's own graph, in nats for each token."""
-LEAST_GAIN = 1.1
 FREE_FACTOR = 0.6
 """Times the entry's bytes that have to be free where nobody asked for integers. onnxruntime writes the weights as they
 were beside those that it packed; only these, about half of the file, are read."""
 MAKING_FACTOR = 3
 """Times the bundle's bytes that making takes: both graphs are loaded to be compared."""
-FEWEST_KINDS = 16
-"""Different tokens of a text that says something of a model."""
-BLOCKS = "Load the bundle with prefill='blocks'"
-
-
-class Measured(Strict):
-    """measured.json: what was found on this machine when the entry was made."""
-
-    loss_blocks: Finite
-    """Kullback-Leibler divergence from the same weights with activations in float, nats for each token, of the
-    bundle's graph."""
-    loss_integers: Finite
-    """The same of the integer graph."""
-    gain: Finite = Field(ge=0)
-    """How many times as fast a piece of a prompt is computed."""
-    products: int = Field(ge=1)
-    """Linear layers that are integer products."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +96,7 @@ def find_or_make(
     why_not = _why_not(manifest, graph)
     if why_not is not None or graph is None:
         if asked == "integers":
-            raise EngineError(f"prompts cannot be computed by integers: {why_not}", where=folder, remedy=BLOCKS)
+            raise EngineError(f"{REFUSAL}: {why_not}", where=folder, remedy=BLOCKS)
         return Prefill("blocks", why_not or "")
     try:
         root = cache_folder() / FOLDER
@@ -164,7 +136,7 @@ def find_or_make(
             manifest,
             graph,
             entry,
-            lambda source, target: _make(folder, manifest, source, target, threads, kleidiai=kleidiai),
+            lambda source, target: make(folder, manifest, source, target, threads, kleidiai=kleidiai),
             every_byte=every_byte,
             files=WRITTEN,
         )
@@ -173,15 +145,7 @@ def find_or_make(
             raise OSError("another process removed them")
         return _found(entry, measured, asked)
     except OSError as error:
-        raise _not_written(error, root) from error
-
-
-def _not_written(error: OSError, root: Path) -> OutputError:
-    return OutputError(
-        f"the integer weights could not be written: {error.strerror or error}",
-        where=root,
-        remedy="Free disk space, or name another folder with EDGEPHI_CACHE",
-    )
+        raise not_written(error, root) from error
 
 
 def entry_digest(folder: Path) -> str:
@@ -215,6 +179,8 @@ def _found(entry: Path, measured: Measured, asked: PrefillChoice) -> Prefill:
         f"{measured.gain:.1f} times as fast as blocks when they were made here, divergence "
         f"{measured.loss_integers:.4f} where blocks have {measured.loss_blocks:.4f}, {size / 1e6:,.0f} MB mapped"
     )
+    if measured.left:
+        why += f"; {measured.left} of {measured.products + measured.left} products stay in blocks, whose inputs round most coarsely"
     return Prefill("integers", why, entry, measured, size)
 
 
@@ -223,78 +189,3 @@ def _measured(entry: Path) -> Measured | None:
         return Measured.model_validate_json(read_small(entry / MEASURED, MEASURED_LIMIT))
     except (OSError, ValidationError):
         return None
-
-
-def _make(folder: Path, manifest: Manifest, source: Path, target: Path, threads: int, *, kleidiai: bool) -> bool:
-    """Write the integer graph, packed, and what was measured.
-
-    Raises:
-        EngineError: this bundle or this machine gains nothing, or loses too much.
-        OutputError: the folder cannot be written.
-    """
-    refusal = "prompts cannot be computed by integers"
-    digest = next(file.sha256 for file in manifest.files if file.path == source.name)
-    stored = read_unchanged(source, digest)
-    unpacked = target / "unpacked"
-    unpacked.mkdir()
-    with library_errors(refusal, where=source, remedy=BLOCKS):
-        model = read_model(stored)
-        data = np.memmap(_data_file(folder, manifest), np.uint8, "r")
-        found = candidates(model, data)
-        if not found.linears:
-            raise EngineError(f"{refusal}: the graph has no linear layer that is known", where=source, remedy=BLOCKS)
-        tokens = _tokens(folder, manifest.model.vocabulary_size)
-        calibration, held_out = pieces_of(tokens, manifest.model.context_length)
-        largest = largest_activations(read_model(stored), found, folder, calibration)
-        try:
-            with (unpacked / WEIGHTS).open("wb") as stream:
-                write_integers(model, found, largest, data, WEIGHTS, stream)
-            (unpacked / GRAPH).write_bytes(write_model(model))
-        except OSError as error:
-            raise _not_written(error, target.parent) from error
-        packs_soundly = pack(unpacked / GRAPH, target, kleidiai=kleidiai)
-        if not packs_soundly:
-            raise EngineError(f"{refusal}: packed weights compute something else", where=source, remedy=BLOCKS)
-        options = session_options(threads=threads, kleidiai=kleidiai, optimizations="none")
-        integers = open_session(target / GRAPH, options, where=source, remedy=BLOCKS)
-        loss = measure_loss(read_model(stored), folder, integers, held_out)
-        gain = measure_gain(read_model(stored), folder, integers, held_out[0], threads, kleidiai=kleidiai)
-        del integers, data
-    for name in (WEIGHTS, GRAPH):
-        (unpacked / name).unlink()
-    unpacked.rmdir()
-    if not (isfinite(loss.blocks) and loss.integers <= loss.blocks + MOST_LOSS):
-        raise EngineError(
-            f"{refusal}: the divergence from activations in float is {loss.integers:.4f}, "
-            f"more than {MOST_LOSS} above the {loss.blocks:.4f} of blocks",
-            where=source,
-            remedy=BLOCKS,
-        )
-    if gain < LEAST_GAIN:
-        raise EngineError(
-            f"{refusal}: they are {gain:.2f} times as fast as blocks on this machine, less than {LEAST_GAIN}",
-            where=source,
-            remedy=BLOCKS,
-        )
-    measured = Measured(loss_blocks=loss.blocks, loss_integers=loss.integers, gain=gain, products=len(found.linears))
-    (target / MEASURED).write_text(measured.model_dump_json(indent=2), encoding="utf-8", newline="\n")
-    return True
-
-
-def _data_file(folder: Path, manifest: Manifest) -> Path:
-    return folder / next(file.path for file in manifest.files if file.path.endswith(".onnx.data"))
-
-
-def _tokens(folder: Path, vocabulary: int) -> list[int]:
-    """Of edgephi's own text, with which exports calibrate too; random ones where the tokenizer does not know it."""
-    from importlib.resources import files
-
-    text = files("edgephi").joinpath("sample_text.txt").read_text(encoding="utf-8")
-    tokenizer = Tokenizer(folder)
-    try:
-        tokens = tokenizer.encode(text)
-    finally:
-        tokenizer.close()
-    if len(set(tokens)) < FEWEST_KINDS:
-        tokens = [int(token) for token in np.random.default_rng(0).integers(0, vocabulary, len(text))]
-    return tokens

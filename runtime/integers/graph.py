@@ -9,8 +9,8 @@ integers are exact, so a row's result does not depend on the rows it is computed
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
@@ -63,6 +63,10 @@ class Candidates:
     widened: tuple[BlockLinear, ...]
     """That get 8-bit blocks."""
 
+    def without(self, values: Collection[str]) -> Candidates:
+        """The same, where products that read some values stay as they are."""
+        return replace(self, linears=tuple(linear for linear in self.linears if linear.value not in values))
+
     @property
     def values(self) -> dict[str, int]:
         """What the integer products read, and its columns."""
@@ -107,6 +111,32 @@ def with_maxima(model: GraphFile, values: Mapping[str, int]) -> list[str]:
         ]
         model.outputs.append(float_output(name, [columns]))
         names.append(name)
+    return names
+
+
+def with_noise(model: GraphFile, values: Iterable[str]) -> list[str]:
+    """Have an integer graph compute what rounding the rows of some values adds to them, and nothing else: squares of a
+    step over the mean square, means over rows; the names of these outputs, in the order of `values`."""
+    names = []
+    for value in values:
+        base = f"{value}/int8"
+        parts = {name: f"{base}/noise/{name}" for name in ("squared", "power", "least", "steps", "ratio")}
+        noise = f"{base}/noise"
+        keep: list[Message] = [integer_attribute("keepdims", 0)]
+        model.nodes += [
+            Node("Mul", [f"{base}/smooth"] * 2, [parts["squared"]], f"{parts['squared']}/Mul"),
+            Node(
+                "ReduceMean", [parts["squared"], "integers/rows"], [parts["power"]], f"{noise}/Power", attributes=keep
+            ),
+            Node("Max", [parts["power"], "integers/least"], [parts["least"]], f"{noise}/Max"),
+            Node("Mul", [f"{base}/safe"] * 2, [parts["steps"]], f"{parts['steps']}/Mul"),
+            Node("Div", [parts["steps"], parts["least"]], [parts["ratio"]], f"{noise}/Div"),
+            Node("ReduceMean", [parts["ratio"]], [noise], f"{noise}/ReduceMean", attributes=keep),
+        ]
+        model.outputs.append(float_output(noise, []))
+        names.append(noise)
+    model.outputs = model.outputs[-len(names) :]
+    model.prune()
     return names
 
 

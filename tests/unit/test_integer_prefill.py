@@ -24,8 +24,9 @@ from edgephi.commands.app import app
 from edgephi.errors import EngineError, OutputError, UsageError
 from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.integers import cache as module
+from edgephi.runtime.integers import make as making
 from edgephi.runtime.integers import measure
-from edgephi.runtime.integers.cache import MEASURED
+from edgephi.runtime.integers.make import MEASURED
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
 from edgephi.runtime.prepacked import entries
@@ -75,7 +76,7 @@ def lenient(patch: pytest.MonkeyPatch) -> None:
     """Products of 128 columns gain little, and a machine that runs tests is busy: one piece, and no demand of speed."""
     patch.setattr(measure, "PIECES", 1)
     patch.setattr(measure, "ROUNDS", 1)
-    patch.setattr(module, "LEAST_GAIN", 0.0)
+    patch.setattr(making, "LEAST_GAIN", 0.0)
 
 
 def prompt(length: int = LENGTH) -> list[int]:
@@ -351,7 +352,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(bundle: Path, fresh: Path, monke
         raise OSError(28, "No space left on device")
 
     lenient(monkeypatch)
-    monkeypatch.setattr(module, "write_integers", full)
+    monkeypatch.setattr(making, "write_integers", full)
     with pytest.raises(OutputError, match="No space left"):
         load(bundle, "cpu", prefill="integers")
     assert not list((fresh / "integers").iterdir())
@@ -373,11 +374,37 @@ def test_what_loses_too_much_or_gains_nothing_is_refused_and_not_kept(
     bundle: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float, words: str
 ) -> None:
     lenient(monkeypatch)
-    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(making, name, value)
     with pytest.raises(EngineError, match=words) as raised:
         load(bundle, "cpu", prefill="integers")
     assert "prefill='blocks'" in str(raised.value.remedy)
     assert not list((fresh / "integers").iterdir())
+
+
+def test_products_that_lose_most_stay_in_blocks(
+    bundle: Path, fresh: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit between the loss of all and that of none: some are left out, and what is left keeps to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPHI_CACHE", str(made))
+        with load(bundle, "cpu", prefill="integers") as model:
+            every = model.prefill.measured
+    assert every is not None and every.left == 0
+    lenient(monkeypatch)
+    more = every.loss_integers - every.loss_blocks
+    monkeypatch.setattr(making, "MOST_LOSS", 0.8 * more)
+    with load(bundle, "cpu", prefill="integers") as model:
+        found = model.prefill.measured
+        assert found is not None
+        assert 0 < found.left <= every.products / 2
+        assert found.products + found.left == every.products
+        assert found.loss_integers - found.loss_blocks <= 0.8 * more
+        assert f"{found.left} of {every.products} products stay in blocks" in model.prefill.in_words
+        rows = last_logits(model, prompt())
+    with load(bundle, "cpu", prefill="blocks") as model:
+        blocks = last_logits(model, prompt())
+    assert not np.array_equal(rows, blocks)
+    assert np.abs(rows - blocks).max() < 0.2 * blocks.std()
 
 
 def test_auto_leaves_them_where_memory_is_short(bundle: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

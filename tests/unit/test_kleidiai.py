@@ -20,7 +20,7 @@ from edgephi.devices.profile import load_profile
 from edgephi.ort import NO_KLEIDIAI, session_options
 from edgephi.runtime.dispatch import plan
 from edgephi.runtime.engines.genai_settings import og_config
-from edgephi.runtime.integers import cache as integers
+from edgephi.runtime.integers import make as integers
 from edgephi.runtime.loading import load
 from edgephi.runtime.place import Place, ProviderChoice
 from edgephi.runtime.prepacked import entries, packing
