@@ -180,7 +180,8 @@ def _found(entry: Path, measured: Measured, asked: PrefillChoice) -> Prefill:
         f"{measured.loss_integers:.4f} where blocks have {measured.loss_blocks:.4f}, {size / 1e6:,.0f} MB mapped"
     )
     if measured.left:
-        why += f"; {measured.left} of {measured.products + measured.left} products stay in blocks, whose inputs round most coarsely"
+        every = measured.products + measured.left
+        why += f"; {measured.left} of {every} products, whose inputs round most coarsely, stay in blocks"
     return Prefill("integers", why, entry, measured, size)
 
 

@@ -399,7 +399,7 @@ def test_products_that_lose_most_stay_in_blocks(
         assert 0 < found.left <= every.products / 2
         assert found.products + found.left == every.products
         assert found.loss_integers - found.loss_blocks <= 0.8 * more
-        assert f"{found.left} of {every.products} products stay in blocks" in model.prefill.in_words
+        assert f"{found.left} of {every.products} products, whose" in model.prefill.in_words
         rows = last_logits(model, prompt())
     with load(bundle, "cpu", prefill="blocks") as model:
         blocks = last_logits(model, prompt())
