@@ -251,6 +251,25 @@ test("a tool: the person gives its result", async () => {
   silent();
 });
 
+test("a question that is faster than the list of models waits for it", async () => {
+  let told;
+  const list = new Promise((done) => (told = done));
+  await page.route("**/v1/models", async (route) => {
+    await list;
+    await route.continue();
+  });
+  await page.reload();
+  await ask("greet me");
+  await prompt().press("Enter");
+  assert.equal(await answers().count(), 0);
+  told();
+  await ended();
+  assert.deepEqual(await answers().allInnerTexts(), ["Good morning. How can I help?"]);
+  assert.equal(await page.locator("#problem").innerText(), "");
+  assert.equal(await prompt().inputValue(), "");
+  silent();
+});
+
 test("models, and the devices of one", async () => {
   assert.deepEqual(await page.getByLabel("Model", { exact: true }).locator("option").allInnerTexts(), ["tiny", "other"]);
   assert.ok(await page.getByLabel("Device").isHidden());

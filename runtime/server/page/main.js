@@ -50,7 +50,9 @@ function toEnd() {
 
 // asking
 
-function send() {
+async function send() {
+  // a question that is written before the server has told its models
+  if (prompt.value.trim() && !models.chosen && !(await refreshModels())) return;
   const text = prompt.value.trim();
   if (!text || running) return;
   const waiting = view.openResult();
