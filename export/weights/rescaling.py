@@ -105,12 +105,14 @@ def rescale_layer(
 def _factors(weight: Float32, squares: Float32, rule: Rule) -> Float64:
     """What the columns are to be multiplied by, float64 [columns], 1 in the geometric mean."""
     sizes = np.square(weight, dtype=np.float64).mean(axis=0)
-    means = squares.astype(np.float64)
-    if not sizes.any() or not means.any():
-        return np.ones(len(means))
+    if not sizes.any():
+        return np.ones(len(sizes))
     sizes = np.maximum(sizes / sizes.mean(), LEAST)
     if rule == "size":
         return _clipped(-np.log(sizes) / 2)
+    means = squares.astype(np.float64)
+    if not means.any():
+        return np.ones(len(means))
     # of a channel that the text leaves at zero it says nothing: another text may bring it to the size of any other, and
     # what counts as unimportant is rounded coarsely and grows what it multiplies
     means = np.where(means > 0, means, np.median(means[means > 0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -145,11 +146,14 @@ def test_values_whose_squares_float32_cannot_hold_still_give_errors(tmp_path: Pa
             assert values is None or np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("rule", get_args(rescaling.Rule))
 @pytest.mark.parametrize("case", ["llama-gqa", "llama-bias", "phi-parallel", "phi3-gqa-partial", "phi-qk", "phimoe"])
-def test_rescaled_channels_leave_the_float_model_as_it_is(case: str, fixtures: Path, tmp_path: Path) -> None:
+def test_rescaled_channels_leave_the_float_model_as_it_is(
+    case: str, rule: rescaling.Rule, fixtures: Path, tmp_path: Path
+) -> None:
     source = fixtures / case
     architecture, tokens = describe(open_folder(source)), tokens_of(source)
-    found = observed(source, tmp_path / "found", rescale="importance").treatments
+    found = observed(source, tmp_path / "found", rescale=rule).treatments
     moved = [each for each in found.values() if each.columns is not None]
     assert moved and all(np.abs(np.log(each.columns)).max() > 0.01 for each in moved)  # type: ignore[arg-type]
     hidden = embed(architecture, tokens)
@@ -230,6 +234,7 @@ def test_gptqs_columns_get_one_size_whatever_the_text_says() -> None:
     sizes = np.exp(0.4 * rng.standard_normal(64))
     weight = (rng.standard_normal((512, 64)) * sizes).astype(np.float32)
     factors = rescaling._factors(weight, rng.random(64).astype(np.float32), "size")
+    assert np.array_equal(rescaling._factors(weight, np.zeros(64, np.float32), "size"), factors)
     found = np.sqrt(np.square(weight * factors).mean(axis=0))
     assert found.max() / found.min() < 1.001
     assert np.log(factors).mean() == pytest.approx(0, abs=1e-9)
