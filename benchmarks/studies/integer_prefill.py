@@ -32,7 +32,7 @@ from edgephi.benchmarks.report import library_versions, machine, markdown_table,
 from edgephi.benchmarks.studies.quality import tokenize
 from edgephi.bundle import read_manifest
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.integers.measure import measure_loss
+from edgephi.runtime.integers.measure import measure_reference
 from edgephi.runtime.integers.model_file import read_model
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
@@ -187,9 +187,10 @@ def compare(bundle: Path, lengths: Sequence[int], rounds: int, text: Path | None
         session = open_session(
             integers.prefill.folder / GRAPH, session_options(optimizations="none"), where=bundle, remedy="Report it"
         )
-        loss = measure_loss(read_model((bundle / entry.logit_rows).read_bytes()), bundle, session, parts)
-        facts["kl"] = {"blocks": loss.blocks, "integers": loss.integers, "tokens": len(ids)}
-        print(f"\nKL over {len(ids):,} tokens: blocks {loss.blocks:.4f}, integers {loss.integers:.4f}")
+        reference = measure_reference(read_model((bundle / entry.logit_rows).read_bytes()), bundle, parts)
+        loss = reference.divergence(session)
+        facts["kl"] = {"blocks": reference.blocks, "integers": loss, "tokens": len(ids)}
+        print(f"\nKL over {len(ids):,} tokens: blocks {reference.blocks:.4f}, integers {loss:.4f}")
     return facts
 
 

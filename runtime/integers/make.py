@@ -22,10 +22,10 @@ from edgephi.ort import open_session, session_options
 from edgephi.records import Finite, Strict
 from edgephi.runtime.integers.graph import Candidates, candidates, write_integers
 from edgephi.runtime.integers.measure import (
-    Loss,
+    Reference,
     largest_activations,
     measure_gain,
-    measure_loss,
+    measure_reference,
     noisiest,
     pieces_of,
 )
@@ -111,7 +111,8 @@ def make(folder: Path, manifest: Manifest, source: Path, target: Path, threads: 
         calibration, held_out = pieces_of(tokens, manifest.model.context_length)
         largest = largest_activations(read_model(stored), known, folder, calibration)
         work = _Work(folder, source, stored, data, largest, unpacked, target, threads, kleidiai)
-        integers, loss, products = _within_the_loss(work, calibration, held_out)
+        reference = measure_reference(read_model(stored), folder, held_out)
+        integers, loss, products = _within_the_loss(work, calibration, reference)
         gain = measure_gain(read_model(stored), folder, integers, held_out[0], threads, kleidiai=kleidiai)
         del integers, data, work
     for name in (WEIGHTS, GRAPH):
@@ -124,7 +125,7 @@ def make(folder: Path, manifest: Manifest, source: Path, target: Path, threads: 
             remedy=BLOCKS,
         )
     left = len(known.linears) - products
-    measured = Measured(loss_blocks=loss.blocks, loss_integers=loss.integers, gain=gain, products=products, left=left)
+    measured = Measured(loss_blocks=reference.blocks, loss_integers=loss, gain=gain, products=products, left=left)
     (target / MEASURED).write_text(measured.model_dump_json(indent=2), encoding="utf-8", newline="\n")
     return True
 
@@ -139,17 +140,17 @@ def not_written(error: OSError, root: Path) -> OutputError:
 
 
 def _within_the_loss(
-    work: _Work, calibration: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]
-) -> tuple[InferenceSession, Loss, int]:
-    """The packed graph, what it loses, and how many integer products it has."""
+    work: _Work, calibration: Sequence[Sequence[int]], reference: Reference
+) -> tuple[InferenceSession, float, int]:
+    """The packed graph, its divergence, and how many integer products it has."""
     left = set[str]()
     for attempt in range(ATTEMPTS):
         model = read_model(work.stored)
         found = candidates(model, work.data).without(left)
         integers = _pack(work, model, found)
-        loss = measure_loss(read_model(work.stored), work.folder, integers, held_out)
-        more = loss.integers - loss.blocks
-        if more <= MOST_LOSS and isfinite(loss.blocks):
+        loss = reference.divergence(integers)
+        more = loss - reference.blocks
+        if more <= MOST_LOSS and isfinite(reference.blocks):
             return integers, loss, len(found.linears)
         del integers  # Windows replaces no file that is mapped
         noisy = None
@@ -161,8 +162,8 @@ def _within_the_loss(
         for name in (GRAPH, WEIGHTS):
             (work.target / name).unlink()
     raise EngineError(
-        f"{REFUSAL}: the divergence from activations in float is {loss.integers:.4f}, "
-        f"more than {MOST_LOSS} above the {loss.blocks:.4f} of blocks",
+        f"{REFUSAL}: the divergence from activations in float is {loss:.4f}, "
+        f"more than {MOST_LOSS} above the {reference.blocks:.4f} of blocks",
         where=work.source,
         remedy=BLOCKS,
     )

@@ -31,11 +31,18 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Kullback-Leibler divergence from the same weights with activations in float, means over tokens, in nats."""
+class Reference:
+    """What an integer graph is compared with. Divergences are means over tokens of Kullback and Leibler's, in nats."""
 
+    pieces: Sequence[Sequence[int]]
+    log_probabilities: Sequence[NDArray[np.float32]]
+    """Of the bundle's weights with activations in float, for each piece [tokens / EVERY, vocabulary]."""
     blocks: float
-    integers: float
+    """Divergence of the bundle's own graph from them."""
+
+    def divergence(self, session: InferenceSession) -> float:
+        """Of another graph from them."""
+        return _divergence(self.log_probabilities, session, self.pieces)
 
 
 def pieces_of(tokens: Sequence[int], context_length: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -67,10 +74,10 @@ def largest_activations(
     return {value: reduce(np.maximum, (run[index] for run in runs)) for index, value in enumerate(found.values)}
 
 
-def measure_loss(model: GraphFile, folder: Path, integers: InferenceSession, pieces: Sequence[Sequence[int]]) -> Loss:
-    """Compare both graphs with the bundle's weights times activations in float.
+def measure_reference(model: GraphFile, folder: Path, pieces: Sequence[Sequence[int]]) -> Reference:
+    """Run pieces through a bundle's graph, with activations in float and as it is.
 
-    One of the bundle's graphs is in memory at a time; each packs all weights.
+    In memory: one of the two graphs at a time, and the log probabilities, 50 MB for each piece of a vocabulary of 200k.
 
     Args:
         model: the bundle's graph; it is changed.
@@ -84,9 +91,7 @@ def measure_loss(model: GraphFile, folder: Path, integers: InferenceSession, pie
     exact = _open(write_model(model), folder)
     references = [_log_probabilities(exact, piece) for piece in pieces]
     del exact
-    losses = {"integers": _divergence(references, integers, pieces)}
-    losses["blocks"] = _divergence(references, _open(stored, folder), pieces)
-    return Loss(**losses)
+    return Reference(pieces, references, _divergence(references, _open(stored, folder), pieces))
 
 
 def noisiest(

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +381,16 @@ def test_what_loses_too_much_or_gains_nothing_is_refused_and_not_kept(
     assert not list((fresh / "integers").iterdir())
 
 
+def noted(names: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which notes its name whenever it is called."""
+
+    def call(*given: Any) -> Any:
+        names.append(name)
+        return function(*given)
+
+    return call
+
+
 def test_products_that_lose_most_stay_in_blocks(
     bundle: Path, fresh: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,9 +403,13 @@ def test_products_that_lose_most_stay_in_blocks(
     lenient(monkeypatch)
     more = every.loss_integers - every.loss_blocks
     monkeypatch.setattr(making, "MOST_LOSS", 0.8 * more)
+    opened: list[str] = []
+    for name in ("in_float", "with_noise"):
+        monkeypatch.setattr(measure, name, noted(opened, name, getattr(measure, name)))
     with load(bundle, "cpu", prefill="integers") as model:
         found = model.prefill.measured
         assert found is not None
+        assert opened.count("in_float") == 1 <= opened.count("with_noise"), "the reference is measured once"
         assert 0 < found.left <= every.products / 2
         assert found.products + found.left == every.products
         assert found.loss_integers - found.loss_blocks <= 0.8 * more
