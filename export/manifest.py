@@ -114,7 +114,7 @@ def make_manifest(
             accuracy_level=recipe.accuracy_level if recipe.linear is not None else None,
             quantize=quantization_choice(layout, recipe),
             rotation_seed=recipe.rotation_seed,
-            budget=_budget(mix, recipe) if mix else None,
+            budget=_budget(mix, observes=plan.observes) if mix else None,
             weights=_weight_recipes(architecture, layout, mix),
             calibration=calibration,
             kv_cache=kv_cache,
@@ -137,8 +137,8 @@ def quantization_choice(layout: Layout, recipe: Recipe) -> QuantizationChoice | 
     return QuantizationChoice(asked=recipe.asked, picked=recipe.decision.picked, reason=reason)
 
 
-def _budget(mix: Mix, recipe: Recipe) -> BudgetFacts:
-    measure = importance.MEASURE if quantizer(recipe.quantizer).needs_importance else sensitivity.MEASURE
+def _budget(mix: Mix, *, observes: bool) -> BudgetFacts:
+    measure = importance.MEASURE if observes else sensitivity.MEASURE
     return BudgetFacts(bits=mix.budget.bits, bytes=mix.budget.bytes, measure=measure if mix.weights else None)
 
 

@@ -11,6 +11,7 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
+from edgephi.export.calibrate import importance, sensitivity
 from edgephi.export.graph.builder import DATA_FILE
 from tests.end_to_end.test_export import checkpoint as checkpoint  # the fixture
 
@@ -33,6 +34,7 @@ def test_the_data_file_keeps_to_the_budget_and_the_manifest_says_how(
 
     recipe = read_manifest(tmp_path / "a").recipe
     assert recipe.budget is not None and (recipe.budget.bits, recipe.budget.bytes) == (None, budget)
+    assert recipe.budget.measure == (importance.MEASURE if quantize == "gptq" else sensitivity.MEASURE)
     assert recipe.calibration is not None
     linear = [group for group in recipe.weights if group.weights == "linear"]
     assert {group.bits for group in linear} == {4, 8} and all(group.names for group in linear)
