@@ -91,15 +91,17 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
 
 
 def _formats(weight: Weight, recipe: Recipe, whole_blocks: bool) -> tuple[BlockFormat, ...]:
-    """The formats a weight can get, with blocks no smaller than the recipe's; all of them where none has whole blocks,
-    which is refused with the graph."""
+    """The formats a weight can get, with blocks no smaller than the recipe's; those of the recipe's where none has whole
+    blocks, which is refused with the graph."""
     assert recipe.linear is not None
     least = recipe.linear.block_size
     formats = tuple(
         fmt for fmt in LADDER if fmt.block_size >= least and (fmt != COARSE_EIGHT or least == fmt.block_size)
     )
+    if not whole_blocks:
+        return formats
     whole = tuple(fmt for fmt in formats if not weight.shape[1] % fmt.block_size)
-    return whole if whole_blocks and whole else formats
+    return whole or tuple(fmt for fmt in formats if fmt.block_size == least)
 
 
 def stored_bytes(weight: Weight, fmt: BlockFormat, recipe: Recipe) -> int:

@@ -225,3 +225,10 @@ def test_a_device_that_takes_whole_blocks_only_gets_them(inner: int, tmp_path: P
         errors = dict.fromkeys(plan.mix.weights, (5.0, 4.0, 3.0, 0.02, 0.01, 0.01))
         layout = choose_layout(plan.architecture, plan.recipe, plan.mix, errors)
         assert len(plan_variants(devices, plan.architecture.spec, layout, plan.recipe)) == 2
+
+
+def test_rows_without_whole_blocks_are_refused_in_the_blocks_that_were_asked_for(tmp_path: Path) -> None:
+    source = tiny_phi(tmp_path / "checkpoint", PHI_3 | {"intermediate_size": 480, "num_hidden_layers": 1}, 64)
+    devices, recipe = ("cpu", "directml"), make_recipe("int4", 64, quantize="rtn")
+    with pytest.raises(UsageError, match=r"480 inputs in blocks of 64\b"):
+        make_plan(source, recipe, revision=None, devices=devices, budget=Budget(9.2, None), calibration=None, seed=0)
