@@ -32,7 +32,8 @@ class Generation(AsyncIterator[Piece]):
 
     Args:
         ask: makes the stream; it and the stream run in the thread that calls `run`.
-        on_end: called in the event loop when the thread is done, with the answer (None: an error).
+        on_end: called in the event loop when the thread is done, with the answer (None: an error), before who reads is
+            told of the end: a client that has its answer finds its place in the queue free.
         moderation: judges the answer before it is told, sentence by sentence, in the same thread.
     """
 
@@ -52,7 +53,7 @@ class Generation(AsyncIterator[Piece]):
 
     def run(self) -> None:
         """Compute the answer; called once, in a thread."""
-        answer: Answer | None = None
+        outcome: Answer | Exception | None = None
         try:
             assert self._ask is not None
             stream, self._ask = self._ask(), None
@@ -60,14 +61,13 @@ class Generation(AsyncIterator[Piece]):
             if self._cancelled:
                 stream.cancel()
             self._tell(_Started(stream.prompt_tokens))
-            answer = self._tell_pieces(stream) if self._is_free else self._tell_judged(stream)
-            self._tell(answer)
+            outcome = self._tell_pieces(stream) if self._is_free else self._tell_judged(stream)
         except Exception as error:
-            self._tell(error)
+            outcome = error
         finally:
             self._ask = self._stream = None  # they hold the model
             with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._end, answer)
+                self._loop.call_soon_threadsafe(self._end, outcome)
 
     @property
     def _is_free(self) -> bool:
@@ -142,12 +142,14 @@ class Generation(AsyncIterator[Piece]):
             self._events.put_nowait(error)
             self.cancel()
 
-    def _tell(self, event: _Started | Piece | Answer | Exception) -> None:
+    def _tell(self, event: _Started | Piece) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop has ended, and with it all who listen
             self.cancel()
 
-    def _end(self, answer: Answer | None) -> None:
+    def _end(self, outcome: Answer | Exception | None) -> None:
         self._ended = True
-        self._on_end(answer)
+        self._on_end(outcome if isinstance(outcome, Answer) else None)
+        if outcome is not None:
+            self._events.put_nowait(outcome)

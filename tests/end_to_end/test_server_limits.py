@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -26,6 +27,8 @@ from edgephi.commands.app import app
 from edgephi.errors import BundleError, DeviceError, EngineError, OutputError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
+from edgephi.runtime.moderation import Moderation
+from edgephi.runtime.server.generation import Generation
 from edgephi.runtime.server.limits import ClientGone, check_headers
 from edgephi.runtime.server.settings import KEYS_VARIABLE, ServerSettings, read_api_keys
 from edgephi.runtime.server.sse import EventStream
@@ -43,7 +46,7 @@ def planted(hermes_bundle: Path) -> Planted:
 
 @pytest.fixture(scope="module")
 def running(planted: Planted) -> Iterator[Running]:
-    with serving({"tiny": planted}, body_bytes=20_000, body_s=0.5) as running:
+    with serving({"tiny": planted}, body_bytes=20_000) as running:
         yield running
 
 
@@ -116,7 +119,10 @@ def test_a_key_that_cannot_be_used_is_refused_and_not_shown() -> None:
 
 
 def test_a_request_needs_a_key_where_there_are_keys(planted: Planted) -> None:
-    with serving({"tiny": planted}, api_keys=("x" * 20, KEY)) as running, httpx.Client(base_url=running.url) as client:
+    with (
+        serving({"tiny": planted}, api_keys=("x" * 20, KEY)) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": KEY + "x"}):
             refused = client.get("/v1/models", headers=headers)
             assert (refused.status_code, code_of(refused)) == (401, "invalid_api_key")
@@ -145,9 +151,9 @@ def test_another_name_than_the_servers_is_refused(running: Running, planted: Pla
         (":8080", 403),
     ]:
         for path in ("/v1/models", "/health", "/"):
-            assert httpx.get(running.url + path, headers={"host": host}).status_code == status, (host, path)
+            assert httpx.get(running.url + path, headers={"host": host}, timeout=60).status_code == status, (host, path)
     with serving({"tiny": planted}, allowed_hosts=("box.lan",)) as named:
-        assert httpx.get(f"{named.url}/v1/models", headers={"host": "box.lan:1"}).status_code == 200
+        assert httpx.get(f"{named.url}/v1/models", headers={"host": "box.lan:1"}, timeout=60).status_code == 200
     own = ServerSettings(host="Box.lan", api_keys=(KEY,))  # a browser sends it in small letters
     check_headers(Headers({"host": "box.lan:8080"}), own, needs_key=False)
 
@@ -155,20 +161,22 @@ def test_another_name_than_the_servers_is_refused(running: Running, planted: Pla
 def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) -> None:
     asks = {"access-control-request-method": "POST"}
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
-        refused = httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, headers={"origin": origin})
+        refused = httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, headers={"origin": origin}, timeout=60)
         assert (refused.status_code, code_of(refused)) == (403, "origin_not_allowed")
         assert "access-control-allow-origin" not in refused.headers
-        assert httpx.options(f"{running.url}/v1/models", headers={"origin": origin, **asks}).status_code == 403
-    assert httpx.get(f"{running.url}/v1/models", headers={"origin": running.url}).status_code == 200
+        assert (
+            httpx.options(f"{running.url}/v1/models", headers={"origin": origin, **asks}, timeout=60).status_code == 403
+        )
+    assert httpx.get(f"{running.url}/v1/models", headers={"origin": running.url}, timeout=60).status_code == 200
     with serving({"tiny": planted}, allowed_origins=("https://app.example",), api_keys=(KEY,)) as open_:
         allowed = {"origin": "https://app.example"}
         # the official clients send many of the second sort
         named = {"access-control-request-headers": "authorization,x-stainless-os"}
-        before = httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks, **named})
+        before = httpx.options(f"{open_.url}/v1/models", headers={**allowed, **asks, **named}, timeout=60)
         assert before.status_code == 204
         assert before.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
         for key, status in ((KEY, 200), ("wrong", 401)):  # the page can read why it is refused
-            seen = httpx.get(f"{open_.url}/v1/models", headers={**allowed, "x-api-key": key})
+            seen = httpx.get(f"{open_.url}/v1/models", headers={**allowed, "x-api-key": key}, timeout=60)
             assert seen.status_code == status
             assert seen.headers["access-control-allow-origin"] == "https://app.example"
 
@@ -185,17 +193,17 @@ def test_pages_of_other_origins_are_refused(running: Running, planted: Planted) 
 def test_a_prompt_longer_than_the_context_is_named_as_the_interface_does(
     running: Running, path: str, body: dict[str, Any], stream: bool
 ) -> None:
-    refused = httpx.post(running.url + path, json={"model": "tiny", "stream": stream, **body})
+    refused = httpx.post(running.url + path, json={"model": "tiny", "stream": stream, **body}, timeout=60)
     assert (refused.status_code, code_of(refused)) == (400, "context_length_exceeded")
     assert refused.json()["error"]["param"] in body
 
 
 def test_a_call_that_has_to_be_needs_a_tool_in_anthropics_interface_too(running: Running) -> None:
     asked = {**CHAT, "tool_choice": {"type": "any"}}
-    refused = httpx.post(f"{running.url}/v1/messages", json=asked)
+    refused = httpx.post(f"{running.url}/v1/messages", json=asked, timeout=60)
     assert refused.status_code == 400
     assert "there are no tools (tool_choice)" in refused.json()["error"]["message"]
-    labelled = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "metadata": {"user_id": "me"}})
+    labelled = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "metadata": {"user_id": "me"}}, timeout=60)
     assert labelled.status_code == 200
 
 
@@ -209,7 +217,7 @@ def test_counting_tokens_has_a_queue_of_its_own(hermes_bundle: Path) -> None:
         def slowly(text: str, **more: Any) -> list[int]:
             if text == "slow":
                 begun.release()
-                assert may_end.wait(20)
+                assert may_end.wait(120)
             return encode(text, **more)
 
         model.tokenizer.encode = slowly  # type: ignore[method-assign]
@@ -224,10 +232,10 @@ def test_counting_tokens_has_a_queue_of_its_own(hermes_bundle: Path) -> None:
         try:
             with pytest.raises(httpx.ReadTimeout):
                 count("slow", 0.5)
-            assert begun.acquire(timeout=20)
+            assert begun.acquire(timeout=60)
             full = count("x", 30)  # the client is gone, and its thread is not
             assert (full.status_code, code_of(full)) == (429, "queue_full")
-            assert httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, timeout=30).status_code == 200
+            assert httpx.post(f"{running.url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
         finally:
             may_end.set()
         assert count("x", 30).status_code == 200
@@ -250,24 +258,48 @@ def test_an_answer_ends_with_its_client_before_its_first_event() -> None:
     assert ended
 
 
+def test_who_has_the_answer_finds_the_place_free() -> None:
+    class Ready:
+        """A stream that is at its end."""
+
+        prompt_tokens, logprobs = 1, ()
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(())
+
+        def result(self) -> Any:
+            return object()
+
+    async def told_at_its_end(stream: Callable[[], Any]) -> int:
+        """How many events there are for who reads."""
+        told: list[int] = []
+        generation = Generation(stream, lambda answer: told.append(generation._events.qsize()), Moderation())
+        await asyncio.to_thread(generation.run)
+        await asyncio.sleep(0)
+        return told[0]
+
+    assert asyncio.run(told_at_its_end(Ready)) == 1, "the start"
+    assert asyncio.run(told_at_its_end(failing(EngineError("no", remedy="-")))) == 0
+
+
 def test_a_body_without_end_is_not_read_without_end(running: Running) -> None:
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as endless:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as endless:
         endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         with pytest.raises(ConnectionError):
             while time.monotonic() < deadline:
                 endless.sendall(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
                 time.sleep(0.01)
 
 
-def test_bodies_are_bounded(running: Running) -> None:
+def test_bodies_are_bounded(running: Running, planted: Planted) -> None:
     url = f"{running.url}/v1/chat/completions"
     json_type = {"content-type": "application/json"}
-    large = httpx.post(url, content=b'{"model": "' + b"x" * 30_000 + b'"}', headers=json_type)
+    large = httpx.post(url, content=b'{"model": "' + b"x" * 30_000 + b'"}', headers=json_type, timeout=60)
     assert (large.status_code, code_of(large)) == (413, "body_too_large")
     for headers in ({"content-type": "text/plain"}, {}, {**json_type, "content-encoding": "gzip"}):
-        other = httpx.post(url, content=b"{}", headers=headers)
+        other = httpx.post(url, content=b"{}", headers=headers, timeout=60)
         assert (other.status_code, code_of(other)) == (415, "not_json")
     for body in (
         b"",
@@ -280,9 +312,12 @@ def test_bodies_are_bounded(running: Running) -> None:
         b"\xff",
         b"[" * 9999,
     ):
-        bad = httpx.post(url, content=body, headers=json_type)
+        bad = httpx.post(url, content=body, headers=json_type, timeout=60)
         assert (bad.status_code, code_of(bad)) == (400, "not_json"), body
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as slow:
+    with (
+        serving({"tiny": planted}, body_s=0.5) as strict,
+        socket.create_connection(("127.0.0.1", strict.port), timeout=60) as slow,
+    ):
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
@@ -299,7 +334,7 @@ class Blocked:
         def prefill(self: Reciter, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
             if tokens:  # of the prompt
                 blocked.reached.release()
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not blocked.free.is_set() and not cancelled():
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
@@ -317,39 +352,50 @@ def in_threads(count: int, work: Callable[[], Any]) -> tuple[list[threading.Thre
     return threads, results
 
 
+def waiting_becomes(count: int, running: Running) -> bool:
+    """Whether so many wait in the queue, in a minute at most."""
+    deadline = time.monotonic() + 60
+    while running.service.gate.waiting != count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return running.service.gate.waiting == count
+
+
 def test_a_full_queue_says_when_to_come_again(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = Blocked(planted, monkeypatch)
     with serving({"tiny": planted}, parallel=2, queue=1) as running:
         url = f"{running.url}/v1/chat/completions"
-        threads, results = in_threads(3, lambda: httpx.post(url, json=CHAT, timeout=30).status_code)
-        assert blocked.reached.acquire(timeout=10) and blocked.reached.acquire(timeout=10)
-        health = {"waiting": 0}
-        for _ in range(500):  # the third one is on its way
-            if (health := httpx.get(f"{running.url}/health").json())["waiting"] == 1:
-                break
-            time.sleep(0.01)
+        threads, results = in_threads(3, lambda: httpx.post(url, json=CHAT, timeout=60).status_code)
+        assert blocked.reached.acquire(timeout=60) and blocked.reached.acquire(timeout=60)
+        assert waiting_becomes(1, running), "the third one is on its way"
+        health = httpx.get(f"{running.url}/health", timeout=60).json()
         assert (health["running"], health["waiting"]) == (2, 1)
-        refused = httpx.post(url, json=CHAT)
+        refused = httpx.post(url, json=CHAT, timeout=60)
         assert (refused.status_code, code_of(refused)) == (429, "queue_full")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         blocked.free.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         assert results == [200] * 3
-        assert httpx.post(url, json=CHAT).status_code == 200
+        assert httpx.post(url, json=CHAT, timeout=60).status_code == 200
 
 
 def test_waiting_and_answering_are_bounded_in_time(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    Blocked(planted, monkeypatch)
-    with serving({"tiny": planted}, parallel=1, queue_s=0.2, answer_s=1) as running:
+    blocked = Blocked(planted, monkeypatch)
+    with serving({"tiny": planted}, parallel=1, queue_s=0.2) as running:
         url = f"{running.url}/v1/chat/completions"
-        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=30))
-        time.sleep(0.3)
-        waited = httpx.post(url, json=CHAT, timeout=30)
+        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=120).status_code)
+        assert blocked.reached.acquire(timeout=60)
+        waited = httpx.post(url, json=CHAT, timeout=60)
         assert (waited.status_code, code_of(waited)) == (429, "queue_full")
-        threads[0].join(30)
-        assert (results[0].status_code, code_of(results[0])) == (504, "answer_timeout")
-        streamed = httpx.post(url, json={**CHAT, "stream": True}, timeout=30).text
+        blocked.free.set()
+        threads[0].join(120)
+        assert results == [200]
+    blocked.free.clear()
+    with serving({"tiny": planted}, parallel=1, answer_s=0.5) as running:
+        url = f"{running.url}/v1/chat/completions"
+        late = httpx.post(url, json=CHAT, timeout=60)
+        assert (late.status_code, code_of(late)) == (504, "answer_timeout")
+        streamed = httpx.post(url, json={**CHAT, "stream": True}, timeout=60).text
         assert "event: error" in streamed and "answer_timeout" in streamed and "[DONE]" not in streamed
 
 
@@ -357,15 +403,19 @@ def test_who_leaves_the_queue_is_not_answered(planted: Planted, monkeypatch: pyt
     blocked = Blocked(planted, monkeypatch)
     with serving({"tiny": planted}, parallel=1) as running:
         url = f"{running.url}/v1/chat/completions"
-        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=30).status_code)
-        assert blocked.reached.acquire(timeout=10)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=CHAT, timeout=0.2)
+        threads, results = in_threads(1, lambda: httpx.post(url, json=CHAT, timeout=60).status_code)
+        assert blocked.reached.acquire(timeout=60)
+        body = json.dumps(CHAT).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as leaves:
+            leaves.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert waiting_becomes(1, running)
+        assert waiting_becomes(0, running), "who left still waits"
         blocked.free.set()
-        threads[0].join(30)
+        threads[0].join(120)
         assert results == [200]
         assert not blocked.reached.acquire(timeout=0.2)
-        assert httpx.get(f"{running.url}/health").json()["waiting"] == 0
+        assert httpx.get(f"{running.url}/health", timeout=60).json()["waiting"] == 0
 
 
 def failing(error: Exception) -> Callable[[], Model]:
@@ -386,18 +436,18 @@ def test_errors_have_a_status_and_no_traceback(capfd: pytest.CaptureFixture[str]
     }
     with serving({name: failing(error) for name, (error, _, _) in cases.items()}) as running:
         for name, (_, status, code) in cases.items():
-            answered = httpx.post(f"{running.url}/v1/chat/completions", json={**CHAT, "model": name})
+            answered = httpx.post(f"{running.url}/v1/chat/completions", json={**CHAT, "model": name}, timeout=60)
             assert (answered.status_code, code_of(answered)) == (status, code)
             assert "Traceback" not in answered.text and "secret" not in answered.text
-            other = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "model": name})
+            other = httpx.post(f"{running.url}/v1/messages", json={**CHAT, "model": name}, timeout=60)
             assert other.status_code == status
             assert other.json()["type"] == "error"
-        assert httpx.get(f"{running.url}/health").json()["running"] == 0
+        assert httpx.get(f"{running.url}/health", timeout=60).json()["running"] == 0
     assert "unexpected KeyError: " in capfd.readouterr().err
 
 
 def test_small_endpoints(running: Running) -> None:
-    with httpx.Client(base_url=running.url) as client:
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         tokens = client.post("/tokenize", json={"model": "tiny", "prompt": "on true"}).json()
         assert tokens["count"] == len(tokens["tokens"])
         assert client.post("/detokenize", json={"model": "tiny", "tokens": tokens["tokens"]}).json() == {
@@ -424,10 +474,13 @@ def test_small_endpoints(running: Running) -> None:
 
 
 def test_stored_responses_are_bounded(planted: Planted) -> None:
-    with serving({"tiny": planted}, stored_responses=3) as running, httpx.Client(base_url=running.url) as client:
+    with (
+        serving({"tiny": planted}, stored_responses=3) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
         asked = {"model": "tiny", "input": "Hm", "max_output_tokens": 2}
-        keys = [client.post("/v1/responses", json=asked, timeout=30).json()["id"] for _ in range(5)]
+        keys = [client.post("/v1/responses", json=asked, timeout=60).json()["id"] for _ in range(5)]
         assert [client.get(f"/v1/responses/{key}").status_code for key in keys] == [404, 404, 200, 200, 200]
     with serving({"tiny": planted}, stored_bytes=10) as running:
-        key = httpx.post(f"{running.url}/v1/responses", json=asked, timeout=30).json()["id"]
-        assert httpx.get(f"{running.url}/v1/responses/{key}").status_code == 404
+        key = httpx.post(f"{running.url}/v1/responses", json=asked, timeout=60).json()["id"]
+        assert httpx.get(f"{running.url}/v1/responses/{key}", timeout=60).status_code == 404
