@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,15 @@ def serving(
             server.stop()
             thread.join(60)
             assert not thread.is_alive(), "the server does not end"
+
+
+def comes_to_rest(service: Service) -> bool:
+    """Whether nobody is answered and nobody waits any more, in a minute at most: an answer whose client left ends a
+    piece later."""
+    gate, deadline = service.gate, time.monotonic() + 60
+    while (gate.running or gate.waiting) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return (gate.running, gate.waiting) == (0, 0)
 
 
 class Planted:

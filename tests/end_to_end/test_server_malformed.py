@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +24,11 @@ from schemathesis import GenerationMode
 
 from edgephi.devices.memory import return_freed_memory
 from edgephi.runtime.server.openapi import document
-from tests.serving import Running, serving
+from tests.serving import Running, comes_to_rest, serving
 
 EACH, RAW = 15, 800
 FLAT_BYTES = 20e6
-HANGS_S = 20.0
+HANGS_S = 60.0
 
 
 @pytest.fixture
@@ -66,10 +65,7 @@ def test_a_thousand_malformed_requests(running: Running) -> None:
     assert not [status for status in statuses if status >= 500], statuses
     assert {200, 400, 404, 405, 415} <= set(statuses), statuses
     assert after.status_code == 200, after.text
-    gate, deadline = running.service.gate, time.monotonic() + 10
-    while gate.running and time.monotonic() < deadline:  # those who left have ended a piece later
-        time.sleep(0.01)
-    assert (gate.running, gate.waiting) == (0, 0)
+    assert comes_to_rest(running.service)
     assert grown < FLAT_BYTES, f"{grown / 1e6:.1f} MB more"
 
 
