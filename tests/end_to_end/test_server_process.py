@@ -47,6 +47,28 @@ def started(*arguments: str, stderr: int | None = None) -> Iterator[tuple[subpro
             process.kill()
 
 
+def refuses_connections(url: str) -> bool:
+    """Whether a server that was told to end listens no more, in a minute at most."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"{url}/health", timeout=60)
+        except httpx.ConnectError:
+            return True
+        except httpx.HTTPError:  # it was in the row of those that the system had connected
+            pass
+        time.sleep(0.02)
+    return False
+
+
+def seconds_of_work(process: psutil.Process) -> float:
+    """Processor time that a process takes in the next two seconds."""
+    before = process.cpu_times()
+    time.sleep(2)
+    after = process.cpu_times()
+    return after.user + after.system - before.user - before.system
+
+
 def test_it_rests_quietly_and_gives_its_memory_back(hermes_bundle: Path) -> None:
     with (
         started(f"m={hermes_bundle}", "--idle", "1") as (process, url),
@@ -55,19 +77,17 @@ def test_it_rests_quietly_and_gives_its_memory_back(hermes_bundle: Path) -> None
         seen = psutil.Process(process.pid)
         before = seen.memory_info().rss
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while client.get("/health").json()["models"]["m"] != "sleeping":
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert seen.memory_info().rss - before < 50e6
         assert not seen.children(recursive=True), "its child processes rest too"
-        used = seen.cpu_times()
-        time.sleep(2)
-        rested = seen.cpu_times()
-        assert rested.user + rested.system - used.user - used.system <= 0.02
+        # the state is told before the closed model's memory is given back, which is work
+        assert any(seconds_of_work(seen) <= 0.02 for _ in range(3))
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_folder_that_vanishes_is_told_by_name(hermes_bundle: Path, tmp_path: Path) -> None:
@@ -87,13 +107,11 @@ def test_sigterm_lets_answers_finish(hermes_bundle: Path) -> None:
             lines = answered.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{url}/health")
+            assert refuses_connections(url)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_an_answer_that_takes_longer_than_the_end_may_is_told_so(hermes_bundle: Path) -> None:
@@ -106,8 +124,8 @@ def test_an_answer_that_takes_longer_than_the_end_may_is_told_so(hermes_bundle: 
             rest = [line for line in lines if line]
         ended = rest[-1] == "data: [DONE]"  # a fast machine was done before
         assert ended or (rest[-2] == "event: error" and "the server ended before the answer did" in rest[-1])
-        assert process.wait(20) == 0
-        assert time.monotonic() - began < 10
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < 30, "less than it waits by default"
 
 
 def test_a_second_signal_ends_it_at_once(hermes_bundle: Path) -> None:
@@ -125,11 +143,11 @@ def test_a_second_signal_ends_it_at_once(hermes_bundle: Path) -> None:
         thread = threading.Thread(target=listen)
         thread.start()
         assert heard.wait(30)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.1)
-        assert process.wait(10) == 0
-        thread.join(10)
+        process.send_signal(signal.SIGINT)
+        assert refuses_connections(url), "two signals that come before the first is heard are one"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, "it lets the answer finish, which may take a minute"
+        thread.join(60)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
