@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgephi.errors import OutputError, UsageError
 from edgephi.files import parse_json, read_file, refuse_path, unwritable
-from edgephi.runtime.templates import Message
+from edgephi.runtime.text.templates import Message
 
 LIMIT = 64 * 2**20
 """Bytes of a file that is read."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-    from edgephi.runtime.tokenizer import Tokenizer
+    from edgephi.runtime.text.tokenizer import Tokenizer
 
 LONGEST = 2**16
 """Characters of a schema (as JSON), a regular expression or a grammar."""

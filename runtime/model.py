@@ -23,8 +23,8 @@ from edgephi.runtime.prefix import Beginnings, Prefix, make_prefix
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.stream import Stream, answer_once
-from edgephi.runtime.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools
 from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools
 from edgephi.runtime.tools import ToolLike, make_tools

@@ -16,7 +16,7 @@ from typing import Literal, cast, get_args
 
 from edgephi.arguments import require_choice, require_text, wrong
 from edgephi.runtime.stream import Stream
-from edgephi.runtime.templates import Message
+from edgephi.runtime.text.templates import Message
 
 Category = Literal["hate", "sexual", "violent", "self_harm"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)

@@ -53,7 +53,7 @@ class Sampling:
         dry_base, dry_allowed_length: of the same; shorter runs are free.
         stop: texts that end the answer; none of it is in the text.
         logprobs: for every token its log probability, and that of so many most likely ones; None: not asked for.
-        stop_repetition: end an answer that only repeats its last tokens; see `runtime/endings.py`.
+        stop_repetition: end an answer that only repeats its last tokens; see `runtime/text/endings.py`.
 
     Raises:
         UsageError: a value of another type, or outside its range.

@@ -15,7 +15,7 @@ from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.stream import Stream
-from edgephi.runtime.templates import Message, user_message
+from edgephi.runtime.text.templates import Message, user_message
 from edgephi.runtime.tool_formats import assistant_message
 from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools_in
 from edgephi.runtime.tools import ToolLike, result_messages, with_read_arguments

@@ -8,11 +8,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from edgephi.runtime.answer import Answer, Finish, Prompt, Rules
-from edgephi.runtime.endings import Repetition, StopTexts
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.grammar import why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.endings import Repetition, StopTexts
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.runtime.tools import ToolCall
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from edgephi.errors import UsageError
 from edgephi.runtime.answer import Answer, Rules
 from edgephi.runtime.grammar import Grammars, ResponseFormat
 from edgephi.runtime.sampling import SamplingOptions
-from edgephi.runtime.templates import Message, user_message
+from edgephi.runtime.text.templates import Message, user_message
 from edgephi.runtime.tool_formats import ToolFormat, assistant_message, calls_grammar, reader
 from edgephi.runtime.tools import ToolCall, ToolLike, call_messages, make_tools, result_messages
 

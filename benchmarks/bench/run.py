@@ -30,8 +30,8 @@ from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
 from edgephi.runtime.place import Place
 from edgephi.runtime.prepacked.packing import prepack, prepacked_files, prepacking
-from edgephi.runtime.templates import read_template, user_message
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.templates import read_template, user_message
+from edgephi.runtime.text.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int, float | None], None]
 """Told (done, in all), in the unit of `Case.cost`, and the seconds left, or None where they are not known."""

@@ -221,8 +221,8 @@ def _cases(settings: Settings, ids: Sequence[int]) -> list[Case]:
 
 
 def _question(bundle: Path) -> list[int] | None:
-    from edgephi.runtime.templates import read_template, user_message
-    from edgephi.runtime.tokenizer import Tokenizer
+    from edgephi.runtime.text.templates import read_template, user_message
+    from edgephi.runtime.text.tokenizer import Tokenizer
 
     template = read_template(bundle)
     return Tokenizer(bundle).encode(template.render([user_message(QUESTION)])) if template else None

@@ -296,6 +296,6 @@ def _likelihoods(
 
 
 def _encoder(folder: Path) -> Callable[[str], list[int]]:
-    from edgephi.runtime.tokenizer import Tokenizer
+    from edgephi.runtime.text.tokenizer import Tokenizer
 
     return Tokenizer(folder).encode

@@ -36,7 +36,7 @@ from edgephi.runtime.answer import Answer
 from edgephi.runtime.grammar import Grammar, Grammars
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.tokenizer import TOKENIZER, Tokenizer
+from edgephi.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 SCHEMAS, MOST_TOKENS, CALLERS = 200, 200, 4
 ASKED = "Write one example of a JSON document that follows this JSON Schema, and nothing else: "

@@ -42,7 +42,7 @@ def said(bundle: Path, asked: Sequence[Question], advance: Callable[[], None]) -
     Raises:
         EdgephiError: the bundle cannot be run.
     """
-    from edgephi.runtime.tokenizer import Tokenizer
+    from edgephi.runtime.text.tokenizer import Tokenizer
 
     with closing(Tokenizer(bundle)) as tokenizer:
         given = candidates(asked, tokenizer.encode)

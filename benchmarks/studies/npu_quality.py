@@ -36,8 +36,8 @@ from edgephi.export.plan import ExportPlan, make_plan
 from edgephi.export.weights.pack import Report, source_bytes
 from edgephi.export.weights.recipe import Recipe, make_recipe
 from edgephi.quantize.registry import quantizer_words
-from edgephi.runtime.templates import read_template, user_message
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.templates import read_template, user_message
+from edgephi.runtime.text.tokenizer import Tokenizer
 
 QUESTION = "What is the capital of France?"
 ANSWER_TOKENS = 24

@@ -185,7 +185,7 @@ def measure(
 
 def tokenize(folders: Sequence[Path], text: Path, count: int) -> NDArray[np.int64]:
     """The first `count` tokens of a text, the same for all bundles: perplexities of different tokens do not compare."""
-    from edgephi.runtime.tokenizer import Tokenizer
+    from edgephi.runtime.text.tokenizer import Tokenizer
 
     content = read_argument(text, "the text", error=SourceError)
     agreed: list[int] | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgephi.runtime.model import Model
     from edgephi.runtime.sampling import SamplingOptions
     from edgephi.runtime.stream import Stream
-    from edgephi.runtime.templates import Message
+    from edgephi.runtime.text.templates import Message
 
 # "/usr/bin is what?" is a message; one word alone is a command that was mistyped
 _COMMAND = re.compile(r"/[A-Za-z]\w*")

@@ -14,7 +14,7 @@ from edgephi.runtime.moderation import moderated
 from edgephi.runtime.sampling import SamplingOptions
 from edgephi.runtime.session import Session
 from edgephi.runtime.stream import Stream
-from edgephi.runtime.templates import Message, user_message
+from edgephi.runtime.text.templates import Message, user_message
 from edgephi.runtime.tools import ToolLike, result_messages
 from edgephi.windows import text_skills
 from edgephi.windows.adapter import LanguageModelLowRankAdapter

@@ -31,7 +31,7 @@ from edgephi.runtime.integers.measure import (
 )
 from edgephi.runtime.integers.model_file import GraphFile, read_model, write_model
 from edgephi.runtime.prepacked.packing import GRAPH, WEIGHTS, pack
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -8,14 +8,14 @@ from typing import Any
 
 from edgephi.errors import UsageError
 from edgephi.runtime.answer import Answer
-from edgephi.runtime.endings import StopTexts
 from edgephi.runtime.model import Model
 from edgephi.runtime.openai_parameters import chat_arguments, is_supported
 from edgephi.runtime.sampling import TokenLogprobs
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.settings import ServerSettings
 from edgephi.runtime.stream import Stream
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.endings import StopTexts
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.runtime.tool_formats import ToolFormat
 from edgephi.runtime.tools import ToolCall, as_json
 

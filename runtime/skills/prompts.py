@@ -23,7 +23,7 @@ from edgephi.arguments import require_integer, require_number, require_text, wro
 from edgephi.errors import EdgephiError, UsageError
 from edgephi.files import no_system_errors, parse_toml, read_argument, said
 from edgephi.runtime.sampling import SamplingOptions, make_sampling
-from edgephi.runtime.templates import Message
+from edgephi.runtime.text.templates import Message
 
 FOLDER = Path(__file__).parent / "prompts"
 _SUMMARY, _TONE = ("text", "words"), ("text",)

@@ -11,8 +11,8 @@ from typing import Any
 
 import tokenizers
 
-from edgephi.runtime.templates import ChatTemplate, Message
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.templates import ChatTemplate, Message
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.tokenizer.control_tokens import is_control
 
 PHI_3 = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "</s>", "<s>"]

@@ -16,7 +16,7 @@ from edgephi.runtime.answer import Answer, Prompt
 from edgephi.runtime.engines.base import KvSequence
 from edgephi.runtime.sampling import Chooser, Sampling
 from edgephi.runtime.stream import Stream
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.tokenizer import Tokenizer
 from tests.interrupts import struck_in
 
 STOP = 50256  # <|endoftext|> of phi-2

@@ -10,7 +10,7 @@ import pytest
 
 from edgephi.errors import OutputError, UsageError
 from edgephi.runtime.conversation import read_conversation, write_conversation
-from edgephi.runtime.templates import Message
+from edgephi.runtime.text.templates import Message
 
 MESSAGES: tuple[Message, ...] = (
     {"role": "system", "content": "Be brief."},

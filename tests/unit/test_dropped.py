@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgephi.errors import PromptError
-from edgephi.runtime.templates import read_template
+from edgephi.runtime.text.templates import read_template
 from edgephi.templates.chat_template import ChatTemplate, render
 from edgephi.templates.facts import TemplateFacts, template_facts
 

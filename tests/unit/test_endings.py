@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edgephi.runtime.endings import LEAST_TIMES, LEAST_TOKENS, Repetition, StopTexts
+from edgephi.runtime.text.endings import LEAST_TIMES, LEAST_TOKENS, Repetition, StopTexts
 
 
 def through(stops: list[str], pieces: list[str]) -> tuple[str, bool]:

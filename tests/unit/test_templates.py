@@ -13,7 +13,7 @@ import jinja2
 import pytest
 
 from edgephi.errors import PromptError, TokenizerError
-from edgephi.runtime.templates import ChatTemplate, read_template
+from edgephi.runtime.text.templates import ChatTemplate, read_template
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

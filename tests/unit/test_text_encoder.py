@@ -23,7 +23,7 @@ from edgephi.export.calibrate.text import _encode
 from edgephi.export.tokenizer.files import TokenizerFiles
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.tokenizer import encoder as text_encoder
 from edgephi.tokenizer.bounds import bound_parts
 from edgephi.tokenizer.known_patterns import KNOWN_PATTERNS, known_steps

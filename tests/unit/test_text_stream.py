@@ -13,8 +13,8 @@ import tokenizers
 from edgephi.errors import TokenizerError
 from edgephi.export.checkpoint.gguf import open_gguf
 from edgephi.export.tokenizer.gguf import tokenizer_from_gguf
-from edgephi.runtime.text_stream import TextStream
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.text_stream import TextStream
+from edgephi.runtime.text.tokenizer import Tokenizer
 
 NAMES = ["phi-2", "phi-3-mini", "phi-3-medium"]
 

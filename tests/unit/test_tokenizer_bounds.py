@@ -17,7 +17,7 @@ from edgephi.export.tokenizer import genai as tokenizer_genai
 from edgephi.export.tokenizer.genai import compare_with_genai
 from edgephi.export.tokenizer.huggingface import tokenizer_from_folder
 from edgephi.export.tokenizer.pre_tokenizers import WORD_SPLITS
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.tokenizer.bounds import bound_parts, guarded
 from tests.unit.test_tokenizer_added import REFERENCE, added
 
@@ -241,7 +241,7 @@ import os, sys
 from pathlib import Path
 from edgephi.commands.process import guard_streams
 from edgephi.errors import EdgephiError
-from edgephi.runtime.tokenizer import Tokenizer
+from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.tokenizer.bounds import guarded
 guard_streams()
 try:

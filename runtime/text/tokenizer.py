@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgephi.errors import EdgephiError, PromptError, TokenizerError
 from edgephi.files import JSON_LIMIT, read_text
-from edgephi.runtime.text_stream import TextStream
-from edgephi.runtime.token_bytes import vocabulary_bytes
+from edgephi.runtime.text.text_stream import TextStream
+from edgephi.runtime.text.token_bytes import vocabulary_bytes
 from edgephi.tokenizer.bounds import guarded
 from edgephi.tokenizer.encoder import InChild, open_tokenizer
 from edgephi.tokenizer.marked import control_tokens
@@ -75,7 +75,7 @@ class Tokenizer:
             return str(self._reference.decode(list(ids), skip_special_tokens=not special))
 
     def vocabulary_bytes(self, size: int) -> list[bytes] | None:
-        """The bytes of the first `size` tokens; None: see `runtime/token_bytes.py`.
+        """The bytes of the first `size` tokens; None: see `runtime/text/token_bytes.py`.
 
         Raises:
             TokenizerError: the tokenizer breaks off.

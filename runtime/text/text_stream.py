@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edgephi.errors import EdgephiError
-from edgephi.runtime.decoder_steps import BYTE, REPLACEMENT, Step, decoder_steps
+from edgephi.runtime.text.decoder_steps import BYTE, REPLACEMENT, Step, decoder_steps
 from edgephi.tokenizer.bounds import guarded
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgephi.runtime.decoder_steps import BYTE, LETTERS, flat_steps
+from edgephi.runtime.text.decoder_steps import BYTE, LETTERS, flat_steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
