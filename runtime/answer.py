@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgephi.runtime.grammar import Grammar
 from edgephi.runtime.sampling import TokenLogprobs
-from edgephi.runtime.tools import ToolCall
+from edgephi.runtime.tools.functions import ToolCall
 
 Finish = Literal["stop", "length", "cancelled", "repetition"]
 

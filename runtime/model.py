@@ -25,9 +25,9 @@ from edgephi.runtime.session import Overflow, Session
 from edgephi.runtime.stream import Stream, answer_once
 from edgephi.runtime.text.templates import ChatTemplate, Message, empty_prompt, read_template, user_message
 from edgephi.runtime.text.tokenizer import Tokenizer
-from edgephi.runtime.tool_formats import ToolFormat, tool_format, with_tools
-from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools
-from edgephi.runtime.tools import ToolLike, make_tools
+from edgephi.runtime.tools.formats import ToolFormat, tool_format, with_tools
+from edgephi.runtime.tools.functions import ToolLike, make_tools
+from edgephi.runtime.tools.run import ToolRun, make_rules, run_tools
 
 
 class Model(TakesAdapters):

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError, UsageError
-from edgephi.runtime.tools import make_tools, with_read_arguments
+from edgephi.runtime.tools.functions import make_tools, with_read_arguments
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Of OpenAI's, by what chat templates call them."""

@@ -21,7 +21,7 @@ from edgephi.runtime.engines import engines_that
 from edgephi.runtime.engines.base import SHARED, KvSequence, common_prefix
 from edgephi.runtime.engines.saved_cache import UNFINISHED, bundle_digest
 from edgephi.runtime.text.templates import Message, user_message
-from edgephi.runtime.tools import ToolLike
+from edgephi.runtime.tools.functions import ToolLike
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -16,9 +16,9 @@ from edgephi.runtime.grammar import ResponseFormat
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.stream import Stream
 from edgephi.runtime.text.templates import Message, user_message
-from edgephi.runtime.tool_formats import assistant_message
-from edgephi.runtime.tool_run import ToolRun, make_rules, run_tools_in
-from edgephi.runtime.tools import ToolLike, result_messages, with_read_arguments
+from edgephi.runtime.tools.formats import assistant_message
+from edgephi.runtime.tools.functions import ToolLike, result_messages, with_read_arguments
+from edgephi.runtime.tools.run import ToolRun, make_rules, run_tools_in
 
 if TYPE_CHECKING:
     from edgephi.runtime.adapters import Adapter

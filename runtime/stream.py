@@ -13,7 +13,7 @@ from edgephi.runtime.grammar import why_invalid
 from edgephi.runtime.sampling import Sampler, Sampling, TokenLogprobs
 from edgephi.runtime.text.endings import Repetition, StopTexts
 from edgephi.runtime.text.tokenizer import Tokenizer
-from edgephi.runtime.tools import ToolCall
+from edgephi.runtime.tools.functions import ToolCall
 
 if TYPE_CHECKING:
     from edgephi.runtime.adapters import Adapter

@@ -69,7 +69,7 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def hermes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of random weights that can write all text, with a chat template that knows tools."""
-    from edgephi.runtime.tool_formats import HERMES
+    from edgephi.runtime.tools.formats import HERMES
     from tests.planted_tools import TEMPLATES, bundle_with
 
     return bundle_with(TEMPLATES[HERMES], tmp_path_factory.mktemp("hermes"))

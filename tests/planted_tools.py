@@ -15,7 +15,7 @@ import pytest
 import edgephi
 from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Chooser
-from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
+from edgephi.runtime.tools.formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
 from tests.tiny_phi import ASCII_VOCABULARY, PHI_3, tiny_phi
 
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}"

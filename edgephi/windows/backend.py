@@ -27,7 +27,7 @@ from edgephi.windows.results import (
 )
 
 if TYPE_CHECKING:
-    from edgephi.runtime.tools import ToolLike
+    from edgephi.runtime.tools.functions import ToolLike
 
 Emit = Callable[[str], None]
 SummaryKind = Literal["text", "paragraph"]

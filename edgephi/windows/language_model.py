@@ -23,7 +23,7 @@ from edgephi.windows.results import (
 from edgephi.windows.settings import backend
 
 if TYPE_CHECKING:
-    from edgephi.runtime.tools import ToolLike
+    from edgephi.runtime.tools.functions import ToolLike
 
 Made = TypeVar("Made")
 ResponseOperation: TypeAlias = AsyncOperation[LanguageModelResponseResult, str]

@@ -12,7 +12,7 @@ from edgephi.windows.adapter import LanguageModelLowRankAdapter
 from edgephi.windows.enums import InputKind, SeverityLevel
 
 if TYPE_CHECKING:
-    from edgephi.runtime.tools import ToolLike
+    from edgephi.runtime.tools.functions import ToolLike
 
 MAX_NEW_TOKENS = 2048
 """Of an answer where nobody says. Windows' interface has no such bound; its model's context of 4,096 tokens is one."""

@@ -15,7 +15,7 @@ from edgephi.runtime.sampling import SamplingOptions
 from edgephi.runtime.session import Session
 from edgephi.runtime.stream import Stream
 from edgephi.runtime.text.templates import Message, user_message
-from edgephi.runtime.tools import ToolLike, result_messages
+from edgephi.runtime.tools.functions import ToolLike, result_messages
 from edgephi.windows import text_skills
 from edgephi.windows.adapter import LanguageModelLowRankAdapter
 from edgephi.windows.backend import Emit, OpenContext, Request, SummaryKind, failed

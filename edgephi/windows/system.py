@@ -41,7 +41,7 @@ from edgephi.windows.results import (
 )
 
 if TYPE_CHECKING:
-    from edgephi.runtime.tools import ToolLike
+    from edgephi.runtime.tools.functions import ToolLike
 
 _SAID = "Windows' language model"
 _REMEDY = "See Microsoft's page on troubleshooting Windows AI APIs, or use a model of edgephi (backend='edgephi')"

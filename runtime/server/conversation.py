@@ -16,8 +16,8 @@ from edgephi.runtime.server.settings import ServerSettings
 from edgephi.runtime.stream import Stream
 from edgephi.runtime.text.endings import StopTexts
 from edgephi.runtime.text.tokenizer import Tokenizer
-from edgephi.runtime.tool_formats import ToolFormat
-from edgephi.runtime.tools import ToolCall, as_json
+from edgephi.runtime.tools.formats import ToolFormat
+from edgephi.runtime.tools.functions import ToolCall, as_json
 
 Message = Mapping[str, object]
 """As OpenAI's chat completions have it."""

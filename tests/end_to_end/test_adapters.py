@@ -17,7 +17,7 @@ from edgephi.errors import AdapterError, EngineError, UsageError
 from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from tests.end_to_end.test_command import edgephi as command
 from tests.end_to_end.test_command import refused
 from tests.lora import TINY, random_adapter

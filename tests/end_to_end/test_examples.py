@@ -14,7 +14,7 @@ import pytest
 
 import edgephi
 from edgephi.export.adapter import convert_adapter
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from tests.lora import TINY, random_adapter
 from tests.node_tools import node_modules, run_node
 from tests.planted_tools import CHATML_WITH_TOOLS, ENDING, TEMPLATES, with_template

@@ -12,7 +12,7 @@ from edgephi.runtime.answer import Answer
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
 from edgephi.runtime.openai_parameters import EXTENSIONS, PARAMETERS, chat_arguments
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from tests.planted_tools import TEMPLATES, bundle_with, plant, written
 
 Ask = Callable[..., Answer]

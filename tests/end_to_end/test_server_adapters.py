@@ -22,7 +22,7 @@ from edgephi.commands.serve import _adapters, _installed, _named
 from edgephi.errors import EdgephiError, UsageError
 from edgephi.export.adapter import convert_adapter
 from edgephi.runtime.moderation import Severity
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from edgephi.store.places import models_folder
 from tests.lora import random_adapter
 from tests.planted_tools import ENDING, TEMPLATES, written

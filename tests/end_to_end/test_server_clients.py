@@ -22,7 +22,7 @@ from anthropic.types import ToolUseBlock
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
 from openai.types.responses import ResponseFunctionToolCall
 
-from edgephi.runtime.tool_formats import HERMES, PHI_4_MINI, ToolFormat
+from edgephi.runtime.tools.formats import HERMES, PHI_4_MINI, ToolFormat
 from tests.planted_tools import TEMPLATES, Reciter, bundle_with, written
 from tests.serving import Planted, Running, serving
 

@@ -12,7 +12,7 @@ import pytest
 for package in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(package)
 
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from tests.node_tools import PROJECT, node_modules, run_node
 from tests.planted_tools import written
 from tests.serving import Planted, serving

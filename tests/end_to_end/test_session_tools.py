@@ -11,7 +11,7 @@ import pytest
 from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
+from edgephi.runtime.tools.formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
 from tests.planted_tools import TEMPLATES, TOOLS, TURNS, add, bundle_with, plant, written
 from tests.unit.test_readme import PROJECT, blocks
 

@@ -12,8 +12,8 @@ import pytest
 from edgephi.errors import GrammarError, PromptError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat, calls_grammar, read_calls
-from edgephi.runtime.tools import make_tools
+from edgephi.runtime.tools.formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat, calls_grammar, read_calls
+from edgephi.runtime.tools.functions import make_tools
 from tests.planted_tools import TEMPLATES, TOOLS, TURNS, bundle_with, plant, written
 from tests.tiny_phi import ASCII_VOCABULARY
 

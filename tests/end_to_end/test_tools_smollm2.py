@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 
 from edgephi.runtime.answer import Answer
 from edgephi.runtime.loading import load
-from edgephi.runtime.tool_formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
-from edgephi.runtime.tools import make_tools
+from edgephi.runtime.tools.formats import HERMES, LLAMA_3, PHI_4_MINI, ToolFormat
+from edgephi.runtime.tools.functions import make_tools
 from tests.planted_tools import CHATML_TEMPLATES, with_template
 
 Text = Annotated[str, Field(max_length=30)]

@@ -11,7 +11,7 @@ from edgephi.errors import PromptTooLongError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
 from edgephi.runtime.moderation import Side
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from edgephi.windows import LanguageModel, LanguageModelOptions, LanguageModelResponseStatus, SeverityLevel, use_model
 from tests.planted_tools import ENDING, TEMPLATES, TOOLS, add, plant, written
 from tests.tiny_phi import PHI_3, tiny_phi

@@ -21,7 +21,7 @@ from edgephi.runtime.model import Model
 from edgephi.runtime.sampling import Chooser
 from edgephi.runtime.server import ServerSettings, create_app
 from edgephi.runtime.server.serve import serve
-from edgephi.runtime.tool_formats import HERMES
+from edgephi.runtime.tools.formats import HERMES
 from tests.planted_tools import Reciter, written
 
 ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "answers.json").read_text(encoding="utf-8"))

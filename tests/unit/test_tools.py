@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from edgephi.errors import GrammarError, PromptError, UsageError
-from edgephi.runtime.tool_formats import (
+from edgephi.runtime.tools.formats import (
     HERMES,
     LLAMA_3,
     PHI_4_MINI,
@@ -20,7 +20,7 @@ from edgephi.runtime.tool_formats import (
     tool_format,
     with_tools,
 )
-from edgephi.runtime.tools import make_tools
+from edgephi.runtime.tools.functions import make_tools
 
 
 class Place(BaseModel):

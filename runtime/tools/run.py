@@ -12,8 +12,8 @@ from edgephi.runtime.answer import Answer, Rules
 from edgephi.runtime.grammar import Grammars, ResponseFormat
 from edgephi.runtime.sampling import SamplingOptions
 from edgephi.runtime.text.templates import Message, user_message
-from edgephi.runtime.tool_formats import ToolFormat, assistant_message, calls_grammar, reader
-from edgephi.runtime.tools import ToolCall, ToolLike, call_messages, make_tools, result_messages
+from edgephi.runtime.tools.formats import ToolFormat, assistant_message, calls_grammar, reader
+from edgephi.runtime.tools.functions import ToolCall, ToolLike, call_messages, make_tools, result_messages
 
 if TYPE_CHECKING:
     from edgephi.runtime.model import Model

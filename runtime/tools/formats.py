@@ -19,7 +19,7 @@ from typing import Literal
 from edgephi.arguments import wrong
 from edgephi.errors import PromptError
 from edgephi.runtime.grammar import JSON_OPTIONS, require_few_remainders
-from edgephi.runtime.tools import Tool, ToolCall, as_json, call_messages, with_read_arguments
+from edgephi.runtime.tools.functions import Tool, ToolCall, as_json, call_messages, with_read_arguments
 from edgephi.templates.chat_template import Message
 
 Reader = Callable[[str], tuple[ToolCall, ...]]
