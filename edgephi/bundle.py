@@ -176,8 +176,8 @@ def check_bundle(
     manifest does not list.
 
     Args:
-        examined: a folder with this manifest passed before under the same rules (`runtime/examined.py`). Files whose
-            hashes are compared here are then not read for what is in them again.
+        examined: a folder with this manifest passed before under the same rules (`runtime/placement/examined.py`).
+            Files whose hashes are compared here are then not read for what is in them again.
 
     Raises:
         BundleError: naming the first file that differs.

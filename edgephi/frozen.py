@@ -31,7 +31,7 @@ FUNCTIONS = frozenset(
         "edgephi.runtime.engines.npu_session:load_all",
         "edgephi.runtime.foreign.diagnosis:open_graph",
         "edgephi.runtime.foreign.diagnosis:probe_config",
-        "edgephi.runtime.probe:try_graph",
+        "edgephi.runtime.placement.probe:try_graph",
     }
 )
 """What `edgephi.child` may be asked to call."""

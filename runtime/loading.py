@@ -12,15 +12,15 @@ from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import BundleError, DeviceError, EngineError, UsageError
 from edgephi.files import no_system_errors, refuse_path
 from edgephi.runtime.adapters import load_adapters
-from edgephi.runtime.config import read_config
-from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines import require_engine
 from edgephi.runtime.engines.base import OpenRequest
 from edgephi.runtime.engines.opening import EngineOpening
-from edgephi.runtime.examined import examine
 from edgephi.runtime.integers import PrefillChoice, prefill_choice
 from edgephi.runtime.model import Model
-from edgephi.runtime.place import ProviderChoice, asked_to_spin
+from edgephi.runtime.placement.config import read_config
+from edgephi.runtime.placement.dispatch import plan, verify_placement
+from edgephi.runtime.placement.examined import examine
+from edgephi.runtime.placement.place import ProviderChoice, asked_to_spin
 from edgephi.runtime.prefix import default_prefix_bytes
 from edgephi.runtime.prepacked.packing import Prepacking, prepacking
 

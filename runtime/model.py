@@ -18,7 +18,7 @@ from edgephi.runtime.answer import Answer, Prompt, Rules
 from edgephi.runtime.engines.base import SHARED, Engine, KvSequence, OpenRequest, capacity_for
 from edgephi.runtime.engines.opening import EngineOpening
 from edgephi.runtime.grammar import Grammars, ResponseFormat
-from edgephi.runtime.placement import Placement, placement, together
+from edgephi.runtime.placement.nodes import Placement, placement, together
 from edgephi.runtime.prefix import Beginnings, Prefix, make_prefix
 from edgephi.runtime.sampling import Sampling, SamplingOptions, make_sampling
 from edgephi.runtime.session import Overflow, Session

@@ -11,7 +11,7 @@ from edgephi.bundle import GraphEntry
 from edgephi.errors import EngineError
 from edgephi.runtime.adapters import Adapter
 from edgephi.runtime.engines.base import Abilities, OpenRequest, cannot, common_prefix, require_in_vocabulary
-from edgephi.runtime.placement import CPU, Placement, ProviderNodes
+from edgephi.runtime.placement.nodes import CPU, Placement, ProviderNodes
 from edgephi.runtime.sampling import Chooser
 
 ABILITIES = Abilities(rewind=True, fork=True, save=False, batch=False)

@@ -35,8 +35,8 @@ def add_to(patch: pytest.MonkeyPatch) -> None:
 
 
 def try_graph(**arguments: Any) -> dict[str, Any]:
-    """The child's side of `runtime.probe.prove`, in a process that has to be told of the toy as well."""
-    from edgephi.runtime import probe
+    """The child's side of `runtime.placement.probe.prove`, in a process that has to be told of the toy as well."""
+    from edgephi.runtime.placement import probe
 
     with pytest.MonkeyPatch.context() as patch:
         add_to(patch)

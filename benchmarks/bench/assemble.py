@@ -33,7 +33,7 @@ from edgephi.benchmarks.report import library_versions, machine
 from edgephi.bundle import Manifest, contents_sha256
 from edgephi.devices.power import power_mode, power_source
 from edgephi.devices.providers import all_providers
-from edgephi.runtime.place import Place
+from edgephi.runtime.placement.place import Place
 
 LIBRARIES = (
     "edgephi",

@@ -12,9 +12,9 @@ from edgephi.benchmarks.bench.measure import Instruments, Sample, mark, sample
 from edgephi.bundle import read_manifest
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import library_errors
-from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.engines.genai_settings import og_config, require_device
-from edgephi.runtime.place import Place
+from edgephi.runtime.placement.config import read_genai_config
+from edgephi.runtime.placement.place import Place
 
 PIECE = 256
 """Tokens of a prompt computed at once, as edgephi's own engine does; DirectML takes whole prompts."""

@@ -22,13 +22,13 @@ from edgephi.benchmarks.bench.workload import Workload
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import QualityError
-from edgephi.runtime import dispatch
-from edgephi.runtime.config import decode_file, read_config
 from edgephi.runtime.golden import reproduce
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.place import Place
+from edgephi.runtime.placement import dispatch
+from edgephi.runtime.placement.config import decode_file, read_config
+from edgephi.runtime.placement.place import Place
 from edgephi.runtime.prepacked.packing import prepack, prepacked_files, prepacking
 from edgephi.runtime.text.templates import read_template, user_message
 from edgephi.runtime.text.tokenizer import Tokenizer

@@ -257,7 +257,7 @@ def _answer(bundle: Path, tokens: Sequence[int]) -> str:
     from tokenizers import Tokenizer
 
     from edgephi.bundle import GENAI_CONFIG, read_manifest
-    from edgephi.runtime.config import read_genai_config
+    from edgephi.runtime.placement.config import read_genai_config
 
     assert (bundle / GENAI_CONFIG).is_file()
     stops = set(read_genai_config(bundle, read_manifest(bundle)).stop_ids)

@@ -92,7 +92,7 @@ def require_contract(folder: Path, manifest: Manifest, text: Path | None, agains
     """
     from edgephi.bundle import sha256_of
     from edgephi.export.checkpoint.source import require_source
-    from edgephi.runtime.dispatch import require_device
+    from edgephi.runtime.placement.dispatch import require_device
 
     quality = manifest.quality
     if quality is None:
@@ -170,7 +170,7 @@ def check(
 
 
 def _providers(folder: Path) -> tuple[str, ...]:
-    from edgephi.runtime.placement import placement
+    from edgephi.runtime.placement.nodes import placement
 
     return tuple(part.provider for part in placement(folder).providers)
 

@@ -84,7 +84,7 @@ def _samples(model: Model, case: Case, rounds: int) -> list[Any]:
 
 
 def _place(model: Model) -> dict[str, Any]:
-    """provider, kind of device, threads, and the placement (see `runtime/placement.py`)."""
+    """provider, kind of device, threads, and the placement (see `runtime/placement/nodes.py`)."""
     device = model.place.device
     return {
         "provider": model.place.choice.provider,
@@ -108,7 +108,7 @@ def plain_loop(
         whole_refused (what onnxruntime said to that, by length), decode_s and decoded, as in `speed`.
     """
     from edgephi.devices.providers import register
-    from edgephi.runtime.probe import pick_device
+    from edgephi.runtime.placement.probe import pick_device
 
     raw = pick_device("webgpu", register("webgpu"), kinds).raw
     options = session_options(device=raw, device_options={}, spinning=False, record_placement=True)

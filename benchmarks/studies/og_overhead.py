@@ -41,10 +41,10 @@ from edgephi.benchmarks.report import (
 from edgephi.bundle import read_manifest
 from edgephi.errors import EngineError
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.config import decode_file, read_genai_config
-from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines.genai_settings import og_config
-from edgephi.runtime.place import Place
+from edgephi.runtime.placement.config import decode_file, read_genai_config
+from edgephi.runtime.placement.dispatch import plan, verify_placement
+from edgephi.runtime.placement.place import Place
 
 PAUSE_S = 0.2
 PREFIX = "past_key_values."

@@ -11,7 +11,7 @@ from edgephi.errors import printable
 
 if TYPE_CHECKING:
     from edgephi.runtime.answer import Answer
-    from edgephi.runtime.placement import Placement
+    from edgephi.runtime.placement.nodes import Placement
 
 QUESTION = "What is the capital of Japan?"
 
@@ -39,7 +39,7 @@ def demo(
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.installed import copyable
     from edgephi.runtime.loading import load
-    from edgephi.runtime.placement import placement
+    from edgephi.runtime.placement.nodes import placement
     from edgephi.store.demo import demo_bundle
     from edgephi.store.names import DEMO
 

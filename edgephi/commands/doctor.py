@@ -13,7 +13,7 @@ from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgephi.devices.doctor import Finding
-    from edgephi.runtime.place import Place
+    from edgephi.runtime.placement.place import Place
 
 
 def doctor(
@@ -51,7 +51,7 @@ def doctor(
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
     from edgephi.commands.console import print_json
-    from edgephi.runtime.dispatch import require_device
+    from edgephi.runtime.placement.dispatch import require_device
 
     require_device(device)
     facts: dict[str, object]
@@ -88,7 +88,7 @@ def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
     from edgephi.bundle import MANIFEST
     from edgephi.devices.doctor import Finding
     from edgephi.errors import EdgephiError, NoGraphError
-    from edgephi.runtime.report import placement_report
+    from edgephi.runtime.placement.report import placement_report
     from edgephi.store.pull_again import name_pull
 
     if not (folder / MANIFEST).is_file():

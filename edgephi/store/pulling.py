@@ -249,8 +249,8 @@ def _recorded(name: str, record: PullRecord) -> Iterator[None]:
 def _pack(folder: Path, manifest: Manifest) -> None:
     """Write the CPU's weights in the order its kernels read them, for the graph that a load takes."""
     from edgephi.devices.kleidiai import kleidiai
-    from edgephi.runtime.config import read_config
     from edgephi.runtime.engines import engine_for
+    from edgephi.runtime.placement.config import read_config
 
     graph, kernels = manifest.graph_for("cpu"), kleidiai(manifest.recipe)
     assert graph is not None

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgephi.bundle import GraphEntry, Manifest
     from edgephi.genai_config import GenaiConfig
     from edgephi.runtime.adapters import Adapter
-    from edgephi.runtime.place import Place
-    from edgephi.runtime.placement import Placement
+    from edgephi.runtime.placement.nodes import Placement
+    from edgephi.runtime.placement.place import Place
 
 CAPACITY_STEP = 256
 """Tokens; sequences of similar lengths get caches of one size."""

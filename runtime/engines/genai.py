@@ -13,17 +13,17 @@ from edgephi.bundle import LONG_ROPE_ADAPTER, GraphEntry, read_unchanged
 from edgephi.devices.memory import return_freed_memory
 from edgephi.devices.providers import graph_traits
 from edgephi.errors import EngineError, library_errors
-from edgephi.runtime.config import decode_file
 from edgephi.runtime.engines.base import Abilities, Engine, OpenRequest, cannot, common_prefix, require_in_vocabulary
 from edgephi.runtime.engines.genai_settings import og_config, require_device
+from edgephi.runtime.placement.config import decode_file
 from edgephi.runtime.prepacked.packing import SWITCH
 from edgephi.runtime.sampling import Chooser
 
 if TYPE_CHECKING:
     from edgephi.genai_config import GenaiConfig
     from edgephi.runtime.adapters import Adapter
-    from edgephi.runtime.place import Place
-    from edgephi.runtime.placement import Placement
+    from edgephi.runtime.placement.nodes import Placement
+    from edgephi.runtime.placement.place import Place
 
 # A prompt is computed in pieces: activations, and logits where a graph has them for every row, grow with the rows
 # (SmolLM2, 1,024 tokens: 241 MB at once, 69 MB in these pieces, 13 MB with the last row's logits alone; pieces of 512

@@ -16,12 +16,12 @@ from edgephi.devices.providers import graph_traits, provider
 from edgephi.errors import DeviceError, EngineError, one_line
 from edgephi.genai_config import GenaiConfig
 from edgephi.ort import NO_KLEIDIAI
-from edgephi.runtime.config import decode_file
+from edgephi.runtime.placement.config import decode_file
 from edgephi.runtime.prepacked.packing import GRAPH
 
 if TYPE_CHECKING:
-    from edgephi.runtime.place import Place
-    from edgephi.runtime.probe import ProvedDevice
+    from edgephi.runtime.placement.place import Place
+    from edgephi.runtime.placement.probe import ProvedDevice
 
 _registered: set[str] = set()
 """Providers og knows in this process; it cannot be asked, and takes a library once."""

@@ -42,7 +42,7 @@ from edgephi.runtime.engines.npu_sequence import (
 from edgephi.runtime.engines.npu_session import open_on_cpu, placement_of
 from edgephi.runtime.engines.npu_stages import LoadedStage, load_stages
 from edgephi.runtime.engines.saved_cache import cache_key, read_cache
-from edgephi.runtime.placement import Placement
+from edgephi.runtime.placement.nodes import Placement
 
 ABILITIES = Abilities(rewind=True, fork=True, save=True, batch=False)
 

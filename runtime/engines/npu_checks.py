@@ -11,7 +11,7 @@ from edgephi.bundle import Manifest, NpuFacts, NpuStage, sha256_of
 from edgephi.child import call
 from edgephi.devices.hexagon import COMPATIBILITY_KEY, parse_compatibility
 from edgephi.errors import BundleError
-from edgephi.runtime.graph_facts import read_compiled
+from edgephi.runtime.placement.graph_facts import read_compiled
 
 NpuDevice = Literal["npu", "npu-simulator"]
 LOADING_S = 600.0

@@ -10,7 +10,7 @@ from edgephi.devices.hexagon import SHARE_CONTEXTS, load_options
 from edgephi.devices.providers import check_options, register
 from edgephi.errors import DeviceError, EngineError
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.placement import Placement, read_placement
+from edgephi.runtime.placement.nodes import Placement, read_placement
 
 QNN = "QNNExecutionProvider"
 _VERIFY = "Check the bundle with `edgephi verify`, or export the model again"

@@ -10,7 +10,7 @@ from edgephi.bundle import NpuFacts
 from edgephi.ort import CPU
 from edgephi.runtime.engines.npu_checks import NpuDevice
 from edgephi.runtime.engines.npu_session import QNN, open_on_cpu, open_on_npu, placement_of
-from edgephi.runtime.placement import Placement
+from edgephi.runtime.placement.nodes import Placement
 
 
 @dataclass(frozen=True)

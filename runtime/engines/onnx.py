@@ -28,7 +28,7 @@ from edgephi.runtime.engines.onnx_sequence import KV, OnnxSequence
 from edgephi.runtime.engines.onnx_slots import Slots
 from edgephi.runtime.engines.saved_cache import ROWS, CacheTensor, cache_key, read_cache, read_fact
 from edgephi.runtime.integers.cache import entry_digest
-from edgephi.runtime.placement import Placement
+from edgephi.runtime.placement.nodes import Placement
 from edgephi.runtime.prefix_cache import PrefixStatistics
 from edgephi.runtime.prepacked.packing import GRAPH
 from edgephi.runtime.scheduler import Scheduler, interrupt_behind
@@ -53,7 +53,7 @@ class OnnxEngine:
 
     abilities = ABILITIES
     placements: tuple[Placement, ...] = ()
-    """The CPU is the only provider there is; `runtime/placement.py` asks a twin when somebody wants to know."""
+    """The CPU is the only provider there is; `runtime/placement/nodes.py` asks a twin when somebody wants to know."""
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.runtime.graph_parts import Message, Node, attribute_name
 from edgephi.runtime.integers.model_file import (
     FLOAT,
     INT8,
@@ -38,6 +37,7 @@ from edgephi.runtime.integers.weights import (
     weight_slices,
     zero_widths,
 )
+from edgephi.runtime.placement.graph_parts import Message, Node, attribute_name
 
 MS = "com.microsoft"
 CONVERTED = re.compile(r"/model/layers\.\d+/(attn|mlp)/(q|k|v|qkv|o|gate|up|gate_up)_proj/MatMulNBits")

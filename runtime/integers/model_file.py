@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgephi.graph_file import read_fields
-from edgephi.runtime.graph_parts import (
+from edgephi.runtime.placement.graph_parts import (
     GRAPH,
     INPUT,
     NAME,

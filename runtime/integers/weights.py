@@ -9,8 +9,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from edgephi.runtime.graph_parts import Node, Tensor
 from edgephi.runtime.integers.model_file import FLOAT, GraphFile, tensor_values
+from edgephi.runtime.placement.graph_parts import Node, Tensor
 
 Slices = Iterator[tuple[slice, NDArray[np.float32]]]
 """Rows of a matrix and their values, float32 [rows, columns]."""

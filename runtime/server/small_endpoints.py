@@ -6,7 +6,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgephi.runtime.place import Place
+from edgephi.runtime.placement.place import Place
 from edgephi.runtime.server.conversation import read_conversation
 from edgephi.runtime.server.errors import RequestError
 from edgephi.runtime.server.limits import has_key, read_json

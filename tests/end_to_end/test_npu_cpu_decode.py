@@ -22,7 +22,7 @@ from edgephi.errors import BundleError, DeviceError, UsageError
 from edgephi.runtime.engines.npu import NpuEngine, open_npu
 from edgephi.runtime.engines.npu_sequence import NpuSequence
 from edgephi.runtime.loading import load
-from edgephi.runtime.report import placement_report
+from edgephi.runtime.placement.report import placement_report
 from tests.decoding import Decoder, build_graph, genai_tokens
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 

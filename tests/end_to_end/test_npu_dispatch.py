@@ -9,7 +9,7 @@ import pytest
 import edgephi
 from edgephi.errors import BundleError, DeviceError
 from edgephi.runtime.loading import load
-from edgephi.runtime.report import placement_report
+from edgephi.runtime.placement.report import placement_report
 from tests.tiny_phi import PHI_3, tiny_phi
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install edgephi[qnn]")

@@ -22,7 +22,7 @@ from edgephi.commands.app import app
 from edgephi.errors import BundleError, EngineError, PromptError, UsageError
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model
-from edgephi.runtime.placement import placement
+from edgephi.runtime.placement.nodes import placement
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.unit.test_bundle import GRAPH
 

@@ -18,9 +18,9 @@ from edgephi.bundle import read_manifest
 from edgephi.devices.profile import parse_profile
 from edgephi.devices.providers import check_options, graph_devices, provider, require_known_graphs
 from edgephi.errors import BundleError, DeviceError, UsageError
-from edgephi.runtime import probe
-from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.loading import load
+from edgephi.runtime.placement import probe
+from edgephi.runtime.placement.dispatch import plan, verify_placement
 from tests.tiny_phi import PHI_3, tiny_phi
 from tests.toy_provider import TOY, add_to
 
@@ -49,7 +49,7 @@ def toy() -> Iterator[None]:
     """The toy is registered here, and in the children that prove a graph."""
 
     def call(function: str, arguments: dict[str, Any], **options: Any) -> object:
-        assert function == "edgephi.runtime.probe:try_graph"
+        assert function == "edgephi.runtime.placement.probe:try_graph"
         return child.call("tests.toy_provider:try_graph", arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -14,9 +14,9 @@ import edgephi
 from edgephi.bundle import check_bundle, read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import UsageError
-from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.engines.genai import OgEngine
-from edgephi.runtime.place import Place, ProviderChoice
+from edgephi.runtime.placement.config import read_genai_config
+from edgephi.runtime.placement.place import Place, ProviderChoice
 
 QUESTION = "The capital of France is"
 

@@ -22,9 +22,9 @@ import edgephi
 from edgephi.bundle import read_manifest
 from edgephi.commands.app import app
 from edgephi.errors import DeviceError
-from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.loading import load
-from edgephi.runtime.placement import Placement
+from edgephi.runtime.placement.dispatch import plan, verify_placement
+from edgephi.runtime.placement.nodes import Placement
 from tests.end_to_end.test_export import TOKENIZER, added_token
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 
@@ -88,8 +88,9 @@ def test_the_twin_tells_what_the_session_of_onnxruntime_genai_does(bundle: Path,
     place = verify_placement(bundle, plan(bundle, read_manifest(bundle), PROFILE, False).choices[0])
     program = (
         "import json, sys\nfrom pathlib import Path\nimport numpy as np, onnxruntime_genai as og\n"
-        "from edgephi.bundle import read_manifest\nfrom edgephi.runtime.dispatch import plan, verify_placement\n"
-        "from edgephi.runtime.config import read_genai_config\n"
+        "from edgephi.bundle import read_manifest\n"
+        "from edgephi.runtime.placement.dispatch import plan, verify_placement\n"
+        "from edgephi.runtime.placement.config import read_genai_config\n"
         "from edgephi.runtime.engines.genai_settings import og_config\n"
         "folder = Path(sys.argv[1])\n"
         "place = verify_placement(folder, plan(folder, read_manifest(folder), sys.argv[3], False).choices[0])\n"
@@ -209,7 +210,7 @@ def test_the_command_takes_a_profile_and_reports_the_provider(bundle: Path) -> N
 
 
 def test_a_placement_is_json(bundle: Path, software_webgpu: tuple[str, ...]) -> None:
-    from edgephi.runtime.report import placement_report
+    from edgephi.runtime.placement.report import placement_report
 
     record = json.loads(json.dumps(placement_report(bundle, PROFILE).as_json()))
     assert record["placement"]["requested"] == [WEBGPU]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import read_manifest
-from edgephi.runtime.config import decode_file
 from edgephi.runtime.loading import load
+from edgephi.runtime.placement.config import decode_file
 from tests.tiny_phi import PHI_3, PHI_4_MINI, TOKENS, tiny_phi
 
 SHAPES = {"phi-3": PHI_3, "phi-4-mini": PHI_4_MINI}

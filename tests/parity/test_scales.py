@@ -334,7 +334,7 @@ def test_an_interrupted_export_of_such_weights_gives_the_same_bytes(
 def test_placement_and_work_count_such_scales(fixtures: Path, tmp_path: Path) -> None:
     """Reports follow scales through the product that onnxruntime folds while it loads."""
     from edgephi.benchmarks.bench.work import graph_work
-    from edgephi.runtime.placement import placement
+    from edgephi.runtime.placement.nodes import placement
 
     found = []
     for number, factor in enumerate((1.0, 1e6)):

@@ -20,7 +20,7 @@ from edgephi.export.graph.builder import DATA_FILE
 from edgephi.export.graph.variants import plan_variants
 from edgephi.export.weights.layout import plan_storage
 from edgephi.export.weights.recipe import Recipe, make_recipe
-from edgephi.runtime.graph_facts import read_graph
+from edgephi.runtime.placement.graph_facts import read_graph
 from tests.decoding import Decoder, build_variants, distance
 from tests.parity.test_gguf import write_gguf
 

@@ -185,8 +185,8 @@ def test_every_way_to_a_bundles_graphs_refuses_one_for_an_unknown_device(tmp_pat
     from edgephi.devices.ai_hub.graphs import hub_graphs
     from edgephi.runtime.engines.npu import open_npu
     from edgephi.runtime.loading import load
-    from edgephi.runtime.placement import placement
-    from edgephi.runtime.report import placement_report
+    from edgephi.runtime.placement.nodes import placement
+    from edgephi.runtime.placement.report import placement_report
 
     make_bundle(tmp_path)
     edit(tmp_path, lambda record: record["graphs"][0].update(device="tpu"))

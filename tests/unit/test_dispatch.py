@@ -11,9 +11,9 @@ from edgephi.bundle import FileEntry, GraphEntry, Manifest, ModelFacts, RecipeRe
 from edgephi.devices.detect import Cpu, Machine
 from edgephi.devices.providers import DeviceInfo, provider
 from edgephi.errors import DeviceError
-from edgephi.runtime import dispatch
-from edgephi.runtime.dispatch import plan
-from edgephi.runtime.place import DispatchPlan
+from edgephi.runtime.placement import dispatch
+from edgephi.runtime.placement.dispatch import plan
+from edgephi.runtime.placement.place import DispatchPlan
 
 FOLDER = Path("bundle")
 FILE = {"cpu": "model.onnx", "webgpu": "model_webgpu.onnx", "directml": "model_directml.onnx"}

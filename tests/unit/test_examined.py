@@ -13,9 +13,9 @@ import edgephi
 from edgephi import contents
 from edgephi.bundle import MANIFEST, read_manifest, sha256_of
 from edgephi.errors import BundleError
-from edgephi.runtime import examined as module
-from edgephi.runtime.examined import was_examined
 from edgephi.runtime.loading import load
+from edgephi.runtime.placement import examined as module
+from edgephi.runtime.placement.examined import was_examined
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 
 

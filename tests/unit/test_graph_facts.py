@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgephi.runtime.graph_facts import read_compiled, read_graph
-from edgephi.runtime.graph_parts import MOST_DIMENSIONS, read_node, read_tensor
+from edgephi.runtime.placement.graph_facts import read_compiled, read_graph
+from edgephi.runtime.placement.graph_parts import MOST_DIMENSIONS, read_node, read_tensor
 
 
 def external(name: str, kind: int, offset: int, length: int) -> TensorProto:

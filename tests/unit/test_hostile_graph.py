@@ -21,7 +21,7 @@ from edgephi.errors import BundleError
 from edgephi.graph_file import check_graph
 from edgephi.ort import session_options
 from edgephi.runtime.loading import load
-from edgephi.runtime.placement import placement
+from edgephi.runtime.placement.nodes import placement
 from tests.tiny_phi import PHI_4_MINI, tiny_phi
 from tests.unit.test_hostile_bundle import every_route_refuses, put
 
@@ -281,7 +281,7 @@ def test_a_graph_that_was_replaced_after_the_check_is_not_run(
             (folder / name).write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(
-        f"edgephi.runtime.{'examined' if route == 'load' else 'placement'}.check_bundle", check_and_replace
+        f"edgephi.runtime.placement.{'examined' if route == 'load' else 'nodes'}.check_bundle", check_and_replace
     )
     with pytest.raises(BundleError, match="was changed"):
         if route == "load":

@@ -128,7 +128,7 @@ def test_columns_for_means_of_blocks_are_counted_into_those_of_the_inputs() -> N
     model = read_model(stored)
     node = model.nodes[-1]
     # as an export writes it: the inputs, two means of 32 and 30 zeros
-    from edgephi.runtime.graph_parts import Node
+    from edgephi.runtime.placement.graph_parts import Node
 
     model.nodes[:0] = [
         Node("AveragePool", ["x"], ["means"]),

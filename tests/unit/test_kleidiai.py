@@ -18,11 +18,11 @@ from edgephi.devices import kleidiai as module
 from edgephi.devices.kleidiai import Kleidiai, kleidiai
 from edgephi.devices.profile import load_profile
 from edgephi.ort import NO_KLEIDIAI, session_options
-from edgephi.runtime.dispatch import plan
 from edgephi.runtime.engines.genai_settings import og_config
 from edgephi.runtime.integers import make as integers
 from edgephi.runtime.loading import load
-from edgephi.runtime.place import Place, ProviderChoice
+from edgephi.runtime.placement.dispatch import plan
+from edgephi.runtime.placement.place import Place, ProviderChoice
 from edgephi.runtime.prepacked import entries, packing
 from tests.fuzz.inputs import GGUF_FILE, gguf_file
 from tests.fuzz.tree import write_tree

@@ -18,8 +18,8 @@ from edgephi.devices.profile import load_profile, own_profiles
 from edgephi.errors import DeviceError
 from edgephi.genai_config import Decoder, GenaiConfig, GenaiModel
 from edgephi.runtime.engines.genai_settings import og_config
-from edgephi.runtime.npu_dispatch import _choice as npu_choice
-from edgephi.runtime.place import Place, ProviderChoice, asked_to_spin, spinning_off
+from edgephi.runtime.placement.npu_dispatch import _choice as npu_choice
+from edgephi.runtime.placement.place import Place, ProviderChoice, asked_to_spin, spinning_off
 from tests.unit.test_npu_facts import facts
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /sys")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgephi.bundle import Manifest
 from edgephi.errors import BundleError, PromptError, TokenizerError
-from edgephi.runtime.config import read_genai_config
+from edgephi.runtime.placement.config import read_genai_config
 from edgephi.runtime.text.tokenizer import Tokenizer
 from tests.unit.test_bundle import make_bundle
 

@@ -23,11 +23,11 @@ from edgephi.devices.providers.base import HARDWARE
 from edgephi.errors import DeviceError
 from edgephi.export.weights.recipe import make_recipe
 from edgephi.ort import session_options
-from edgephi.runtime import probe
 from edgephi.runtime.engines.genai_settings import require_device
-from edgephi.runtime.place import Place, ProviderChoice
-from edgephi.runtime.placement import Kept, Placement, ProviderNodes, read_placement
-from edgephi.runtime.probe import compute_one_token, pick_device, require_placed, require_rows_read, try_graph
+from edgephi.runtime.placement import probe
+from edgephi.runtime.placement.nodes import Kept, Placement, ProviderNodes, read_placement
+from edgephi.runtime.placement.place import Place, ProviderChoice
+from edgephi.runtime.placement.probe import compute_one_token, pick_device, require_placed, require_rows_read, try_graph
 from tests.decoding import build_graph_with
 from tests.unit.test_house import PACKAGES, PROJECT
 

@@ -16,8 +16,8 @@ from edgephi.child import call
 from edgephi.devices.providers import DeviceInfo, graph_traits, provider, register
 from edgephi.errors import DeviceError, EngineError, library_errors, one_line
 from edgephi.ort import open_session, session_options
-from edgephi.runtime.graph_facts import read_graph
-from edgephi.runtime.placement import Placement, from_json, read_placement
+from edgephi.runtime.placement.graph_facts import read_graph
+from edgephi.runtime.placement.nodes import Placement, from_json, read_placement
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,7 +56,7 @@ def prove(graph: Path, short: str, options: Mapping[str, str], kinds: Sequence[s
             kinds, its `driver` is too old, it refuses `nodes`, or the `process` died.
     """
     arguments = {"graph": str(graph), "short": short, "options": dict(options), "kinds": list(kinds)}
-    answer: Any = call("edgephi.runtime.probe:try_graph", arguments, timeout_s=TIMEOUT_S, where=graph)
+    answer: Any = call("edgephi.runtime.placement.probe:try_graph", arguments, timeout_s=TIMEOUT_S, where=graph)
     return ProvedDevice(**answer["device"]), from_json(answer["placement"])
 
 

@@ -18,9 +18,9 @@ from edgephi.bundle import check_bundle, read_manifest, read_unchanged
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import library_errors
 from edgephi.ort import CPU, open_session, session_options
-from edgephi.runtime.config import read_genai_config
 from edgephi.runtime.engines import engine_for
-from edgephi.runtime.graph_facts import GraphFacts, read_graph
+from edgephi.runtime.placement.config import read_genai_config
+from edgephi.runtime.placement.graph_facts import GraphFacts, read_graph
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.runtime.graph_parts import (
+from edgephi.runtime.placement.graph_parts import (
     INPUT,
     METADATA,
     NODE,

@@ -1,4 +1,4 @@
-"""Which provider runs a bundle, and where: what `runtime/dispatch.py` decides and an engine is opened with."""
+"""Which provider runs a bundle, and where: what `dispatch.py` decides and an engine is opened with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgephi.devices.cpu import decode_threads
 from edgephi.devices.kleidiai import Kleidiai
 from edgephi.devices.power import Spinning, spinning
 from edgephi.devices.providers.base import HARDWARE
-from edgephi.runtime.placement import Placement
-from edgephi.runtime.probe import ProvedDevice
+from edgephi.runtime.placement.nodes import Placement
+from edgephi.runtime.placement.probe import ProvedDevice
 
 
 @dataclass(frozen=True)

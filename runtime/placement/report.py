@@ -9,12 +9,12 @@ from pathlib import Path
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import DeviceError
-from edgephi.runtime.config import read_config
-from edgephi.runtime.dispatch import plan, verify_placement
 from edgephi.runtime.engines.base import OpenRequest
 from edgephi.runtime.engines.opening import open_engine
-from edgephi.runtime.place import Place
-from edgephi.runtime.placement import Placement, placement, together
+from edgephi.runtime.placement.config import read_config
+from edgephi.runtime.placement.dispatch import plan, verify_placement
+from edgephi.runtime.placement.nodes import Placement, placement, together
+from edgephi.runtime.placement.place import Place
 
 
 def placement_report(folder: Path, device: str = "auto", *, fallback: bool = False) -> Place:

@@ -12,8 +12,8 @@ from edgephi.devices.power import spinning
 from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import provider
 from edgephi.errors import BundleError, DeviceError
-from edgephi.runtime.config import refuse_npu_bundle
-from edgephi.runtime.place import ProviderChoice, spinning_off
+from edgephi.runtime.placement.config import refuse_npu_bundle
+from edgephi.runtime.placement.place import ProviderChoice, spinning_off
 
 
 def npu_choice(folder: Path, manifest: Manifest, device: str) -> ProviderChoice:

@@ -14,10 +14,10 @@ from edgephi.devices.profile import Profile, load_profile, match_profiles
 from edgephi.devices.providers import all_providers, check_options, installed_wheel, provider, providers_of
 from edgephi.devices.providers.base import ANY_KIND, HARDWARE
 from edgephi.errors import DeviceError, NoGraphError
-from edgephi.runtime.config import decode_file
-from edgephi.runtime.npu_dispatch import npu_choice
-from edgephi.runtime.place import DispatchPlan, Place, ProviderChoice, spinning_off
-from edgephi.runtime.probe import prove
+from edgephi.runtime.placement.config import decode_file
+from edgephi.runtime.placement.npu_dispatch import npu_choice
+from edgephi.runtime.placement.place import DispatchPlan, Place, ProviderChoice, spinning_off
+from edgephi.runtime.placement.probe import prove
 
 
 def plan(folder: Path, manifest: Manifest, device: str, fallback: bool) -> DispatchPlan:
