@@ -19,10 +19,10 @@ from edgephi.benchmarks.bench.results import CaseResult, QualityCheck, Report
 from edgephi.benchmarks.bench.roofline import Readings, measure_machine, roofline, with_shares
 from edgephi.benchmarks.bench.work import graph_work
 from edgephi.benchmarks.bench.workload import Workload
+from edgephi.benchmarks.evaluate.golden import reproduce
 from edgephi.bundle import Manifest, check_bundle, read_manifest
 from edgephi.devices.providers import require_known_graphs
 from edgephi.errors import QualityError
-from edgephi.runtime.golden import reproduce
 from edgephi.runtime.integers import PrefillChoice
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model

@@ -10,9 +10,9 @@ from edgephi.errors import BundleError, QualityError, UsageError
 
 if TYPE_CHECKING:
     from edgephi.benchmarks.evaluate.evaluation import Evaluation, StepProgress
+    from edgephi.benchmarks.evaluate.golden import Flip, Reproduction
     from edgephi.benchmarks.evaluate.windows import Figures
     from edgephi.bundle import Manifest, Quality
-    from edgephi.runtime.golden import Flip, Reproduction
 
 LIBRARIES = ("edgephi", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
 
@@ -54,9 +54,9 @@ def record(folder: Path, evaluation: Evaluation) -> Quality:
         UsageError: the evaluation has no text.
         EdgephiError: the bundle cannot be run or written.
     """
+    from edgephi.benchmarks.evaluate.golden import golden_answers
     from edgephi.benchmarks.report import library_versions
     from edgephi.bundle import Quality, read_manifest, write_manifest
-    from edgephi.runtime.golden import golden_answers
     from edgephi.runtime.loading import load
 
     if evaluation.text is None or evaluation.figures is None:
@@ -134,8 +134,8 @@ def check(
         QualityError: an answer or a figure changed.
     """
     from edgephi.benchmarks.evaluate.evaluation import evaluate
+    from edgephi.benchmarks.evaluate.golden import reproduce
     from edgephi.benchmarks.report import library_versions
-    from edgephi.runtime.golden import reproduce
     from edgephi.runtime.loading import load
 
     quality = require_contract(folder, manifest, text, against, device)

@@ -15,9 +15,9 @@ import edgephi
 from edgephi.benchmarks.bench.report.charts import charts
 from edgephi.benchmarks.bench.results import Report, read_report
 from edgephi.benchmarks.bench.workload import read_workload
+from edgephi.benchmarks.evaluate.golden import golden_answers
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, EdgephiError, OutputError, QualityError, UsageError
-from edgephi.runtime.golden import golden_answers
 from edgephi.runtime.loading import load
 from tests.end_to_end.test_export import TOKENIZER, added_token
 

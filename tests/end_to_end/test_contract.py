@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import edgephi
+from edgephi.benchmarks.evaluate.golden import NEAR_TIE, PROMPTS, Flip, reproduce
 from edgephi.bundle import GoldenAnswer, Manifest, Quality, describe_file, read_manifest, write_manifest
 from edgephi.commands.app import app
 from edgephi.errors import BundleError, QualityError, UsageError
-from edgephi.runtime.golden import NEAR_TIE, PROMPTS, Flip, reproduce
 from edgephi.runtime.loading import load
 
 WINDOWS = ("--windows", "2", "--window-length", "64")
