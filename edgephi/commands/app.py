@@ -12,29 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 import edgephi
-from edgephi.commands import (
-    adapter,
-    ai_hub,
-    bench,
-    cache,
-    chat,
-    completion,
-    demo,
-    devices,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    inspect,
-    list_models,
-    package,
-    pull,
-    remove,
-    run,
-    serve,
-    verify,
+from edgephi.commands import completion, demo, devices, doctor, serve
+from edgephi.commands.bundles import adapter, export, inspect, package, verify
+from edgephi.commands.chat import chat, generate, run
+from edgephi.commands.measure import ai_hub, bench, evaluate
+from edgephi.commands.store import cache, list_models, pull, remove
+from edgephi.commands.terminal.process import (
+    INTERRUPTED,
+    TERMINATED,
+    ReaderGone,
+    Terminated,
+    as_exceptions,
+    guard_streams,
 )
-from edgephi.commands.process import INTERRUPTED, TERMINATED, ReaderGone, Terminated, as_exceptions, guard_streams
 from edgephi.errors import EdgephiError, NoGraphError, UsageError, printable, printable_lines
 from edgephi.files import system_error
 

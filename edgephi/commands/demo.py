@@ -35,7 +35,7 @@ def demo(
     new_tokens, time_to_first_token_s, decode_tokens_per_s, peak_memory_bytes}.
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_stream
+    from edgephi.commands.terminal.console import print_json, print_stream
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.installed import copyable
     from edgephi.runtime.loading import load
@@ -77,7 +77,7 @@ def demo(
 
 
 def _fetch(cache: Path) -> Path:
-    from edgephi.commands.console import byte_progress
+    from edgephi.commands.terminal.console import byte_progress
     from edgephi.demo import demo_weights
 
     with byte_progress("fetching weights") as advance_to:
@@ -86,15 +86,15 @@ def _fetch(cache: Path) -> Path:
 
 def _export(source: Path, folder: Path) -> None:
     import edgephi
-    from edgephi.commands.export import exporting
+    from edgephi.commands.bundles.export import exporting
 
     with exporting() as on_progress:
         edgephi.export_model(source, folder, force=True, on_progress=on_progress)
 
 
 def _table(folder: Path, bundle_bytes: int, answer: Answer, placed: Placement, peak: int) -> None:
-    from edgephi.commands.console import format_bytes
-    from edgephi.commands.tables import print_facts
+    from edgephi.commands.terminal.console import format_bytes
+    from edgephi.commands.terminal.tables import print_facts
 
     nodes = ", ".join(f"{provider}: {count} nodes" for provider, count in placed.nodes_per_provider.items())
     facts = [("ran on", nodes)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.terminal.options import Json
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def devices(
     (provider, kind, vendor, vendor_id, device_id, metadata), missing (provider, step, reason, remedy), profile (name of
     the best match or null) and profiles (name, summary, evidence, matches, reasons), those that match first.
     """
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
     from edgephi.devices.detect import survey
     from edgephi.devices.profile import load_profile, match_profiles, own_profiles
     from edgephi.devices.providers import all_providers
@@ -53,8 +53,8 @@ def devices(
 def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import format_bytes, stdout
-    from edgephi.commands.tables import print_facts, print_table
+    from edgephi.commands.terminal.console import format_bytes, stdout
+    from edgephi.commands.terminal.tables import print_facts, print_table
 
     console = stdout()
     memory = f"{format_bytes(machine.memory_bytes)}, {format_bytes(machine.available_bytes)} available"
@@ -87,7 +87,7 @@ def _print(machine: Machine, held: tuple[Match, ...], every: bool) -> None:
 def _print_match(match: Match) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import stdout
+    from edgephi.commands.terminal.console import stdout
 
     profile = match.profile
     word = "matches" if match.matches else "does not match"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Json, bundle_folder, model_names
+from edgephi.commands.terminal.options import Device, Json, bundle_folder, model_names
 from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def doctor(
     """
     if fix != (output is not None) or (fix and folder is None):
         raise UsageError("--fix goes with a folder and --output", remedy="Name both")
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
     from edgephi.runtime.placement.dispatch import require_device
 
     require_device(device)
@@ -103,8 +103,8 @@ def _placement(folder: Path, device: str) -> tuple[Place | None, list[Finding]]:
 def _print_placement(place: Place) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import format_bytes, stdout
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.console import format_bytes, stdout
+    from edgephi.commands.terminal.tables import print_table
 
     assert place.placement is not None
     profile = f" of profile {place.choice.profile}" if place.choice.profile else ""
@@ -129,7 +129,7 @@ def _print_placement(place: Place) -> None:
 def _print(facts: dict[str, object], findings: list[Finding]) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import stdout
+    from edgephi.commands.terminal.console import stdout
 
     console = stdout()
     for name, value in facts.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Device, Engine, Fallback, Prefill, model_names
+from edgephi.commands.terminal.options import Device, Engine, Fallback, Prefill, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -350,7 +350,7 @@ def test_arguments_do_not_drive_the_terminal_either(source: Path, tmp_path: Path
 
 
 def test_answers_keep_their_letters_and_lose_what_drives_a_terminal() -> None:
-    from edgephi.commands.console import harmless
+    from edgephi.commands.terminal.console import harmless
 
     written = "\U0001f469\u200d\U0001f4bb \u0645\u06cc\u200c\u062e \u0915\u094d\u200d\u0937 caf\u00e9\u0301\u200f\n\tx"
     assert harmless(written) == written

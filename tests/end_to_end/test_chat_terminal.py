@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import edgephi
-from edgephi.commands.chat_commands import Conversation
+from edgephi.commands.chat.slash_commands import Conversation
 from edgephi.errors import PromptError
 from edgephi.runtime.model import Model
 from tests.tiny_phi import PHI_3, tiny_phi

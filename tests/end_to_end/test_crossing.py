@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import edgephi
 from edgephi.bundle import LONG_ROPE_ADAPTER, ModelFacts, read_manifest
-from edgephi.commands.console import statistics
+from edgephi.commands.terminal.console import statistics
 from edgephi.runtime.engines import onnx_sequence as engine_module
 from edgephi.runtime.loading import load
 from edgephi.runtime.model import Model

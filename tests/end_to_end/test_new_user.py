@@ -15,7 +15,7 @@ import pytest
 
 import edgephi
 from edgephi.bundle import read_manifest, write_manifest
-from edgephi.commands.console import statistics
+from edgephi.commands.terminal.console import statistics
 from edgephi.errors import BundleError, DownloadError, OutputError
 from edgephi.runtime.answer import Answer
 from tests.tiny_phi import PHI_3, tiny_phi

@@ -383,7 +383,7 @@ def test_the_chat_command_holds_a_conversation_over_a_pipe(smollm2_bundle: Path)
 
 
 def test_interrupting_an_answer_does_not_end_the_program(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgephi.commands.console import print_stream
+    from edgephi.commands.terminal.console import print_stream
 
     class Terminal(io.StringIO):
         """Someone presses Ctrl-C at the second word."""

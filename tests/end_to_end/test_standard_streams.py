@@ -76,7 +76,7 @@ def test_at_a_terminal_it_says_what_it_waits_for(bundle: Path) -> None:
 
 NATIVE = """
 import os, sys
-from edgephi.commands.process import guard_streams
+from edgephi.commands.terminal.process import guard_streams
 guard_streams()
 os.write(1, b"native\\n")
 print("result")

@@ -115,7 +115,7 @@ def _quantize(case: Case) -> str:
 
 def _use_bundle(folder: Path, steps: _Steps, doctor: bool) -> None:
     from edgephi.bundle import check_bundle, read_manifest
-    from edgephi.commands.inspect import inspect
+    from edgephi.commands.bundles.inspect import inspect
     from edgephi.runtime.loading import load
 
     steps("verify")

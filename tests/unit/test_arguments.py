@@ -165,7 +165,7 @@ def test_the_options_are_the_arguments() -> None:
 
 
 def test_the_command_has_every_option() -> None:
-    from edgephi.commands.export import export as command
+    from edgephi.commands.bundles.export import export as command
 
     asked = set(inspect.signature(command).parameters) - {"as_json", "device", "scheduler"}
     asked |= {"devices", "on_progress", "measure_elsewhere"}

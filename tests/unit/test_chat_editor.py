@@ -14,9 +14,9 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from edgephi.commands import chat_history
-from edgephi.commands.chat_editor import CommandCompleter, Editor
-from edgephi.commands.chat_history import history_file, prepare_history
+from edgephi.commands.chat import history as chat_history
+from edgephi.commands.chat.editor import CommandCompleter, Editor
+from edgephi.commands.chat.history import history_file, prepare_history
 from edgephi.errors import OutputError
 
 ALT_ENTER, CTRL_C, CTRL_D, UP, ENTER = "\x1b\r", "\x03", "\x04", "\x1b[A", "\r"

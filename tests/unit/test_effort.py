@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.commands.export import about
+from edgephi.commands.bundles.export import about
 from edgephi.export.calibrate.budget import llama_cpp_bytes
 from edgephi.export.calibrate.estimate import expected_seconds
 from edgephi.export.decide import decide

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgephi.commands.console import statistics
-from edgephi.commands.generate import NOT_ASKED_FOR, generate
+from edgephi.commands.chat.generate import NOT_ASKED_FOR, generate
+from edgephi.commands.terminal.console import statistics
 from edgephi.runtime.answer import Answer
 
 PLAIN = Answer(

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from edgephi.commands.console import waiting
-from edgephi.commands.tables import print_facts, print_markdown, print_table
+from edgephi.commands.terminal.console import waiting
+from edgephi.commands.terminal.tables import print_facts, print_markdown, print_table
 
 TABLE = partial(print_table, ("Name", "Count"), [("a|b", "1"), ("\x1b[31mred", "22")], right=("Count",), title="Things")
 PAGE = "Before\n\n| case | ms |\n| ---- | --: |\n| a\\|b \x1b[31m |  1 |\n\n- after"

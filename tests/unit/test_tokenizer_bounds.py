@@ -239,7 +239,7 @@ def test_a_unigram_model_of_plain_size_is_read(tmp_path: Path) -> None:
 COMMAND = """
 import os, sys
 from pathlib import Path
-from edgephi.commands.process import guard_streams
+from edgephi.commands.terminal.process import guard_streams
 from edgephi.errors import EdgephiError
 from edgephi.runtime.text.tokenizer import Tokenizer
 from edgephi.tokenizer.bounds import guarded

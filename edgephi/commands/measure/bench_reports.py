@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edgephi.commands.options import Json, bundle_folder, model_names
+from edgephi.commands.terminal.options import Json, bundle_folder, model_names
 from edgephi.errors import OutputError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def compare(
 
 def _print_comparisons(named: list[Named], found: list[tuple[str, Comparison]], threshold: float) -> None:
     from edgephi.benchmarks.bench.report.comparison_table import comparison_markdown, ordinal
-    from edgephi.commands.tables import print_markdown
+    from edgephi.commands.terminal.tables import print_markdown
 
     words = [f"{ordinal(index)}: {name}, {report.created}" for index, (name, report) in enumerate(named)]
     parts = ["\n".join(map(printable, words))]
@@ -98,7 +98,7 @@ def _print_comparisons(named: list[Named], found: list[tuple[str, Comparison]], 
 
 
 def _print_comparisons_json(found: list[tuple[str, Comparison]], threshold: float) -> None:
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
 
     several = len(found) > 1
 
@@ -175,7 +175,7 @@ def history(
     from edgephi.benchmarks.bench.results import Machine
     from edgephi.benchmarks.report import machine
     from edgephi.bundle import read_manifest
-    from edgephi.commands.tables import print_markdown
+    from edgephi.commands.terminal.tables import print_markdown
 
     sha256 = None if folder is None else bundle_facts(folder, read_manifest(folder)).sha256
     wanted = Wanted(device, bundle, workload, label, None if since is None else read_since(since))
@@ -226,7 +226,7 @@ def _history_text(runs: list[tuple[Report, Comparison | None]], file: Path, dama
 def _print_history_json(runs: list[tuple[Report, Comparison | None]], file: Path, damaged: int) -> None:
     from edgephi.benchmarks.bench.report.comparison import noise
     from edgephi.benchmarks.bench.report.headline import headlines
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
 
     record = {
         "file": str(file),
@@ -289,8 +289,8 @@ def table(
     from edgephi.benchmarks.bench.report.comparison import noise
     from edgephi.benchmarks.bench.report.headline import headlines
     from edgephi.benchmarks.bench.report.league import FACTS, league, read_reports
-    from edgephi.commands.console import print_json
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.console import print_json
+    from edgephi.commands.terminal.tables import print_table
 
     if as_csv + as_sql + as_json > 1:
         raise UsageError("there is more than one output format", remedy="Pass one of --csv, --sql and --json")

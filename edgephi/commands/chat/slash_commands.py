@@ -144,7 +144,7 @@ class Conversation:
 
     def _answer(self, ask: Callable[[], Stream]) -> bool:
         """Print an answer; False: the message was refused, and the conversation goes on without it."""
-        from edgephi.commands.console import print_statistics, print_stream
+        from edgephi.commands.terminal.console import print_statistics, print_stream
 
         try:
             answer = print_stream(ask())
@@ -175,7 +175,7 @@ class Conversation:
         return f"{', '.join(f'{command.name} {command.about}' for command in COMMANDS if command.piped)}."
 
     def _stats(self, argument: str) -> bool:
-        from edgephi.commands.tables import print_facts
+        from edgephi.commands.terminal.tables import print_facts
 
         last, totals = self._last, self._totals
         try:
@@ -334,13 +334,13 @@ def _providers(answer: Answer) -> str:
 
 
 def _note(line: str) -> None:
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     stderr().print(printable_lines(line), style="dim", soft_wrap=True)
 
 
 def _refused(sentence: str) -> bool:
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     stderr().print(printable_lines(sentence), style="red", soft_wrap=True)
     return False

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.answering import checked_sampling, load_model
-from edgephi.commands.options import (
+from edgephi.commands.chat.answering import checked_sampling, load_model
+from edgephi.commands.terminal.options import (
     AdapterFile,
     Bundle,
     Device,
@@ -71,7 +71,7 @@ def generate(
     --fallback left behind).
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json, print_statistics, print_stream
+    from edgephi.commands.terminal.console import print_json, print_statistics, print_stream
     from edgephi.errors import UsageError
     from edgephi.files import JSON_LIMIT, read_json_object
 
@@ -119,7 +119,7 @@ def _read_prompt() -> str:
     Raises:
         UsageError: it is empty, longer than `LONGEST_PROMPT`, or no UTF-8.
     """
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
     from edgephi.errors import UsageError
 
     if sys.stdin.isatty():

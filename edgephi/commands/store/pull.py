@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.export import Quantize
-from edgephi.commands.options import Device, known_names
+from edgephi.commands.bundles.export import Quantize
+from edgephi.commands.terminal.options import Device, known_names
 from edgephi.errors import printable
 from edgephi.quantize.registry import AUTO
 
@@ -57,8 +57,8 @@ def pull(
     """
     import time
 
-    from edgephi.commands.console import print_json, stderr, stdout
-    from edgephi.commands.list_models import as_record
+    from edgephi.commands.store.list_models import as_record
+    from edgephi.commands.terminal.console import print_json, stderr, stdout
     from edgephi.store.pulling import pull as install
 
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def pull(
 
 def summary(model: InstalledModel) -> list[str]:
     """What is installed, and how to go on."""
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     return [
         f"{model.name}: {format_bytes(model.bytes)} for {model.device} in {model.folder}",
@@ -108,7 +108,7 @@ def showing_readiness() -> Iterator[Callable[[Readiness], None]]:
     """
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     console = stderr()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[facts]}"))
@@ -133,7 +133,7 @@ def showing_readiness() -> Iterator[Callable[[Readiness], None]]:
 
 def facts(readiness: Readiness) -> str:
     """Bytes of the phase and the time left: `1.2 GB of 7.7 GB, 12 min left`."""
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     parts = []
     if readiness.phase_total_bytes:

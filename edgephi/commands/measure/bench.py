@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgephi.commands.bench_lab import lab
-from edgephi.commands.bench_options import checked_label, numbers_of, seconds_of, threads_of
-from edgephi.commands.bench_reports import compare, history, table
-from edgephi.commands.options import Bundle, Device, Json, Prefill, bundle_folder, model_names
+from edgephi.commands.measure.bench_lab import lab
+from edgephi.commands.measure.bench_options import checked_label, numbers_of, seconds_of, threads_of
+from edgephi.commands.measure.bench_reports import compare, history, table
+from edgephi.commands.terminal.options import Bundle, Device, Json, Prefill, bundle_folder, model_names
 from edgephi.errors import UsageError
 
 
@@ -44,7 +44,7 @@ app.command("lab")(lab)
 def schema() -> None:
     """Print the JSON Schema of report.json."""
     from edgephi.benchmarks.bench.results import Report
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
 
     print_json(Report.model_json_schema(), indent=2)
 
@@ -136,8 +136,8 @@ def run(
     from edgephi.benchmarks.bench.report.table import markdown
     from edgephi.benchmarks.bench.run import bench
     from edgephi.benchmarks.bench.workload import of_lists, read_workload, with_repetitions
-    from edgephi.commands.console import print_json_text
-    from edgephi.commands.tables import print_markdown
+    from edgephi.commands.terminal.console import print_json_text
+    from edgephi.commands.terminal.tables import print_markdown
 
     if prompts is None and new is None:
         chosen = read_workload(workload or "quick")
@@ -214,8 +214,8 @@ def list_workloads(
 
     from edgephi.benchmarks.bench.estimate import ask
     from edgephi.benchmarks.bench.workload import built_in, read_workload
-    from edgephi.commands.console import print_json
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.console import print_json
+    from edgephi.commands.terminal.tables import print_table
 
     workloads = [read_workload(name) for name in built_in()]
     asked = ask(folder, workloads, device) if folder is not None else []
@@ -250,7 +250,7 @@ def _progress(task: str) -> Iterator[Callable[[int, int, float | None], None]]:
     """A bar with the time left, on stderr and only on a terminal; yields a function told (done, in all, seconds)."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     console = stderr()
     columns = (

@@ -48,7 +48,7 @@ def load_model(
     Raises:
         EdgephiError: as `edgephi.runtime.loading.load`.
     """
-    from edgephi.commands.console import waiting
+    from edgephi.commands.terminal.console import waiting
     from edgephi.runtime.loading import load
 
     with waiting(f"loading {folder.absolute().name}"):

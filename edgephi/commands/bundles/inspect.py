@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgephi.commands.options import Bundle, Json
+from edgephi.commands.terminal.options import Bundle, Json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
     With --json, the manifest as one object, with stored_bytes and bits_per_weight added.
     """
     from edgephi.bundle import read_manifest
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
     from edgephi.devices.providers import require_known_graphs
 
     manifest = read_manifest(folder)
@@ -31,8 +31,8 @@ def inspect(folder: Bundle, as_json: Json = False) -> None:
 
 
 def _print(manifest: Manifest) -> None:
-    from edgephi.commands.console import format_bytes, stdout
-    from edgephi.commands.tables import print_facts, print_table
+    from edgephi.commands.terminal.console import format_bytes, stdout
+    from edgephi.commands.terminal.tables import print_facts, print_table
 
     print_facts(_facts(manifest))
     for title, entries in (("Files", manifest.files), ("Source files", manifest.source.files)):
@@ -42,7 +42,7 @@ def _print(manifest: Manifest) -> None:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    from edgephi.commands.console import format_bytes, format_count
+    from edgephi.commands.terminal.console import format_bytes, format_count
 
     model, recipe, source = manifest.model, manifest.recipe, manifest.source
     window = f", sliding window {model.sliding_window:,}" if model.sliding_window else ""
@@ -99,7 +99,7 @@ def _quality(quality: Quality) -> str:
 
 
 def _group(group: WeightRecipe) -> str:
-    from edgephi.commands.console import format_bytes, format_count
+    from edgephi.commands.terminal.console import format_bytes, format_count
 
     block = "" if group.block_size is None else f", blocks of {group.block_size}"
     kind = {True: ", symmetric", False: ", asymmetric", None: ""}[group.symmetric]

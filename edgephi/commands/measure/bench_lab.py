@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.terminal.options import Json
 from edgephi.errors import UsageError, printable
 
 
@@ -63,9 +63,9 @@ def lab(
     from edgephi.benchmarks.bench.lab.plan import read_lab
     from edgephi.benchmarks.bench.lab.run import partial_file, read_states, run_lab, states_markdown
     from edgephi.benchmarks.bench.report.history import append
-    from edgephi.commands.bench_options import seconds_of
-    from edgephi.commands.console import print_json, stderr
-    from edgephi.commands.tables import print_markdown
+    from edgephi.commands.measure.bench_options import seconds_of
+    from edgephi.commands.terminal.console import print_json, stderr
+    from edgephi.commands.terminal.tables import print_markdown
 
     described, cells = read_lab(file, _installed)
     folder = output or file.with_name(f"{file.stem}-results")

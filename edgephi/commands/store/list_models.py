@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.terminal.options import Json
 
 if TYPE_CHECKING:
     from edgephi.store.library import InstalledModel
@@ -27,8 +27,8 @@ def list_models(
     used, or null), and with --all available (name, hub: id or null, licence, parameters, download_bytes; null where it
     is not known).
     """
-    from edgephi.commands.console import print_json, stderr, stdout
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.console import print_json, stderr, stdout
+    from edgephi.commands.terminal.tables import print_table
     from edgephi.store.library import installed
     from edgephi.store.names import known_models
     from edgephi.store.places import models_folder
@@ -86,7 +86,7 @@ def as_record(model: InstalledModel) -> dict[str, object]:
 
 
 def _row(model: InstalledModel) -> tuple[str, ...]:
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     quality = "not measured"
     if model.quality is not None:
@@ -103,7 +103,7 @@ def _day(when: datetime) -> str:
 
 
 def _available(known: KnownModel) -> tuple[str, ...]:
-    from edgephi.commands.console import format_bytes, format_count
+    from edgephi.commands.terminal.console import format_bytes, format_count
 
     return (
         known.name,

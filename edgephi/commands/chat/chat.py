@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.answering import checked_sampling, load_model
-from edgephi.commands.options import (
+from edgephi.commands.chat.answering import checked_sampling, load_model
+from edgephi.commands.terminal.options import (
     AdapterFile,
     Bundle,
     Device,
@@ -24,7 +24,7 @@ from edgephi.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from edgephi.commands.chat_commands import Conversation
+    from edgephi.commands.chat.slash_commands import Conversation
 
 
 def chat(
@@ -60,7 +60,7 @@ def chat(
     Messages may also be piped in, one a line; then /reset, /help and /exit are the only commands, and the exit status
     is 1 if a message was refused, while the others are answered.
     """
-    from edgephi.commands.chat_commands import Conversation
+    from edgephi.commands.chat.slash_commands import Conversation
     from edgephi.runtime.conversation import read_conversation
 
     sampling = checked_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
@@ -85,10 +85,10 @@ def chat(
 
 def _talk(conversation: Conversation, keep_history: bool) -> None:
     """Until the person who types has enough."""
-    from edgephi.commands.chat_commands import is_exit
-    from edgephi.commands.chat_editor import Editor
-    from edgephi.commands.chat_history import history_file, prepare_history
-    from edgephi.commands.console import stderr
+    from edgephi.commands.chat.editor import Editor
+    from edgephi.commands.chat.history import history_file, prepare_history
+    from edgephi.commands.chat.slash_commands import is_exit
+    from edgephi.commands.terminal.console import stderr
     from edgephi.errors import OutputError
 
     history = None
@@ -107,7 +107,7 @@ def _talk(conversation: Conversation, keep_history: bool) -> None:
 
 def _read_all(conversation: Conversation) -> bool:
     """Answer one line after the other; whether none was refused."""
-    from edgephi.commands.chat_commands import is_exit
+    from edgephi.commands.chat.slash_commands import is_exit
 
     all_taken = True
     while (line := _read_line()) is not None and not is_exit(line):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Json, bundle_folder, model_names
+from edgephi.commands.terminal.options import Json, bundle_folder, model_names
 from edgephi.errors import printable
 
 app = typer.Typer(help="LoRA adapters: small updates that answers of one bundle may take.", no_args_is_help=True)
@@ -50,7 +50,7 @@ def convert(
     What edgephi does not build (DoRA, trained embeddings, biases, experts) is refused by name. The file fits every
     bundle of the same source, however it is quantized.
     """
-    from edgephi.commands.console import format_bytes, stdout
+    from edgephi.commands.terminal.console import format_bytes, stdout
     from edgephi.export.adapter import convert_adapter
 
     made = convert_adapter(peft, bundle, output, base=base, force=force)
@@ -72,7 +72,7 @@ def inspect(
     modules, tensors (their number), values, type.
     """
     from edgephi.adapter_file import read_adapter
-    from edgephi.commands.console import format_count, print_json, stdout
+    from edgephi.commands.terminal.console import format_count, print_json, stdout
 
     read = read_adapter(file)
     values = sum(tensor.size for tensor in read.tensors.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edgephi.commands.options import Bundle, Json
+from edgephi.commands.terminal.options import Bundle, Json
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def devices(as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
     from edgephi.devices.ai_hub.client import HubClient
 
     client = HubClient()
@@ -50,7 +50,7 @@ def devices(as_json: Json = False) -> None:
         facts = {"server": client.server, "devices": [asdict(device) for device in found]}
         print_json(facts)
         return
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.tables import print_table
 
     print_table(("device", "system", "chipset"), [(one.name, one.os, one.chipset or "") for one in found])
 
@@ -162,7 +162,7 @@ def wait(
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of fleet.json."""
-    from edgephi.commands.console import print_json
+    from edgephi.commands.terminal.console import print_json
     from edgephi.devices.ai_hub.report import FleetReport
 
     print_json(FleetReport.model_json_schema(), indent=2)
@@ -170,14 +170,14 @@ def schema() -> None:
 
 def _say(line: str) -> None:
     """A line on stderr."""
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     stderr().print(printable(line), soft_wrap=True)
 
 
 def _announce(steps: Sequence[Step], graphs: Mapping[str, HubGraph], uploaded: Mapping[str, str], server: str) -> None:
     """Say what leaves this machine, before it does."""
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     new = [graph for sha256, graph in graphs.items() if sha256 not in uploaded]
     for graph in new:
@@ -201,7 +201,7 @@ def _showing(fleet: Fleet) -> Iterator[None]:
     """A bar over the jobs on a terminal; a line on stderr for each that was submitted or has ended."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from edgephi.commands.console import stderr
+    from edgephi.commands.terminal.console import stderr
 
     console = stderr()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -226,7 +226,7 @@ def _finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
         HubError: a job failed, or was skipped because one did.
     """
     from edgephi.benchmarks.bench.hosted import write_hosted_reports
-    from edgephi.commands.console import print_json_text
+    from edgephi.commands.terminal.console import print_json_text
 
     folder = fleet.path.parent
     try:
@@ -246,7 +246,7 @@ def _finish(fleet: Fleet, work: Callable[[], None], as_json: bool) -> None:
 
 
 def _print(merged: FleetReport) -> None:
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.tables import print_table
 
     measured = ("inference", "peak memory", "NPU / GPU / CPU")
     if merged.records:
@@ -258,7 +258,7 @@ def _print(merged: FleetReport) -> None:
 
 
 def _cells(record: JobRecord) -> tuple[str, ...]:
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     facts = (record.device, f"{record.bundle} {record.graph}", record.kind, record.status)
     measured = record.measured

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Against, Bundle, Device, Fallback, Json
+from edgephi.commands.terminal.options import Against, Bundle, Device, Fallback, Json
 from edgephi.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def verify(
     versions.
     """
     from edgephi.bundle import check_bundle, read_manifest
-    from edgephi.commands.console import byte_progress, format_bytes, print_json, stdout
+    from edgephi.commands.terminal.console import byte_progress, format_bytes, print_json, stdout
     from edgephi.devices.providers import require_known_graphs
 
     if not run and (text is not None or against is not None):

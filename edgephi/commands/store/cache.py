@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Json
+from edgephi.commands.terminal.options import Json
 
 if TYPE_CHECKING:
     from edgephi.store.caches import Kept
@@ -34,8 +34,8 @@ def cache(
     With --json, one object: kept (with --clean: removed), a list of kind, name, path, bytes and cleaned ("never",
     "clean" or "downloads": what removes it).
     """
-    from edgephi.commands.console import format_bytes, print_json, stdout
-    from edgephi.commands.tables import print_table
+    from edgephi.commands.terminal.console import format_bytes, print_json, stdout
+    from edgephi.commands.terminal.tables import print_table
     from edgephi.errors import UsageError
     from edgephi.store import caches
 
@@ -57,7 +57,7 @@ def _record(one: Kept) -> dict[str, object]:
 
 
 def _row(one: Kept, clean: bool) -> tuple[str, ...]:
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     goes = "edgephi rm" if one.kind == "model" else REMOVED_BY[one.cleaned]
     return one.kind, one.name, format_bytes(one.bytes), *(() if clean else (goes,)), str(one.path)

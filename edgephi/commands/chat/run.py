@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import (
+from edgephi.commands.terminal.options import (
     Device,
     MaxNewTokens,
     Seed,
@@ -37,9 +37,9 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Pull a model if it is not installed, then talk with it as with `edgephi chat`."""
-    from edgephi.commands.chat import chat
-    from edgephi.commands.console import stderr
-    from edgephi.commands.pull import showing_readiness, summary
+    from edgephi.commands.chat.chat import chat
+    from edgephi.commands.store.pull import showing_readiness, summary
+    from edgephi.commands.terminal.console import stderr
     from edgephi.errors import printable
     from edgephi.manifest import MANIFEST
     from edgephi.store.library import find_installed, record_use

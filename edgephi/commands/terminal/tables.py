@@ -56,7 +56,7 @@ def print_markdown(text: str) -> None:
     if not sys.stdout.isatty():
         sys.stdout.write("\n".join(map(printable, text.rstrip("\n").split("\n"))) + "\n")
         return
-    from edgephi.commands.console import stdout
+    from edgephi.commands.terminal.console import stdout
 
     for is_table, block in groupby(text.rstrip("\n").split("\n"), lambda line: line.startswith("|")):
         lines = list(block)
@@ -82,7 +82,7 @@ def _draw(
     from rich.table import Table
     from rich.text import Text
 
-    from edgephi.commands.console import stdout
+    from edgephi.commands.terminal.console import stdout
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=show_headings)
     for heading, is_right in zip(headings, right, strict=True):
@@ -103,6 +103,6 @@ def _draw(
 def _print_bold(line: str) -> None:
     from rich.text import Text
 
-    from edgephi.commands.console import stdout
+    from edgephi.commands.terminal.console import stdout
 
     stdout().print(Text(printable(line), style="bold"), soft_wrap=True)

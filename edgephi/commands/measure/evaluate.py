@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgephi.commands.options import Against, Bundle, Json
+from edgephi.commands.terminal.options import Against, Bundle, Json
 
 if TYPE_CHECKING:
     from edgephi.benchmarks.evaluate.evaluation import Evaluation
@@ -77,7 +77,7 @@ def evaluate(
     from edgephi.benchmarks.evaluate import contract, plots
     from edgephi.benchmarks.evaluate.evaluation import evaluate as measure
     from edgephi.benchmarks.report import library_versions, machine, progress
-    from edgephi.commands.console import print_json, stderr
+    from edgephi.commands.terminal.console import print_json, stderr
     from edgephi.devices.memory import peak_resident_bytes
     from edgephi.errors import UsageError, printable
 
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def _print(result: Evaluation, recorded: bool) -> None:
-    from edgephi.commands.tables import print_facts
+    from edgephi.commands.terminal.tables import print_facts
 
     facts = list[tuple[str, str]]()
     figures, text = result.figures, result.text

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 from edgephi.errors import printable
 
 if TYPE_CHECKING:
-    from edgephi.commands.terminal import PlainConsole
+    from edgephi.commands.terminal.safe_console import PlainConsole
     from edgephi.runtime.answer import Answer
     from edgephi.runtime.stream import Stream
 
 
 def stdout() -> PlainConsole:
     """The console for results."""
-    from edgephi.commands.terminal import PlainConsole
+    from edgephi.commands.terminal.safe_console import PlainConsole
 
     return PlainConsole(sys.stdout)
 
 
 def stderr() -> PlainConsole:
     """The console for everything that is not the result: progress, statistics, notes."""
-    from edgephi.commands.terminal import PlainConsole
+    from edgephi.commands.terminal.safe_console import PlainConsole
 
     return PlainConsole(sys.stderr)
 

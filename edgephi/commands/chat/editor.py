@@ -11,8 +11,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from edgephi.commands.chat_commands import COMMANDS
-from edgephi.commands.console import stderr
+from edgephi.commands.chat.slash_commands import COMMANDS
+from edgephi.commands.terminal.console import stderr
 from edgephi.errors import printable
 from edgephi.files import said
 
@@ -24,7 +24,7 @@ class Editor:
     """Reads one message after another.
 
     Args:
-        history: file of `chat_history.prepare_history`; None: messages are remembered until the end of the chat.
+        history: file of `history.prepare_history`; None: messages are remembered until the end of the chat.
     """
 
     def __init__(self, history: Path | None) -> None:

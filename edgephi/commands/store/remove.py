@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import model_names
+from edgephi.commands.terminal.options import model_names
 from edgephi.errors import printable
 
 
@@ -25,7 +25,7 @@ def remove(
     A model that another program has loaded is refused, where the system tells. What was downloaded to make it stays in
     the hub's cache: `edgephi cache` shows it.
     """
-    from edgephi.commands.console import format_bytes, stdout
+    from edgephi.commands.terminal.console import format_bytes, stdout
     from edgephi.store.library import remove as delete
 
     for name in names:

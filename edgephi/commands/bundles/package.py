@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgephi.commands.options import Bundle, Json
+from edgephi.commands.terminal.options import Bundle, Json
 from edgephi.errors import printable
 
 
@@ -45,7 +45,7 @@ def package(
     With --json, one object: folder, devices, bytes, model_bytes, wheel_files, wheels (name, version and licence of
     each), without_licence_text.
     """
-    from edgephi.commands.console import byte_progress, format_bytes, print_json, stderr, stdout
+    from edgephi.commands.terminal.console import byte_progress, format_bytes, print_json, stderr, stdout
     from edgephi.packaging.assemble import package_bundle
 
     with byte_progress("Copying") as advance_to:

@@ -177,7 +177,7 @@ def export(
     import time
 
     import edgephi
-    from edgephi.commands.console import format_bytes, format_count, print_json_text, stderr, stdout
+    from edgephi.commands.terminal.console import format_bytes, format_count, print_json_text, stderr, stdout
     from edgephi.devices.memory import peak_resident_bytes
 
     started = time.perf_counter()
@@ -246,7 +246,7 @@ def export(
 
 def _npu_facts(npu: NpuFacts) -> list[str]:
     """What was compiled, and what compiling took."""
-    from edgephi.commands.console import format_bytes
+    from edgephi.commands.terminal.console import format_bytes
 
     seconds = sum(stage.compile_seconds for stage in npu.stages)
     peak = max(stage.compile_peak_bytes for stage in npu.stages)
@@ -278,8 +278,8 @@ def exporting() -> Iterator[Callable[[Progress], None]]:
 
     After Ctrl-C and SIGTERM it says that nothing is lost; the exit status is the command's (130, 143).
     """
-    from edgephi.commands.console import byte_progress
-    from edgephi.commands.process import TERMINATED, Terminated
+    from edgephi.commands.terminal.console import byte_progress
+    from edgephi.commands.terminal.process import TERMINATED, Terminated
 
     try:
         with byte_progress("exporting") as advance_to:

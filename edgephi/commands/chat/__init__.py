@@ -1,0 +1,1 @@
+"""Verbs that answer in the terminal: chat, generate and run; and the line that is typed there."""

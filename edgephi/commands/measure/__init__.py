@@ -1,0 +1,1 @@
+"""Verbs that measure: bench, evaluate and ai-hub."""

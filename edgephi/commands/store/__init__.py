@@ -1,0 +1,1 @@
+"""Verbs of the store: pull, list, rm and cache."""
