@@ -52,7 +52,7 @@ def test_a_text_is_refused_after_five_seconds_and_the_model_goes_on(bundle: Path
         started = time.monotonic()
         with pytest.raises(PromptError, match="takes more than 5 s for this text"):
             model.generate(LONG)
-        assert 4 < time.monotonic() - started < 10
+        assert 4 < time.monotonic() - started < 30
         assert model.generate(WORD, max_new_tokens=2).result().text == before.text
         assert len(children()) == 1
     assert not children()

@@ -64,7 +64,7 @@ def test_constants_that_jinja_computes_while_it_compiles_hang_and_fill_nothing(e
     except TokenizerError as error:
         assert "1 s" in error.what or "512 MB" in error.what
         assert "while it is compiled" in error.what
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert psutil.Process().memory_info().rss - before < 50e6
     assert not children()
 
@@ -80,7 +80,7 @@ def test_compiling_that_takes_too_long_is_a_tokenizer_error_at_once_the_second_t
     started = time.monotonic()
     with pytest.raises(TokenizerError, match="takes more than 1 s"):
         later.render(HELLO)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 0.9, "it was compiled again"
     later.close()
 
 
@@ -116,7 +116,7 @@ def test_the_bound_holds_for_all_that_one_call_renders() -> None:
         started = time.monotonic()
         with pytest.raises(PromptError):
             made.render(HELLO * 50)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_messages_of_16_mb_take_seconds_at_most(template: ChatTemplate) -> None:
     started = time.monotonic()
     text = "é😀 x" * (4 * 2**20 - 8)
     assert template.render([{"role": "user", "content": text}]) == text
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_the_child_knows_no_secrets_and_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

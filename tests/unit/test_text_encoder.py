@@ -91,7 +91,7 @@ def test_a_pattern_that_takes_hours_is_refused_after_five_seconds_and_the_next_t
     started = time.monotonic()
     with pytest.raises(PromptError, match="takes more than 5 s for this text") as refused:
         tokenizer.encode(WORDS)
-    assert 4 < time.monotonic() - started < 10
+    assert 4 < time.monotonic() - started < 30
     assert refused.value.where == str(tmp_path / "tokenizer.json")
     assert tokenizer.encode("ab") == in_process(tmp_path).encode("ab", add_special_tokens=False).ids
     tokenizer.close()
