@@ -91,8 +91,8 @@ def choose_layout(architecture: Architecture, recipe: Recipe, mix: Mix, errors: 
 
 
 def _formats(weight: Weight, recipe: Recipe, whole_blocks: bool) -> tuple[BlockFormat, ...]:
-    """The formats a weight can get, with blocks no smaller than the recipe's; those of the recipe's where none has whole
-    blocks, which is refused with the graph."""
+    """The formats a weight can get, with blocks no smaller than the recipe's; where none has whole blocks, those in the
+    recipe's size, which are refused with the graph."""
     assert recipe.linear is not None
     least = recipe.linear.block_size
     formats = tuple(
