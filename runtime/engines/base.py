@@ -210,7 +210,7 @@ class OpenRequest:
     prefix_bytes: int = 0
     """Of keys and values that are kept for prompts to come, where the engine can."""
     prepacked: Path | None = None
-    """The CPU's graph as this processor's kernels read it (`runtime/prepacked.py`), if there is one."""
+    """The CPU's graph as this processor's kernels read it (`runtime/prepacked/`), if there is one."""
     prompts: Path | None = None
     """Where the CPU's graph for prompts lies (`runtime/integers/`), if they have one of their own."""
 

@@ -260,7 +260,7 @@ def open_engine(request: OpenRequest) -> Engine:
     entry, manifest = request.place.choice.graph, request.manifest
     assert entry is not None, "the NPU's graphs are another engine's"
     name = graph_file(entry)
-    packed = request.prepacked  # runtime/prepacked.py compares it with its own record
+    packed = request.prepacked  # runtime/prepacked/ compares it with its own record
     opened = DecoderGraph(
         request.folder / name if packed is None else packed / GRAPH,
         request.hashes[name] if packed is None else None,
