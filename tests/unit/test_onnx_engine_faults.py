@@ -86,7 +86,7 @@ def test_a_conversation_that_goes_on_lets_those_pass_who_wait_for_its_slot(engin
         waiting.join(0.001)
     threads = [waiting, in_thread(next_turn)]
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads), "each waits for the other"
     assert [got[0], got[1]] == expected
     conversation.close()
@@ -95,7 +95,7 @@ def test_a_conversation_that_goes_on_lets_those_pass_who_wait_for_its_slot(engin
 def test_whose_slot_may_be_taken_does_not_depend_on_who_computes(engine: OnnxEngine) -> None:
     first, second, placed = begun(engine, PROMPT), engine.sequence(128), list[bool]()
     second.thread = threading.get_ident()
-    in_thread(lambda: placed.append(engine.slots.place(second, OTHER, (False, None), None))).join(10)
+    in_thread(lambda: placed.append(engine.slots.place(second, OTHER, (False, None), None))).join(60)
     assert placed == [True], "the slot is the asking thread's own"
     third = engine.sequence(128)
     third.thread = -1
@@ -122,7 +122,7 @@ def test_a_slot_that_changes_hands_while_its_sequence_closes_has_one_owner(engin
     engine.slots._slots[0].tokens = Watched(old.tokens)
     old.close()
     assert Watched.taking is not None
-    Watched.taking.join(10)
+    Watched.taking.join(60)
     assert new.slot == 0
     assert engine.slots._slots[0].owner is new, "somebody else could take it as well"
     new.close()
@@ -272,14 +272,16 @@ def test_work_that_waits_while_the_model_is_closed_is_not_computed(bundle: Path)
         except EngineError as error:
             said.append(error)
 
-    holding = in_thread(lambda: engine.scheduler.alone(lambda: free.wait(10)))
+    holding = in_thread(lambda: engine.scheduler.alone(lambda: free.wait(60)))
     while engine.scheduler._leader is None:
         holding.join(0.001)
     closing = in_thread(model.close)
-    closing.join(0.1)
+    while len(engine.scheduler._waiting) < 2 and closing.is_alive():
+        closing.join(0.001)
     asking = in_thread(ask)
-    asking.join(0.1)
+    while len(engine.scheduler._waiting) < 3 and asking.is_alive():
+        asking.join(0.001)
     free.set()
     for thread in (holding, closing, asking):
-        thread.join(10)
+        thread.join(60)
     assert [str(error)[:20] for error in said] == ["this model is closed"]

@@ -45,7 +45,7 @@ def served_after(number: int, *, leads: bool) -> bool:
     struck = struck_in(lambda: [(scheduler.step(9), scheduler.alone(int)) for _ in range(3)], number, module)
     begin.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads), f"somebody waits for ever, place {number}"
     assert got == {item: [item * 10, item] * TOKENS for item in range(OTHERS)}, f"place {number}"
     assert scheduler.step(5) == 50
