@@ -28,14 +28,13 @@ from edgephi.runtime.integers import make as making
 from edgephi.runtime.integers import measure
 from edgephi.runtime.integers.make import MEASURED
 from edgephi.runtime.loading import load
-from edgephi.runtime.model import Model
 from edgephi.runtime.prepacked import entries
 from edgephi.runtime.prepacked.entries import RECORD
 from edgephi.runtime.prepacked.packing import FILES
 from tests.lora import TINY, random_adapter
+from tests.prompt_logits import LENGTH, last_logits, prompt
 from tests.tiny_phi import PHI_3, PHI_4_MINI, tiny_phi
 
-LENGTH = 300
 CONTEXT = 128
 """Of the short rope."""
 
@@ -77,34 +76,6 @@ def lenient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(measure, "PIECES", 1)
     patch.setattr(measure, "ROUNDS", 1)
     patch.setattr(making, "LEAST_GAIN", 0.0)
-
-
-def prompt(length: int = LENGTH) -> list[int]:
-    return [int(token) for token in np.random.default_rng(0).integers(3, 250, length)]
-
-
-def last_logits(
-    model: Model,
-    tokens: list[int],
-    pieces: tuple[int, ...] = (),
-    scope: str | None = "test",
-    adapter: str | None = None,
-) -> NDArray[np.float32]:
-    """Of a prompt, given in one or in several calls, in a cache that was empty or that others left."""
-    rows = []
-    sequence = model.open_sequence(len(tokens) + 2, scope=scope, adapter=model.find_adapter(adapter))
-    start = sequence.reuse(tokens)
-    for stop in (*pieces, len(tokens)):
-        sequence.prefill(tokens[start:stop], lambda: False)
-        start = stop
-
-    def choose(row: NDArray[np.float32]) -> int:
-        rows.append(row.copy())
-        return 5
-
-    sequence.step(choose)
-    sequence.close()
-    return rows[0]
 
 
 def test_integers_are_made_when_asked_for_and_used_from_then_on(bundle: Path, made: Path) -> None:
