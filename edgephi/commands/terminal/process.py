@@ -115,15 +115,26 @@ class Terminated(BaseException):
 def as_exceptions() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt, SIGTERM Terminated; afterwards signals do what they did before.
 
-    A signal that the process was told to ignore stays ignored.
+    A signal that the process was told to ignore stays ignored. One that strikes inside of a destructor or of a callback
+    of the garbage collector, whose exceptions Python only prints, comes again.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN and handler is not None:
             signal.signal(number, _raise)
+    hook = sys.unraisablehook
+
+    def struck_again(swallowed: sys.UnraisableHookArgs) -> None:
+        if isinstance(swallowed.exc_value, KeyboardInterrupt | Terminated):
+            _send_again(signal.SIGINT if isinstance(swallowed.exc_value, KeyboardInterrupt) else signal.SIGTERM)
+        else:
+            hook(swallowed)
+
+    sys.unraisablehook = struck_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             if handler is not signal.SIG_IGN and handler is not None:
                 signal.signal(number, handler)
@@ -132,11 +143,15 @@ def as_exceptions() -> Iterator[None]:
 def _raise(number: int, frame: FrameType | None) -> None:
     if _imports(frame):
         # NumPy and others print what breaks their import, and raise an ImportError: the signal comes again afterwards
-        again = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
-        again.daemon = True
-        again.start()
+        _send_again(number)
         return
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
+    again.daemon = True
+    again.start()
 
 
 def _imports(frame: FrameType | None) -> bool:
